@@ -1,0 +1,92 @@
+"""The clustering written the plain way: gather nine candidates for every pixel.
+
+Slow and memory-hungry on purpose, and simple enough to be read as a specification. The benchmarks
+measure `lib.slic` against it, and the tests compare results. An iteration gathers a (B, 9, H, W, C)
+tensor; training builds a dense (B, S, H*W) affinity matrix.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gather_slic(
+    pixel_features: Tensor, n_spixels: int, *, n_iter: int = 5, distance: str = "euclidean"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cluster (B, C, H, W) pixel features.
+
+    Returns the affinity (B, 9, H, W), the candidates (9, H, W), -1 where beyond the border, and the
+    superpixel features (B, C, S).
+    """
+    batch, channels, height, width = pixel_features.shape
+    n_rows = max(1, math.floor(math.sqrt(n_spixels * height / width)))
+    n_cols = max(1, math.floor(math.sqrt(n_spixels * width / height)))
+    candidates = list_candidates(height, width, n_rows, n_cols).to(pixel_features.device)
+    exists = candidates >= 0
+    spixel_features = F.adaptive_avg_pool2d(pixel_features, (n_rows, n_cols)).flatten(2)
+    for _ in range(n_iter):
+        gathered = spixel_features.transpose(1, 2)[:, candidates.clamp(min=0)]  # (B, 9, H, W, C)
+        difference = pixel_features.permute(0, 2, 3, 1)[:, None] - gathered
+        squared_distance = difference.square().sum(-1)
+        if distance == "squared":
+            distances = squared_distance
+        else:
+            distances = squared_distance.clamp(min=1e-12).sqrt()
+        affinity = torch.softmax(-distances.masked_fill(~exists, torch.inf), dim=1)
+        spixel_features = update_centroids(pixel_features, affinity, candidates, n_rows * n_cols)
+    return affinity, candidates, spixel_features
+
+
+def list_candidates(height: int, width: int, n_rows: int, n_cols: int) -> Tensor:
+    """Superpixel index of the 3x3 candidates of each pixel, (9, H, W), -1 where beyond the border."""
+    row = torch.arange(height)[:, None] * n_rows // height
+    col = torch.arange(width)[None, :] * n_cols // width
+    candidates = []
+    for row_offset in (-1, 0, 1):
+        for col_offset in (-1, 0, 1):
+            neighbor_row, neighbor_col = row + row_offset, col + col_offset
+            inside = (
+                (neighbor_row >= 0)
+                & (neighbor_row < n_rows)
+                & (neighbor_col >= 0)
+                & (neighbor_col < n_cols)
+            )
+            candidates.append((neighbor_row * n_cols + neighbor_col).masked_fill(~inside, -1))
+    return torch.stack(candidates)
+
+
+def update_centroids(
+    pixel_features: Tensor, affinity: Tensor, candidates: Tensor, n_cells: int
+) -> Tensor:
+    """Affinity-weighted mean of each superpixel's pixels, (B, C, S), gathering once more."""
+    batch, channels = pixel_features.shape[:2]
+    # Candidates beyond the border have no affinity, so where their share goes does not matter.
+    target = candidates.clamp(min=0).flatten()
+    weighted = affinity[..., None] * pixel_features.permute(0, 2, 3, 1)[:, None]  # (B, 9, H, W, C)
+    sums = weighted.new_zeros(batch, n_cells, channels)
+    sums = sums.index_add(1, target, weighted.reshape(batch, -1, channels))
+    weight = affinity.new_zeros(batch, n_cells).index_add(1, target, affinity.reshape(batch, -1))
+    return (sums / (weight[..., None] + 1e-16)).transpose(1, 2)
+
+
+def labels_of(affinity: Tensor, candidates: Tensor) -> Tensor:
+    """Most likely superpixel of every pixel, (B, H, W)."""
+    choice = affinity.argmax(dim=1, keepdim=True)
+    return candidates.expand(affinity.shape[0], -1, -1, -1).gather(1, choice).squeeze(1)
+
+
+def dense_affinity(affinity: Tensor, candidates: Tensor, n_cells: int) -> Tensor:
+    """Affinity as a dense matrix (B, S, H*W)."""
+    batch = affinity.shape[0]
+    shares = affinity.flatten(2)  # (B, 9, H*W)
+    target = candidates.clamp(min=0).flatten(1).expand(batch, -1, -1)
+    return shares.new_zeros(batch, n_cells, shares.shape[2]).scatter_add(1, target, shares)
+
+
+def reconstruct(dense: Tensor, values: Tensor) -> Tensor:
+    """Average (B, K, H, W) into superpixels and spread it back, by products with the dense matrix."""
+    means = torch.bmm(dense, values.flatten(2).transpose(1, 2))  # (B, S, K)
+    means = means / (dense.sum(2, keepdim=True) + 1e-16)
+    return torch.bmm(dense.transpose(1, 2), means).transpose(1, 2).reshape(values.shape)

@@ -1,0 +1,349 @@
+"""What the command lines of the scripts share: options, their types, and how errors are told."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence, Sized
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import nn
+
+from lib.checkpoint import (
+    DEFAULT_COLOR_SCALE,
+    DEFAULT_N_ITER,
+    DEFAULT_N_LEARNED_FEATURES,
+    DEFAULT_POS_SCALE,
+    InputScales,
+    read_checkpoint,
+)
+from lib.datasets.davis import DAVISDataset
+from lib.errors import InputError, RunError
+from lib.losses import RECONSTRUCTION_LOSSES
+
+logger = logging.getLogger(__name__)
+
+REPO_ROOT = Path(__file__).resolve().parent.parent
+
+# Options that may change when a run is resumed: they decide where things are, not what is computed.
+_FREE_ON_RESUME = {
+    "bsds_root",
+    "davis2017_root",
+    "device",
+    "eval_on_davis",
+    "log_interval",
+    "nworkers",
+    "out_dir",
+    "resume",
+    "test_interval",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that shows defaults and tells an error in one line, with status 2."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        # An option that is required or whose help tells the default needs no "(default: None)".
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def run(main: Callable[[], object]) -> NoReturn:
+    """Run a script: bad input ends in one line and status 2, a run that failed in status 1."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    program = Path(sys.argv[0]).name
+    try:
+        main()
+    except (InputError, OSError) as error:
+        sys.exit(_tell(program, error, 2))
+    except RunError as error:
+        sys.exit(_tell(program, error, 1))
+    except KeyboardInterrupt:
+        sys.exit(130)  # what shells report for a program that Ctrl-C ended
+    sys.exit(0)
+
+
+def _tell(program: str, error: Exception, status: int) -> int:
+    # An error of a data loader's worker arrives as the text of its traceback: the last line is the error.
+    message = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    message = message.removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")
+    print(f"{program}: error: {message}", file=sys.stderr)
+    return status
+
+
+def parse_bool(text: str) -> bool:
+    """Read True or False, in any case."""
+    lowered = text.lower()
+    if lowered not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+    return lowered == "true"
+
+
+def positive_int(text: str) -> int:
+    """Read an integer of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """Read an integer of at least 0."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, got {text!r}")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """Read a finite number above 0."""
+    value = non_negative_float(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("expected a number above 0, got 0")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    """Read a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
+    return value
+
+
+def existing_dir(text: str) -> Path:
+    """Read the path of a folder that exists."""
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"no folder {text}")
+    return path
+
+
+def add_bool(group: argparse._ActionsContainer, name: str, *, default: bool | None, help: str) -> None:
+    """Add a flag that works alone and with an explicit True or False."""
+    group.add_argument(
+        name, type=parse_bool, nargs="?", const=True, default=default, metavar="True|False", help=help
+    )
+
+
+def add_device_arg(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`; `resolve_device` reads it."""
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu or cuda[:N]; auto takes CUDA where there is one"
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn the value of `--device` into a device that is there.
+
+    Raises
+    ------
+    InputError
+        If it is not one of the choices, or is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: expected auto, cpu or cuda[:N]")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def add_spixel_args(parser: argparse.ArgumentParser, *, trained: bool) -> None:
+    """Add the options of the superpixels.
+
+    With `trained`, what a weight file says is left to it: the defaults of those options are None.
+    """
+
+    def default(value: float) -> dict[str, object]:
+        return {"default": None if trained else value}
+
+    otherwise = "; default: what the weight file says, else {}" if trained else ""
+    group = parser.add_argument_group("superpixels")
+    group.add_argument(
+        "--nspix", type=positive_int, default=200, help="requested number of superpixels"
+    )
+    group.add_argument(
+        "--niter",
+        type=positive_int,
+        **default(DEFAULT_N_ITER),
+        help="iterations of the clustering" + otherwise.format(DEFAULT_N_ITER),
+    )
+    group.add_argument(
+        "--color_scale",
+        type=non_negative_float,
+        **default(DEFAULT_COLOR_SCALE),
+        help="weight of the Lab colour" + otherwise.format(DEFAULT_COLOR_SCALE),
+    )
+    group.add_argument(
+        "--pos_scale",
+        type=non_negative_float,
+        **default(DEFAULT_POS_SCALE),
+        help="weight of the position; higher is more compact" + otherwise.format(DEFAULT_POS_SCALE),
+    )
+    group.add_argument(
+        "--deepfdim",
+        type=positive_int,
+        **default(DEFAULT_N_LEARNED_FEATURES),
+        help="learned features per pixel" + ("; default: what the weight file says" if trained else ""),
+    )
+
+
+def add_training_args(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a training run."""
+    group = parser.add_argument_group("training")
+    group.add_argument("--lr", type=positive_float, default=1e-4, help="peak learning rate of AdamW")
+    group.add_argument("--batchsize", type=positive_int, default=6, help="crops in a batch")
+    group.add_argument(
+        "--nworkers", type=non_negative_int, default=4, help="processes that read images"
+    )
+    group.add_argument("--train_iter", type=positive_int, default=500_000, help="steps in all")
+    group.add_argument(
+        "--test_interval", type=positive_int, default=10_000, help="steps between validations"
+    )
+    group.add_argument(
+        "--log_interval", type=positive_int, default=100, help="steps between lines of the log"
+    )
+    group.add_argument(
+        "--loss",
+        choices=RECONSTRUCTION_LOSSES,
+        default="cross_entropy",
+        help="reconstruction loss of the labels",
+    )
+    group.add_argument(
+        "--compactness",
+        type=non_negative_float,
+        default=1e-5,
+        help="weight of the position loss, per square pixel",
+    )
+    group.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="bf16 runs the convolutions in bfloat16; the clustering stays in float32",
+    )
+    group.add_argument("--seed", type=non_negative_int, default=0, help="repeats a run")
+    group.add_argument(
+        "--out_dir", type=Path, default=Path("log"), help="folder for the log and the checkpoints"
+    )
+    group.add_argument(
+        "--resume",
+        type=Path,
+        metavar="FILE",
+        help="last_model.pth of a run to continue; options left out are taken from it",
+    )
+
+
+def add_davis_args(parser: argparse.ArgumentParser, *, default_split: str) -> None:
+    """Add the options that name DAVIS videos."""
+    parser.add_argument("--davis2017_root", type=existing_dir, help="folder that holds DAVIS/")
+    parser.add_argument(
+        "--davis_split",
+        default=default_split,
+        help="DAVIS videos to score: train, val, test, or a text file with one video a line",
+    )
+
+
+def open_davis(root: Path | None, split: str) -> DAVISDataset:
+    """Open the DAVIS videos that the options name.
+
+    Raises
+    ------
+    InputError
+        If `--davis2017_root` was left out, or the data set cannot be opened.
+    """
+    if root is None:
+        raise InputError("--eval_on_davis needs --davis2017_root")
+    return DAVISDataset(root, split)
+
+
+def add_base_weights_arg(parser: argparse.ArgumentParser) -> None:
+    """Add `--base_model_weights`, by default the weights that come with the repo."""
+    parser.add_argument(
+        "--base_model_weights",
+        default=REPO_ROOT / "trained_models" / "best_model.pth",
+        metavar="FILE",
+        help="weights of the base model; 'none' clusters colour and position without a network",
+    )
+
+
+def choose_scales(
+    trained: InputScales, *, color_scale: float | None, pos_scale: float | None
+) -> InputScales:
+    """Input scales to use: those of the command line, else those the model was trained with."""
+    return InputScales(
+        trained.color_scale if color_scale is None else color_scale,
+        trained.pos_scale if pos_scale is None else pos_scale,
+    )
+
+
+def parse_training_args(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> argparse.Namespace:
+    """Parse the options of a training script; with `--resume`, those left out are the checkpoint's.
+
+    Raises
+    ------
+    InputError
+        If an option contradicts the checkpoint.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--resume", nargs="?")
+    resume_file = finder.parse_known_args(argv)[0].resume
+    if resume_file is None:
+        return parser.parse_args(argv)
+    stored_options = read_checkpoint(Path(resume_file)).get("options")
+    if not stored_options:
+        raise InputError(f"--resume {resume_file} holds weights only, not a training run")
+    stored_argv = [f"--{name}={value}" for name, value in stored_options.items()]
+    args = parser.parse_args(stored_argv + argv)
+    stored_args = parser.parse_args(stored_argv)
+    for name in stored_options:
+        ours, stored = getattr(args, name), getattr(stored_args, name)
+        if name not in _FREE_ON_RESUME and ours != stored:
+            raise InputError(
+                f"--{name} {ours} contradicts {stored} in {resume_file}; leave it out to go on with that run"
+            )
+    return args
+
+
+def options_as_strings(args: argparse.Namespace) -> dict[str, str]:
+    """Options of a run, as a checkpoint keeps them; unset ones are left out."""
+    return {name: str(value) for name, value in sorted(vars(args).items()) if value is not None}
+
+
+def log_run(
+    args: argparse.Namespace, device: torch.device, model: nn.Module, datasets: dict[str, Sized]
+) -> None:
+    """Tell what a training run is made of."""
+    logger.info("options: %s", " ".join(f"{k}={v}" for k, v in options_as_strings(args).items()))
+    n_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    sizes = ", ".join(f"{len(dataset)} images in {name}" for name, dataset in datasets.items())
+    logger.info("device: %s; %d trained parameters; %s", device, n_trained, sizes)

@@ -1,0 +1,85 @@
+"""BSDS500: photographs with several hand-drawn segmentations each."""
+
+from pathlib import Path
+
+import numpy as np
+from scipy.io import loadmat
+from torch.utils.data import Dataset
+
+from lib.datasets.segmented_image import SegmentedImage
+from lib.errors import InputError
+from lib.images import read_image
+
+SPLITS = ("train", "val", "test")
+
+
+class BSDSDataset(Dataset):
+    """A split of the Berkeley Segmentation Data Set 500, read lazily, in the order of the file names.
+
+    Expects this tree; files of other types are ignored::
+
+        <bsds_root>/BSDS500/data/images/{train,val,test}/<name>.jpg
+        <bsds_root>/BSDS500/data/groundTruth/{train,val,test}/<name>.mat
+
+    Parameters
+    ----------
+    bsds_root : Path
+        Folder that holds `BSDS500`.
+    split : {"train", "val", "test"}
+        200, 100 and 200 images.
+
+    Raises
+    ------
+    InputError
+        If the tree is another one or an image lacks its annotations.
+
+    References
+    ----------
+    .. [1] Arbelaez et al., "Contour Detection and Hierarchical Image Segmentation", TPAMI 2011.
+    """
+
+    def __init__(self, bsds_root: Path, split: str) -> None:
+        image_dir = Path(bsds_root, "BSDS500", "data", "images", split)
+        annotation_dir = Path(bsds_root, "BSDS500", "data", "groundTruth", split)
+        for folder in (image_dir, annotation_dir):
+            if not folder.is_dir():
+                raise InputError(
+                    f"--bsds_root {bsds_root}: no folder {folder}; "
+                    "--bsds_root must be the folder that holds BSDS500/data/images and .../groundTruth"
+                )
+        self.image_files = sorted(image_dir.glob("*.jpg"))
+        if not self.image_files:
+            raise InputError(f"--bsds_root {bsds_root}: no *.jpg in {image_dir}")
+        self.annotation_files = [annotation_dir / f"{file.stem}.mat" for file in self.image_files]
+        missing = [file.name for file in self.annotation_files if not file.is_file()]
+        if missing:
+            raise InputError(
+                f"--bsds_root {bsds_root}: {len(missing)} images have no annotations, "
+                f"the first lacks {annotation_dir / missing[0]}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.image_files)
+
+    def __getitem__(self, idx: int) -> SegmentedImage:
+        image_rgb = read_image(self.image_files[idx])
+        annotations = _read_annotations(self.annotation_files[idx])
+        for annotation in annotations:
+            if annotation.shape != image_rgb.shape[:2]:
+                raise InputError(
+                    f"{self.annotation_files[idx]} holds an annotation of shape {annotation.shape}, but "
+                    f"the image has {image_rgb.shape[:2]}"
+                )
+        return SegmentedImage(self.image_files[idx].stem, image_rgb, annotations)
+
+
+def _read_annotations(file: Path) -> list[np.ndarray]:
+    """All segmentations of a .mat file, each (H, W) int32."""
+    try:
+        cells = loadmat(file)["groundTruth"].ravel()
+        annotations = [cell["Segmentation"][0, 0].astype(np.int32) for cell in cells]
+    except Exception as error:  # scipy raises whatever the broken bytes led it to
+        raise InputError(f"{file} is not a readable BSDS500 annotation file ({error})") from error
+    if not annotations:
+        raise InputError(f"{file} holds no annotation")
+    return annotations

@@ -1,0 +1,95 @@
+"""What training and evaluation draw from a data set, as tensors."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lib.datasets.augmentation import random_crop
+from lib.datasets.segmented_image import SegmentedImage
+from lib.features import rgb_to_lab
+
+
+class TrainingCrops(Dataset):
+    """The endless stream of random crops that a training run sees, as far as it is asked for.
+
+    Sample i is a function of the seed and of i alone: neither the number of workers nor an interruption
+    changes it. Every epoch visits all images in an order of its own. One annotation is drawn per sample.
+
+    Parameters
+    ----------
+    dataset : Dataset of SegmentedImage
+        Source of the images.
+    n_samples : int
+        Length of the stream.
+    seed : int
+        Seed of all random choices.
+    """
+
+    def __init__(self, dataset: Dataset[SegmentedImage], n_samples: int, *, seed: int) -> None:
+        self.dataset = dataset
+        self.n_samples = n_samples
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.n_samples
+
+    def __getitem__(self, sample_idx: int) -> dict[str, Tensor]:
+        """Return `image_lab` (3, 200, 200) float32 and `gt_labels` (200, 200) int64, from 0 without gaps."""
+        epoch, position = divmod(sample_idx, len(self.dataset))
+        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
+        rng = np.random.default_rng([self.seed, 1, sample_idx])
+        image = self.dataset[int(order[position])]
+        gt_labels = image.annotations[rng.integers(len(image.annotations))]
+        crop_rgb, crop_labels = random_crop(image.image_rgb, gt_labels, rng)
+        crop_labels = np.unique(crop_labels, return_inverse=True)[1]
+        return {"image_lab": rgb_to_lab(crop_rgb), "gt_labels": torch.from_numpy(crop_labels)}
+
+
+class EvaluationImage(NamedTuple):
+    """A whole image with all its annotations."""
+
+    name: str
+    image_lab: Tensor  # (1, 3, H, W), float32
+    annotations: list[np.ndarray]  # each (H, W), int32
+
+
+class EvaluationImages(Dataset):
+    """Every image of a data set, ready for a network."""
+
+    def __init__(self, dataset: Dataset[SegmentedImage]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, idx: int) -> EvaluationImage:
+        image = self.dataset[idx]
+        return EvaluationImage(image.name, rgb_to_lab(image.image_rgb)[None], image.annotations)
+
+
+def training_loader(
+    crops: TrainingCrops, *, batch_size: int, first_step: int, n_workers: int
+) -> DataLoader:
+    """Batches of `crops` from step `first_step` on."""
+    return DataLoader(
+        crops,
+        batch_size=batch_size,
+        sampler=range(first_step * batch_size, len(crops)),
+        num_workers=n_workers,
+        pin_memory=torch.cuda.is_available(),
+        drop_last=True,
+    )
+
+
+def evaluation_loader(dataset: Dataset[SegmentedImage], *, n_workers: int) -> DataLoader:
+    """Yield an `EvaluationImage` at a time, in order."""
+    return DataLoader(
+        EvaluationImages(dataset), batch_size=None, num_workers=n_workers, collate_fn=_leave_as_is
+    )
+
+
+def _leave_as_is(image: EvaluationImage) -> EvaluationImage:
+    return image

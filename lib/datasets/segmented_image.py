@@ -1,0 +1,13 @@
+"""What every data set yields, whatever its files look like."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class SegmentedImage(NamedTuple):
+    """An image and the segmentations people drew of it."""
+
+    name: str
+    image_rgb: np.ndarray  # (H, W, 3), uint8
+    annotations: list[np.ndarray]  # each (H, W), int32, from 0

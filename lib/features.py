@@ -1,0 +1,71 @@
+"""From images to the input channels of the networks: the one place that scales them."""
+
+import math
+
+import numpy as np
+import torch
+from skimage.color import rgb2lab
+from torch import Tensor
+
+
+def rgb_to_lab(image_rgb: np.ndarray) -> Tensor:
+    """Convert an sRGB image to CIELAB (D65).
+
+    Parameters
+    ----------
+    image_rgb : ndarray, shape (H, W, 3), uint8
+        The image as read from a file.
+
+    Returns
+    -------
+    Tensor, shape (3, H, W), float32
+        L in [0, 100], a and b roughly in [-128, 127].
+    """
+    image_lab = rgb2lab(image_rgb.astype(np.float32) / 255)
+    return torch.from_numpy(np.ascontiguousarray(image_lab.transpose(2, 0, 1)))
+
+
+def pixel_positions(like: Tensor) -> Tensor:
+    """Row and column of every pixel of a (B, C, H, W) tensor: (B, 2, H, W), its dtype and device."""
+    batch, _, height, width = like.shape
+    y = torch.arange(height, dtype=like.dtype, device=like.device)
+    x = torch.arange(width, dtype=like.dtype, device=like.device)
+    yx = torch.stack(torch.meshgrid(y, x, indexing="ij"))
+    return yx.expand(batch, -1, -1, -1)
+
+
+def labyx_features(
+    image_lab: Tensor, n_spixels: int, *, color_scale: float, pos_scale: float
+) -> Tensor:
+    """Stack scaled colour and pixel position into the base network's input.
+
+    Parameters
+    ----------
+    image_lab : Tensor, shape (B, 3, H, W)
+        CIELAB image: L in [0, 100], a and b roughly in [-128, 127].
+    n_spixels : int
+        Requested number of superpixels. Position is scaled with it so that one grid cell spans about
+        `pos_scale` whatever the image size.
+    color_scale, pos_scale : float
+        Weights of the Lab and of the position channels (dimensionless).
+
+    Returns
+    -------
+    Tensor, shape (B, 5, H, W)
+        Channels [L, a, b, y, x]; same dtype and device as `image_lab`.
+
+    Raises
+    ------
+    ValueError
+        If `image_lab` is not a batch of 3-channel images.
+
+    References
+    ----------
+    .. [1] Jampani et al., "Superpixel Sampling Networks", ECCV 2018.
+    """
+    if image_lab.ndim != 4 or image_lab.shape[1] != 3:
+        raise ValueError(f"image_lab must have shape (B, 3, H, W), got {tuple(image_lab.shape)}")
+    height, width = image_lab.shape[2:]
+    spixels_per_axis = math.isqrt(n_spixels)
+    cell_scale = pos_scale * max(spixels_per_axis / height, spixels_per_axis / width)
+    return torch.cat([color_scale * image_lab, cell_scale * pixel_positions(image_lab)], dim=1)

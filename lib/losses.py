@@ -1,0 +1,172 @@
+"""Training losses: how well superpixels can carry a segmentation, and how compact they are.
+
+Labels are averaged into superpixels with the soft assignment and spread back; the reconstruction losses
+compare the result with the labels. There is no limit on the number of labels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib.features import pixel_positions
+from lib.slic import SoftAssignment
+
+NORMALIZATIONS = ("linear", "logsoftmax")
+RECONSTRUCTION_LOSSES = ("cross_entropy", "cross_entropy_logsoftmax", "soft_iou")
+
+_MIN_PROBABILITY = 1e-8  # keeps the logarithm and its gradient finite
+
+
+def compute_loss_terms(
+    assignment: SoftAssignment,
+    labels: Tensor,
+    gt_labels: Tensor,
+    n_labels: int,
+    *,
+    reconstruction: str,
+    compactness: float,
+) -> dict[str, Tensor]:
+    """Terms whose sum a model is trained to minimise.
+
+    Parameters
+    ----------
+    assignment, labels : SoftAssignment; Tensor, shape (B, H, W), int64
+        Soft and hard result of a model.
+    gt_labels : Tensor, shape (B, H, W), int64
+        Ground-truth labels, 0 to `n_labels` - 1.
+    n_labels : int
+        Number of labels.
+    reconstruction : {"cross_entropy", "cross_entropy_logsoftmax", "soft_iou"}
+        Which reconstruction loss.
+    compactness : float
+        Weight of the position term, per square pixel.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Weighted scalars "reconstruction" and "position".
+    """
+    reconstructed = reconstruct_labels(assignment, gt_labels, n_labels)
+    if reconstruction == "soft_iou":
+        loss = soft_iou_loss(reconstructed, gt_labels)
+    elif reconstruction == "cross_entropy":
+        loss = cross_entropy_loss(reconstructed, gt_labels)
+    elif reconstruction == "cross_entropy_logsoftmax":
+        loss = cross_entropy_loss(reconstructed, gt_labels, normalization="logsoftmax")
+    else:
+        raise ValueError(
+            f"reconstruction must be one of {RECONSTRUCTION_LOSSES}, got {reconstruction!r}"
+        )
+    return {"reconstruction": loss, "position": compactness * position_loss(assignment, labels)}
+
+
+def reconstruct_labels(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
+    """Carry a segmentation through the superpixels and back.
+
+    Parameters
+    ----------
+    assignment : SoftAssignment
+        Soft assignment of the B images.
+    gt_labels : Tensor, shape (B, H, W), int64
+        Ground-truth labels, 0 to `n_labels` - 1.
+    n_labels : int
+        Number of labels L.
+
+    Returns
+    -------
+    Tensor, shape (B, L, H, W)
+        Share of each label in each pixel, in [0, 1], summing to 1 over the labels; differentiable.
+    """
+    gt_onehot = F.one_hot(gt_labels, n_labels).permute(0, 3, 1, 2).to(assignment.affinity.dtype)
+    return assignment.reconstruct(gt_onehot)
+
+
+def cross_entropy_loss(
+    reconstructed: Tensor, gt_labels: Tensor, *, normalization: str = "linear"
+) -> Tensor:
+    """Mean cross-entropy of the true label in reconstructed labels.
+
+    Parameters
+    ----------
+    reconstructed : Tensor, shape (B, L, H, W)
+        Non-negative share of each label, from `reconstruct_labels`.
+    gt_labels : Tensor, shape (B, H, W), int64
+        True labels.
+    normalization : {"linear", "logsoftmax"}
+        Divide the shares by their sum, or take their softmax.
+
+    Returns
+    -------
+    Tensor, scalar
+        At least 0; for "linear", 0 when every superpixel lies within one segment.
+
+    Raises
+    ------
+    ValueError
+        If `normalization` is unknown.
+    """
+    if normalization == "logsoftmax":
+        return F.cross_entropy(reconstructed, gt_labels)
+    if normalization != "linear":
+        raise ValueError(f"normalization must be one of {NORMALIZATIONS}, got {normalization!r}")
+    true_share = reconstructed.gather(1, gt_labels[:, None]).squeeze(1) / reconstructed.sum(dim=1)
+    return -true_share.clamp(min=_MIN_PROBABILITY).log().mean()
+
+
+def soft_iou_loss(reconstructed: Tensor, gt_labels: Tensor) -> Tensor:
+    """One minus the soft mean IoU of reconstructed and true labels.
+
+    Intersection and union are sums over an image's pixels of r*g and r + g - r*g; the mean is over the
+    labels that occur in the image, then over images.
+
+    Parameters
+    ----------
+    reconstructed : Tensor, shape (B, L, H, W)
+        Share of each label, from `reconstruct_labels`.
+    gt_labels : Tensor, shape (B, H, W), int64
+        True labels.
+
+    Returns
+    -------
+    Tensor, scalar
+        In [0, 1].
+
+    References
+    ----------
+    .. [1] Rahman and Wang, "Optimizing Intersection-Over-Union in Deep Neural Networks for Image
+       Segmentation", ISVC 2016.
+    """
+    gt_onehot = F.one_hot(gt_labels, reconstructed.shape[1]).permute(0, 3, 1, 2)
+    gt_size = gt_onehot.sum(dim=(2, 3))  # (B, L)
+    intersection = (reconstructed * gt_onehot).sum(dim=(2, 3))
+    union = reconstructed.sum(dim=(2, 3)) + gt_size - intersection
+    occurs = gt_size > 0
+    # A label that is absent from an image has no IoU there; 1 stands in for its empty union.
+    iou = torch.where(occurs, intersection / torch.where(occurs, union, 1), 0)
+    return 1 - (iou.sum(dim=1) / occurs.sum(dim=1)).mean()
+
+
+def position_loss(assignment: SoftAssignment, labels: Tensor) -> Tensor:
+    """Mean squared distance, in square pixels, of pixels to the mean position of their superpixel.
+
+    The mean position is weighted by affinity, hence differentiable; which superpixel a pixel belongs to
+    is decided by its hard label.
+
+    Parameters
+    ----------
+    assignment : SoftAssignment
+        Soft assignment of the B images.
+    labels : Tensor, shape (B, H, W), int64
+        `assignment.labels()`.
+
+    Returns
+    -------
+    Tensor, scalar
+        At least 0.
+    """
+    affinity = assignment.affinity
+    height, width = assignment.grid.image_shape
+    yx = pixel_positions(affinity.new_empty(labels.shape[0], 0, height, width))  # (B, 2, H, W)
+    means = assignment.spixel_means(yx)  # (B, 2, S)
+    own_mean = means.gather(2, labels.flatten(1)[:, None].expand(-1, 2, -1))  # (B, 2, H*W)
+    return (yx.flatten(2) - own_mean).square().sum(dim=1).mean()

@@ -1,0 +1,376 @@
+"""Differentiable SLIC: soft k-means of pixel features over a grid of superpixels.
+
+The iteration of Jampani et al., "Superpixel Sampling Networks", ECCV 2018, computed cell by cell. The
+image is divided into `n_rows` x `n_cols` cells, one per superpixel, and every pixel may join the
+superpixel of its own cell or one of the eight around it. All pixels of a cell therefore share the same
+nine candidates, so one batched matrix product per step replaces the per-pixel gathering of candidates,
+and nothing of size (number of superpixels) x (number of pixels) is ever built.
+
+Differs from the published PyTorch code in that a candidate beyond the image border does not exist; there,
+column -1 wraps around to the end of the previous row.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DISTANCES = ("euclidean", "squared")
+
+# Squared distance to a candidate beyond the border. Finite, because infinity times zero is NaN, and so
+# large that its softmax weight is exactly zero in float32 and float64.
+_BEYOND_BORDER = 1e30
+
+# Keeps the gradient of the square root finite where a pixel coincides with a superpixel.
+_MIN_SQUARED_DISTANCE = 1e-12
+
+# Weight of the previous centroid in an update. It only matters for a superpixel that lost all its
+# pixels to underflow: that one stays where it was.
+_INERTIA = 1e-16
+
+
+def compute_grid_shape(height: int, width: int, n_spixels: int) -> tuple[int, int]:
+    """Rows and columns of the superpixel grid, each at least 1.
+
+    Parameters
+    ----------
+    height, width : int
+        Image size in pixels.
+    n_spixels : int
+        Requested number of superpixels.
+
+    Raises
+    ------
+    ValueError
+        If `n_spixels` is not between 1 and the number of pixels.
+    """
+    if not 1 <= n_spixels <= height * width:
+        raise ValueError(
+            f"n_spixels must lie between 1 and the number of pixels, {height * width} "
+            f"({height}x{width}), got {n_spixels}"
+        )
+    # floor(sqrt(q)) = isqrt(floor(q)): exact where a floating-point root could round.
+    n_rows = max(1, math.isqrt(n_spixels * height // width))
+    n_cols = max(1, math.isqrt(n_spixels * width // height))
+    return n_rows, n_cols
+
+
+@dataclass(frozen=True, eq=False)
+class CellGrid:
+    """Pixels of an image size, grouped by cell; S = n_rows * n_cols cells of at most P pixels.
+
+    Pixel (y, x) lies in cell (floor(y * n_rows / H), floor(x * n_cols / W)). Cells are numbered row by
+    row, like pixels. A cell's pixels fill its slots row by row; cells with fewer than P pixels leave slots
+    empty.
+
+    Attributes
+    ----------
+    image_shape, grid_shape : tuple of int
+        (H, W) in pixels, (n_rows, n_cols) in cells.
+    pixel_idx : Tensor, shape (S, P), int64
+        Flat index of the pixel in each slot; 0 in empty slots.
+    pixel_mask : Tensor, shape (S, P), bool
+        False in empty slots.
+    slot_idx : Tensor, shape (H*W,), int64
+        Flat index, in (S, P), of each pixel's slot.
+    neighbor_idx : Tensor, shape (S, 9), int64
+        The 3x3 candidate superpixels of each cell, row by row; 0 where beyond the border.
+    neighbor_mask : Tensor, shape (S, 9), bool
+        False where the candidate lies beyond the border.
+    """
+
+    image_shape: tuple[int, int]
+    grid_shape: tuple[int, int]
+    pixel_idx: Tensor
+    pixel_mask: Tensor
+    slot_idx: Tensor
+    neighbor_idx: Tensor
+    neighbor_mask: Tensor
+
+    @staticmethod
+    def for_image(height: int, width: int, n_spixels: int, device: torch.device) -> "CellGrid":
+        """Return the grid of an image size; the last few are cached.
+
+        Raises
+        ------
+        ValueError
+            If `n_spixels` is not between 1 and the number of pixels.
+        """
+        return _build_grid(height, width, n_spixels, torch.device(device))
+
+    @property
+    def n_cells(self) -> int:
+        return self.grid_shape[0] * self.grid_shape[1]
+
+    def to_cells(self, pixels: Tensor) -> Tensor:
+        """Lay pixels out by cell: (B, C, H, W) to (B, S, C, P), zero in empty slots."""
+        return _PixelsToCells.apply(pixels, self).transpose(1, 2)
+
+    def to_pixels(self, cells: Tensor) -> Tensor:
+        """Undo `to_cells`: (B, S, C, P) to (B, C, H, W); empty slots are ignored."""
+        return _CellsToPixels.apply(cells.transpose(1, 2), self)
+
+    def to_candidates(self, spixels: Tensor) -> Tensor:
+        """Values of each cell's candidates: (B, S, C) to (B, S, 9, C), zero beyond the border."""
+        batch, n_cells, channels = spixels.shape
+        grid = spixels.transpose(1, 2).reshape(batch, channels, *self.grid_shape)
+        candidates = F.unfold(grid, kernel_size=3, padding=1)  # (B, C*9, S)
+        return candidates.view(batch, channels, 9, n_cells).permute(0, 3, 2, 1)
+
+    def sum_over_candidates(self, shares: Tensor) -> Tensor:
+        """Add up what every cell gives to each superpixel: (B, S, 9, C) to (B, S, C)."""
+        batch, n_cells, _, channels = shares.shape
+        columns = shares.permute(0, 3, 2, 1).reshape(batch, channels * 9, n_cells)
+        return F.fold(columns, self.grid_shape, kernel_size=3, padding=1).flatten(2).transpose(1, 2)
+
+    def initial_centroids(self, pixels: Tensor) -> Tensor:
+        """Mean pixel of every cell: (B, C, H, W) to (B, S, C)."""
+        return F.adaptive_avg_pool2d(pixels, self.grid_shape).flatten(2).transpose(1, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class SoftAssignment:
+    """Share of every pixel in each of its nine candidate superpixels (Q in the paper).
+
+    Attributes
+    ----------
+    grid : CellGrid
+        Which pixels and which candidates the shares belong to.
+    affinity : Tensor, shape (B, S, 9, P)
+        Sums to 1 over the nine candidates; differentiable. Arbitrary in empty slots.
+    """
+
+    grid: CellGrid
+    affinity: Tensor
+
+    def labels(self) -> Tensor:
+        """Most likely superpixel of every pixel (H in the paper), shape (B, H, W), int64."""
+        # `max` is several times faster on CPU than `argmax` over an axis that is not the last.
+        choice = self.affinity.detach().max(dim=2).indices  # (B, S, P)
+        neighbor_idx = self.grid.neighbor_idx.expand(choice.shape[0], -1, -1)
+        cell_labels = neighbor_idx.gather(2, choice)
+        return self.grid.to_pixels(cell_labels.unsqueeze(2)).squeeze(1)
+
+    def spixel_means(self, values: Tensor) -> Tensor:
+        """Affinity-weighted mean of a per-pixel quantity in each superpixel.
+
+        Parameters
+        ----------
+        values : Tensor, shape (B, K, H, W)
+            Anything per pixel, of the affinity's dtype and device.
+
+        Returns
+        -------
+        Tensor, shape (B, K, S)
+            Differentiable in `values` and in the affinity.
+        """
+        cells = self.grid.to_cells(values)
+        occupied = self.grid.pixel_mask.to(cells.dtype)[None, :, None].expand(len(cells), -1, -1, -1)
+        cells = torch.cat([cells, occupied], dim=2)  # (B, S, K+1, P)
+        totals = self.grid.sum_over_candidates(self.affinity @ cells.transpose(2, 3))
+        sums, weight = totals[..., :-1], totals[..., -1:]
+        return (sums / (weight + _INERTIA)).transpose(1, 2)
+
+    def to_pixels(self, spixel_values: Tensor) -> Tensor:
+        """Blend superpixel values by affinity: (B, K, S) to (B, K, H, W), differentiable."""
+        candidates = self.grid.to_candidates(spixel_values.transpose(1, 2))  # (B, S, 9, K)
+        return self.grid.to_pixels(candidates.transpose(2, 3) @ self.affinity)
+
+    def reconstruct(self, values: Tensor) -> Tensor:
+        """Average a per-pixel quantity into superpixels and spread it back, both by affinity.
+
+        `values` and the result have shape (B, K, H, W).
+        """
+        return self.to_pixels(self.spixel_means(values))
+
+    def to_sparse(self) -> Tensor:
+        """Affinity as a sparse COO tensor of shape (B, S, H*W), differentiable.
+
+        Each of its columns has the pixel's existing candidates as entries and sums to 1.
+        """
+        grid, batch = self.grid, self.affinity.shape[0]
+        exists = grid.neighbor_mask[:, :, None] & grid.pixel_mask[:, None, :]  # (S, 9, P)
+        spixel = grid.neighbor_idx[:, :, None].expand_as(exists)[exists]
+        pixel = grid.pixel_idx[:, None, :].expand_as(exists)[exists]
+        item = torch.arange(batch, device=pixel.device).repeat_interleave(len(pixel))
+        indices = torch.stack([item, spixel.repeat(batch), pixel.repeat(batch)])
+        size = (batch, grid.n_cells, math.prod(grid.image_shape))
+        values = self.affinity[:, exists].flatten()
+        return torch.sparse_coo_tensor(indices, values, size, check_invariants=True)
+
+
+class SlicOutput(NamedTuple):
+    """What `slic` returns."""
+
+    assignment: SoftAssignment
+    spixel_features: Tensor  # (B, C, S)
+
+
+def slic(
+    pixel_features: Tensor, n_spixels: int, *, n_iter: int = 5, distance: str = "euclidean"
+) -> SlicOutput:
+    """Cluster pixel features into superpixels.
+
+    Every iteration computes the affinity as the softmax of the negative distances to the candidates,
+    then moves each superpixel to its affinity-weighted mean.
+
+    Parameters
+    ----------
+    pixel_features : Tensor, shape (B, C, H, W)
+        Floating point, on any device; the position is expected among its channels.
+    n_spixels : int
+        Requested number of superpixels; S = n_rows * n_cols of `compute_grid_shape` are made.
+    n_iter : int
+        Number of iterations, at least 1.
+    distance : {"euclidean", "squared"}
+        Euclidean as in the published PyTorch weights, squared as in the paper.
+
+    Returns
+    -------
+    SlicOutput
+        The assignment of the last iteration, and the superpixel features (B, C, S) that follow from it.
+        Both are differentiable in `pixel_features`.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+
+    References
+    ----------
+    .. [1] Jampani et al., "Superpixel Sampling Networks", ECCV 2018.
+    """
+    if pixel_features.ndim != 4 or not pixel_features.is_floating_point():
+        raise ValueError(
+            "pixel_features must be a floating-point tensor of shape (B, C, H, W), got "
+            f"{pixel_features.dtype} of shape {tuple(pixel_features.shape)}"
+        )
+    if n_iter < 1:
+        raise ValueError(f"n_iter must be at least 1, got {n_iter}")
+    if distance not in DISTANCES:
+        raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
+    grid = CellGrid.for_image(*pixel_features.shape[2:], n_spixels, pixel_features.device)
+
+    # A cell's pixels and candidates are taken relative to its first centroid: differences of large
+    # squares would cost float32 the small distances.
+    origins = grid.initial_centroids(pixel_features)  # (B, S, C)
+    points = _local_points(pixel_features, origins, grid)
+    spixel_features = origins
+    for _ in range(n_iter):
+        affinity = _compute_affinity(points, origins, spixel_features, grid, distance)
+        spixel_features = _update_centroids(points, origins, spixel_features, affinity, grid)
+    return SlicOutput(SoftAssignment(grid, affinity), spixel_features.transpose(1, 2))
+
+
+def _local_points(pixel_features: Tensor, origins: Tensor, grid: CellGrid) -> Tensor:
+    """Stack [p, 1, |p|^2] for the pixels p relative to their cell's origin: (B, S, C+2, P).
+
+    All rows are zero in empty slots. The 1 makes sums of weights, and |s|^2, part of the same products.
+    """
+    occupied = grid.pixel_mask.to(pixel_features.dtype)[None, :, None]  # (1, S, 1, P)
+    cells = grid.to_cells(pixel_features)
+    cells = cells.addcmul_(origins[..., None], occupied, value=-1)
+    squared_norm = cells.square().sum(dim=2, keepdim=True)
+    return torch.cat([cells, occupied.expand_as(squared_norm), squared_norm], dim=2)
+
+
+def _compute_affinity(
+    points: Tensor, origins: Tensor, spixel_features: Tensor, grid: CellGrid, distance: str
+) -> Tensor:
+    """Softmax over candidates of the negative distances: (B, S, 9, P)."""
+    beyond = ~grid.neighbor_mask[None, :, :, None]
+    candidates = grid.to_candidates(spixel_features) - origins[:, :, None]  # (B, S, 9, C)
+    candidates = candidates.masked_fill(beyond, 0)
+    squared_norm = candidates.square().sum(dim=3, keepdim=True).masked_fill(beyond, _BEYOND_BORDER)
+    # |p - s|^2 = [-2 s, |s|^2, 1] . [p, 1, |p|^2]
+    weights = torch.cat([-2 * candidates, squared_norm, torch.ones_like(squared_norm)], dim=3)
+    if distance == "squared":
+        return torch.softmax(-weights @ points, dim=2)
+    squared_distance = (weights @ points).clamp(min=_MIN_SQUARED_DISTANCE)
+    return torch.softmax(squared_distance.sqrt().neg(), dim=2)
+
+
+def _update_centroids(
+    points: Tensor, origins: Tensor, spixel_features: Tensor, affinity: Tensor, grid: CellGrid
+) -> Tensor:
+    """Affinity-weighted mean of the pixels of each superpixel: (B, S, C)."""
+    local_sums = affinity @ points[:, :, :-1].transpose(2, 3)  # (B, S, 9, C+1)
+    weight = local_sums[..., -1:]
+    sums = local_sums[..., :-1] + weight * origins[:, :, None]
+    totals = grid.sum_over_candidates(torch.cat([sums, weight], dim=3))
+    return (totals[..., :-1] + _INERTIA * spixel_features) / (totals[..., -1:] + _INERTIA)
+
+
+@lru_cache(maxsize=8)
+def _build_grid(height: int, width: int, n_spixels: int, device: torch.device) -> CellGrid:
+    n_rows, n_cols = compute_grid_shape(height, width, n_spixels)
+    y, y_mask, y_slot = _split_axis(height, n_rows, device)
+    x, x_mask, x_slot = _split_axis(width, n_cols, device)
+    cell_height, cell_width = y.shape[1], x.shape[1]
+    n_slots = cell_height * cell_width
+
+    pixel_mask = (y_mask[:, None, :, None] & x_mask[None, :, None, :]).reshape(-1, n_slots)
+    pixel_idx = (y[:, None, :, None] * width + x[None, :, None, :]).reshape(-1, n_slots)
+    row, slot_y = y_slot.div(cell_height, rounding_mode="floor"), y_slot % cell_height
+    col, slot_x = x_slot.div(cell_width, rounding_mode="floor"), x_slot % cell_width
+    cell = row[:, None] * n_cols + col
+    slot = slot_y[:, None] * cell_width + slot_x
+
+    offset = torch.arange(-1, 2, device=device)
+    rows = (torch.arange(n_rows, device=device)[:, None] + offset)[:, None, :, None]
+    cols = (torch.arange(n_cols, device=device)[:, None] + offset)[None, :, None, :]
+    neighbor_mask = ((rows >= 0) & (rows < n_rows) & (cols >= 0) & (cols < n_cols)).reshape(-1, 9)
+    neighbor_idx = (rows * n_cols + cols).reshape(-1, 9)
+    return CellGrid(
+        image_shape=(height, width),
+        grid_shape=(n_rows, n_cols),
+        pixel_idx=pixel_idx.masked_fill(~pixel_mask, 0),
+        pixel_mask=pixel_mask,
+        slot_idx=(cell * n_slots + slot).flatten(),
+        neighbor_idx=neighbor_idx.masked_fill(~neighbor_mask, 0),
+        neighbor_mask=neighbor_mask,
+    )
+
+
+def _split_axis(length: int, n_cells: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Coordinates in each cell of an axis, which of them exist, and each coordinate's flat slot."""
+    coordinate = torch.arange(length, device=device)
+    cell = (coordinate * n_cells).div(length, rounding_mode="floor")
+    # The first coordinate with floor(coordinate * n_cells / length) = cell is ceil(cell * length / n_cells).
+    start = -(-torch.arange(n_cells + 1, device=device) * length).div(n_cells, rounding_mode="floor")
+    cell_length = -(-length // n_cells)
+    coordinates = start[:-1, None] + torch.arange(cell_length, device=device)
+    return coordinates, coordinates < start[1:, None], cell * cell_length + coordinate - start[cell]
+
+
+class _PixelsToCells(torch.autograd.Function):
+    """(B, C, H, W) to (B, C, S, P), zero in empty slots.
+
+    Its adjoint, `_CellsToPixels`, is its gradient: two gathers, no scatter.
+    """
+
+    @staticmethod
+    def forward(ctx, pixels: Tensor, grid: CellGrid) -> Tensor:
+        ctx.grid = grid
+        return pixels.flatten(2)[:, :, grid.pixel_idx].mul_(grid.pixel_mask)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return _CellsToPixels.apply(grad, ctx.grid), None
+
+
+class _CellsToPixels(torch.autograd.Function):
+    """(B, C, S, P) to (B, C, H, W), ignoring empty slots; its gradient is `_PixelsToCells`."""
+
+    @staticmethod
+    def forward(ctx, cells: Tensor, grid: CellGrid) -> Tensor:
+        ctx.grid = grid
+        return cells.flatten(2)[:, :, grid.slot_idx.view(grid.image_shape)]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return _PixelsToCells.apply(grad, ctx.grid), None

@@ -1,0 +1,303 @@
+"""The training loop: steps, log, validation, checkpoints, interruption."""
+
+import json
+import logging
+import math
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from lib.checkpoint import save_checkpoint
+from lib.errors import InputError, RunError
+from lib.images import atomic_path
+
+logger = logging.getLogger(__name__)
+
+BEST_MODEL, LAST_MODEL, LOG = "best_model.pth", "last_model.pth", "log.jsonl"
+
+WARMUP_SHARE = 0.1  # of all steps: the learning rate rises, then falls to almost zero along a cosine
+
+
+@dataclass
+class TrainingState:
+    """All that a run has to remember between two steps.
+
+    There is no state of a random generator among it: what a step draws depends on the run's seed and the
+    step alone (`lib.datasets.samples.TrainingCrops`).
+    """
+
+    model: nn.Module
+    n_steps: int
+    learning_rate: float
+    step: int = 0
+    validated_step: int = 0
+    best_score: float = -math.inf
+    optimizer: torch.optim.Optimizer = field(init=False)
+    scheduler: torch.optim.lr_scheduler.LRScheduler = field(init=False)
+
+    def __post_init__(self) -> None:
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=self.learning_rate)
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            max_lr=self.learning_rate,
+            total_steps=self.n_steps,
+            pct_start=WARMUP_SHARE,
+            cycle_momentum=False,
+        )
+
+    def progress_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the weights to continue exactly."""
+        return {
+            "step": self.step,
+            "validated_step": self.validated_step,
+            "best_score": self.best_score,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    def restore(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """Continue from a checkpoint.
+
+        Raises
+        ------
+        InputError
+            If it is of another model, or holds weights without the state of a run.
+        """
+        try:
+            self.model.load_state_dict(checkpoint["weights"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.scheduler.load_state_dict(checkpoint["scheduler"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"--resume {path} does not hold the state of a run of this model; use its {LAST_MODEL}"
+            ) from error
+        self.step = checkpoint["step"]
+        self.validated_step = checkpoint["validated_step"]
+        self.best_score = checkpoint["best_score"]
+
+
+def prepare_out_dir(out_dir: Path) -> None:
+    """Make the folder for a run's files, and find out now whether it can be written to.
+
+    Raises
+    ------
+    InputError
+        If not.
+    """
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out_dir):
+            pass
+    except OSError as error:
+        raise InputError(f"--out_dir {out_dir} cannot be written to ({error.strerror})") from error
+
+
+def train(
+    state: TrainingState,
+    batches: Iterable[Any],
+    compute_losses: Callable[[Any], dict[str, Tensor]],
+    validate: Callable[[], tuple[float, dict[str, float]]],
+    *,
+    batch_size: int,
+    test_interval: int,
+    log_interval: int,
+    out_dir: Path,
+    description: dict[str, Any],
+) -> None:
+    """Train from `state.step` to `state.n_steps`.
+
+    Writes to `out_dir`: `log.jsonl`, a line per `log_interval` steps and per validation;
+    `last_model.pth`, with every such line; `best_model.pth`, without the state of the run, whenever the
+    validation score rises. Ctrl-C and SIGTERM save `last_model.pth` after the step at hand.
+
+    Parameters
+    ----------
+    state : TrainingState
+        Changed in place.
+    batches : iterable
+        The batches that remain, on any device.
+    compute_losses : callable
+        Maps a batch to the weighted terms of the loss, whose sum is minimised.
+    validate : callable
+        Returns the score that chooses the best model, higher is better, and all figures by name.
+    batch_size : int
+        Images in a batch, for the images per second.
+    test_interval, log_interval : int
+        Steps between two validations, and between two lines of the log.
+    out_dir : Path
+        A folder that can be written to.
+    description : dict
+        What the checkpoints say about the model: "model_args", "input_args" and so on.
+
+    Raises
+    ------
+    RunError
+        If the loss is not finite. The state on disk is that of the last line of the log.
+    KeyboardInterrupt
+        On Ctrl-C or SIGTERM, after saving.
+    """
+    log = _JsonLog(out_dir / LOG, up_to_step=state.step)
+    terms_since_log: list[dict[str, Tensor]] = []
+
+    def save(name: str, **content: Any) -> None:
+        weights = state.model.state_dict()
+        save_checkpoint({"weights": weights, **description, **content}, out_dir / name)
+
+    def validate_if_due() -> None:
+        is_due = state.step % test_interval == 0 or state.step == state.n_steps
+        if not is_due or state.validated_step == state.step:
+            return
+        state.model.eval()
+        score, figures = validate()
+        with signals.deferred():
+            state.validated_step = state.step
+            log.write({"step": state.step, "score": score, **figures})
+            if score > state.best_score:
+                state.best_score = score
+                save(BEST_MODEL, step=state.step, score=score)
+            save(LAST_MODEL, **state.progress_dict())
+
+    progress = tqdm(
+        total=state.n_steps, initial=state.step, desc="training", unit="step", disable=None
+    )
+    with progress, logging_redirect_tqdm(), _StopSignals() as signals:
+        try:
+            validate_if_due()
+            log_time, log_step = time.perf_counter(), state.step
+            for batch in batches:
+                with signals.deferred():
+                    terms_since_log.append(_train_step(state, compute_losses, batch))
+                progress.update()
+                if state.step % log_interval == 0 or state.step == state.n_steps:
+                    terms = _mean_terms(terms_since_log, state.step)
+                    elapsed = time.perf_counter() - log_time
+                    images_per_s = (state.step - log_step) * batch_size / elapsed
+                    lr = state.scheduler.get_last_lr()[0]
+                    with signals.deferred():
+                        terms_since_log.clear()
+                        entry = {"step": state.step, **terms, "lr": lr, "images_per_s": images_per_s}
+                        log.write(entry)
+                        save(LAST_MODEL, **state.progress_dict())
+                    shown = {name: f"{value:.3g}" for name, value in entry.items() if name != "step"}
+                    progress.set_postfix(shown, refresh=False)
+                    details = " ".join(f"{name} {value}" for name, value in shown.items())
+                    logger.info("step %d/%d %s", state.step, state.n_steps, details)
+                    log_time, log_step = time.perf_counter(), state.step
+                validation_start = time.perf_counter()
+                validate_if_due()
+                log_time += time.perf_counter() - validation_start
+        except KeyboardInterrupt:
+            _mean_terms(terms_since_log, state.step)  # never save weights that a NaN went through
+            save(LAST_MODEL, **state.progress_dict())
+            logger.info(
+                "stopped at step %d; continue with --resume %s", state.step, out_dir / LAST_MODEL
+            )
+            raise
+
+
+def _train_step(
+    state: TrainingState, compute_losses: Callable[[Any], dict[str, Tensor]], batch: Any
+) -> dict[str, Tensor]:
+    """One step of the optimizer; returns the terms of the loss, and the loss, still on the device."""
+    state.model.train()
+    terms = compute_losses(batch)
+    loss = torch.stack(list(terms.values())).sum()
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    state.optimizer.step()
+    state.scheduler.step()
+    state.step += 1
+    return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+
+
+def _mean_terms(terms_of_steps: list[dict[str, Tensor]], last_step: int) -> dict[str, float]:
+    """Mean of each loss term over the last steps, fetched from the device at once.
+
+    Raises
+    ------
+    RunError
+        If a step's loss is not finite, with its terms.
+    """
+    if not terms_of_steps:
+        return {}
+    names = list(terms_of_steps[0])
+    values = torch.stack([torch.stack(list(terms.values())) for terms in terms_of_steps]).cpu()
+    is_bad = ~values.isfinite().all(dim=1)
+    if is_bad.any():
+        first_bad = int(is_bad.nonzero()[0])
+        shown = ", ".join(
+            f"{name} {value:.4g}" for name, value in zip(names, values[first_bad].tolist(), strict=True)
+        )
+        step = last_step - len(terms_of_steps) + 1 + first_bad
+        raise RunError(f"the loss of step {step} is not finite: {shown}; a lower --lr may help")
+    return dict(zip(names, values.mean(dim=0).tolist(), strict=True))
+
+
+class _JsonLog:
+    """A file with a JSON object a line, cut back to where a resumed run continues."""
+
+    def __init__(self, path: Path, *, up_to_step: int) -> None:
+        self.path = path
+        kept = []
+        if path.exists() and up_to_step > 0:
+            kept = [line for line in path.read_text().splitlines() if _logged_step(line) <= up_to_step]
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+
+    def write(self, entry: dict[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def _logged_step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line that a crash cut short
+
+
+class _StopSignals:
+    """Turns SIGINT and SIGTERM into KeyboardInterrupt, but not while a step is half done."""
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self._is_deferring = False
+        self._is_pending = False
+
+    def __enter__(self) -> "_StopSignals":
+        self._previous = {number: signal.signal(number, self._handle) for number in self._SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let the block finish before a signal takes effect."""
+        self._is_deferring = True
+        try:
+            yield
+        finally:
+            self._is_deferring = False
+        if self._is_pending:
+            self._is_pending = False
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self._is_deferring:
+            self._is_pending = True
+        else:
+            raise KeyboardInterrupt

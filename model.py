@@ -1,0 +1,161 @@
+"""The networks: a feature extractor, and the superpixel models that cluster what it makes.
+
+Architecture of Jampani et al., "Superpixel Sampling Networks", ECCV 2018 (arXiv 1807.10174), with the
+module names of the published PyTorch weights, which are therefore part of the weight files.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lib.slic import SoftAssignment, slic
+
+N_BASE_CHANNELS = 5  # L, a, b, y, x: see lib/features.py
+
+
+class SSNOutput(NamedTuple):
+    """What the models return."""
+
+    assignment: SoftAssignment
+    labels: Tensor  # (B, H, W), int64
+    spixel_features: Tensor  # (B, C, S)
+    pixel_features: Tensor  # (B, C, H, W)
+
+
+class FeatureExtractor(nn.Module):
+    """Per-pixel features from three scales of convolutions.
+
+    Parameters
+    ----------
+    n_in_channels : int
+        Channels of the input.
+    n_out_features : int
+        Learned features per pixel.
+    n_mid_channels : int
+        Channels of the inner convolutions.
+    concat_input : bool
+        Append the input channels after the learned features.
+    """
+
+    def __init__(
+        self,
+        n_in_channels: int,
+        n_out_features: int,
+        n_mid_channels: int = 64,
+        *,
+        concat_input: bool = True,
+    ) -> None:
+        super().__init__()
+        self.concat_input = concat_input
+        self.scale1 = nn.Sequential(
+            _conv_block(n_in_channels, n_mid_channels), _conv_block(n_mid_channels, n_mid_channels)
+        )
+        self.scale2 = _halving_scale(n_mid_channels)
+        self.scale3 = _halving_scale(n_mid_channels)
+        n_concatenated = n_in_channels + 3 * n_mid_channels
+        self.output_conv = nn.Sequential(nn.Conv2d(n_concatenated, n_out_features, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, n_in_channels, H, W) to (B, n_out_features [+ n_in_channels], H, W), float dtype of `x`."""
+        scale1 = self.scale1(x)
+        scale2 = self.scale2(scale1)
+        scale3 = self.scale3(scale2)
+        size = x.shape[2:]
+        features = self._merge_scales([x, scale1, _resize(scale2, size), _resize(scale3, size)])
+        features = features.to(x.dtype)  # under autocast the convolutions return a narrower type
+        return torch.cat([features, x], dim=1) if self.concat_input else features
+
+    def _merge_scales(self, scales: list[Tensor]) -> Tensor:
+        """Apply the output convolution to the concatenation of the scales without building it."""
+        conv = self.output_conv[0]
+        weights = conv.weight.split([scale.shape[1] for scale in scales], dim=1)
+        merged = F.conv2d(scales[0], weights[0], conv.bias, padding=1)
+        for scale, weight in zip(scales[1:], weights[1:], strict=True):
+            merged = merged + F.conv2d(scale, weight, padding=1)
+        return merged
+
+
+class SSNModel(nn.Module):
+    """The base model: superpixels from colour and position.
+
+    Parameters
+    ----------
+    n_learned_features : int
+        Learned features per pixel; the five input channels are clustered beside them.
+    n_iter : int
+        Iterations of the clustering.
+    distance : {"euclidean", "squared"}
+        Distance of the clustering.
+    """
+
+    def __init__(
+        self, n_learned_features: int = 15, *, n_iter: int = 5, distance: str = "euclidean"
+    ) -> None:
+        super().__init__()
+        self.n_iter = n_iter
+        self.distance = distance
+        self.feature_extract = FeatureExtractor(N_BASE_CHANNELS, n_learned_features)
+
+    def forward(self, labyx: Tensor, n_spixels: int) -> SSNOutput:
+        """Segment scaled images (B, 5, H, W) of channels [L, a, b, y, x]; see `labyx_features`."""
+        return cluster(
+            self.pixel_features(labyx), n_spixels, n_iter=self.n_iter, distance=self.distance
+        )
+
+    def pixel_features(self, labyx: Tensor) -> Tensor:
+        """Features that are clustered, (B, n_learned_features + 5, H, W): [learned, L, a, b, y, x]."""
+        return self.feature_extract(labyx)
+
+    def position_invariant_features(self, labyx: Tensor) -> Tensor:
+        """Learned features computed with position set to zero, (B, n_learned_features, H, W)."""
+        labyx = torch.cat([labyx[:, :3], torch.zeros_like(labyx[:, 3:])], dim=1)
+        return self.feature_extract(labyx)[:, :-N_BASE_CHANNELS]
+
+
+class SSNPix(nn.Module):
+    """The model without a network (SSN_pix in the paper): clusters colour and position as they are.
+
+    Parameters
+    ----------
+    n_iter : int
+        Iterations of the clustering.
+    """
+
+    def __init__(self, *, n_iter: int = 5) -> None:
+        super().__init__()
+        self.n_iter = n_iter
+
+    def forward(self, labyx: Tensor, n_spixels: int) -> SSNOutput:
+        """Segment scaled images (B, 5, H, W); see `labyx_features`."""
+        return cluster(labyx, n_spixels, n_iter=self.n_iter, distance="euclidean")
+
+
+def cluster(pixel_features: Tensor, n_spixels: int, *, n_iter: int, distance: str) -> SSNOutput:
+    """Cluster (B, C, H, W) pixel features, in float32 or wider even under autocast; see `slic`."""
+    with torch.autocast(pixel_features.device.type, enabled=False):
+        assignment, spixel_features = slic(
+            pixel_features, n_spixels, n_iter=n_iter, distance=distance
+        )
+        return SSNOutput(assignment, assignment.labels(), spixel_features, pixel_features)
+
+
+def _conv_block(n_in_channels: int, n_out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(n_in_channels, n_out_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(n_out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _halving_scale(n_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.MaxPool2d(3, 2, padding=1),
+        _conv_block(n_channels, n_channels),
+        _conv_block(n_channels, n_channels),
+    )
+
+
+def _resize(x: Tensor, size: torch.Size) -> Tensor:
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
