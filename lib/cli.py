@@ -20,6 +20,7 @@ from lib.checkpoint import (
 )
 from lib.datasets.davis import DAVISDataset
 from lib.errors import InputError, RunError
+from lib.inference import LABEL_SUFFIXES, OVERLAY_SUFFIXES, check_output_file
 from lib.losses import RECONSTRUCTION_LOSSES
 
 logger = logging.getLogger(__name__)
@@ -258,6 +259,49 @@ def add_training_args(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="last_model.pth of a run to continue; options left out are taken from it",
     )
+
+
+def add_evaluation_args(parser: argparse.ArgumentParser) -> None:
+    """Add the options of an evaluation."""
+    add_bool(
+        parser,
+        "--eval_iou_ignore_background",
+        default=False,
+        help="leave segment 0 out of the mean IoU",
+    )
+    parser.add_argument(
+        "--nworkers", type=non_negative_int, default=4, help="processes that read images"
+    )
+
+
+def add_inference_args(parser: argparse.ArgumentParser, *, demo_image: Path) -> None:
+    """Add the options for one image in and its superpixels out."""
+    parser.add_argument("--image", type=Path, default=demo_image, help="image to segment")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results.png"), help="overlay to write, any common format"
+    )
+    parser.add_argument(
+        "--save_labels", type=Path, help="label map to write: .npy (int32) or .png (16 bits)"
+    )
+    add_bool(
+        parser,
+        "--enforce_connectivity",
+        default=True,
+        help="make superpixels connected and merge crumbs; False gives the raw argmax",
+    )
+
+
+def check_inference_outputs(args: argparse.Namespace) -> None:
+    """Find out, before any work, whether the files asked for can be written.
+
+    Raises
+    ------
+    InputError
+        If not.
+    """
+    check_output_file("--out", args.out, OVERLAY_SUFFIXES)
+    if args.save_labels:
+        check_output_file("--save_labels", args.save_labels, LABEL_SUFFIXES)
 
 
 def add_davis_args(parser: argparse.ArgumentParser, *, default_split: str) -> None:
