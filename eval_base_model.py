@@ -16,9 +16,7 @@ logger = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    parser.add_argument(
-        "--bsds_root", type=cli.existing_dir, help="folder that holds BSDS500/; scores it"
-    )
+    parser.add_argument("--bsds_root", type=cli.existing_dir, help="folder that holds BSDS500/; scores it")
     parser.add_argument(
         "--bsds_split", choices=bsds.SPLITS, default="test", help="images of BSDS500 to score"
     )
@@ -29,7 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
         default=None,
         help="score DAVIS; default: if --davis2017_root is given",
     )
-    cli.add_evaluation_args(parser)
+    cli.add_iou_arg(parser)
+    cli.add_nworkers_arg(parser)
     cli.add_base_weights_arg(parser)
     cli.add_spixel_args(parser, trained=True)
     cli.add_device_arg(parser)
@@ -47,12 +46,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, EvaluationResult]:
         datasets[f"DAVIS {args.davis_split}"] = cli.open_davis(args.davis2017_root, args.davis_split)
     if not datasets:
         raise InputError("nothing to score: give --bsds_root, --davis2017_root or both")
-    loaded = load_base_model(
-        args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter
-    )
-    scales = cli.choose_scales(
-        loaded.scales, color_scale=args.color_scale, pos_scale=args.pos_scale
-    )
+    loaded = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
+    scales = cli.choose_scales(loaded.scales, color_scale=args.color_scale, pos_scale=args.pos_scale)
     logger.info("%s, %d superpixels, %s, on %s", args.base_model_weights, args.nspix, scales, device)
     results = {}
     for name, dataset in datasets.items():

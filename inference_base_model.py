@@ -9,14 +9,7 @@ from torch import Tensor
 
 from lib import cli
 from lib.checkpoint import load_base_model
-from lib.images import read_image
-from lib.inference import (
-    Superpixels,
-    check_n_spixels,
-    save_labels,
-    save_overlay,
-    segment_image,
-)
+from lib.inference import Superpixels, segment_file
 from lib.segmentation import segment_lab
 from model import SSNOutput
 
@@ -36,31 +29,25 @@ def main(argv: Sequence[str] | None = None) -> Superpixels:
     args = build_parser().parse_args(argv)
     cli.check_inference_outputs(args)
     device = cli.resolve_device(args.device)
-    loaded = load_base_model(
-        args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter
-    )
+    loaded = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
     model = loaded.model.to(device)
-    scales = cli.choose_scales(
-        loaded.scales, color_scale=args.color_scale, pos_scale=args.pos_scale
-    )
-
-    start = time.perf_counter()
-    image_rgb = read_image(args.image)
-    check_n_spixels(args.nspix, image_rgb, args.image)
+    scales = cli.choose_scales(loaded.scales, color_scale=args.color_scale, pos_scale=args.pos_scale)
 
     def segment(image_lab: Tensor) -> SSNOutput:
         return segment_lab(model, image_lab.to(device), args.nspix, scales)
 
-    superpixels = segment_image(segment, image_rgb, args.nspix, connected=args.enforce_connectivity)
-    if args.save_labels:
-        save_labels(superpixels.labels, args.save_labels)
-    save_overlay(image_rgb, superpixels.labels, args.out)
-    height, width = image_rgb.shape[:2]
-    logger.info(
-        "%s (%dx%d): %d superpixels requested, %d measured, %.2f s on %s, overlay in %s",
+    start = time.perf_counter()
+    superpixels = segment_file(
+        segment,
         args.image,
-        width,
-        height,
+        args.nspix,
+        connected=args.enforce_connectivity,
+        overlay_file=args.out,
+        labels_file=args.save_labels,
+    )
+    logger.info(
+        "%s: %d superpixels requested, %d measured, %.2f s on %s, overlay in %s",
+        args.image,
         args.nspix,
         superpixels.n_measured,
         time.perf_counter() - start,

@@ -90,9 +90,7 @@ class SSNModel(nn.Module):
         Distance of the clustering.
     """
 
-    def __init__(
-        self, n_learned_features: int = 15, *, n_iter: int = 5, distance: str = "euclidean"
-    ) -> None:
+    def __init__(self, n_learned_features: int = 15, *, n_iter: int = 5, distance: str = "euclidean") -> None:
         super().__init__()
         self.n_iter = n_iter
         self.distance = distance
@@ -100,9 +98,7 @@ class SSNModel(nn.Module):
 
     def forward(self, labyx: Tensor, n_spixels: int) -> SSNOutput:
         """Segment scaled images (B, 5, H, W) of channels [L, a, b, y, x]; see `labyx_features`."""
-        return cluster(
-            self.pixel_features(labyx), n_spixels, n_iter=self.n_iter, distance=self.distance
-        )
+        return cluster(self.pixel_features(labyx), n_spixels, n_iter=self.n_iter, distance=self.distance)
 
     def pixel_features(self, labyx: Tensor) -> Tensor:
         """Features that are clustered, (B, n_learned_features + 5, H, W): [learned, L, a, b, y, x]."""
@@ -135,9 +131,7 @@ class SSNPix(nn.Module):
 def cluster(pixel_features: Tensor, n_spixels: int, *, n_iter: int, distance: str) -> SSNOutput:
     """Cluster (B, C, H, W) pixel features, in float32 or wider even under autocast; see `slic`."""
     with torch.autocast(pixel_features.device.type, enabled=False):
-        assignment, spixel_features = slic(
-            pixel_features, n_spixels, n_iter=n_iter, distance=distance
-        )
+        assignment, spixel_features = slic(pixel_features, n_spixels, n_iter=n_iter, distance=distance)
         return SSNOutput(assignment, assignment.labels(), spixel_features, pixel_features)
 
 

@@ -14,9 +14,10 @@ from lib.datasets.bsds import BSDSDataset
 from lib.datasets.samples import TrainingCrops, training_loader
 from lib.errors import InputError
 from lib.evaluation import evaluate
+from lib.files import prepare_out_dir
 from lib.losses import compute_loss_terms
 from lib.segmentation import base_segmenter, segment_lab
-from lib.training import TrainingState, prepare_out_dir, train
+from lib.training import TrainingState, train
 from model import SSNModel
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cli.add_davis_args(parser, default_split="val")
     cli.add_bool(parser, "--eval_on_davis", default=False, help="validate on DAVIS too")
+    cli.add_iou_arg(parser)
     cli.add_training_args(parser)
     cli.add_spixel_args(parser, trained=False)
     cli.add_device_arg(parser)
@@ -83,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
                 dataset,
                 n_spixels=args.nspix,
                 n_workers=args.nworkers,
+                ignore_background=args.eval_iou_ignore_background,
                 title=name,
             )
             logger.info("step %d %s: %s", state.step, name, result)

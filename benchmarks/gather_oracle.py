@@ -20,7 +20,7 @@ def gather_slic(
     Returns the affinity (B, 9, H, W), the candidates (9, H, W), -1 where beyond the border, and the
     superpixel features (B, C, S).
     """
-    batch, channels, height, width = pixel_features.shape
+    height, width = pixel_features.shape[2:]
     n_rows = max(1, math.floor(math.sqrt(n_spixels * height / width)))
     n_cols = max(1, math.floor(math.sqrt(n_spixels * width / height)))
     candidates = list_candidates(height, width, n_rows, n_cols).to(pixel_features.device)
@@ -30,10 +30,8 @@ def gather_slic(
         gathered = spixel_features.transpose(1, 2)[:, candidates.clamp(min=0)]  # (B, 9, H, W, C)
         difference = pixel_features.permute(0, 2, 3, 1)[:, None] - gathered
         squared_distance = difference.square().sum(-1)
-        if distance == "squared":
-            distances = squared_distance
-        else:
-            distances = squared_distance.clamp(min=1e-12).sqrt()
+        is_squared = distance == "squared"
+        distances = squared_distance if is_squared else squared_distance.clamp(min=1e-12).sqrt()
         affinity = torch.softmax(-distances.masked_fill(~exists, torch.inf), dim=1)
         spixel_features = update_centroids(pixel_features, affinity, candidates, n_rows * n_cols)
     return affinity, candidates, spixel_features
@@ -48,18 +46,13 @@ def list_candidates(height: int, width: int, n_rows: int, n_cols: int) -> Tensor
         for col_offset in (-1, 0, 1):
             neighbor_row, neighbor_col = row + row_offset, col + col_offset
             inside = (
-                (neighbor_row >= 0)
-                & (neighbor_row < n_rows)
-                & (neighbor_col >= 0)
-                & (neighbor_col < n_cols)
+                (neighbor_row >= 0) & (neighbor_row < n_rows) & (neighbor_col >= 0) & (neighbor_col < n_cols)
             )
             candidates.append((neighbor_row * n_cols + neighbor_col).masked_fill(~inside, -1))
     return torch.stack(candidates)
 
 
-def update_centroids(
-    pixel_features: Tensor, affinity: Tensor, candidates: Tensor, n_cells: int
-) -> Tensor:
+def update_centroids(pixel_features: Tensor, affinity: Tensor, candidates: Tensor, n_cells: int) -> Tensor:
     """Affinity-weighted mean of each superpixel's pixels, (B, C, S), gathering once more."""
     batch, channels = pixel_features.shape[:2]
     # Candidates beyond the border have no affinity, so where their share goes does not matter.
@@ -90,3 +83,13 @@ def reconstruct(dense: Tensor, values: Tensor) -> Tensor:
     means = torch.bmm(dense, values.flatten(2).transpose(1, 2))  # (B, S, K)
     means = means / (dense.sum(2, keepdim=True) + 1e-16)
     return torch.bmm(dense.transpose(1, 2), means).transpose(1, 2).reshape(values.shape)
+
+
+def position_loss(dense: Tensor, labels: Tensor) -> Tensor:
+    """Mean squared distance of pixels to the mean position of their superpixel, in square pixels."""
+    height, width = labels.shape[1:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    yx = torch.stack([y, x]).flatten(1).T.to(dense)  # (H*W, 2)
+    means = dense @ yx / (dense.sum(2, keepdim=True) + 1e-16)  # (B, S, 2)
+    own = means.gather(1, labels.flatten(1)[..., None].expand(-1, -1, 2))  # (B, H*W, 2)
+    return (yx - own).square().sum(2).mean()

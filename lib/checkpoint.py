@@ -1,5 +1,6 @@
 """Weight files: our checkpoints, which carry what rebuilds the model, and the published state dicts."""
 
+import io
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.errors import InputError
-from lib.images import atomic_path
+from lib.files import atomic_path
 from model import SSNModel, SSNPix
 
 DEFAULT_N_LEARNED_FEATURES = 15
@@ -35,8 +36,10 @@ class LoadedModel(NamedTuple):
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """Write a dict of plain types and tensors, under a temporary name first."""
+    buffer = io.BytesIO()  # torch.save itself hides why a write failed
+    torch.save(checkpoint, buffer)
     with atomic_path(path) as temporary:
-        torch.save(checkpoint, temporary)
+        temporary.write_bytes(buffer.getvalue())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from lib.checkpoint import (
 )
 from lib.datasets.davis import DAVISDataset
 from lib.errors import InputError, RunError
-from lib.inference import LABEL_SUFFIXES, OVERLAY_SUFFIXES, check_output_file
+from lib.files import check_output_file
+from lib.inference import LABEL_SUFFIXES, OVERLAY_SUFFIXES
 from lib.losses import RECONSTRUCTION_LOSSES
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,9 @@ REPO_ROOT = Path(__file__).resolve().parent.parent
 _FREE_ON_RESUME = {
     "bsds_root",
     "davis2017_root",
+    "davis_split",
     "device",
+    "eval_iou_ignore_background",
     "eval_on_davis",
     "log_interval",
     "nworkers",
@@ -144,7 +147,13 @@ def existing_dir(text: str) -> Path:
 def add_bool(group: argparse._ActionsContainer, name: str, *, default: bool | None, help: str) -> None:
     """Add a flag that works alone and with an explicit True or False."""
     group.add_argument(
-        name, type=parse_bool, nargs="?", const=True, default=default, metavar="True|False", help=help
+        name,
+        type=parse_bool,
+        nargs="?",
+        const=True,
+        default=default,
+        metavar="True|False",
+        help=help,
     )
 
 
@@ -187,9 +196,7 @@ def add_spixel_args(parser: argparse.ArgumentParser, *, trained: bool) -> None:
 
     otherwise = "; default: what the weight file says, else {}" if trained else ""
     group = parser.add_argument_group("superpixels")
-    group.add_argument(
-        "--nspix", type=positive_int, default=200, help="requested number of superpixels"
-    )
+    group.add_argument("--nspix", type=positive_int, default=200, help="requested number of superpixels")
     group.add_argument(
         "--niter",
         type=positive_int,
@@ -221,13 +228,9 @@ def add_training_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--lr", type=positive_float, default=1e-4, help="peak learning rate of AdamW")
     group.add_argument("--batchsize", type=positive_int, default=6, help="crops in a batch")
-    group.add_argument(
-        "--nworkers", type=non_negative_int, default=4, help="processes that read images"
-    )
+    add_nworkers_arg(group)
     group.add_argument("--train_iter", type=positive_int, default=500_000, help="steps in all")
-    group.add_argument(
-        "--test_interval", type=positive_int, default=10_000, help="steps between validations"
-    )
+    group.add_argument("--test_interval", type=positive_int, default=10_000, help="steps between validations")
     group.add_argument(
         "--log_interval", type=positive_int, default=100, help="steps between lines of the log"
     )
@@ -261,17 +264,19 @@ def add_training_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_evaluation_args(parser: argparse.ArgumentParser) -> None:
-    """Add the options of an evaluation."""
+def add_iou_arg(parser: argparse.ArgumentParser) -> None:
+    """Add `--eval_iou_ignore_background`."""
     add_bool(
         parser,
         "--eval_iou_ignore_background",
         default=False,
         help="leave segment 0 out of the mean IoU",
     )
-    parser.add_argument(
-        "--nworkers", type=non_negative_int, default=4, help="processes that read images"
-    )
+
+
+def add_nworkers_arg(parser: argparse._ActionsContainer) -> None:
+    """Add `--nworkers`."""
+    parser.add_argument("--nworkers", type=non_negative_int, default=4, help="processes that read images")
 
 
 def add_inference_args(parser: argparse.ArgumentParser, *, demo_image: Path) -> None:
@@ -280,9 +285,7 @@ def add_inference_args(parser: argparse.ArgumentParser, *, demo_image: Path) -> 
     parser.add_argument(
         "--out", type=Path, default=Path("results.png"), help="overlay to write, any common format"
     )
-    parser.add_argument(
-        "--save_labels", type=Path, help="label map to write: .npy (int32) or .png (16 bits)"
-    )
+    parser.add_argument("--save_labels", type=Path, help="label map to write: .npy (int32) or .png (16 bits)")
     add_bool(
         parser,
         "--enforce_connectivity",
@@ -337,9 +340,7 @@ def add_base_weights_arg(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def choose_scales(
-    trained: InputScales, *, color_scale: float | None, pos_scale: float | None
-) -> InputScales:
+def choose_scales(trained: InputScales, *, color_scale: float | None, pos_scale: float | None) -> InputScales:
     """Input scales to use: those of the command line, else those the model was trained with."""
     return InputScales(
         trained.color_scale if color_scale is None else color_scale,
@@ -347,9 +348,7 @@ def choose_scales(
     )
 
 
-def parse_training_args(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None
-) -> argparse.Namespace:
+def parse_training_args(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the options of a training script; with `--resume`, those left out are the checkpoint's.
 
     Raises

@@ -73,9 +73,7 @@ def _small_borders(pieces: np.ndarray, is_small: np.ndarray) -> dict[int, Counte
     return borders
 
 
-def _merge_small_pieces(
-    sizes: np.ndarray, borders: dict[int, Counter[int]], min_size: float
-) -> np.ndarray:
+def _merge_small_pieces(sizes: np.ndarray, borders: dict[int, Counter[int]], min_size: float) -> np.ndarray:
     """Piece that each piece ends up in, after merging all that are smaller than `min_size`."""
     size = sizes.tolist()
     target = list(range(len(size)))

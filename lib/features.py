@@ -34,9 +34,7 @@ def pixel_positions(like: Tensor) -> Tensor:
     return yx.expand(batch, -1, -1, -1)
 
 
-def labyx_features(
-    image_lab: Tensor, n_spixels: int, *, color_scale: float, pos_scale: float
-) -> Tensor:
+def labyx_features(image_lab: Tensor, n_spixels: int, *, color_scale: float, pos_scale: float) -> Tensor:
     """Stack scaled colour and pixel position into the base network's input.
 
     Parameters

@@ -1,7 +1,5 @@
-"""Reading images of any common kind, and writing files that are never half there."""
+"""Reading images of any common kind."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,21 +39,6 @@ def read_image(path: Path) -> np.ndarray:
         raise InputError(f"{path} {error}") from error
     except Exception as error:  # Pillow raises whatever the broken bytes led it to
         raise InputError(f"{path} is not a readable image ({error})") from error
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, renamed to it on success and removed on failure.
-
-    The temporary name keeps the suffix, by which writers choose the format.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,6 +1,5 @@
 """From an image file to superpixels and files of them: what the inference scripts share."""
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,9 @@ from torch import Tensor
 from lib.connectivity import enforce_connectivity
 from lib.errors import InputError
 from lib.features import rgb_to_lab
-from lib.images import atomic_path
+from lib.files import atomic_path
+from lib.images import read_image
+from lib.segmentation import check_n_spixels
 from lib.visualization import draw_boundaries
 from model import SSNOutput
 
@@ -32,68 +33,46 @@ class Superpixels(NamedTuple):
     n_measured: int  # labels that occur
 
 
-def check_output_file(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
-    """Find out, before any work, whether a file can be written.
-
-    Raises
-    ------
-    InputError
-        If its folder is missing or not writable, or its suffix is not one of `suffixes`.
-    """
-    if path.suffix.lower() not in suffixes:
-        raise InputError(f"{option} {path}: the name must end in {', '.join(suffixes)}")
-    if path.is_dir():
-        raise InputError(f"{option} {path} is a folder")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"{option} {path}: cannot write to folder {path.parent} ({error.strerror})"
-        ) from error
-
-
-def check_n_spixels(n_spixels: int, image_rgb: np.ndarray, image_file: Path) -> None:
-    """Check that an image has as many pixels as superpixels are asked for.
-
-    Raises
-    ------
-    InputError
-        If not.
-    """
-    height, width = image_rgb.shape[:2]
-    if n_spixels > height * width:
-        raise InputError(
-            f"--nspix {n_spixels} is above the {height * width} pixels of {image_file} ({width}x{height})"
-        )
-
-
 @torch.inference_mode()
-def segment_image(
+def segment_file(
     segment: Callable[[Tensor], SSNOutput],
-    image_rgb: np.ndarray,
+    image_file: Path,
     n_spixels: int,
     *,
     connected: bool,
+    overlay_file: Path,
+    labels_file: Path | None = None,
 ) -> Superpixels:
-    """Segment one image.
+    """Segment an image file; write the overlay and, if asked for, the label map.
 
     Parameters
     ----------
     segment : callable
         Maps a CIELAB image (1, 3, H, W), on the CPU, to the output of a model.
-    image_rgb : ndarray, shape (H, W, 3), uint8
-        The image.
+    image_file : Path
+        Any format that `read_image` reads.
     n_spixels : int
         Requested number of superpixels.
     connected : bool
         Enforce connectivity; otherwise labels are the most likely superpixel of each pixel, in up to
         n_rows * n_cols numbers of which some may not occur.
+    overlay_file, labels_file : Path
+        Outputs; see `save_overlay` and `save_labels`.
+
+    Raises
+    ------
+    InputError
+        If the image cannot be read or has fewer than `n_spixels` pixels, or a label does not fit its file.
     """
+    image_rgb = read_image(image_file)
+    check_n_spixels(n_spixels, image_rgb.shape[:2], str(image_file))
     output = segment(rgb_to_lab(image_rgb)[None])
     labels = output.labels[0].cpu().numpy().astype(np.int32)
     if connected:
         labels = enforce_connectivity(labels, n_spixels)
+    if labels_file:
+        save_labels(labels, labels_file)
+    save_overlay(image_rgb, labels, overlay_file)
     return Superpixels(labels, int(np.count_nonzero(np.bincount(labels.ravel()))))
 
 

@@ -54,9 +54,7 @@ def compute_loss_terms(
     elif reconstruction == "cross_entropy_logsoftmax":
         loss = cross_entropy_loss(reconstructed, gt_labels, normalization="logsoftmax")
     else:
-        raise ValueError(
-            f"reconstruction must be one of {RECONSTRUCTION_LOSSES}, got {reconstruction!r}"
-        )
+        raise ValueError(f"reconstruction must be one of {RECONSTRUCTION_LOSSES}, got {reconstruction!r}")
     return {"reconstruction": loss, "position": compactness * position_loss(assignment, labels)}
 
 
@@ -81,9 +79,7 @@ def reconstruct_labels(assignment: SoftAssignment, gt_labels: Tensor, n_labels: 
     return assignment.reconstruct(gt_onehot)
 
 
-def cross_entropy_loss(
-    reconstructed: Tensor, gt_labels: Tensor, *, normalization: str = "linear"
-) -> Tensor:
+def cross_entropy_loss(reconstructed: Tensor, gt_labels: Tensor, *, normalization: str = "linear") -> Tensor:
     """Mean cross-entropy of the true label in reconstructed labels.
 
     Parameters

@@ -1,6 +1,6 @@
 """One call from a colour image to superpixels, shared by training, evaluation and inference."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lib.checkpoint import InputScales
 from lib.datasets.samples import EvaluationImage
+from lib.errors import InputError
 from lib.features import labyx_features
 from model import SSNOutput
 
@@ -49,7 +50,23 @@ def base_segmenter(
     device = next(model.parameters(), torch.empty(0)).device
 
     def segment(image: EvaluationImage) -> np.ndarray:
+        check_n_spixels(n_spixels, image.image_lab.shape[2:], image.name)
         output = segment_lab(model, image.image_lab.to(device), n_spixels, scales)
         return output.labels[0].cpu().numpy()
 
     return segment
+
+
+def check_n_spixels(n_spixels: int, image_shape: Sequence[int], image_name: str) -> None:
+    """Check that an image has as many pixels as superpixels are asked for.
+
+    Raises
+    ------
+    InputError
+        If not.
+    """
+    height, width = image_shape
+    if n_spixels > height * width:
+        raise InputError(
+            f"--nspix {n_spixels} is above the {height * width} pixels of {image_name} ({width}x{height})"
+        )

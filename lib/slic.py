@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 DISTANCES = ("euclidean", "squared")
 
@@ -290,8 +291,7 @@ def _compute_affinity(
     weights = torch.cat([-2 * candidates, squared_norm, torch.ones_like(squared_norm)], dim=3)
     if distance == "squared":
         return torch.softmax(-weights @ points, dim=2)
-    squared_distance = (weights @ points).clamp(min=_MIN_SQUARED_DISTANCE)
-    return torch.softmax(squared_distance.sqrt().neg(), dim=2)
+    return _EuclideanSoftmin.apply(weights @ points)
 
 
 def _update_centroids(
@@ -345,6 +345,31 @@ def _split_axis(length: int, n_cells: int, device: torch.device) -> tuple[Tensor
     cell_length = -(-length // n_cells)
     coordinates = start[:-1, None] + torch.arange(cell_length, device=device)
     return coordinates, coordinates < start[1:, None], cell * cell_length + coordinate - start[cell]
+
+
+class _EuclideanSoftmin(torch.autograd.Function):
+    """softmax(-sqrt(x)) over dimension 2 of squared distances x, which are overwritten.
+
+    As composed PyTorch operations it would hold three tensors of this size for the gradient, and touch
+    five in the forward pass; here it is two and two.
+    """
+
+    @staticmethod
+    def forward(ctx, squared_distance: Tensor) -> Tensor:
+        similarity = squared_distance.clamp_(min=_MIN_SQUARED_DISTANCE).sqrt_().neg_()
+        affinity = torch.softmax(similarity, dim=2)
+        ctx.save_for_backward(similarity, affinity)
+        return affinity
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        similarity, affinity = ctx.saved_tensors
+        grad = grad * affinity
+        grad = grad.addcmul_(affinity, grad.sum(dim=2, keepdim=True), value=-1)  # of the softmax
+        # d(-sqrt(x)) / dx = 1 / (2 * -sqrt(x)); a coinciding pixel and superpixel do not attract.
+        is_clamped = similarity >= -math.sqrt(_MIN_SQUARED_DISTANCE)
+        return grad.div_(2 * similarity).masked_fill_(is_clamped, 0)
 
 
 class _PixelsToCells(torch.autograd.Function):

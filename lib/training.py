@@ -4,13 +4,12 @@ import json
 import logging
 import math
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +18,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lib.checkpoint import save_checkpoint
 from lib.errors import InputError, RunError
-from lib.images import atomic_path
+from lib.files import atomic_path, name_failed_write
 
 logger = logging.getLogger(__name__)
 
 BEST_MODEL, LAST_MODEL, LOG = "best_model.pth", "last_model.pth", "log.jsonl"
 
-WARMUP_SHARE = 0.1  # of all steps: the learning rate rises, then falls to almost zero along a cosine
+WARMUP_SHARE = 0.1  # of all steps
 
 
 @dataclass
@@ -48,12 +47,8 @@ class TrainingState:
     def __post_init__(self) -> None:
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=self.learning_rate)
-        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            max_lr=self.learning_rate,
-            total_steps=self.n_steps,
-            pct_start=WARMUP_SHARE,
-            cycle_momentum=False,
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: learning_rate_share(step, self.n_steps)
         )
 
     def progress_dict(self) -> dict[str, Any]:
@@ -87,20 +82,15 @@ class TrainingState:
         self.best_score = checkpoint["best_score"]
 
 
-def prepare_out_dir(out_dir: Path) -> None:
-    """Make the folder for a run's files, and find out now whether it can be written to.
+def learning_rate_share(step: int, n_steps: int) -> float:
+    """Share of the peak learning rate at a step, counted from 0.
 
-    Raises
-    ------
-    InputError
-        If not.
+    Rises linearly over the first tenth of the run, then falls to zero along half a cosine.
     """
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out_dir):
-            pass
-    except OSError as error:
-        raise InputError(f"--out_dir {out_dir} cannot be written to ({error.strerror})") from error
+    n_warmup = math.ceil(WARMUP_SHARE * n_steps)
+    if step < n_warmup:
+        return (step + 1) / n_warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
 
 
 def train(
@@ -158,6 +148,7 @@ def train(
         is_due = state.step % test_interval == 0 or state.step == state.n_steps
         if not is_due or state.validated_step == state.step:
             return
+        _mean_terms(terms_since_log, state.step)  # no validation of weights that a NaN went through
         state.model.eval()
         score, figures = validate()
         with signals.deferred():
@@ -168,9 +159,7 @@ def train(
                 save(BEST_MODEL, step=state.step, score=score)
             save(LAST_MODEL, **state.progress_dict())
 
-    progress = tqdm(
-        total=state.n_steps, initial=state.step, desc="training", unit="step", disable=None
-    )
+    progress = tqdm(total=state.n_steps, initial=state.step, desc="training", unit="step", disable=None)
     with progress, logging_redirect_tqdm(), _StopSignals() as signals:
         try:
             validate_if_due()
@@ -183,10 +172,15 @@ def train(
                     terms = _mean_terms(terms_since_log, state.step)
                     elapsed = time.perf_counter() - log_time
                     images_per_s = (state.step - log_step) * batch_size / elapsed
-                    lr = state.scheduler.get_last_lr()[0]
+                    lr = state.learning_rate * learning_rate_share(state.step - 1, state.n_steps)
                     with signals.deferred():
                         terms_since_log.clear()
-                        entry = {"step": state.step, **terms, "lr": lr, "images_per_s": images_per_s}
+                        entry = {
+                            "step": state.step,
+                            **terms,
+                            "lr": lr,
+                            "images_per_s": images_per_s,
+                        }
                         log.write(entry)
                         save(LAST_MODEL, **state.progress_dict())
                     shown = {name: f"{value:.3g}" for name, value in entry.items() if name != "step"}
@@ -198,11 +192,9 @@ def train(
                 validate_if_due()
                 log_time += time.perf_counter() - validation_start
         except KeyboardInterrupt:
-            _mean_terms(terms_since_log, state.step)  # never save weights that a NaN went through
+            _mean_terms(terms_since_log, state.step)  # nor saving of them
             save(LAST_MODEL, **state.progress_dict())
-            logger.info(
-                "stopped at step %d; continue with --resume %s", state.step, out_dir / LAST_MODEL
-            )
+            logger.info("stopped at step %d; continue with --resume %s", state.step, out_dir / LAST_MODEL)
             raise
 
 
@@ -256,7 +248,7 @@ class _JsonLog:
             temporary.write_text("".join(f"{line}\n" for line in kept))
 
     def write(self, entry: dict[str, float]) -> None:
-        with self.path.open("a") as file:
+        with name_failed_write(self.path), self.path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
 
@@ -276,7 +268,7 @@ class _StopSignals:
         self._is_deferring = False
         self._is_pending = False
 
-    def __enter__(self) -> "_StopSignals":
+    def __enter__(self) -> Self:
         self._previous = {number: signal.signal(number, self._handle) for number in self._SIGNALS}
         return self
 

@@ -63,9 +63,7 @@ class DAVISDataset(Dataset):
             if not frames:
                 raise InputError(f"no *.jpg in {frame_root / video}")
             self.frame_files += frames
-        self.mask_files = [
-            mask_root / frame.parent.name / f"{frame.stem}.png" for frame in self.frame_files
-        ]
+        self.mask_files = [mask_root / frame.parent.name / f"{frame.stem}.png" for frame in self.frame_files]
         unannotated = [file for file in self.mask_files if not file.is_file()]
         if unannotated:
             raise InputError(

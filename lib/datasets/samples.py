@@ -70,9 +70,7 @@ class EvaluationImages(Dataset):
         return EvaluationImage(image.name, rgb_to_lab(image.image_rgb)[None], image.annotations)
 
 
-def training_loader(
-    crops: TrainingCrops, *, batch_size: int, first_step: int, n_workers: int
-) -> DataLoader:
+def training_loader(crops: TrainingCrops, *, batch_size: int, first_step: int, n_workers: int) -> DataLoader:
     """Batches of `crops` from step `first_step` on."""
     return DataLoader(
         crops,

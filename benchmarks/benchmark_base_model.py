@@ -1,0 +1,213 @@
+"""Time and memory of the clustering, of a training step and of inference, as ratios.
+
+The other side of each ratio is `gather_oracle`, the same computation written the plain way, measured in
+the same run. Every workload runs in a process of its own, so that its peak memory can be told.
+
+    python -m benchmarks.benchmark_base_model
+"""
+
+import argparse
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks import gather_oracle
+from lib.checkpoint import DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE, InputScales
+from lib.features import labyx_features, pixel_positions, rgb_to_lab
+from lib.inference import segment_file
+from lib.losses import compute_loss_terms, cross_entropy_loss
+from lib.segmentation import segment_lab
+from lib.slic import slic
+from model import SSNModel
+
+SCALES = InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE)
+COMPACTNESS = 1e-5
+MIB = 2**20
+
+
+class Cost(NamedTuple):
+    """What a workload took."""
+
+    seconds: float  # median of the repetitions
+    extra_bytes: int  # peak above what its inputs and the imports occupied
+    total_bytes: int  # peak of the whole process, or of the GPU's allocator
+
+
+def measure(step: Callable[[], object], device: torch.device, n_repeats: int) -> Cost:
+    """Run `step` once to warm up, then time it."""
+    before = _peak_bytes(device)
+    step()
+    durations = []
+    for _ in range(n_repeats):
+        _synchronize(device)
+        start = time.perf_counter()
+        step()
+        _synchronize(device)
+        durations.append(time.perf_counter() - start)
+    peak = _peak_bytes(device)
+    return Cost(statistics.median(durations), peak - before, peak)
+
+
+def clustering_cost(
+    device: torch.device, implementation: str, size: tuple[int, int], n_spixels: int, n_repeats: int
+) -> Cost:
+    """Five iterations on 20 random channels, of which two are positions, and the labels."""
+    torch.manual_seed(0)
+    features = torch.randn(1, 20, *size, device=device)
+    features[:, -2:] = labyx_features(features[:, :3], n_spixels, **SCALES._asdict())[:, -2:]
+
+    def ours() -> Tensor:
+        return slic(features, n_spixels).assignment.labels()
+
+    def gather() -> Tensor:
+        affinity, candidates, _ = gather_oracle.gather_slic(features, n_spixels)
+        return gather_oracle.labels_of(affinity, candidates)
+
+    with torch.inference_mode():
+        return measure({"ours": ours, "gather": gather}[implementation], device, n_repeats)
+
+
+def training_cost(device: torch.device, implementation: str, n_spixels: int, n_repeats: int) -> Cost:
+    """Forward, loss and backward of 6 crops of 200x200 with 10 segments each."""
+    torch.manual_seed(0)
+    image_lab = 50 + 20 * torch.randn(6, 3, 200, 200, device=device)
+    segments = pixel_positions(image_lab).to(torch.int64)  # (6, 2, 200, 200)
+    gt_labels = segments[:, 0] // 100 * 5 + segments[:, 1] // 40
+    memory_format = torch.contiguous_format if implementation == "gather" else torch.channels_last
+    model = SSNModel().to(device, memory_format=memory_format)
+
+    def ours() -> None:
+        output = segment_lab(model, image_lab, n_spixels, SCALES, with_bfloat16=implementation == "ours bf16")
+        terms = compute_loss_terms(
+            output.assignment,
+            output.labels,
+            gt_labels,
+            10,
+            reconstruction="cross_entropy",
+            compactness=COMPACTNESS,
+        )
+        sum(terms.values()).backward()
+
+    def gather() -> None:
+        labyx = labyx_features(image_lab, n_spixels, **SCALES._asdict())
+        features = model.pixel_features(labyx)
+        affinity, candidates, spixels = gather_oracle.gather_slic(features, n_spixels)
+        labels = gather_oracle.labels_of(affinity, candidates)
+        dense = gather_oracle.dense_affinity(affinity, candidates, spixels.shape[2])
+        onehot = torch.nn.functional.one_hot(gt_labels, 10).permute(0, 3, 1, 2).float()
+        loss = cross_entropy_loss(gather_oracle.reconstruct(dense, onehot), gt_labels)
+        loss = loss + COMPACTNESS * gather_oracle.position_loss(dense, labels)
+        loss.backward()
+
+    return measure(gather if implementation == "gather" else ours, device, n_repeats)
+
+
+def inference_cost(device: torch.device, part: str, n_repeats: int) -> Cost:
+    """The network alone, or everything from the image file to the overlay file, at 480x854."""
+    torch.manual_seed(0)
+    n_spixels = 1000
+    model = SSNModel().eval().to(device, memory_format=torch.channels_last)
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        image_file, overlay_file = Path(folder, "image.jpg"), Path(folder, "overlay.png")
+        image_rgb = _make_photograph(480, 854)
+        Image.fromarray(image_rgb).save(image_file)
+        labyx = labyx_features(rgb_to_lab(image_rgb)[None].to(device), n_spixels, **SCALES._asdict())
+        labyx = labyx.contiguous(memory_format=torch.channels_last)
+
+        def whole() -> None:
+            segment_file(
+                lambda image_lab: segment_lab(model, image_lab.to(device), n_spixels, SCALES),
+                image_file,
+                n_spixels,
+                connected=True,
+                overlay_file=overlay_file,
+            )
+
+        step = {"network": lambda: model.pixel_features(labyx), "whole": whole}[part]
+        return measure(step, device, n_repeats)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda[:N]")
+    device = torch.device(parser.parse_args().device)
+    print(f"torch {torch.__version__} on {_describe(device)}")
+
+    for n_spixels in (200, 1000):
+        ours = in_process(clustering_cost, device, "ours", (480, 854), n_spixels, 15)
+        gather = in_process(clustering_cost, device, "gather", (480, 854), n_spixels, 3)
+        print(
+            f"clustering 480x854, {n_spixels} superpixels: {ours.seconds:.3f} s against "
+            f"{gather.seconds:.2f} s, {gather.seconds / ours.seconds:.1f} times faster; memory "
+            f"{ours.extra_bytes / MIB:.0f} MiB against {gather.extra_bytes / MIB:.0f} MiB, a share of "
+            f"{ours.extra_bytes / gather.extra_bytes:.3f}"
+        )
+    large = in_process(clustering_cost, device, "ours", (2160, 3840), 5000, 3)
+    print(
+        f"clustering 3840x2160, 5000 superpixels: {large.seconds:.2f} s, "
+        f"{large.extra_bytes / MIB:.0f} MiB above its input"
+    )
+
+    gather = in_process(training_cost, device, "gather", 200, 2)
+    for implementation in ("ours fp32", "ours bf16"):
+        ours = in_process(training_cost, device, implementation, 200, 7)
+        many = in_process(training_cost, device, implementation, 1000, 7)
+        print(
+            f"training step {implementation}, 200 superpixels: {ours.seconds:.2f} s against "
+            f"{gather.seconds:.2f} s, {gather.seconds / ours.seconds:.1f} times faster; peak memory "
+            f"{ours.total_bytes / MIB:.0f} MiB against {gather.total_bytes / MIB:.0f} MiB; "
+            f"1000 superpixels take {many.total_bytes / ours.total_bytes:.2f} times the memory"
+        )
+
+    network = in_process(inference_cost, device, "network", 7)
+    whole = in_process(inference_cost, device, "whole", 7)
+    print(
+        f"inference 480x854, 1000 superpixels, file to file: {whole.seconds:.2f} s, "
+        f"{whole.seconds / network.seconds:.2f} times the network's {network.seconds:.2f} s"
+    )
+
+
+def in_process(workload: Callable[..., Cost], *args: object) -> Cost:
+    """Run a workload in a fresh process."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(workload, *args).result()
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _make_photograph(height: int, width: int) -> np.ndarray:
+    """A smooth random image, uint8: noise would cost the encoders more than photographs do."""
+    coarse = np.random.default_rng(0).integers(0, 256, (height // 20, width // 20, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+if __name__ == "__main__":
+    main()

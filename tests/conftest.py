@@ -1,0 +1,103 @@
+"""Small images, data sets and models that the tests make themselves."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+
+from lib.checkpoint import save_checkpoint
+from model import SSNModel
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    ),
+]
+
+QUADRANT_COLORS = np.array([[220, 40, 40], [40, 200, 60], [50, 60, 210], [230, 220, 60]], np.uint8)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def make_quadrants(height=60, width=92, *, seed=0):
+    """An image of four slightly noisy coloured quadrants, and their numbers."""
+    row, col = np.mgrid[:height, :width]
+    labels = (2 * (row >= height // 2) + (col >= width // 2)).astype(np.int32)
+    noise = np.random.default_rng(seed).integers(-10, 11, (height, width, 3))
+    image_rgb = np.clip(QUADRANT_COLORS[labels].astype(int) + noise, 0, 255).astype(np.uint8)
+    return image_rgb, labels
+
+
+def write_annotations(path: Path, annotations):
+    """Write a .mat file in the layout of BSDS500."""
+    cells = np.empty((1, len(annotations)), dtype=object)
+    for idx, annotation in enumerate(annotations):
+        cells[0, idx] = {"Segmentation": annotation.astype(np.uint16), "Boundaries": annotation > 1}
+    savemat(path, {"groundTruth": cells})
+
+
+@pytest.fixture
+def bsds_root(tmp_path):
+    """A miniature BSDS500: three images a split, two annotations each, and a stray file."""
+    root = tmp_path / "BSR"
+    for split_idx, split in enumerate(("train", "val", "test")):
+        image_dir = root / "BSDS500/data/images" / split
+        annotation_dir = root / "BSDS500/data/groundTruth" / split
+        image_dir.mkdir(parents=True)
+        annotation_dir.mkdir(parents=True)
+        (image_dir / "Thumbs.db").write_bytes(b"stray")
+        for idx in range(3):
+            image_rgb, labels = make_quadrants(seed=10 * split_idx + idx)
+            Image.fromarray(image_rgb).save(image_dir / f"{100 + idx}.jpg", quality=95)
+            write_annotations(annotation_dir / f"{100 + idx}.mat", [labels + 1, labels // 2 + 1])
+    return root
+
+
+@pytest.fixture
+def davis_root(tmp_path):
+    """A miniature DAVIS of two videos with two frames; `car` has a 0/255 mask, `dogs` labels 0 to 2."""
+    root = tmp_path / "DAVIS2017"
+    for video in ("car", "dogs"):
+        frame_dir = root / "DAVIS/JPEGImages/480p" / video
+        mask_dir = root / "DAVIS/Annotations/480p" / video
+        frame_dir.mkdir(parents=True)
+        mask_dir.mkdir(parents=True)
+        for idx in range(2):
+            image_rgb, labels = make_quadrants(480, 854, seed=idx)
+            Image.fromarray(image_rgb).save(frame_dir / f"{idx:05}.jpg")
+            mask = np.minimum(labels, 1) * 255 if video == "car" else labels % 3
+            mask_image = Image.fromarray(mask.astype(np.uint8))
+            if video == "dogs":
+                mask_image = mask_image.convert("P")
+                mask_image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+            mask_image.save(mask_dir / f"{idx:05}.png")
+    (root / "both.txt").write_text("car\ndogs\n")
+    return root
+
+
+@pytest.fixture
+def base_weights(tmp_path):
+    """A checkpoint of an untrained base model with 4 learned features and 3 iterations."""
+    model_args = {"n_learned_features": 4, "n_iter": 3, "distance": "euclidean"}
+    path = tmp_path / "base.pth"
+    save_checkpoint(
+        {
+            "weights": SSNModel(**model_args).state_dict(),
+            "model_args": model_args,
+            "input_args": {"color_scale": 0.3, "pos_scale": 7.0},
+        },
+        path,
+    )
+    return path

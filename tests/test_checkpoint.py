@@ -1,0 +1,112 @@
+"""Weight files: ours, the published ones, and those that cannot be used."""
+
+import resource
+
+import pytest
+import torch
+
+from lib.checkpoint import InputScales, load_base_model, read_checkpoint, save_checkpoint
+from lib.errors import InputError, RunError
+from model import SSNModel, SSNPix
+
+
+def test_our_checkpoint_rebuilds_its_model(base_weights):
+    model, scales = load_base_model(base_weights)
+    expected = read_checkpoint(base_weights)["weights"]
+    for name, value in model.state_dict().items():
+        assert value.equal(expected[name]), name
+    assert model.n_iter == 3
+    assert not model.training
+    assert scales == InputScales(color_scale=0.3, pos_scale=7.0)
+
+
+def test_bare_state_dict_tells_its_architecture(tmp_path):
+    torch.save(SSNModel(6).state_dict(), tmp_path / "published.pth")
+    model, scales = load_base_model(tmp_path / "published.pth", n_iter=8)
+    assert model.feature_extract.output_conv[0].out_channels == 6
+    assert model.n_iter == 8
+    assert model.distance == "euclidean"
+    assert scales == InputScales(color_scale=0.26, pos_scale=10.0)
+
+
+def test_none_is_the_model_without_network():
+    model, _ = load_base_model("none", n_iter=7)
+    assert isinstance(model, SSNPix)
+    assert model.n_iter == 7
+
+
+@pytest.mark.parametrize(
+    ("expectation", "message"),
+    [
+        ({"n_learned_features": 15}, "--deepfdim 15 contradicts .*base.pth, made with 4"),
+        ({"n_iter": 5}, "--niter 5 contradicts .*base.pth, made with 3"),
+    ],
+)
+def test_contradicting_the_file_is_an_error(base_weights, expectation, message):
+    with pytest.raises(InputError, match=message):
+        load_base_model(base_weights, **expectation)
+
+
+def test_deepfdim_contradicting_a_bare_state_dict_is_an_error(tmp_path):
+    torch.save(SSNModel(6).state_dict(), tmp_path / "published.pth")
+    with pytest.raises(InputError, match="--deepfdim 15 contradicts"):
+        load_base_model(tmp_path / "published.pth", n_learned_features=15)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("missing", "no weight file"),
+        ("folder", "no weight file"),
+        ("empty", "not a readable weight file"),
+        ("truncated", "not a readable weight file"),
+        ("pickle", "not a readable weight file"),
+        ("list", "neither a state dict nor one of our checkpoints"),
+        ("other network", "holds no model of this repo: its first tensor is 'fc.weight'"),
+        ("composite", "holds a composite model"),
+        ("other width", "of another architecture: size mismatch for feature_extract"),
+        ("missing tensor", "of another architecture: Missing key"),
+    ],
+)
+def test_unusable_file_is_named(base_weights, content, message):
+    weights = read_checkpoint(base_weights)["weights"]
+    if content == "missing":
+        base_weights.unlink()
+    elif content == "folder":
+        base_weights.unlink()
+        base_weights.mkdir()
+    elif content == "empty":
+        base_weights.write_bytes(b"")
+    elif content == "truncated":
+        base_weights.write_bytes(base_weights.read_bytes()[:5000])
+    elif content == "pickle":
+        torch.save({"weights": weights, "path": base_weights}, base_weights)
+    elif content == "list":
+        torch.save([1, 2], base_weights)
+    elif content == "other network":
+        torch.save({"fc.weight": torch.zeros(2, 2)}, base_weights)
+    elif content == "composite":
+        torch.save({"feature_extract_color.scale1.0.0.weight": torch.zeros(1)}, base_weights)
+    elif content == "other width":
+        weights["feature_extract.scale1.0.0.weight"] = torch.zeros(32, 5, 3, 3)
+        torch.save(weights, base_weights)
+    elif content == "missing tensor":
+        del weights["feature_extract.scale1.0.0.weight"]
+        torch.save(weights, base_weights)
+    with pytest.raises(InputError, match=message) as caught:
+        load_base_model(base_weights)
+    assert str(base_weights) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_failed_write_leaves_the_old_file(base_weights):
+    before = base_weights.read_bytes()
+    old_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, old_limit[1]))  # as a full disk would
+    try:
+        with pytest.raises(RunError, match="cannot write .*base.pth"):
+            save_checkpoint({"weights": {"large": torch.zeros(100_000)}}, base_weights)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)
+    assert base_weights.read_bytes() == before
+    assert list(base_weights.parent.glob(".*")) == []

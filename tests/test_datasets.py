@@ -1,0 +1,191 @@
+"""Data sets, augmentation and the stream of training samples."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+
+from conftest import make_quadrants
+from lib.datasets.augmentation import CROP_SIZE, random_crop
+from lib.datasets.bsds import BSDSDataset
+from lib.datasets.davis import SPLITS, DAVISDataset, read_split
+from lib.datasets.samples import TrainingCrops, evaluation_loader, training_loader
+from lib.errors import InputError
+
+
+def test_bsds_yields_every_annotation(bsds_root):
+    dataset = BSDSDataset(bsds_root, "val")
+    assert len(dataset) == 3
+    image = dataset[1]
+    image_rgb, labels = make_quadrants(seed=11)
+    assert image.name == "101"
+    assert np.abs(image.image_rgb.astype(int) - image_rgb).mean() < 10  # JPEG
+    assert len(image.annotations) == 2
+    np.testing.assert_array_equal(image.annotations[0], labels + 1)
+    np.testing.assert_array_equal(image.annotations[1], labels // 2 + 1)
+
+
+def test_bsds_in_another_layout_says_what_was_looked_for(tmp_path):
+    with pytest.raises(InputError, match=r"--bsds_root .*no folder .*BSDS500/data/images/train"):
+        BSDSDataset(tmp_path, "train")
+
+
+def test_bsds_image_without_annotation_is_named(bsds_root):
+    (bsds_root / "BSDS500/data/groundTruth/val/102.mat").unlink()
+    with pytest.raises(InputError, match=r"1 images have no annotations.*102\.mat"):
+        BSDSDataset(bsds_root, "val")
+
+
+def test_bsds_folder_without_images(bsds_root):
+    for file in (bsds_root / "BSDS500/data/images/val").glob("*.jpg"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"no \*\.jpg in"):
+        BSDSDataset(bsds_root, "val")
+
+
+@pytest.mark.parametrize("content", ["garbage", "other variable", "no annotation", "other size"])
+def test_bsds_bad_annotation_file_is_named(bsds_root, content):
+    file = bsds_root / "BSDS500/data/groundTruth/val/100.mat"
+    if content == "garbage":
+        file.write_bytes(b"MATLAB? no")
+    elif content == "other variable":
+        savemat(file, {"labels": np.zeros((3, 3))})
+    elif content == "no annotation":
+        savemat(file, {"groundTruth": np.empty((1, 0), dtype=object)})
+    else:
+        Image.fromarray(make_quadrants(30, 40)[0]).save(bsds_root / "BSDS500/data/images/val/100.jpg")
+    with pytest.raises(InputError, match=str(file)):
+        BSDSDataset(bsds_root, "val")[0]
+
+
+def test_davis_reads_two_label_and_multi_object_masks(davis_root):
+    dataset = DAVISDataset(davis_root, str(davis_root / "both.txt"))
+    assert [dataset[idx].name for idx in range(len(dataset))] == [
+        "car/00000",
+        "car/00001",
+        "dogs/00000",
+        "dogs/00001",
+    ]
+    _, labels = make_quadrants(480, 854)
+    np.testing.assert_array_equal(dataset[0].annotations[0], np.minimum(labels, 1))
+    np.testing.assert_array_equal(dataset[2].annotations[0], labels % 3)
+
+
+def test_davis_frames_of_another_size_are_resized(davis_root):
+    for folder, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".png")):
+        file = davis_root / "DAVIS" / folder / "480p" / "dogs" / f"00000{suffix}"
+        with Image.open(file) as image:
+            image.resize((910, 480), Image.Resampling.NEAREST).save(file)
+    image = DAVISDataset(davis_root, str(davis_root / "both.txt"))[2]
+    assert image.image_rgb.shape == (480, 854, 3)
+    assert image.annotations[0].shape == (480, 854)
+    assert np.unique(image.annotations[0]).tolist() == [0, 1, 2]
+
+
+def test_davis_split_with_missing_videos_names_them_all(davis_root):
+    split = davis_root / "more.txt"
+    split.write_text("car\nboat\nbus\n")
+    with pytest.raises(InputError, match=r"more\.txt names videos that are not in .*: boat, bus"):
+        DAVISDataset(davis_root, str(split))
+
+
+def test_davis_frame_without_mask_is_named(davis_root):
+    (davis_root / "DAVIS/Annotations/480p/car/00001.png").unlink()
+    with pytest.raises(InputError, match=r"1 frames have no mask.*car/00001\.png"):
+        DAVISDataset(davis_root, str(davis_root / "both.txt"))
+
+
+def test_davis_in_another_layout_says_what_was_looked_for(tmp_path):
+    with pytest.raises(InputError, match=r"no folder .*DAVIS/JPEGImages/480p"):
+        DAVISDataset(tmp_path, "val")
+
+
+def test_davis_unknown_split():
+    with pytest.raises(InputError, match="--davis_split trian is neither test, train, val nor"):
+        read_split("trian")
+
+
+def test_built_in_davis_splits_do_not_overlap():
+    videos = {split: read_split(split) for split in SPLITS}
+    assert {split: len(names) for split, names in videos.items()} == {"train": 45, "val": 15, "test": 30}
+    assert len(set().union(*videos.values())) == 90
+
+
+@pytest.mark.parametrize("shape", [(60, 92), (321, 481), (700, 300), (1, 50)])
+def test_crop_takes_image_and_labels_alike(shape):
+    # The labels are written into the image: they must still agree after flip, scale and crop.
+    labels = make_quadrants(*shape)[1]
+    image_rgb = np.repeat((labels * 60).astype(np.uint8)[..., None], 3, axis=2)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        crop_rgb, crop_labels = random_crop(image_rgb, labels, rng)
+        assert crop_rgb.shape == (CROP_SIZE, CROP_SIZE, 3)
+        agreement = np.abs(crop_rgb[..., 0].astype(int) - 60 * crop_labels) < 30
+        assert agreement.mean() > 0.95
+        assert np.isin(crop_labels, labels).all()
+
+
+def test_crops_flip_half_of_the_time_and_cover_all_scales():
+    height, width = 600, 900
+    image_rgb = np.zeros((height, width, 3), dtype=np.uint8)
+    column = np.tile(np.arange(width, dtype=np.int32), (height, 1))
+    rng = np.random.default_rng(0)
+    steps = []
+    for _ in range(300):
+        crop = random_crop(image_rgb, column, rng)[1]
+        steps.append((int(crop[0, -1]) - int(crop[0, 0])) / (CROP_SIZE - 1))
+    extents = np.abs(steps)  # source pixels a crop pixel: 1 / scale
+    assert 0.4 < np.mean(np.array(steps) < 0) < 0.6
+    assert extents.max() == pytest.approx(1 / 0.75, rel=0.02)
+    assert extents.min() < 1 / 2.2
+    # P(N(1, 0.75) < 0.75) = 0.369 of all scales are clipped to the smallest.
+    assert np.mean(extents > 1.32) == pytest.approx(0.369, abs=0.08)
+
+
+def test_samples_depend_on_seed_and_number_alone(bsds_root):
+    dataset = BSDSDataset(bsds_root, "train")
+    crops = TrainingCrops(dataset, 12, seed=3)
+    plain = [crops[idx] for idx in range(12)]
+    loader = training_loader(crops, batch_size=2, first_step=2, n_workers=2)
+    batches = list(loader)
+    assert len(batches) == 4
+    for step, batch in enumerate(batches, start=2):
+        for name in ("image_lab", "gt_labels"):
+            expected = torch.stack([plain[2 * step][name], plain[2 * step + 1][name]])
+            assert batch[name].equal(expected)
+    other = TrainingCrops(dataset, 12, seed=4)
+    assert not any(plain[idx]["image_lab"].equal(other[idx]["image_lab"]) for idx in range(12))
+
+
+def test_samples_differ_and_draw_every_annotation(bsds_root):
+    crops = TrainingCrops(BSDSDataset(bsds_root, "train"), 24, seed=0)
+    samples = [crops[idx] for idx in range(24)]
+    assert len({sample["image_lab"].sum().item() for sample in samples}) == 24
+    assert {int(sample["gt_labels"].max()) for sample in samples} >= {1, 3}
+    for sample in samples:
+        assert sample["gt_labels"].unique().tolist() == list(range(sample["gt_labels"].max() + 1))
+
+
+def test_every_epoch_visits_every_image(bsds_root):
+    class Names(BSDSDataset):
+        seen: list[int] = []  # noqa: RUF012
+
+        def __getitem__(self, idx):
+            self.seen.append(idx)
+            return super().__getitem__(idx)
+
+    crops = TrainingCrops(Names(bsds_root, "train"), 30, seed=0)
+    for idx in range(30):
+        crops[idx]
+    epochs = [Names.seen[start : start + 3] for start in range(0, 30, 3)]
+    assert all(sorted(epoch) == [0, 1, 2] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_evaluation_sees_all_images_in_order(bsds_root):
+    loader = evaluation_loader(BSDSDataset(bsds_root, "test"), n_workers=2)
+    images = list(loader)
+    assert [image.name for image in images] == ["100", "101", "102"]
+    assert images[0].image_lab.shape == (1, 3, 60, 92)
+    assert all(len(image.annotations) == 2 for image in images)

@@ -1,0 +1,106 @@
+"""Losses, by hand and against the plain implementation."""
+
+import math
+
+import pytest
+import torch
+
+from benchmarks import gather_oracle
+from lib.losses import (
+    RECONSTRUCTION_LOSSES,
+    compute_loss_terms,
+    cross_entropy_loss,
+    position_loss,
+    reconstruct_labels,
+    soft_iou_loss,
+)
+from lib.slic import slic
+
+# One row of three pixels, two labels: shares of label 0 are 0.8, 0.5 and 0.25.
+SHARES = torch.tensor([[[[0.8, 0.5, 0.25]], [[0.2, 0.5, 0.75]]]], dtype=torch.float64)
+LABELS = torch.tensor([[[0, 1, 1]]])
+
+
+def test_linear_cross_entropy_by_hand():
+    expected = -(math.log(0.8) + math.log(0.5) + math.log(0.75)) / 3
+    assert cross_entropy_loss(SHARES, LABELS).item() == pytest.approx(expected)
+    assert cross_entropy_loss(3 * SHARES, LABELS).item() == pytest.approx(expected)
+
+
+def test_logsoftmax_cross_entropy_by_hand():
+    def log_softmax(chosen, other):
+        return chosen - math.log(math.exp(chosen) + math.exp(other))
+
+    expected = -(log_softmax(0.8, 0.2) + log_softmax(0.5, 0.5) + log_softmax(0.75, 0.25)) / 3
+    loss = cross_entropy_loss(SHARES, LABELS, normalization="logsoftmax")
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_unknown_normalization_is_refused():
+    with pytest.raises(ValueError, match="normalization must be one of"):
+        cross_entropy_loss(SHARES, LABELS, normalization="softmax")
+
+
+def test_soft_iou_by_hand():
+    # Label 0: 0.8 / (1.55 + 1 - 0.8); label 1: 1.25 / (1.45 + 2 - 1.25).
+    expected = 1 - (0.8 / 1.75 + 1.25 / 2.2) / 2
+    assert soft_iou_loss(SHARES, LABELS).item() == pytest.approx(expected)
+
+
+def test_soft_iou_leaves_out_labels_that_do_not_occur():
+    padded = torch.cat([SHARES, torch.zeros(1, 2, 1, 3)], dim=1)
+    assert soft_iou_loss(padded, LABELS).item() == pytest.approx(soft_iou_loss(SHARES, LABELS).item())
+
+
+@pytest.mark.parametrize("n_labels", [3, 90])
+def test_losses_equal_those_of_dense_affinities(n_labels):
+    features = torch.randn(2, 4, 20, 31, dtype=torch.float64)
+    gt_labels = torch.randint(n_labels, (2, 20, 31))
+    assignment = slic(features, 12).assignment
+    labels = assignment.labels()
+    affinity, candidates, spixels = gather_oracle.gather_slic(features, 12)
+    dense = gather_oracle.dense_affinity(affinity, candidates, spixels.shape[2])
+    onehot = torch.nn.functional.one_hot(gt_labels, n_labels).permute(0, 3, 1, 2).double()
+
+    reconstructed = reconstruct_labels(assignment, gt_labels, n_labels)
+    torch.testing.assert_close(reconstructed, gather_oracle.reconstruct(dense, onehot))
+    torch.testing.assert_close(reconstructed.sum(1), torch.ones(2, 20, 31, dtype=torch.float64))
+    torch.testing.assert_close(
+        position_loss(assignment, labels), gather_oracle.position_loss(dense, labels)
+    )
+
+
+def test_position_loss_by_hand():
+    # A single superpixel holds all of 3x5 pixels: variance of the rows plus that of the columns.
+    assignment = slic(torch.zeros(1, 2, 3, 5), 1).assignment
+    assert position_loss(assignment, assignment.labels()).item() == pytest.approx(2 / 3 + 2)
+
+
+@pytest.mark.parametrize("reconstruction", RECONSTRUCTION_LOSSES)
+def test_terms_have_right_gradients(reconstruction):
+    gt_labels = torch.arange(6).view(1, 2, 3).repeat_interleave(3, 1).repeat_interleave(2, 2)
+    features = torch.randn(1, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+
+    def total(features):
+        assignment = slic(features, 4, n_iter=2).assignment
+        terms = compute_loss_terms(
+            assignment,
+            assignment.labels(),
+            gt_labels,
+            6,
+            reconstruction=reconstruction,
+            compactness=0.1,
+        )
+        return terms["reconstruction"] + terms["position"]
+
+    assert torch.autograd.gradcheck(total, (features,))
+
+
+def test_compactness_weighs_the_position_term():
+    assignment = slic(torch.randn(1, 3, 6, 6), 4).assignment
+    labels, gt_labels = assignment.labels(), torch.zeros(1, 6, 6, dtype=torch.int64)
+    terms = compute_loss_terms(
+        assignment, labels, gt_labels, 1, reconstruction="cross_entropy", compactness=0.5
+    )
+    torch.testing.assert_close(terms["position"], 0.5 * position_loss(assignment, labels))
+    assert terms["reconstruction"].item() == pytest.approx(0, abs=1e-6)

@@ -1,0 +1,199 @@
+"""The clustering, against the plain implementation and by its properties."""
+
+import warnings
+
+import pytest
+import torch
+
+from benchmarks import gather_oracle
+from lib.slic import DISTANCES, CellGrid, compute_grid_shape, slic
+
+SHAPES_AND_COUNTS = [
+    ((20, 31), 12),  # cells of unequal size
+    ((20, 31), 1),
+    ((20, 31), 620),  # one pixel a cell
+    ((31, 20), 50),  # portrait
+    ((3, 40), 5),  # lower than a cell row would be
+    ((17, 1), 4),
+    ((1, 23), 23),
+    ((1, 1), 1),
+]
+
+
+def make_features(shape, *, batch=2, channels=4, requires_grad=False, dtype=torch.float64):
+    return torch.randn(batch, channels, *shape, dtype=dtype).requires_grad_(requires_grad)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize(("shape", "n_spixels"), SHAPES_AND_COUNTS)
+def test_equals_gather_implementation(shape, n_spixels, distance, device):
+    features = make_features(shape, requires_grad=True).to(device)
+    weights = torch.randn(2, 4, *shape, dtype=torch.float64, device=device)
+
+    ours = slic(features, n_spixels, distance=distance)
+    affinity, candidates, spixel_features = gather_oracle.gather_slic(
+        features, n_spixels, distance=distance
+    )
+    dense = gather_oracle.dense_affinity(affinity, candidates, spixel_features.shape[2])
+
+    torch.testing.assert_close(ours.spixel_features, spixel_features)
+    assert ours.assignment.labels().equal(gather_oracle.labels_of(affinity, candidates))
+    torch.testing.assert_close(ours.assignment.to_sparse().to_dense(), dense)
+    reconstructed = ours.assignment.reconstruct(weights)
+    torch.testing.assert_close(reconstructed, gather_oracle.reconstruct(dense, weights))
+    (gradient,) = torch.autograd.grad((reconstructed * weights).sum(), features)
+    (expected,) = torch.autograd.grad(
+        (gather_oracle.reconstruct(dense, weights) * weights).sum(), features
+    )
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_gradients_are_right(distance):
+    features = make_features((7, 5), batch=1, channels=3, requires_grad=True)
+    values = torch.randn(1, 2, 7, 5, dtype=torch.float64, requires_grad=True)
+
+    def run(features, values):
+        output = slic(features, 6, n_iter=2, distance=distance)
+        assignment = output.assignment
+        sparse_values = assignment.to_sparse().to_dense()
+        return output.spixel_features, assignment.reconstruct(values), sparse_values
+
+    assert torch.autograd.gradcheck(run, (features, values))
+
+
+def test_gradient_is_finite_where_pixels_coincide_with_superpixels():
+    features = torch.zeros(1, 3, 8, 9, requires_grad=True)
+    output = slic(features, 6)
+    output.assignment.reconstruct(torch.randn(1, 2, 8, 9)).square().sum().backward()
+    assert features.grad.isfinite().all()
+
+
+def test_float32_agrees_with_float64_far_from_the_origin(device):
+    features = make_features((60, 80), batch=1, channels=5).to(device)
+    features[:, -1] += 1000  # distances must not drown in the square of a large coordinate
+    exact, single = slic(features, 40), slic(features.float(), 40)
+    agreement = exact.assignment.labels() == single.assignment.labels()
+    assert agreement.float().mean() > 0.999
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_batch_equals_one_by_one(distance, device):
+    features = make_features((20, 31), batch=3).to(device)
+    together = slic(features, 12, distance=distance)
+    for idx in range(3):
+        alone = slic(features[idx : idx + 1], 12, distance=distance)
+        torch.testing.assert_close(together.spixel_features[idx], alone.spixel_features[0])
+        assert together.assignment.labels()[idx].equal(alone.assignment.labels()[0])
+
+
+@pytest.mark.parametrize(("shape", "n_spixels"), SHAPES_AND_COUNTS)
+def test_affinity_sums_to_one_over_existing_candidates(shape, n_spixels):
+    assignment = slic(make_features(shape), n_spixels).assignment
+    grid = assignment.grid
+    torch.testing.assert_close(
+        assignment.affinity.sum(2), torch.ones_like(assignment.affinity[:, :, 0])
+    )
+    beyond = ~grid.neighbor_mask[None, :, :, None].expand_as(assignment.affinity)
+    occupied = grid.pixel_mask[None, :, None].expand_as(assignment.affinity)
+    assert (assignment.affinity[beyond & occupied] == 0).all()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_labels_do_not_wrap_around_the_border(side):
+    # A stripe along one border looks exactly like the superpixels at the opposite border.
+    height, width, n_spixels = 40, 60, 24
+    features = torch.zeros(1, 3, height, width)
+    row, col = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    features[:, 1] = row / 10
+    features[:, 2] = (col - width / 2).abs() / 10  # mirrored: both borders are equally far out
+    stripe = slice(0, 5) if side == "left" else slice(width - 5, width)
+    features[:, 0, :, stripe] = 9
+    opposite = slice(width - 20, width) if side == "left" else slice(0, 20)
+    features[:, 0, :, opposite] = 9
+    output = slic(features, n_spixels)
+    grid = output.assignment.grid
+    n_cols = grid.grid_shape[1]
+    spixel_col = output.assignment.labels()[0, :, stripe] % n_cols
+    assert (spixel_col <= 1).all() if side == "left" else (spixel_col >= n_cols - 2).all()
+
+
+@pytest.mark.parametrize(("shape", "n_spixels"), SHAPES_AND_COUNTS)
+def test_cells_hold_every_pixel_once(shape, n_spixels):
+    height, width = shape
+    grid = CellGrid.for_image(height, width, n_spixels, torch.device("cpu"))
+    assert grid.pixel_idx[grid.pixel_mask].sort().values.equal(torch.arange(height * width))
+    n_rows, n_cols = grid.grid_shape
+    for y in range(height):
+        for x in range(width):
+            cell = y * n_rows // height * n_cols + x * n_cols // width
+            assert grid.slot_idx[y * width + x] // grid.pixel_idx.shape[1] == cell
+    pixels = torch.randn(2, 3, height, width)
+    assert grid.to_pixels(grid.to_cells(pixels)).equal(pixels)
+
+
+def test_means_and_reconstruction_of_pure_superpixels():
+    # Four flat quadrants, far apart in feature space: soft assignment is as good as hard.
+    row, col = torch.meshgrid(torch.arange(8), torch.arange(9), indexing="ij")
+    quadrant = 2 * (row >= 4) + (col >= 5)
+    features = 1000.0 * torch.nn.functional.one_hot(quadrant, 4).permute(2, 0, 1)[None]
+    assignment = slic(features, 5).assignment
+    assert assignment.labels()[0].equal(quadrant)
+    values = torch.arange(72.0).view(1, 1, 8, 9)
+    expected = torch.stack([values[0, 0][quadrant == idx].mean() for idx in range(4)])
+    torch.testing.assert_close(assignment.spixel_means(values)[0, 0], expected)
+    torch.testing.assert_close(assignment.reconstruct(values)[0, 0], expected[quadrant])
+
+
+def test_sparse_export_raises_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sparse = slic(make_features((20, 31)), 12).assignment.to_sparse()
+    assert sparse.shape == (2, 2 * 4, 620)
+    torch.testing.assert_close(sparse.to_dense().sum(1), torch.ones(2, 620, dtype=torch.float64))
+
+
+def test_a_superpixel_without_pixels_stays_finite():
+    # Squared distances of this size underflow to zero affinity for all but the nearest candidate.
+    features = 1e4 * make_features((20, 31), dtype=torch.float32)
+    output = slic(features, 60, distance="squared")
+    assert output.spixel_features.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "n_spixels", "expected"),
+    [(480, 854, 200, (10, 18)), (321, 481, 1000, (25, 38)), (9, 4, 9, (4, 2)), (3, 40, 5, (1, 8))],
+)
+def test_grid_shape(height, width, n_spixels, expected):
+    assert compute_grid_shape(height, width, n_spixels) == expected
+
+
+@pytest.mark.parametrize("n_spixels", [0, -3, 621])
+def test_impossible_count_is_refused(n_spixels):
+    with pytest.raises(ValueError, match="between 1 and the number of pixels, 620"):
+        slic(make_features((20, 31)), n_spixels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"n_iter": 0}, "n_iter"), ({"distance": "cosine"}, "distance must be one of")],
+)
+def test_bad_argument_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        slic(make_features((20, 31)), 12, **arguments)
+
+
+def test_integer_features_are_refused():
+    with pytest.raises(ValueError, match="floating-point"):
+        slic(torch.zeros(1, 3, 8, 8, dtype=torch.int64), 4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_no_host_synchronisation_on_cuda():
+    features = make_features((60, 80), dtype=torch.float32).cuda()
+    slic(features, 40)  # builds and caches the index tensors
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        slic(features, 40).assignment.labels()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
