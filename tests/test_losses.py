@@ -65,9 +65,7 @@ def test_losses_equal_those_of_dense_affinities(n_labels):
     reconstructed = reconstruct_labels(assignment, gt_labels, n_labels)
     torch.testing.assert_close(reconstructed, gather_oracle.reconstruct(dense, onehot))
     torch.testing.assert_close(reconstructed.sum(1), torch.ones(2, 20, 31, dtype=torch.float64))
-    torch.testing.assert_close(
-        position_loss(assignment, labels), gather_oracle.position_loss(dense, labels)
-    )
+    torch.testing.assert_close(position_loss(assignment, labels), gather_oracle.position_loss(dense, labels))
 
 
 def test_position_loss_by_hand():

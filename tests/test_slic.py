@@ -31,9 +31,7 @@ def test_equals_gather_implementation(shape, n_spixels, distance, device):
     weights = torch.randn(2, 4, *shape, dtype=torch.float64, device=device)
 
     ours = slic(features, n_spixels, distance=distance)
-    affinity, candidates, spixel_features = gather_oracle.gather_slic(
-        features, n_spixels, distance=distance
-    )
+    affinity, candidates, spixel_features = gather_oracle.gather_slic(features, n_spixels, distance=distance)
     dense = gather_oracle.dense_affinity(affinity, candidates, spixel_features.shape[2])
 
     torch.testing.assert_close(ours.spixel_features, spixel_features)
@@ -42,9 +40,7 @@ def test_equals_gather_implementation(shape, n_spixels, distance, device):
     reconstructed = ours.assignment.reconstruct(weights)
     torch.testing.assert_close(reconstructed, gather_oracle.reconstruct(dense, weights))
     (gradient,) = torch.autograd.grad((reconstructed * weights).sum(), features)
-    (expected,) = torch.autograd.grad(
-        (gather_oracle.reconstruct(dense, weights) * weights).sum(), features
-    )
+    (expected,) = torch.autograd.grad((gather_oracle.reconstruct(dense, weights) * weights).sum(), features)
     torch.testing.assert_close(gradient, expected)
 
 
@@ -91,9 +87,7 @@ def test_batch_equals_one_by_one(distance, device):
 def test_affinity_sums_to_one_over_existing_candidates(shape, n_spixels):
     assignment = slic(make_features(shape), n_spixels).assignment
     grid = assignment.grid
-    torch.testing.assert_close(
-        assignment.affinity.sum(2), torch.ones_like(assignment.affinity[:, :, 0])
-    )
+    torch.testing.assert_close(assignment.affinity.sum(2), torch.ones_like(assignment.affinity[:, :, 0]))
     beyond = ~grid.neighbor_mask[None, :, :, None].expand_as(assignment.affinity)
     occupied = grid.pixel_mask[None, :, None].expand_as(assignment.affinity)
     assert (assignment.affinity[beyond & occupied] == 0).all()

@@ -1,0 +1,103 @@
+"""Types of options, and how errors are told."""
+
+import argparse
+
+import pytest
+import torch
+
+from lib import cli
+from lib.errors import InputError, RunError
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], False),
+        (["--flag"], True),
+        (["--flag", "True"], True),
+        (["--flag", "False"], False),
+        (["--flag=false"], False),
+    ],
+)
+def test_flags_work_with_and_without_a_value(argv, expected):
+    parser = cli.Parser("test")
+    cli.add_bool(parser, "--flag", default=False, help="a flag")
+    assert parser.parse_args(argv).flag is expected
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        (cli.parse_bool, "yes"),
+        (cli.positive_int, "0"),
+        (cli.positive_int, "-4"),
+        (cli.positive_int, "2.5"),
+        (cli.non_negative_int, "-1"),
+        (cli.positive_float, "0"),
+        (cli.non_negative_float, "nan"),
+        (cli.non_negative_float, "inf"),
+        (cli.non_negative_float, "ten"),
+        (cli.existing_dir, "/no/such/folder"),
+    ],
+)
+def test_bad_values_are_refused(parse, text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse(text)
+
+
+def test_option_error_is_one_line_with_status_2(capsys):
+    parser = cli.Parser("test")
+    cli.add_spixel_args(parser, trained=False)
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(["--nspix", "0"])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "argument --nspix: expected an integer of at least 1, got '0'" in error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (InputError("no image file cat.jpg"), 2, "no image file cat.jpg"),
+        (FileNotFoundError(2, "No such file or directory", "x.txt"), 2, "x.txt"),
+        (RunError("the loss of step 3 is not finite"), 1, "step 3"),
+        (
+            InputError(
+                "Caught InputError in DataLoader worker process 0.\nOriginal Traceback:\n"
+                "  File ...\nlib.errors.InputError: a.mat holds no annotation\n"
+            ),
+            2,
+            ": error: a.mat holds no annotation",
+        ),
+    ],
+)
+def test_errors_end_in_one_line(error, status, told, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    assert caught.value.code == status
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert told in printed
+
+
+def test_bugs_keep_their_traceback():
+    def main():
+        raise ValueError("not the user's fault")
+
+    with pytest.raises(ValueError, match="not the user's fault"):
+        cli.run(main)
+
+
+def test_device_auto_takes_cuda_where_there_is_one():
+    assert cli.resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert cli.resolve_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps", "cuda:x", f"cuda:{torch.cuda.device_count()}"])
+def test_device_that_is_not_there_is_refused(name):
+    with pytest.raises(InputError, match=f"--device {name}"):
+        cli.resolve_device(name)

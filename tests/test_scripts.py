@@ -1,0 +1,310 @@
+"""The scripts, end to end, as a user runs them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eval_base_model
+import inference_base_model
+import train_base_model
+from conftest import make_quadrants
+from lib import cli
+from lib.checkpoint import load_base_model, read_checkpoint
+from lib.errors import InputError
+
+REPO_ROOT = Path(__file__).parent.parent
+
+
+def train_argv(bsds_root, out_dir, *more):
+    return [
+        f"--bsds_root={bsds_root}",
+        f"--out_dir={out_dir}",
+        "--train_iter=2",
+        "--log_interval=1",
+        "--test_interval=2",
+        "--batchsize=2",
+        "--nworkers=0",
+        "--nspix=24",
+        "--lr=0.01",
+        "--deepfdim=3",
+        "--niter=2",
+        "--device=cpu",
+        *more,
+    ]
+
+
+def fails_with(main, argv, capsys):
+    """Run a script that must fail as bad input does; return its one line."""
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: main(argv))
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_train_evaluate_and_segment(bsds_root, davis_root, tmp_path, device, caplog):
+    caplog.set_level("INFO")
+    on_device = f"--device={device}"
+    davis = [f"--davis2017_root={davis_root}", f"--davis_split={davis_root / 'both.txt'}"]
+    argv = train_argv(bsds_root, tmp_path / "run", *davis, "--eval_on_davis", on_device)
+    state = train_base_model.main(argv)
+    assert state.step == 2
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 2]
+    assert log[-1]["score"] == log[-1]["bsds_val_asa"]
+    assert log[-1]["davis_n_pairs"] == 4
+
+    weights = tmp_path / "run" / "best_model.pth"
+    loaded = load_base_model(weights)
+    assert loaded.model.n_iter == 2
+    common = [f"--base_model_weights={weights}", "--nspix=24", on_device]
+    results = eval_base_model.main(
+        [*common, f"--bsds_root={bsds_root}", "--bsds_split=val", "--nworkers=0", *davis]
+    )
+    assert list(results) == ["BSDS500 val", f"DAVIS {davis_root / 'both.txt'}"]
+    assert results["BSDS500 val"].n_images == 3
+    assert results["BSDS500 val"].n_pairs == 6
+    assert results["BSDS500 val"].asa == pytest.approx(log[-1]["bsds_val_asa"], abs=1e-3)
+    last_line = caplog.messages[-1]
+    assert re.fullmatch(
+        r"DAVIS .*both\.txt: ASA 0\.\d{4} mIoU 0\.\d{4} superpixels [\d.]+ \(4 images, 4 pairs\)", last_line
+    )
+
+    image_file = tmp_path / "image.png"
+    Image.fromarray(make_quadrants()[0]).save(image_file)
+    superpixels = inference_base_model.main(
+        [
+            *common,
+            f"--image={image_file}",
+            f"--out={tmp_path / 'overlay.png'}",
+            f"--save_labels={tmp_path / 'labels.png'}",
+        ]
+    )
+    assert (tmp_path / "overlay.png").is_file()
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "labels.png")), superpixels.labels)
+    assert re.search(
+        rf"24 superpixels requested, {superpixels.n_measured} measured, \d+\.\d\d s on {device}",
+        caplog.messages[-1],
+    )
+
+
+def test_resumed_run_equals_uninterrupted(bsds_root, tmp_path, monkeypatch):
+    whole = train_base_model.main(train_argv(bsds_root, tmp_path / "whole", "--train_iter=4"))
+
+    original = train_base_model.compute_loss_terms
+    calls = []
+
+    def press_ctrl_c_in_second_step(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(train_base_model, "compute_loss_terms", press_ctrl_c_in_second_step)
+    with pytest.raises(KeyboardInterrupt):
+        train_base_model.main(train_argv(bsds_root, tmp_path / "parts", "--train_iter=4"))
+    monkeypatch.undo()
+    last_model = tmp_path / "parts" / "last_model.pth"
+    assert read_checkpoint(last_model)["step"] == 2
+    resumed = train_base_model.main([f"--resume={last_model}", "--nworkers=2"])
+
+    for name, value in whole.model.state_dict().items():
+        assert value.equal(resumed.model.state_dict()[name]), name
+    assert resumed.best_score == whole.best_score
+    losses = [
+        [json.loads(line).get("loss") for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+        for run in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_same_seed_repeats_and_another_does_not(bsds_root, tmp_path):
+    runs = [
+        train_base_model.main(train_argv(bsds_root, tmp_path / f"run{idx}", f"--seed={seed}"))
+        for idx, seed in enumerate((0, 0, 1))
+    ]
+    first, same, other = (run.model.state_dict()["feature_extract.output_conv.0.weight"] for run in runs)
+    assert first.equal(same)
+    assert not first.equal(other)
+
+
+def test_resume_refuses_contradicting_options(bsds_root, tmp_path, capsys):
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+    last_model = tmp_path / "run" / "last_model.pth"
+    capsys.readouterr()
+    error = fails_with(train_base_model.main, [f"--resume={last_model}", "--lr=0.5"], capsys)
+    assert f"--lr 0.5 contradicts 0.01 in {last_model}" in error
+
+
+def test_bfloat16_trains(bsds_root, tmp_path):
+    state = train_base_model.main(train_argv(bsds_root, tmp_path / "run", "--precision=bf16"))
+    assert all(value.isfinite().all() for value in state.model.state_dict().values())
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy_logsoftmax", "soft_iou"])
+def test_other_losses_train(bsds_root, tmp_path, loss):
+    assert train_base_model.main(train_argv(bsds_root, tmp_path / "run", f"--loss={loss}")).step == 2
+
+
+def test_diverging_run_ends_with_its_terms_and_status_1(bsds_root, tmp_path, monkeypatch, capsys):
+    def diverging(assignment, *args, **kwargs):
+        return {"reconstruction": assignment.affinity.sum() / 0, "position": torch.tensor(0.25)}
+
+    monkeypatch.setattr(train_base_model, "compute_loss_terms", diverging)
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: train_base_model.main(train_argv(bsds_root, tmp_path / "run")))
+    assert caught.value.code == 1
+    assert "step 1 is not finite: loss inf, reconstruction inf, position 0.25" in capsys.readouterr().err
+
+
+def test_evaluation_needs_no_davis_and_no_bsds(bsds_root, davis_root, base_weights):
+    common = [f"--base_model_weights={base_weights}", "--nspix=24", "--nworkers=0", "--device=cpu"]
+    davis = [f"--davis2017_root={davis_root}", f"--davis_split={davis_root / 'both.txt'}"]
+    bsds = [f"--bsds_root={bsds_root}"]
+    assert list(eval_base_model.main(common + bsds)) == ["BSDS500 test"]
+    assert list(eval_base_model.main([*common, *bsds, *davis, "--eval_on_davis", "False"])) == [
+        "BSDS500 test"
+    ]
+    whole = eval_base_model.main(common + davis)
+    objects = eval_base_model.main([*common, *davis, "--eval_iou_ignore_background"])
+    (name,) = whole
+    assert whole[name].asa == objects[name].asa
+    assert whole[name].mean_iou != objects[name].mean_iou
+
+
+def test_evaluation_without_network(bsds_root):
+    results = eval_base_model.main(
+        [f"--bsds_root={bsds_root}", "--base_model_weights=none", "--nspix=24", "--nworkers=0"]
+    )
+    assert results["BSDS500 test"].asa > 0.97  # flat quadrants are easy
+
+
+def test_segmenting_the_demo_image_needs_no_option(tmp_path):
+    done = subprocess.run(
+        [sys.executable, REPO_ROOT / "inference_base_model.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "200 superpixels requested" in done.stdout
+    assert (tmp_path / "results.png").is_file()
+
+
+def test_segmenting_without_network(tmp_path):
+    superpixels = inference_base_model.main(
+        ["--base_model_weights=none", f"--out={tmp_path / 'overlay.png'}", "--enforce_connectivity=False"]
+    )
+    assert superpixels.labels.max() < 200
+
+
+def test_labels_do_not_depend_on_where_the_script_runs(base_weights, tmp_path):
+    argv = [f"--base_model_weights={base_weights}", f"--out={tmp_path / 'o.png'}", "--device=cpu"]
+    first = inference_base_model.main(argv).labels
+    np.testing.assert_array_equal(first, inference_base_model.main(argv).labels)
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--image=no.jpg"], "no image file no.jpg"),
+        (["--base_model_weights=no.pth"], "no weight file no.pth"),
+        (["--nspix=0"], "argument --nspix"),
+        (["--nspix=-5"], "argument --nspix"),
+        (["--nspix=100000000"], "--nspix 100000000 is above the 135300 pixels of"),
+        (["--niter=0"], "argument --niter"),
+        (["--out=results.xyz"], "--out results.xyz"),
+        (["--out=/no/such/folder/o.png"], "--out /no/such/folder/o.png"),
+        (["--save_labels=labels.txt"], "--save_labels labels.txt"),
+        (["--device=tpu"], "--device tpu"),
+        (["--enforce_connectivity=perhaps"], "argument --enforce_connectivity"),
+        (["--unknown"], "unrecognized arguments: --unknown"),
+    ],
+)
+def test_bad_inference_options(argv, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--base_model_weights=none", *argv]
+    assert told in fails_with(inference_base_model.main, argv, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cuda_without_cuda(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    error = fails_with(inference_base_model.main, ["--device=cuda", "--base_model_weights=none"], capsys)
+    assert "--device cuda: this machine has 0 CUDA devices" in error
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "nothing to score: give --bsds_root, --davis2017_root or both"),
+        (["--bsds_root=/no/such/folder"], "argument --bsds_root: no folder /no/such/folder"),
+        (["--bsds_root={tmp}"], "no folder {tmp}/BSDS500/data/images/test"),
+        (["--davis2017_root={tmp}"], "no folder {tmp}/DAVIS/JPEGImages/480p"),
+        (["--eval_on_davis"], "--eval_on_davis needs --davis2017_root"),
+        (["--bsds_root={bsds}", "--bsds_split=all"], "argument --bsds_split"),
+        (["--bsds_root={bsds}", "--nspix=6000", "--nworkers=0"], "above the 5520 pixels of 100"),
+    ],
+)
+def test_bad_evaluation_options(argv, told, tmp_path, bsds_root, capsys):
+    argv = [option.format(tmp=tmp_path, bsds=bsds_root) for option in argv]
+    error = fails_with(eval_base_model.main, ["--base_model_weights=none", *argv], capsys)
+    assert told.format(tmp=tmp_path) in error
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_broken_image_ends_an_evaluation_in_one_line(bsds_root, n_workers, capsys):
+    file = bsds_root / "BSDS500/data/images/test/101.jpg"
+    file.write_bytes(file.read_bytes()[:200])
+    argv = ["--base_model_weights=none", f"--bsds_root={bsds_root}", f"--nworkers={n_workers}", "--nspix=24"]
+    assert f"error: {file} is not a readable image" in fails_with(eval_base_model.main, argv, capsys)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--nspix=40001"], "--nspix 40001 is above the 40000 pixels of a crop"),
+        (["--eval_on_davis"], "--eval_on_davis needs --davis2017_root"),
+        (["--lr=0"], "argument --lr"),
+        (["--loss=mse"], "argument --loss"),
+        (["--out_dir={file}/run"], "--out_dir {file}/run cannot be written to"),
+        (["--resume={file}"], "{file} is not a readable weight file"),
+        (["--resume={base}"], "--resume {base} holds weights only, not a training run"),
+        (["--resume"], "argument --resume: expected one argument"),
+    ],
+)
+def test_bad_training_options(more, told, bsds_root, base_weights, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    more = [option.format(file=file, base=base_weights) for option in more]
+    error = fails_with(train_base_model.main, train_argv(bsds_root, tmp_path / "run", *more), capsys)
+    assert told.format(file=file, base=base_weights) in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_unwritable_out_dir_is_found_before_training(bsds_root, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(InputError, match=r"--out_dir .* cannot be written to \(Permission denied\)"):
+        train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+
+
+def test_help_tells_every_option(capsys):
+    for script in (train_base_model, eval_base_model, inference_base_model):
+        for action in script.build_parser()._actions:
+            assert action.help, action.dest
+        with pytest.raises(SystemExit):
+            script.main(["--help"])
+        assert "(default: None)" not in capsys.readouterr().out
