@@ -107,7 +107,7 @@ def train(
 ) -> None:
     """Train from `state.step` to `state.n_steps`.
 
-    Writes to `out_dir`: `log.jsonl`, a line per `log_interval` steps and per validation;
+    Writes to `out_dir`: `log.jsonl`, a line per `log_interval` steps and two per validation;
     `last_model.pth`, with every such line; `best_model.pth`, without the state of the run, whenever the
     validation score rises. Ctrl-C and SIGTERM save `last_model.pth` after the step at hand.
 
@@ -138,17 +138,30 @@ def train(
         On Ctrl-C or SIGTERM, after saving.
     """
     log = _JsonLog(out_dir / LOG, up_to_step=state.step)
-    terms_since_log: list[dict[str, Tensor]] = []
+    interval = _Interval(batch_size)
 
     def save(name: str, **content: Any) -> None:
         weights = state.model.state_dict()
         save_checkpoint({"weights": weights, **description, **content}, out_dir / name)
 
+    def report() -> None:
+        if not interval.terms_of_steps:
+            return
+        lr = state.learning_rate * learning_rate_share(state.step - 1, state.n_steps)
+        with signals.deferred():
+            figures = {**interval.close(state.step), "lr": lr}
+            log.write({"step": state.step, **figures})
+            save(LAST_MODEL, **state.progress_dict())
+        shown = {name: f"{value:.3g}" for name, value in figures.items()}
+        progress.set_postfix(shown, refresh=False)
+        details = " ".join(f"{name} {value}" for name, value in shown.items())
+        logger.info("step %d/%d %s", state.step, state.n_steps, details)
+
     def validate_if_due() -> None:
         is_due = state.step % test_interval == 0 or state.step == state.n_steps
         if not is_due or state.validated_step == state.step:
             return
-        _mean_terms(terms_since_log, state.step)  # no validation of weights that a NaN went through
+        report()  # which never lets weights through that a NaN has reached
         state.model.eval()
         score, figures = validate()
         with signals.deferred():
@@ -158,43 +171,25 @@ def train(
                 state.best_score = score
                 save(BEST_MODEL, step=state.step, score=score)
             save(LAST_MODEL, **state.progress_dict())
+        interval.restart()
 
     progress = tqdm(total=state.n_steps, initial=state.step, desc="training", unit="step", disable=None)
     with progress, logging_redirect_tqdm(), _StopSignals() as signals:
         try:
-            validate_if_due()
-            log_time, log_step = time.perf_counter(), state.step
+            validate_if_due()  # a run may have been stopped between a step and its validation
+            interval.restart()
             for batch in batches:
                 with signals.deferred():
-                    terms_since_log.append(_train_step(state, compute_losses, batch))
+                    interval.terms_of_steps.append(_train_step(state, compute_losses, batch))
                 progress.update()
-                if state.step % log_interval == 0 or state.step == state.n_steps:
-                    terms = _mean_terms(terms_since_log, state.step)
-                    elapsed = time.perf_counter() - log_time
-                    images_per_s = (state.step - log_step) * batch_size / elapsed
-                    lr = state.learning_rate * learning_rate_share(state.step - 1, state.n_steps)
-                    with signals.deferred():
-                        terms_since_log.clear()
-                        entry = {
-                            "step": state.step,
-                            **terms,
-                            "lr": lr,
-                            "images_per_s": images_per_s,
-                        }
-                        log.write(entry)
-                        save(LAST_MODEL, **state.progress_dict())
-                    shown = {name: f"{value:.3g}" for name, value in entry.items() if name != "step"}
-                    progress.set_postfix(shown, refresh=False)
-                    details = " ".join(f"{name} {value}" for name, value in shown.items())
-                    logger.info("step %d/%d %s", state.step, state.n_steps, details)
-                    log_time, log_step = time.perf_counter(), state.step
-                validation_start = time.perf_counter()
+                if state.step % log_interval == 0:
+                    report()
                 validate_if_due()
-                log_time += time.perf_counter() - validation_start
         except KeyboardInterrupt:
-            _mean_terms(terms_since_log, state.step)  # nor saving of them
-            save(LAST_MODEL, **state.progress_dict())
-            logger.info("stopped at step %d; continue with --resume %s", state.step, out_dir / LAST_MODEL)
+            report()
+            if state.step > 0:
+                last_model = out_dir / LAST_MODEL
+                logger.info("stopped at step %d; continue with --resume %s", state.step, last_model)
             raise
 
 
@@ -213,27 +208,41 @@ def _train_step(
     return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
 
 
-def _mean_terms(terms_of_steps: list[dict[str, Tensor]], last_step: int) -> dict[str, float]:
-    """Mean of each loss term over the last steps, fetched from the device at once.
+class _Interval:
+    """The loss terms and the time since the last line of the log."""
 
-    Raises
-    ------
-    RunError
-        If a step's loss is not finite, with its terms.
-    """
-    if not terms_of_steps:
-        return {}
-    names = list(terms_of_steps[0])
-    values = torch.stack([torch.stack(list(terms.values())) for terms in terms_of_steps]).cpu()
-    is_bad = ~values.isfinite().all(dim=1)
-    if is_bad.any():
-        first_bad = int(is_bad.nonzero()[0])
-        shown = ", ".join(
-            f"{name} {value:.4g}" for name, value in zip(names, values[first_bad].tolist(), strict=True)
-        )
-        step = last_step - len(terms_of_steps) + 1 + first_bad
-        raise RunError(f"the loss of step {step} is not finite: {shown}; a lower --lr may help")
-    return dict(zip(names, values.mean(dim=0).tolist(), strict=True))
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything and start the clock."""
+        self.terms_of_steps: list[dict[str, Tensor]] = []
+        self.start = time.perf_counter()
+
+    def close(self, last_step: int) -> dict[str, float]:
+        """Return the mean of each term and the images per second, and start again.
+
+        The terms are fetched from the device here, all at once.
+
+        Raises
+        ------
+        RunError
+            If a step's loss is not finite, with its terms.
+        """
+        names = list(self.terms_of_steps[0])
+        values = torch.stack([torch.stack(list(terms.values())) for terms in self.terms_of_steps]).cpu()
+        is_bad = ~values.isfinite().all(dim=1)
+        if is_bad.any():
+            first_bad = int(is_bad.nonzero()[0])
+            terms = zip(names, values[first_bad].tolist(), strict=True)
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in terms)
+            step = last_step - len(values) + 1 + first_bad
+            raise RunError(f"the loss of step {step} is not finite: {shown}; a lower --lr may help")
+        images_per_s = len(values) * self.batch_size / (time.perf_counter() - self.start)
+        self.restart()
+        means = dict(zip(names, values.mean(dim=0).tolist(), strict=True))
+        return {**means, "images_per_s": images_per_s}
 
 
 class _JsonLog:

@@ -104,7 +104,7 @@ def test_failed_write_leaves_the_old_file(base_weights):
     old_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, old_limit[1]))  # as a full disk would
     try:
-        with pytest.raises(RunError, match="cannot write .*base.pth"):
+        with pytest.raises(RunError, match=r"cannot write .*base\.pth"):
             save_checkpoint({"weights": {"large": torch.zeros(100_000)}}, base_weights)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)

@@ -42,10 +42,11 @@ class TrainingCrops(Dataset):
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
         rng = np.random.default_rng([self.seed, 1, sample_idx])
         image = self.dataset[int(order[position])]
-        gt_labels = image.annotations[rng.integers(len(image.annotations))]
-        crop_rgb, crop_labels = random_crop(image.image_rgb, gt_labels, rng)
-        crop_labels = np.unique(crop_labels, return_inverse=True)[1]
-        return {"image_lab": rgb_to_lab(crop_rgb), "gt_labels": torch.from_numpy(crop_labels)}
+        annotation = image.annotations[rng.integers(len(image.annotations))]
+        crop_rgb, crop_labels = random_crop(image.image_rgb, annotation, rng)
+        # The inverse is flat before NumPy 2.
+        gt_labels = np.unique(crop_labels, return_inverse=True)[1].reshape(crop_labels.shape)
+        return {"image_lab": rgb_to_lab(crop_rgb), "gt_labels": torch.from_numpy(gt_labels)}
 
 
 class EvaluationImage(NamedTuple):
