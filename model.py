@@ -20,8 +20,12 @@ class SSNOutput(NamedTuple):
 
     assignment: SoftAssignment
     labels: Tensor  # (B, H, W), int64
-    spixel_features: Tensor  # (B, C, S)
     pixel_features: Tensor  # (B, C, H, W)
+
+    @property
+    def spixel_features(self) -> Tensor:
+        """Affinity-weighted mean of the pixel features of each superpixel, (B, C, S)."""
+        return self.assignment.spixel_means(self.pixel_features)
 
 
 class FeatureExtractor(nn.Module):
@@ -131,8 +135,8 @@ class SSNPix(nn.Module):
 def cluster(pixel_features: Tensor, n_spixels: int, *, n_iter: int, distance: str) -> SSNOutput:
     """Cluster (B, C, H, W) pixel features, in float32 or wider even under autocast; see `slic`."""
     with torch.autocast(pixel_features.device.type, enabled=False):
-        assignment, spixel_features = slic(pixel_features, n_spixels, n_iter=n_iter, distance=distance)
-        return SSNOutput(assignment, assignment.labels(), spixel_features, pixel_features)
+        assignment = slic(pixel_features, n_spixels, n_iter=n_iter, distance=distance)
+        return SSNOutput(assignment, assignment.labels(), pixel_features)
 
 
 def _conv_block(n_in_channels: int, n_out_channels: int) -> nn.Sequential:

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from benchmarks import gather_oracle
 from lib.checkpoint import DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE, InputScales
@@ -63,20 +62,14 @@ def measure(step: Callable[[], object], device: torch.device, n_repeats: int) ->
 def clustering_cost(
     device: torch.device, implementation: str, size: tuple[int, int], n_spixels: int, n_repeats: int
 ) -> Cost:
-    """Five iterations on 20 random channels, of which two are positions, and the labels."""
+    """Five iterations on 20 random channels, of which two are positions."""
     torch.manual_seed(0)
     features = torch.randn(1, 20, *size, device=device)
     features[:, -2:] = labyx_features(features[:, :3], n_spixels, **SCALES._asdict())[:, -2:]
 
-    def ours() -> Tensor:
-        return slic(features, n_spixels).assignment.labels()
-
-    def gather() -> Tensor:
-        affinity, candidates, _ = gather_oracle.gather_slic(features, n_spixels)
-        return gather_oracle.labels_of(affinity, candidates)
-
+    cluster = {"ours": slic, "gather": gather_oracle.gather_slic}[implementation]
     with torch.inference_mode():
-        return measure({"ours": ours, "gather": gather}[implementation], device, n_repeats)
+        return measure(lambda: cluster(features, n_spixels), device, n_repeats)
 
 
 def training_cost(device: torch.device, implementation: str, n_spixels: int, n_repeats: int) -> Cost:
@@ -103,9 +96,9 @@ def training_cost(device: torch.device, implementation: str, n_spixels: int, n_r
     def gather() -> None:
         labyx = labyx_features(image_lab, n_spixels, **SCALES._asdict())
         features = model.pixel_features(labyx)
-        affinity, candidates, spixels = gather_oracle.gather_slic(features, n_spixels)
+        affinity, candidates, n_cells = gather_oracle.gather_slic(features, n_spixels)
         labels = gather_oracle.labels_of(affinity, candidates)
-        dense = gather_oracle.dense_affinity(affinity, candidates, spixels.shape[2])
+        dense = gather_oracle.dense_affinity(affinity, candidates, n_cells)
         onehot = torch.nn.functional.one_hot(gt_labels, 10).permute(0, 3, 1, 2).float()
         loss = cross_entropy_loss(gather_oracle.reconstruct(dense, onehot), gt_labels)
         loss = loss + COMPACTNESS * gather_oracle.position_loss(dense, labels)

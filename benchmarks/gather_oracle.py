@@ -14,27 +14,34 @@ from torch import Tensor
 
 def gather_slic(
     pixel_features: Tensor, n_spixels: int, *, n_iter: int = 5, distance: str = "euclidean"
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, int]:
     """Cluster (B, C, H, W) pixel features.
 
     Returns the affinity (B, 9, H, W), the candidates (9, H, W), -1 where beyond the border, and the
-    superpixel features (B, C, S).
+    number of superpixels.
     """
     height, width = pixel_features.shape[2:]
     n_rows = max(1, math.floor(math.sqrt(n_spixels * height / width)))
     n_cols = max(1, math.floor(math.sqrt(n_spixels * width / height)))
     candidates = list_candidates(height, width, n_rows, n_cols).to(pixel_features.device)
-    exists = candidates >= 0
     spixel_features = F.adaptive_avg_pool2d(pixel_features, (n_rows, n_cols)).flatten(2)
-    for _ in range(n_iter):
-        gathered = spixel_features.transpose(1, 2)[:, candidates.clamp(min=0)]  # (B, 9, H, W, C)
-        difference = pixel_features.permute(0, 2, 3, 1)[:, None] - gathered
-        squared_distance = difference.square().sum(-1)
-        is_squared = distance == "squared"
-        distances = squared_distance if is_squared else squared_distance.clamp(min=1e-12).sqrt()
-        affinity = torch.softmax(-distances.masked_fill(~exists, torch.inf), dim=1)
+    affinity = compute_affinity(pixel_features, spixel_features, candidates, distance)
+    for _ in range(n_iter - 1):
         spixel_features = update_centroids(pixel_features, affinity, candidates, n_rows * n_cols)
-    return affinity, candidates, spixel_features
+        affinity = compute_affinity(pixel_features, spixel_features, candidates, distance)
+    return affinity, candidates, n_rows * n_cols
+
+
+def compute_affinity(
+    pixel_features: Tensor, spixel_features: Tensor, candidates: Tensor, distance: str
+) -> Tensor:
+    """Softmax of the negative distances to the candidates, (B, 9, H, W)."""
+    gathered = spixel_features.transpose(1, 2)[:, candidates.clamp(min=0)]  # (B, 9, H, W, C)
+    difference = pixel_features.permute(0, 2, 3, 1)[:, None] - gathered
+    distances = difference.square().sum(-1)
+    if distance == "euclidean":
+        distances = distances.clamp(min=1e-12).sqrt()
+    return torch.softmax(-distances.masked_fill(candidates < 0, torch.inf), dim=1)
 
 
 def list_candidates(height: int, width: int, n_rows: int, n_cols: int) -> Tensor:

@@ -11,9 +11,9 @@ column -1 wraps around to the end of the previous row.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,9 @@ _MIN_SQUARED_DISTANCE = 1e-12
 # Weight of the previous centroid in an update. It only matters for a superpixel that lost all its
 # pixels to underflow: that one stays where it was.
 _INERTIA = 1e-16
+
+# Working set of a step on the CPU: about what the second-level caches of two cores hold.
+_CHUNK_BYTES = 4 * 2**20
 
 
 def compute_grid_shape(height: int, width: int, n_spixels: int) -> tuple[int, int]:
@@ -204,16 +207,9 @@ class SoftAssignment:
         return torch.sparse_coo_tensor(indices, values, size, check_invariants=True)
 
 
-class SlicOutput(NamedTuple):
-    """What `slic` returns."""
-
-    assignment: SoftAssignment
-    spixel_features: Tensor  # (B, C, S)
-
-
 def slic(
     pixel_features: Tensor, n_spixels: int, *, n_iter: int = 5, distance: str = "euclidean"
-) -> SlicOutput:
+) -> SoftAssignment:
     """Cluster pixel features into superpixels.
 
     Every iteration computes the affinity as the softmax of the negative distances to the candidates,
@@ -232,9 +228,9 @@ def slic(
 
     Returns
     -------
-    SlicOutput
-        The assignment of the last iteration, and the superpixel features (B, C, S) that follow from it.
-        Both are differentiable in `pixel_features`.
+    SoftAssignment
+        The affinities of the last iteration, differentiable in `pixel_features`. Its
+        `spixel_means(pixel_features)` are the superpixel features that follow from them.
 
     Raises
     ------
@@ -259,48 +255,57 @@ def slic(
     # A cell's pixels and candidates are taken relative to its first centroid: differences of large
     # squares would cost float32 the small distances.
     origins = grid.initial_centroids(pixel_features)  # (B, S, C)
-    points = _local_points(pixel_features, origins, grid)
+    points = _LocalPoints.apply(pixel_features, origins, grid)
+    chunks = points.flatten(0, 1).split(_cells_per_chunk(points))  # each (cells, C+2, P)
     spixel_features = origins
-    for _ in range(n_iter):
-        affinity = _compute_affinity(points, origins, spixel_features, grid, distance)
-        spixel_features = _update_centroids(points, origins, spixel_features, affinity, grid)
-    return SlicOutput(SoftAssignment(grid, affinity), spixel_features.transpose(1, 2))
+    for _ in range(n_iter - 1):
+        local_sums = [
+            affinity @ points.transpose(1, 2)
+            for points, affinity in _soft_assign(chunks, spixel_features, origins, grid, distance)
+        ]
+        local_sums = torch.cat(local_sums).unflatten(0, origins.shape[:2])  # (B, S, 9, C+2)
+        spixel_features = _update_centroids(local_sums, origins, spixel_features, grid)
+    affinities = [affinity for _, affinity in _soft_assign(chunks, spixel_features, origins, grid, distance)]
+    return SoftAssignment(grid, torch.cat(affinities).unflatten(0, origins.shape[:2]))
 
 
-def _local_points(pixel_features: Tensor, origins: Tensor, grid: CellGrid) -> Tensor:
-    """Stack [p, 1, |p|^2] for the pixels p relative to their cell's origin: (B, S, C+2, P).
+def _cells_per_chunk(points: Tensor) -> int:
+    """Number of cells to iterate over at a time: on CPU as many as fit its cache, elsewhere all."""
+    batch, n_cells, n_rows, n_slots = points.shape
+    if points.device.type != "cpu":
+        return batch * n_cells
+    return max(1, _CHUNK_BYTES // ((n_rows + 9) * n_slots * points.element_size()))
 
-    All rows are zero in empty slots. The 1 makes sums of weights, and |s|^2, part of the same products.
+
+def _distance_weights(spixel_features: Tensor, origins: Tensor, grid: CellGrid) -> Tensor:
+    """What turns points into squared distances to a cell's candidates: (B, S, 9, C+2).
+
+    |p - s|^2 = [-2 s, |s|^2, 1] . [p, 1, |p|^2]
     """
-    occupied = grid.pixel_mask.to(pixel_features.dtype)[None, :, None]  # (1, S, 1, P)
-    cells = grid.to_cells(pixel_features)
-    cells = cells.addcmul_(origins[..., None], occupied, value=-1)
-    squared_norm = cells.square().sum(dim=2, keepdim=True)
-    return torch.cat([cells, occupied.expand_as(squared_norm), squared_norm], dim=2)
-
-
-def _compute_affinity(
-    points: Tensor, origins: Tensor, spixel_features: Tensor, grid: CellGrid, distance: str
-) -> Tensor:
-    """Softmax over candidates of the negative distances: (B, S, 9, P)."""
     beyond = ~grid.neighbor_mask[None, :, :, None]
     candidates = grid.to_candidates(spixel_features) - origins[:, :, None]  # (B, S, 9, C)
     candidates = candidates.masked_fill(beyond, 0)
     squared_norm = candidates.square().sum(dim=3, keepdim=True).masked_fill(beyond, _BEYOND_BORDER)
-    # |p - s|^2 = [-2 s, |s|^2, 1] . [p, 1, |p|^2]
-    weights = torch.cat([-2 * candidates, squared_norm, torch.ones_like(squared_norm)], dim=3)
-    if distance == "squared":
-        return torch.softmax(-weights @ points, dim=2)
-    return _EuclideanSoftmin.apply(weights @ points)
+    return torch.cat([-2 * candidates, squared_norm, torch.ones_like(squared_norm)], dim=3)
 
 
-def _update_centroids(
-    points: Tensor, origins: Tensor, spixel_features: Tensor, affinity: Tensor, grid: CellGrid
-) -> Tensor:
+def _soft_assign(
+    chunks: Sequence[Tensor], spixel_features: Tensor, origins: Tensor, grid: CellGrid, distance: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield every chunk of cells with the affinity of its points, (cells, 9, P)."""
+    weights = _distance_weights(spixel_features, origins, grid).flatten(0, 1)
+    for points, chunk_weights in zip(chunks, weights.split(len(chunks[0])), strict=True):
+        squared_distance = chunk_weights @ points
+        if distance == "squared":
+            yield points, torch.softmax(-squared_distance, dim=1)
+        else:
+            yield points, _EuclideanSoftmin.apply(squared_distance)
+
+
+def _update_centroids(local_sums: Tensor, origins: Tensor, spixel_features: Tensor, grid: CellGrid) -> Tensor:
     """Affinity-weighted mean of the pixels of each superpixel: (B, S, C)."""
-    local_sums = affinity @ points[:, :, :-1].transpose(2, 3)  # (B, S, 9, C+1)
-    weight = local_sums[..., -1:]
-    sums = local_sums[..., :-1] + weight * origins[:, :, None]
+    weight = local_sums[..., -2:-1]
+    sums = local_sums[..., :-2] + weight * origins[:, :, None]
     totals = grid.sum_over_candidates(torch.cat([sums, weight], dim=3))
     return (totals[..., :-1] + _INERTIA * spixel_features) / (totals[..., -1:] + _INERTIA)
 
@@ -347,29 +352,71 @@ def _split_axis(length: int, n_cells: int, device: torch.device) -> tuple[Tensor
     return coordinates, coordinates < start[1:, None], cell * cell_length + coordinate - start[cell]
 
 
-class _EuclideanSoftmin(torch.autograd.Function):
-    """softmax(-sqrt(x)) over dimension 2 of squared distances x, which are overwritten.
+class _LocalPoints(torch.autograd.Function):
+    """Stack [p, 1, |p|^2] for the pixels p of every cell, relative to its origin: (B, S, C+2, P).
 
-    As composed PyTorch operations it would hold three tensors of this size for the gradient, and touch
-    five in the forward pass; here it is two and two.
+    All rows are zero in empty slots. The 1 makes sums of weights, and |s|^2, part of the same products.
+    Written channel by channel, because at full image size every temporary tensor costs as much time as
+    the arithmetic.
+    """
+
+    @staticmethod
+    def forward(ctx, pixels: Tensor, origins: Tensor, grid: CellGrid) -> Tensor:
+        batch, n_channels = pixels.shape[:2]
+        n_cells, n_slots = grid.pixel_idx.shape
+        occupied = grid.pixel_mask.to(pixels.dtype)
+        # One flat index over the batch: `index_select` is fastest along a single dimension.
+        offset = torch.arange(batch, device=pixels.device) * math.prod(grid.image_shape)
+        flat_idx = (grid.pixel_idx + offset[:, None, None]).flatten()
+        points = pixels.new_empty(batch, n_cells, n_channels + 2, n_slots)
+        squared_norm = pixels.new_zeros(batch, n_cells, n_slots)
+        for channel in range(n_channels):
+            cells = pixels[:, channel].flatten().index_select(0, flat_idx)
+            cells = cells.view(batch, n_cells, n_slots)
+            cells.sub_(origins[:, :, channel, None]).mul_(occupied)
+            points[:, :, channel] = cells
+            squared_norm.addcmul_(cells, cells)
+        points[:, :, -2] = occupied
+        points[:, :, -1] = squared_norm
+        ctx.grid = grid
+        ctx.save_for_backward(points)
+        return points
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        (points,) = ctx.saved_tensors
+        grad_local = torch.addcmul(grad[:, :, :-2], points[:, :, :-2], grad[:, :, -1:], value=2)
+        grad_origins = -(grad_local @ ctx.grid.pixel_mask[:, :, None].to(grad.dtype)).squeeze(3)
+        return ctx.grid.to_pixels(grad_local), grad_origins, None
+
+
+class _EuclideanSoftmin(torch.autograd.Function):
+    """softmax(-sqrt(x)) over dimension 1 of squared distances x, in place.
+
+    As composed PyTorch operations it would touch six tensors of this size, and hold three for the
+    gradient; here it is one, and two.
     """
 
     @staticmethod
     def forward(ctx, squared_distance: Tensor) -> Tensor:
-        similarity = squared_distance.clamp_(min=_MIN_SQUARED_DISTANCE).sqrt_().neg_()
-        affinity = torch.softmax(similarity, dim=2)
-        ctx.save_for_backward(similarity, affinity)
+        ctx.mark_dirty(squared_distance)
+        distance = squared_distance.clamp_(min=_MIN_SQUARED_DISTANCE).sqrt_()
+        kept_distance = distance.clone() if ctx.needs_input_grad[0] else None
+        affinity = distance.sub_(distance.amin(dim=1, keepdim=True)).neg_().exp_()
+        affinity.div_(affinity.sum(dim=1, keepdim=True))
+        ctx.save_for_backward(kept_distance, affinity)
         return affinity
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
-        similarity, affinity = ctx.saved_tensors
+        distance, affinity = ctx.saved_tensors
         grad = grad * affinity
-        grad = grad.addcmul_(affinity, grad.sum(dim=2, keepdim=True), value=-1)  # of the softmax
-        # d(-sqrt(x)) / dx = 1 / (2 * -sqrt(x)); a coinciding pixel and superpixel do not attract.
-        is_clamped = similarity >= -math.sqrt(_MIN_SQUARED_DISTANCE)
-        return grad.div_(2 * similarity).masked_fill_(is_clamped, 0)
+        grad.addcmul_(affinity, grad.sum(dim=1, keepdim=True), value=-1)  # of the softmax
+        # d(-sqrt(x)) / dx = -1 / (2 sqrt(x)); a coinciding pixel and superpixel do not attract.
+        is_clamped = distance <= math.sqrt(_MIN_SQUARED_DISTANCE)
+        return grad.div_(-2 * distance).masked_fill_(is_clamped, 0)
 
 
 class _PixelsToCells(torch.autograd.Function):

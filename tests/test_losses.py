@@ -56,10 +56,10 @@ def test_soft_iou_leaves_out_labels_that_do_not_occur():
 def test_losses_equal_those_of_dense_affinities(n_labels):
     features = torch.randn(2, 4, 20, 31, dtype=torch.float64)
     gt_labels = torch.randint(n_labels, (2, 20, 31))
-    assignment = slic(features, 12).assignment
+    assignment = slic(features, 12)
     labels = assignment.labels()
-    affinity, candidates, spixels = gather_oracle.gather_slic(features, 12)
-    dense = gather_oracle.dense_affinity(affinity, candidates, spixels.shape[2])
+    affinity, candidates, n_cells = gather_oracle.gather_slic(features, 12)
+    dense = gather_oracle.dense_affinity(affinity, candidates, n_cells)
     onehot = torch.nn.functional.one_hot(gt_labels, n_labels).permute(0, 3, 1, 2).double()
 
     reconstructed = reconstruct_labels(assignment, gt_labels, n_labels)
@@ -70,7 +70,7 @@ def test_losses_equal_those_of_dense_affinities(n_labels):
 
 def test_position_loss_by_hand():
     # A single superpixel holds all of 3x5 pixels: variance of the rows plus that of the columns.
-    assignment = slic(torch.zeros(1, 2, 3, 5), 1).assignment
+    assignment = slic(torch.zeros(1, 2, 3, 5), 1)
     assert position_loss(assignment, assignment.labels()).item() == pytest.approx(2 / 3 + 2)
 
 
@@ -80,7 +80,7 @@ def test_terms_have_right_gradients(reconstruction):
     features = torch.randn(1, 3, 6, 6, dtype=torch.float64, requires_grad=True)
 
     def total(features):
-        assignment = slic(features, 4, n_iter=2).assignment
+        assignment = slic(features, 4, n_iter=2)
         terms = compute_loss_terms(
             assignment,
             assignment.labels(),
@@ -95,7 +95,7 @@ def test_terms_have_right_gradients(reconstruction):
 
 
 def test_compactness_weighs_the_position_term():
-    assignment = slic(torch.randn(1, 3, 6, 6), 4).assignment
+    assignment = slic(torch.randn(1, 3, 6, 6), 4)
     labels, gt_labels = assignment.labels(), torch.zeros(1, 6, 6, dtype=torch.int64)
     terms = compute_loss_terms(
         assignment, labels, gt_labels, 1, reconstruction="cross_entropy", compactness=0.5

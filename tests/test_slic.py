@@ -31,13 +31,14 @@ def test_equals_gather_implementation(shape, n_spixels, distance, device):
     weights = torch.randn(2, 4, *shape, dtype=torch.float64, device=device)
 
     ours = slic(features, n_spixels, distance=distance)
-    affinity, candidates, spixel_features = gather_oracle.gather_slic(features, n_spixels, distance=distance)
-    dense = gather_oracle.dense_affinity(affinity, candidates, spixel_features.shape[2])
+    affinity, candidates, n_cells = gather_oracle.gather_slic(features, n_spixels, distance=distance)
+    spixel_features = gather_oracle.update_centroids(features, affinity, candidates, n_cells)
+    dense = gather_oracle.dense_affinity(affinity, candidates, n_cells)
 
-    torch.testing.assert_close(ours.spixel_features, spixel_features)
-    assert ours.assignment.labels().equal(gather_oracle.labels_of(affinity, candidates))
-    torch.testing.assert_close(ours.assignment.to_sparse().to_dense(), dense)
-    reconstructed = ours.assignment.reconstruct(weights)
+    torch.testing.assert_close(ours.spixel_means(features), spixel_features)
+    assert ours.labels().equal(gather_oracle.labels_of(affinity, candidates))
+    torch.testing.assert_close(ours.to_sparse().to_dense(), dense)
+    reconstructed = ours.reconstruct(weights)
     torch.testing.assert_close(reconstructed, gather_oracle.reconstruct(dense, weights))
     (gradient,) = torch.autograd.grad((reconstructed * weights).sum(), features)
     (expected,) = torch.autograd.grad((gather_oracle.reconstruct(dense, weights) * weights).sum(), features)
@@ -50,18 +51,16 @@ def test_gradients_are_right(distance):
     values = torch.randn(1, 2, 7, 5, dtype=torch.float64, requires_grad=True)
 
     def run(features, values):
-        output = slic(features, 6, n_iter=2, distance=distance)
-        assignment = output.assignment
+        assignment = slic(features, 6, n_iter=2, distance=distance)
         sparse_values = assignment.to_sparse().to_dense()
-        return output.spixel_features, assignment.reconstruct(values), sparse_values
+        return assignment.spixel_means(values), assignment.reconstruct(values), sparse_values
 
     assert torch.autograd.gradcheck(run, (features, values))
 
 
 def test_gradient_is_finite_where_pixels_coincide_with_superpixels():
     features = torch.zeros(1, 3, 8, 9, requires_grad=True)
-    output = slic(features, 6)
-    output.assignment.reconstruct(torch.randn(1, 2, 8, 9)).square().sum().backward()
+    slic(features, 6).reconstruct(torch.randn(1, 2, 8, 9)).square().sum().backward()
     assert features.grad.isfinite().all()
 
 
@@ -69,7 +68,7 @@ def test_float32_agrees_with_float64_far_from_the_origin(device):
     features = make_features((60, 80), batch=1, channels=5).to(device)
     features[:, -1] += 1000  # distances must not drown in the square of a large coordinate
     exact, single = slic(features, 40), slic(features.float(), 40)
-    agreement = exact.assignment.labels() == single.assignment.labels()
+    agreement = exact.labels() == single.labels()
     assert agreement.float().mean() > 0.999
 
 
@@ -79,13 +78,13 @@ def test_batch_equals_one_by_one(distance, device):
     together = slic(features, 12, distance=distance)
     for idx in range(3):
         alone = slic(features[idx : idx + 1], 12, distance=distance)
-        torch.testing.assert_close(together.spixel_features[idx], alone.spixel_features[0])
-        assert together.assignment.labels()[idx].equal(alone.assignment.labels()[0])
+        torch.testing.assert_close(together.affinity[idx], alone.affinity[0])
+        assert together.labels()[idx].equal(alone.labels()[0])
 
 
 @pytest.mark.parametrize(("shape", "n_spixels"), SHAPES_AND_COUNTS)
 def test_affinity_sums_to_one_over_existing_candidates(shape, n_spixels):
-    assignment = slic(make_features(shape), n_spixels).assignment
+    assignment = slic(make_features(shape), n_spixels)
     grid = assignment.grid
     torch.testing.assert_close(assignment.affinity.sum(2), torch.ones_like(assignment.affinity[:, :, 0]))
     beyond = ~grid.neighbor_mask[None, :, :, None].expand_as(assignment.affinity)
@@ -105,10 +104,9 @@ def test_labels_do_not_wrap_around_the_border(side):
     features[:, 0, :, stripe] = 9
     opposite = slice(width - 20, width) if side == "left" else slice(0, 20)
     features[:, 0, :, opposite] = 9
-    output = slic(features, n_spixels)
-    grid = output.assignment.grid
-    n_cols = grid.grid_shape[1]
-    spixel_col = output.assignment.labels()[0, :, stripe] % n_cols
+    assignment = slic(features, n_spixels)
+    n_cols = assignment.grid.grid_shape[1]
+    spixel_col = assignment.labels()[0, :, stripe] % n_cols
     assert (spixel_col <= 1).all() if side == "left" else (spixel_col >= n_cols - 2).all()
 
 
@@ -131,7 +129,7 @@ def test_means_and_reconstruction_of_pure_superpixels():
     row, col = torch.meshgrid(torch.arange(8), torch.arange(9), indexing="ij")
     quadrant = 2 * (row >= 4) + (col >= 5)
     features = 1000.0 * torch.nn.functional.one_hot(quadrant, 4).permute(2, 0, 1)[None]
-    assignment = slic(features, 5).assignment
+    assignment = slic(features, 5)
     assert assignment.labels()[0].equal(quadrant)
     values = torch.arange(72.0).view(1, 1, 8, 9)
     expected = torch.stack([values[0, 0][quadrant == idx].mean() for idx in range(4)])
@@ -142,7 +140,7 @@ def test_means_and_reconstruction_of_pure_superpixels():
 def test_sparse_export_raises_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sparse = slic(make_features((20, 31)), 12).assignment.to_sparse()
+        sparse = slic(make_features((20, 31)), 12).to_sparse()
     assert sparse.shape == (2, 2 * 4, 620)
     torch.testing.assert_close(sparse.to_dense().sum(1), torch.ones(2, 620, dtype=torch.float64))
 
@@ -150,8 +148,7 @@ def test_sparse_export_raises_no_warning():
 def test_a_superpixel_without_pixels_stays_finite():
     # Squared distances of this size underflow to zero affinity for all but the nearest candidate.
     features = 1e4 * make_features((20, 31), dtype=torch.float32)
-    output = slic(features, 60, distance="squared")
-    assert output.spixel_features.isfinite().all()
+    assert slic(features, 60, distance="squared").affinity.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -188,6 +185,6 @@ def test_no_host_synchronisation_on_cuda():
     slic(features, 40)  # builds and caches the index tensors
     try:
         torch.cuda.set_sync_debug_mode("error")
-        slic(features, 40).assignment.labels()
+        slic(features, 40).labels()
     finally:
         torch.cuda.set_sync_debug_mode("default")
