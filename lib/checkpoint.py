@@ -113,7 +113,7 @@ def load_base_model(
         input_args.get("color_scale", DEFAULT_COLOR_SCALE),
         input_args.get("pos_scale", DEFAULT_POS_SCALE),
     )
-    return LoadedModel(model.eval(), scales)
+    return LoadedModel(model.eval().to(memory_format=torch.channels_last), scales)
 
 
 def _load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path | str) -> None:

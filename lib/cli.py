@@ -365,14 +365,17 @@ def parse_training_args(parser: argparse.ArgumentParser, argv: Sequence[str] | N
     stored_options = read_checkpoint(Path(resume_file)).get("options")
     if not stored_options:
         raise InputError(f"--resume {resume_file} holds weights only, not a training run")
-    stored_argv = [f"--{name}={value}" for name, value in stored_options.items()]
-    args = parser.parse_args(stored_argv + argv)
-    stored_args = parser.parse_args(stored_argv)
-    for name in stored_options:
-        ours, stored = getattr(args, name), getattr(stored_args, name)
-        if name not in _FREE_ON_RESUME and ours != stored:
+    given = {argument.split("=")[0].removeprefix("--") for argument in argv if argument.startswith("--")}
+    stored = {name: f"--{name}={value}" for name, value in stored_options.items()}
+    left_out = [option for name, option in stored.items() if name not in given]
+    recipe = [option for name, option in stored.items() if name not in _FREE_ON_RESUME]
+    args = parser.parse_args(left_out + argv)
+    stored_args = parser.parse_args(left_out + argv + recipe)  # of two values the latter counts
+    for name in stored.keys() - _FREE_ON_RESUME:
+        ours, theirs = getattr(args, name), getattr(stored_args, name)
+        if ours != theirs:
             raise InputError(
-                f"--{name} {ours} contradicts {stored} in {resume_file}; leave it out to go on with that run"
+                f"--{name} {ours} contradicts {theirs} in {resume_file}; leave it out to go on with that run"
             )
     return args
 

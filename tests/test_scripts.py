@@ -146,6 +146,15 @@ def test_resume_refuses_contradicting_options(bsds_root, tmp_path, capsys):
     assert f"--lr 0.5 contradicts 0.01 in {last_model}" in error
 
 
+def test_resume_after_the_data_moved(bsds_root, tmp_path):
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+    moved = bsds_root.rename(tmp_path / "moved")
+    state = train_base_model.main(
+        [f"--resume={tmp_path / 'run' / 'last_model.pth'}", "--bsds_root", str(moved)]
+    )
+    assert state.step == 2
+
+
 def test_bfloat16_trains(bsds_root, tmp_path):
     state = train_base_model.main(train_argv(bsds_root, tmp_path / "run", "--precision=bf16"))
     assert all(value.isfinite().all() for value in state.model.state_dict().values())
