@@ -27,6 +27,7 @@ from lib.losses import RECONSTRUCTION_LOSSES
 logger = logging.getLogger(__name__)
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_BASE_WEIGHTS = REPO_ROOT / "trained_models" / "best_model.pth"
 
 # Options that may change when a run is resumed: they decide where things are, not what is computed.
 _FREE_ON_RESUME = {
@@ -334,7 +335,7 @@ def add_base_weights_arg(parser: argparse.ArgumentParser) -> None:
     """Add `--base_model_weights`, by default the weights that come with the repo."""
     parser.add_argument(
         "--base_model_weights",
-        default=REPO_ROOT / "trained_models" / "best_model.pth",
+        default=DEFAULT_BASE_WEIGHTS,
         metavar="FILE",
         help="weights of the base model; 'none' clusters colour and position without a network",
     )
@@ -371,7 +372,7 @@ def parse_training_args(parser: argparse.ArgumentParser, argv: Sequence[str] | N
     recipe = [option for name, option in stored.items() if name not in _FREE_ON_RESUME]
     args = parser.parse_args(left_out + argv)
     stored_args = parser.parse_args(left_out + argv + recipe)  # of two values the latter counts
-    for name in stored.keys() - _FREE_ON_RESUME:
+    for name in sorted(stored.keys() - _FREE_ON_RESUME):
         ours, theirs = getattr(args, name), getattr(stored_args, name)
         if ours != theirs:
             raise InputError(
