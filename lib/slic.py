@@ -252,6 +252,9 @@ def slic(
         raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
     grid = CellGrid.for_image(*pixel_features.shape[2:], n_spixels, pixel_features.device)
 
+    # Channels are read one at a time, which is slow where a convolution left them innermost.
+    pixel_features = pixel_features.contiguous()
+
     # A cell's pixels and candidates are taken relative to its first centroid: differences of large
     # squares would cost float32 the small distances.
     origins = grid.initial_centroids(pixel_features)  # (B, S, C)

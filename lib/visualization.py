@@ -1,9 +1,9 @@
 """Pictures of superpixels."""
 
 import numpy as np
-from skimage.segmentation import mark_boundaries
+from skimage.segmentation import find_boundaries
 
-BOUNDARY_COLOR = (1.0, 1.0, 0.0)  # RGB, yellow: rare in photographs
+BOUNDARY_COLOR = (255, 255, 0)  # RGB, yellow: rare in photographs
 
 
 def draw_boundaries(image_rgb: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -20,5 +20,6 @@ def draw_boundaries(image_rgb: np.ndarray, labels: np.ndarray) -> np.ndarray:
     -------
     ndarray, shape (H, W, 3), uint8
     """
-    overlay = mark_boundaries(image_rgb, labels, color=BOUNDARY_COLOR, mode="thick")
-    return (overlay * 255).round().astype(np.uint8)
+    overlay = image_rgb.copy()
+    overlay[find_boundaries(labels, mode="thick")] = BOUNDARY_COLOR
+    return overlay

@@ -74,7 +74,7 @@ def test_borders_are_drawn_and_the_rest_is_kept():
     overlay = draw_boundaries(image_rgb, labels)
     is_border = np.zeros((10, 12), dtype=bool)
     is_border[:, 5:7] = True
-    np.testing.assert_array_equal(overlay[is_border], np.tile(np.array(BOUNDARY_COLOR) * 255, (20, 1)))
+    np.testing.assert_array_equal(overlay[is_border], np.tile(BOUNDARY_COLOR, (20, 1)))
     assert (overlay[~is_border] == 100).all()
 
 
