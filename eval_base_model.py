@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, EvaluationResult]:
     results = {}
     for name, dataset in datasets.items():
         results[name] = evaluate(
-            base_segmenter(loaded.model.to(device), args.nspix, scales),
+            base_segmenter(loaded.model.to(device), args.nspix, scales, device),
             dataset,
             n_spixels=args.nspix,
             n_workers=args.nworkers,

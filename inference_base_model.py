@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> Superpixels:
     args = build_parser().parse_args(argv)
-    cli.check_inference_outputs(args)
+    cli.check_inference_files(args.image, args.out, args.save_labels)
     device = cli.resolve_device(args.device)
     loaded = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
     model = loaded.model.to(device)

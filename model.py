@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.slic import SoftAssignment, slic
+from lib.slic import DISTANCES, SoftAssignment, slic
 
 N_BASE_CHANNELS = 5  # L, a, b, y, x: see lib/features.py
 
@@ -92,9 +92,16 @@ class SSNModel(nn.Module):
         Iterations of the clustering.
     distance : {"euclidean", "squared"}
         Distance of the clustering.
+
+    Raises
+    ------
+    ValueError
+        If `distance` is unknown.
     """
 
     def __init__(self, n_learned_features: int = 15, *, n_iter: int = 5, distance: str = "euclidean") -> None:
+        if distance not in DISTANCES:
+            raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
         super().__init__()
         self.n_iter = n_iter
         self.distance = distance

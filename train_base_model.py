@@ -14,10 +14,9 @@ from lib.datasets.bsds import BSDSDataset
 from lib.datasets.samples import TrainingCrops, training_loader
 from lib.errors import InputError
 from lib.evaluation import evaluate
-from lib.files import prepare_out_dir
 from lib.losses import compute_loss_terms
 from lib.segmentation import base_segmenter, segment_lab
-from lib.training import TrainingState, train
+from lib.training import BEST_MODEL, TrainingState, prepare_run_dir, train
 from model import SSNModel
 
 logger = logging.getLogger(__name__)
@@ -49,7 +48,6 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
     validation_sets = {"bsds_val": BSDSDataset(args.bsds_root, "val")}
     if args.eval_on_davis:
         validation_sets["davis"] = cli.open_davis(args.davis2017_root, args.davis_split)
-    prepare_out_dir(args.out_dir)
 
     torch.manual_seed(args.seed)
     model_args = {
@@ -61,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
     state = TrainingState(model, n_steps=args.train_iter, learning_rate=args.lr)
     if args.resume:
         state.restore(read_checkpoint(args.resume), args.resume)
+    prepare_run_dir(args.out_dir, is_resumed=args.resume is not None)
     cli.log_run(args, device, model, {"train": train_set, **validation_sets})
 
     def compute_losses(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -81,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
         figures = {}
         for name, dataset in validation_sets.items():
             result = evaluate(
-                base_segmenter(model, args.nspix, scales),
+                base_segmenter(model, args.nspix, scales, device),
                 dataset,
                 n_spixels=args.nspix,
                 n_workers=args.nworkers,
@@ -111,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
             "options": cli.options_as_strings(args),
         },
     )
-    logger.info("best validation score: %.4f, %s", state.best_score, args.out_dir / "best_model.pth")
+    logger.info("best validation score: %.4f, %s", state.best_score, args.out_dir / BEST_MODEL)
     return state
 
 

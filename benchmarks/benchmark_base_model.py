@@ -1,7 +1,7 @@
 """Time and memory of the clustering, of a training step and of inference, as ratios.
 
 The other side of each ratio is `gather_oracle`, the same computation written the plain way, measured in
-the same run. Every workload runs in a process of its own, so that its peak memory can be told.
+the same run. Every workload runs in a process of its own, so that its peak memory can be told. Needs Linux.
 
     python -m benchmarks.benchmark_base_model
 """
@@ -9,7 +9,6 @@ the same run. Every workload runs in a process of its own, so that its peak memo
 import argparse
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -49,7 +48,7 @@ class Cost(NamedTuple):
 
 def measure(step: Callable[[], object], device: torch.device, n_repeats: int) -> Cost:
     """Run `step` once to warm up, then time it."""
-    before = _peak_bytes(device)
+    before = _occupied_bytes(device)
     step()
     durations = []
     for _ in range(n_repeats):
@@ -187,11 +186,19 @@ def in_process(workload: Callable[..., Cost], *args: object) -> Cost:
         return pool.submit(workload, *args).result()
 
 
+def _occupied_bytes(device: torch.device) -> int:
+    """What is in use now; on the GPU, the peak starts anew from it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    n_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return n_pages * resource.getpagesize()
+
+
 def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _synchronize(device: torch.device) -> None:

@@ -60,13 +60,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"no weight file {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
     except Exception as error:  # torch raises whatever the broken bytes led it to
         raise InputError(
             f"{path} is not a readable weight file: damaged, or more than tensors and plain types"
         ) from error
     if _is_state_dict(content):
         return {"weights": content, "model_args": {}}
-    if isinstance(content, dict) and _is_state_dict(content.get("weights")):
+    if (
+        isinstance(content, dict)
+        and _is_state_dict(content.get("weights"))
+        and isinstance(content.get("model_args"), dict)
+    ):
         return content
     raise InputError(f"{path} holds neither a state dict nor one of our checkpoints")
 
@@ -90,6 +96,8 @@ def load_base_model(
         If the file does not hold a base model, or contradicts an expectation.
     """
     if str(path) == NO_NETWORK:
+        if n_learned_features is not None:
+            raise InputError(f"--deepfdim {n_learned_features}: without a network nothing is learned")
         return LoadedModel(
             SSNPix(n_iter=n_iter or DEFAULT_N_ITER).eval(),
             InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE),
@@ -97,7 +105,7 @@ def load_base_model(
     checkpoint = read_checkpoint(path)
     weights, model_args = checkpoint["weights"], dict(checkpoint["model_args"])
     output_bias = weights.get("feature_extract.output_conv.0.bias")
-    if output_bias is None:
+    if output_bias is None or output_bias.ndim != 1:
         raise InputError(f"{path} {_describe_foreign_weights(weights)}")
     model_args.setdefault("n_learned_features", len(output_bias))
     for option, name, expected in (
@@ -106,7 +114,10 @@ def load_base_model(
     ):
         if expected is not None and model_args.setdefault(name, expected) != expected:
             raise InputError(f"{option} {expected} contradicts {path}, made with {model_args[name]}")
-    model = SSNModel(**model_args)
+    try:
+        model = SSNModel(**model_args)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} describes a model that this version cannot build ({error})") from error
     _load_weights(model, weights, path)
     input_args = checkpoint.get("input_args", {})
     scales = InputScales(
@@ -122,6 +133,9 @@ def _load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path | str
     except RuntimeError as error:
         first_problem = re.sub(r"\s+", " ", str(error).split("\n\t")[1])
         raise InputError(f"{path} is of another architecture: {first_problem}") from error
+    broken = [name for name, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        raise InputError(f"{path} holds values that are not finite, in {broken[0]}")
 
 
 def _is_state_dict(content: Any) -> bool:
@@ -134,8 +148,5 @@ def _is_state_dict(content: Any) -> bool:
 
 def _describe_foreign_weights(weights: dict[str, Tensor]) -> str:
     if any(name.startswith("feature_extract_color.") for name in weights):
-        return (
-            "holds a composite model, not a base model; "
-            "use it with the scripts named *_optflow_composite_model.py"
-        )
+        return "holds a composite model, not a base model"
     return f"holds no model of this repo: its first tensor is {next(iter(weights))!r}"

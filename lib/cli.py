@@ -1,6 +1,7 @@
 """What the command lines of the scripts share: options, their types, and how errors are told."""
 
 import argparse
+import itertools
 import logging
 import sys
 from collections.abc import Callable, Sequence, Sized
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 REPO_ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_BASE_WEIGHTS = REPO_ROOT / "trained_models" / "best_model.pth"
 
-# Options that may change when a run is resumed: they decide where things are, not what is computed.
+# Options that may change when a run is resumed: they do not change what a training step computes.
 _FREE_ON_RESUME = {
     "bsds_root",
     "davis2017_root",
@@ -39,7 +40,6 @@ _FREE_ON_RESUME = {
     "eval_on_davis",
     "log_interval",
     "nworkers",
-    "out_dir",
     "resume",
     "test_interval",
 }
@@ -123,6 +123,14 @@ def positive_float(text: str) -> float:
     value = non_negative_float(text)
     if value == 0:
         raise argparse.ArgumentTypeError("expected a number above 0, got 0")
+    return value
+
+
+def seed_int(text: str) -> int:
+    """Read an integer that PyTorch and NumPy both take as a seed."""
+    value = non_negative_int(text)
+    if value >= 2**63:
+        raise argparse.ArgumentTypeError(f"expected an integer below 2**63, got {text!r}")
     return value
 
 
@@ -253,9 +261,9 @@ def add_training_args(parser: argparse.ArgumentParser) -> None:
         default="fp32",
         help="bf16 runs the convolutions in bfloat16; the clustering stays in float32",
     )
-    group.add_argument("--seed", type=non_negative_int, default=0, help="repeats a run")
+    group.add_argument("--seed", type=seed_int, default=0, help="repeats a run")
     group.add_argument(
-        "--out_dir", type=Path, default=Path("log"), help="folder for the log and the checkpoints"
+        "--out_dir", type=Path, default=Path("log"), help="folder of this run alone: its log and checkpoints"
     )
     group.add_argument(
         "--resume",
@@ -271,7 +279,7 @@ def add_iou_arg(parser: argparse.ArgumentParser) -> None:
         parser,
         "--eval_iou_ignore_background",
         default=False,
-        help="leave segment 0 out of the mean IoU",
+        help="leave segment 0, the background of DAVIS, out of the mean IoU; BSDS500 has none",
     )
 
 
@@ -295,17 +303,22 @@ def add_inference_args(parser: argparse.ArgumentParser, *, demo_image: Path) -> 
     )
 
 
-def check_inference_outputs(args: argparse.Namespace) -> None:
-    """Find out, before any work, whether the files asked for can be written.
+def check_inference_files(image: Path, out: Path, save_labels: Path | None) -> None:
+    """Find out, before any work, whether the files asked for can be written and are different ones.
 
     Raises
     ------
     InputError
         If not.
     """
-    check_output_file("--out", args.out, OVERLAY_SUFFIXES)
-    if args.save_labels:
-        check_output_file("--save_labels", args.save_labels, LABEL_SUFFIXES)
+    check_output_file("--out", out, OVERLAY_SUFFIXES)
+    files = {"--image": image, "--out": out}
+    if save_labels:
+        check_output_file("--save_labels", save_labels, LABEL_SUFFIXES)
+        files["--save_labels"] = save_labels
+    for (option, file), (other_option, other_file) in itertools.combinations(files.items(), 2):
+        if file.resolve() == other_file.resolve():
+            raise InputError(f"{option} and {other_option} are the same file, {file}")
 
 
 def add_davis_args(parser: argparse.ArgumentParser, *, default_split: str) -> None:
@@ -352,6 +365,8 @@ def choose_scales(trained: InputScales, *, color_scale: float | None, pos_scale:
 def parse_training_args(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the options of a training script; with `--resume`, those left out are the checkpoint's.
 
+    A run goes on in the folder its checkpoint lies in, wherever that has been moved.
+
     Raises
     ------
     InputError
@@ -363,20 +378,28 @@ def parse_training_args(parser: argparse.ArgumentParser, argv: Sequence[str] | N
     resume_file = finder.parse_known_args(argv)[0].resume
     if resume_file is None:
         return parser.parse_args(argv)
-    stored_options = read_checkpoint(Path(resume_file)).get("options")
-    if not stored_options:
-        raise InputError(f"--resume {resume_file} holds weights only, not a training run")
+    checkpoint = read_checkpoint(Path(resume_file))
+    if "optimizer" not in checkpoint or not isinstance(checkpoint.get("options"), dict):
+        raise InputError(
+            f"--resume {resume_file} holds weights only, not a training run; use a last_model.pth"
+        )
+    options = checkpoint["options"] | {"out_dir": Path(resume_file).parent}
+    stored = {name: f"--{name}={value}" for name, value in options.items()}
     given = {argument.split("=")[0].removeprefix("--") for argument in argv if argument.startswith("--")}
-    stored = {name: f"--{name}={value}" for name, value in stored_options.items()}
     left_out = [option for name, option in stored.items() if name not in given]
+    unknown = set(parser.parse_known_args(left_out + argv)[1]) & set(left_out)
+    if unknown:
+        raise InputError(f"--resume {resume_file} is of another version: it has {min(unknown)}")
     recipe = [option for name, option in stored.items() if name not in _FREE_ON_RESUME]
     args = parser.parse_args(left_out + argv)
     stored_args = parser.parse_args(left_out + argv + recipe)  # of two values the latter counts
     for name in sorted(stored.keys() - _FREE_ON_RESUME):
         ours, theirs = getattr(args, name), getattr(stored_args, name)
-        if ours != theirs:
+        is_same_path = isinstance(ours, Path) and ours.resolve() == theirs.resolve()
+        if ours != theirs and not is_same_path:
             raise InputError(
-                f"--{name} {ours} contradicts {theirs} in {resume_file}; leave it out to go on with that run"
+                f"--{name} {ours} contradicts {theirs} of --resume {resume_file}; "
+                "leave it out to go on with that run"
             )
     return args
 

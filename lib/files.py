@@ -58,7 +58,7 @@ def check_output_file(option: str, path: Path, suffixes: tuple[str, ...]) -> Non
 
 
 def prepare_out_dir(out_dir: Path) -> None:
-    """Make the folder for a run's files, and find out now whether it can be written to.
+    """Make a folder, and find out now whether it can be written to.
 
     Raises
     ------

@@ -1,6 +1,7 @@
 """From an image file to superpixels and files of them: what the inference scripts share."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,13 +57,16 @@ def segment_file(
     connected : bool
         Enforce connectivity; otherwise labels are the most likely superpixel of each pixel, in up to
         n_rows * n_cols numbers of which some may not occur.
-    overlay_file, labels_file : Path
-        Outputs; see `save_overlay` and `save_labels`.
+    overlay_file : Path
+        Picture of the image with the borders of its superpixels, in the format of its suffix.
+    labels_file : Path, optional
+        Label map, .npy (int32) or 16-bit .png. Either both files are written or none.
 
     Raises
     ------
     InputError
-        If the image cannot be read or has fewer than `n_spixels` pixels, or a label does not fit its file.
+        If the image cannot be read or has fewer than `n_spixels` pixels, or a file's format cannot hold
+        its content.
     """
     image_rgb = read_image(image_file)
     check_n_spixels(n_spixels, image_rgb.shape[:2], str(image_file))
@@ -70,34 +74,31 @@ def segment_file(
     labels = output.labels[0].cpu().numpy().astype(np.int32)
     if connected:
         labels = enforce_connectivity(labels, n_spixels)
-    if labels_file:
-        save_labels(labels, labels_file)
-    save_overlay(image_rgb, labels, overlay_file)
+    with ExitStack() as files:
+        temporary = files.enter_context(atomic_path(overlay_file))
+        _write_overlay(image_rgb, labels, temporary, overlay_file)
+        if labels_file:
+            temporary = files.enter_context(atomic_path(labels_file))
+            _write_labels(labels, temporary, labels_file)
     return Superpixels(labels, int(np.count_nonzero(np.bincount(labels.ravel()))))
 
 
-def save_labels(labels: np.ndarray, path: Path) -> None:
-    """Write a label map as .npy (int32) or 16-bit .png.
+def _write_overlay(image_rgb: np.ndarray, labels: np.ndarray, temporary: Path, path: Path) -> None:
+    overlay = Image.fromarray(draw_boundaries(image_rgb, labels))
+    try:
+        overlay.save(temporary, compress_level=_PNG_COMPRESS_LEVEL)
+    except ValueError as error:  # say, WebP ends at 16,383 pixels a side
+        raise InputError(f"--out {path}: the format cannot hold this image ({error})") from error
 
-    Raises
-    ------
-    InputError
-        If a label does not fit into 16 bits.
-    """
-    if path.suffix.lower() == ".png" and labels.max() > MAX_PNG_LABEL:
+
+def _write_labels(labels: np.ndarray, temporary: Path, path: Path) -> None:
+    if path.suffix.lower() == ".npy":
+        with temporary.open("wb") as file:  # given a name, NumPy may add a suffix to it
+            np.save(file, labels)
+    elif labels.max() > MAX_PNG_LABEL:
         raise InputError(
             f"--save_labels {path}: label {labels.max()} does not fit a 16-bit PNG; "
             "use a name that ends in .npy"
         )
-    with atomic_path(path) as temporary:
-        if path.suffix.lower() == ".npy":
-            np.save(temporary, labels.astype(np.int32))
-        else:
-            Image.fromarray(labels.astype(np.uint16)).save(temporary)
-
-
-def save_overlay(image_rgb: np.ndarray, labels: np.ndarray, path: Path) -> None:
-    """Write the image with the borders of its superpixels drawn over it."""
-    overlay = Image.fromarray(draw_boundaries(image_rgb, labels))
-    with atomic_path(path) as temporary:
-        overlay.save(temporary, compress_level=_PNG_COMPRESS_LEVEL)
+    else:
+        Image.fromarray(labels.astype(np.uint16)).save(temporary)

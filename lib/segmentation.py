@@ -44,10 +44,9 @@ def segment_lab(
 
 
 def base_segmenter(
-    model: nn.Module, n_spixels: int, scales: InputScales
+    model: nn.Module, n_spixels: int, scales: InputScales, device: torch.device
 ) -> Callable[[EvaluationImage], np.ndarray]:
-    """What `lib.evaluation.evaluate` needs of a base model: a label map (H, W) for each image."""
-    device = next(model.parameters(), torch.empty(0)).device
+    """What `lib.evaluation.evaluate` needs of a base model on a device: a label map for each image."""
 
     def segment(image: EvaluationImage) -> np.ndarray:
         check_n_spixels(n_spixels, image.image_lab.shape[2:], image.name)

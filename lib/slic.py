@@ -218,7 +218,7 @@ def slic(
     Parameters
     ----------
     pixel_features : Tensor, shape (B, C, H, W)
-        Floating point, on any device; the position is expected among its channels.
+        float32 or float64, on any device; the position is expected among its channels.
     n_spixels : int
         Requested number of superpixels; S = n_rows * n_cols of `compute_grid_shape` are made.
     n_iter : int
@@ -241,9 +241,9 @@ def slic(
     ----------
     .. [1] Jampani et al., "Superpixel Sampling Networks", ECCV 2018.
     """
-    if pixel_features.ndim != 4 or not pixel_features.is_floating_point():
+    if pixel_features.ndim != 4 or pixel_features.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            "pixel_features must be a floating-point tensor of shape (B, C, H, W), got "
+            "pixel_features must be float32 or float64 of shape (B, C, H, W), got "
             f"{pixel_features.dtype} of shape {tuple(pixel_features.shape)}"
         )
     if n_iter < 1:

@@ -18,7 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lib.checkpoint import save_checkpoint
 from lib.errors import InputError, RunError
-from lib.files import atomic_path, name_failed_write
+from lib.files import atomic_path, name_failed_write, prepare_out_dir
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +73,29 @@ class TrainingState:
             self.model.load_state_dict(checkpoint["weights"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.scheduler.load_state_dict(checkpoint["scheduler"])
-        except (KeyError, RuntimeError, ValueError) as error:
+            self.step = checkpoint["step"]
+            self.validated_step = checkpoint["validated_step"]
+            self.best_score = checkpoint["best_score"]
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
                 f"--resume {path} does not hold the state of a run of this model; use its {LAST_MODEL}"
             ) from error
-        self.step = checkpoint["step"]
-        self.validated_step = checkpoint["validated_step"]
-        self.best_score = checkpoint["best_score"]
+
+
+def prepare_run_dir(out_dir: Path, *, is_resumed: bool) -> None:
+    """Make the folder of a run, and find out now whether it can be written to.
+
+    Raises
+    ------
+    InputError
+        If not, or if a new run would overwrite an earlier one.
+    """
+    if not is_resumed and any((out_dir / name).exists() for name in (BEST_MODEL, LAST_MODEL, LOG)):
+        raise InputError(
+            f"--out_dir {out_dir} holds an earlier run: continue it with "
+            f"--resume {out_dir / LAST_MODEL}, or choose another folder"
+        )
+    prepare_out_dir(out_dir)
 
 
 def learning_rate_share(step: int, n_steps: int) -> float:
@@ -107,7 +123,7 @@ def train(
 ) -> None:
     """Train from `state.step` to `state.n_steps`.
 
-    Writes to `out_dir`: `log.jsonl`, a line per `log_interval` steps and two per validation;
+    Writes to `out_dir`: `log.jsonl`, a line per `log_interval` steps, before a validation, and for it;
     `last_model.pth`, with every such line; `best_model.pth`, without the state of the run, whenever the
     validation score rises. Ctrl-C and SIGTERM save `last_model.pth` after the step at hand.
 
@@ -147,9 +163,8 @@ def train(
     def report() -> None:
         if not interval.terms_of_steps:
             return
-        lr = state.learning_rate * learning_rate_share(state.step - 1, state.n_steps)
         with signals.deferred():
-            figures = {**interval.close(state.step), "lr": lr}
+            figures = interval.close(state.step)
             log.write({"step": state.step, **figures})
             save(LAST_MODEL, **state.progress_dict())
         shown = {name: f"{value:.3g}" for name, value in figures.items()}
@@ -180,6 +195,7 @@ def train(
             interval.restart()
             for batch in batches:
                 with signals.deferred():
+                    interval.learning_rate = state.optimizer.param_groups[0]["lr"]
                     interval.terms_of_steps.append(_train_step(state, compute_losses, batch))
                 progress.update()
                 if state.step % log_interval == 0:
@@ -218,10 +234,11 @@ class _Interval:
     def restart(self) -> None:
         """Forget everything and start the clock."""
         self.terms_of_steps: list[dict[str, Tensor]] = []
+        self.learning_rate = math.nan  # of the last step
         self.start = time.perf_counter()
 
     def close(self, last_step: int) -> dict[str, float]:
-        """Return the mean of each term and the images per second, and start again.
+        """Return the mean of each term, the learning rate and the images per second; start again.
 
         The terms are fetched from the device here, all at once.
 
@@ -239,10 +256,11 @@ class _Interval:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in terms)
             step = last_step - len(values) + 1 + first_bad
             raise RunError(f"the loss of step {step} is not finite: {shown}; a lower --lr may help")
-        images_per_s = len(values) * self.batch_size / (time.perf_counter() - self.start)
-        self.restart()
         means = dict(zip(names, values.mean(dim=0).tolist(), strict=True))
-        return {**means, "images_per_s": images_per_s}
+        images_per_s = len(values) * self.batch_size / (time.perf_counter() - self.start)
+        figures = {**means, "lr": self.learning_rate, "images_per_s": images_per_s}
+        self.restart()
+        return figures
 
 
 class _JsonLog:

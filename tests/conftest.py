@@ -50,7 +50,7 @@ def write_annotations(path: Path, annotations):
 
 @pytest.fixture
 def bsds_root(tmp_path):
-    """A miniature BSDS500: three images a split, two annotations each, and a stray file."""
+    """A miniature BSDS500: 4, 3 and 2 images a split, two annotations each, and a stray file."""
     root = tmp_path / "BSR"
     for split_idx, split in enumerate(("train", "val", "test")):
         image_dir = root / "BSDS500/data/images" / split
@@ -58,7 +58,7 @@ def bsds_root(tmp_path):
         image_dir.mkdir(parents=True)
         annotation_dir.mkdir(parents=True)
         (image_dir / "Thumbs.db").write_bytes(b"stray")
-        for idx in range(3):
+        for idx in range(4 - split_idx):
             image_rgb, labels = make_quadrants(seed=10 * split_idx + idx)
             Image.fromarray(image_rgb).save(image_dir / f"{100 + idx}.jpg", quality=95)
             write_annotations(annotation_dir / f"{100 + idx}.mat", [labels + 1, labels // 2 + 1])

@@ -35,6 +35,11 @@ def test_none_is_the_model_without_network():
     assert model.n_iter == 7
 
 
+def test_none_learns_no_features():
+    with pytest.raises(InputError, match="--deepfdim 15: without a network nothing is learned"):
+        load_base_model("none", n_learned_features=15)
+
+
 @pytest.mark.parametrize(
     ("expectation", "message"),
     [
@@ -66,6 +71,10 @@ def test_deepfdim_contradicting_a_bare_state_dict_is_an_error(tmp_path):
         ("composite", "holds a composite model"),
         ("other width", "of another architecture: size mismatch for feature_extract"),
         ("missing tensor", "of another architecture: Missing key"),
+        ("no model_args", "neither a state dict nor one of our checkpoints"),
+        ("unknown argument", "describes a model that this version cannot build"),
+        ("unknown distance", "cannot build .*distance must be one of"),
+        ("nan", "holds values that are not finite, in feature_extract.scale1.0.0.weight"),
     ],
 )
 def test_unusable_file_is_named(base_weights, content, message):
@@ -93,6 +102,15 @@ def test_unusable_file_is_named(base_weights, content, message):
     elif content == "missing tensor":
         del weights["feature_extract.scale1.0.0.weight"]
         torch.save(weights, base_weights)
+    elif content == "no model_args":
+        torch.save({"weights": weights}, base_weights)
+    elif content == "unknown argument":
+        torch.save({"weights": weights, "model_args": {"n_heads": 2}}, base_weights)
+    elif content == "unknown distance":
+        torch.save({"weights": weights, "model_args": {"distance": "cosine"}}, base_weights)
+    elif content == "nan":
+        weights["feature_extract.scale1.0.0.weight"][0] = torch.nan
+        save_checkpoint({"weights": weights, "model_args": {"n_learned_features": 4}}, base_weights)
     with pytest.raises(InputError, match=message) as caught:
         load_base_model(base_weights)
     assert str(base_weights) in str(caught.value)

@@ -83,6 +83,12 @@ def test_davis_frames_of_another_size_are_resized(davis_root):
     assert np.unique(image.annotations[0]).tolist() == [0, 1, 2]
 
 
+def test_davis_split_file_may_repeat_a_video_and_start_with_a_byte_order_mark(davis_root):
+    split = davis_root / "windows.txt"
+    split.write_bytes(b"\xef\xbb\xbfcar\r\ndogs\r\ncar\r\n")
+    assert read_split(str(split)) == ["car", "dogs"]
+
+
 def test_davis_split_with_missing_videos_names_them_all(davis_root):
     split = davis_root / "more.txt"
     split.write_text("car\nboat\nbus\n")
@@ -175,16 +181,16 @@ def test_every_epoch_visits_every_image(bsds_root):
             self.seen.append(idx)
             return super().__getitem__(idx)
 
-    crops = TrainingCrops(Names(bsds_root, "train"), 30, seed=0)
-    for idx in range(30):
+    crops = TrainingCrops(Names(bsds_root, "train"), 40, seed=0)
+    for idx in range(40):
         crops[idx]
-    epochs = [Names.seen[start : start + 3] for start in range(0, 30, 3)]
-    assert all(sorted(epoch) == [0, 1, 2] for epoch in epochs)
+    epochs = [Names.seen[start : start + 4] for start in range(0, 40, 4)]
+    assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
 def test_evaluation_sees_all_images_in_order(bsds_root):
-    loader = evaluation_loader(BSDSDataset(bsds_root, "test"), n_workers=2)
+    loader = evaluation_loader(BSDSDataset(bsds_root, "val"), n_workers=2)
     images = list(loader)
     assert [image.name for image in images] == ["100", "101", "102"]
     assert images[0].image_lab.shape == (1, 3, 60, 92)

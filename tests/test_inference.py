@@ -9,7 +9,7 @@ from conftest import make_quadrants
 from lib.checkpoint import InputScales
 from lib.errors import InputError
 from lib.files import check_output_file
-from lib.inference import save_labels, segment_file
+from lib.inference import segment_file
 from lib.segmentation import segment_lab
 from lib.visualization import BOUNDARY_COLOR, draw_boundaries
 from model import SSNPix
@@ -53,18 +53,55 @@ def test_without_connectivity_labels_are_those_of_the_grid(image_file, tmp_path)
     assert superpixels.n_measured == len(np.unique(superpixels.labels))
 
 
+def segment_into_single_pixels(image_lab):
+    return segment_lab(SSNPix(), image_lab, image_lab.shape[2] * image_lab.shape[3], InputScales(0, 1000))
+
+
+def write_blank_image(path, height, width):
+    Image.fromarray(np.zeros((height, width, 3), dtype=np.uint8)).save(path)
+
+
 def test_png_labels_hold_16_bits(tmp_path):
-    labels = np.arange(65536, dtype=np.int32).reshape(256, 256)
-    save_labels(labels, tmp_path / "labels.png")
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "labels.png")), labels)
+    write_blank_image(tmp_path / "image.png", 256, 256)
+    superpixels = segment_file(
+        segment_into_single_pixels,
+        tmp_path / "image.png",
+        256**2,
+        connected=True,
+        overlay_file=tmp_path / "overlay.png",
+        labels_file=tmp_path / "labels.png",
+    )
+    assert superpixels.n_measured == 65536
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "labels.png")), superpixels.labels)
 
 
 def test_labels_above_16_bits_need_npy(tmp_path):
-    labels = np.arange(65538, dtype=np.int32).reshape(2, -1)
-    with pytest.raises(InputError, match=r"label 65537 does not fit a 16-bit PNG.*\.npy"):
-        save_labels(labels, tmp_path / "labels.png")
-    assert list(tmp_path.iterdir()) == []
-    save_labels(labels, tmp_path / "labels.npy")
+    write_blank_image(tmp_path / "image.png", 256, 257)
+    arguments = {"connected": False, "overlay_file": tmp_path / "overlay.png"}
+    image_and_count = tmp_path / "image.png", 256 * 257
+    with pytest.raises(InputError, match=r"--save_labels .*does not fit a 16-bit PNG.*\.npy"):
+        segment_file(
+            segment_into_single_pixels, *image_and_count, **arguments, labels_file=tmp_path / "labels.png"
+        )
+    assert [file.name for file in tmp_path.iterdir()] == ["image.png"]
+    labels_file = tmp_path / "labels.NPY"
+    segment_file(segment_into_single_pixels, *image_and_count, **arguments, labels_file=labels_file)
+    assert np.load(labels_file).max() > 65535
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["image.png", "labels.NPY", "overlay.png"]
+
+
+def test_overlay_too_large_for_its_format_leaves_nothing(tmp_path):
+    write_blank_image(tmp_path / "image.png", 1, 16400)
+    with pytest.raises(InputError, match=r"--out .*overlay\.webp: the format cannot hold this image"):
+        segment_file(
+            segment,
+            tmp_path / "image.png",
+            24,
+            connected=True,
+            overlay_file=tmp_path / "overlay.webp",
+            labels_file=tmp_path / "labels.npy",
+        )
+    assert [file.name for file in tmp_path.iterdir()] == ["image.png"]
 
 
 def test_borders_are_drawn_and_the_rest_is_kept():

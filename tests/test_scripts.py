@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.measure import label
 
 import eval_base_model
 import inference_base_model
 import train_base_model
 from conftest import make_quadrants
 from lib import cli
-from lib.checkpoint import load_base_model, read_checkpoint
+from lib.checkpoint import load_base_model, read_checkpoint, save_checkpoint
 from lib.errors import InputError
 
 REPO_ROOT = Path(__file__).parent.parent
@@ -61,6 +62,8 @@ def test_train_evaluate_and_segment(bsds_root, davis_root, tmp_path, device, cap
     assert state.step == 2
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 2]
+    assert "4 images in train, 3 images in bsds_val, 4 images in davis" in caplog.text
+    assert log[-1]["bsds_val_n_images"] == 3
     assert log[-1]["score"] == log[-1]["bsds_val_asa"]
     assert log[-1]["davis_n_pairs"] == 4
 
@@ -143,7 +146,7 @@ def test_resume_refuses_contradicting_options(bsds_root, tmp_path, capsys):
     last_model = tmp_path / "run" / "last_model.pth"
     capsys.readouterr()
     error = fails_with(train_base_model.main, [f"--resume={last_model}", "--lr=0.5"], capsys)
-    assert f"--lr 0.5 contradicts 0.01 in {last_model}" in error
+    assert f"--lr 0.5 contradicts 0.01 of --resume {last_model}" in error
 
 
 def test_resume_after_the_data_moved(bsds_root, tmp_path):
@@ -155,14 +158,61 @@ def test_resume_after_the_data_moved(bsds_root, tmp_path):
     assert state.step == 2
 
 
-def test_bfloat16_trains(bsds_root, tmp_path):
-    state = train_base_model.main(train_argv(bsds_root, tmp_path / "run", "--precision=bf16"))
-    assert all(value.isfinite().all() for value in state.model.state_dict().values())
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--precision=bf16",
+        "--loss=cross_entropy_logsoftmax",
+        "--loss=soft_iou",
+        "--compactness=0.1",
+        "--color_scale=0.5",
+        "--pos_scale=2",
+        "--nspix=60",
+        "--seed=5",
+    ],
+)
+def test_training_options_have_an_effect(bsds_root, tmp_path, option):
+    losses = []
+    for run, more in (("plain", []), ("changed", [option])):
+        state = train_base_model.main(train_argv(bsds_root, tmp_path / run, *more))
+        assert all(value.isfinite().all() for value in state.model.state_dict().values())
+        losses.append(json.loads((tmp_path / run / "log.jsonl").read_text().splitlines()[0])["loss"])
+    assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy_logsoftmax", "soft_iou"])
-def test_other_losses_train(bsds_root, tmp_path, loss):
-    assert train_base_model.main(train_argv(bsds_root, tmp_path / "run", f"--loss={loss}")).step == 2
+def test_checkpoints_tell_the_scales_they_were_trained_with(bsds_root, tmp_path):
+    argv = train_argv(bsds_root, tmp_path / "run", "--color_scale=0.5", "--pos_scale=2")
+    train_base_model.main(argv)
+    for name in ("best_model.pth", "last_model.pth"):
+        assert load_base_model(tmp_path / "run" / name).scales == (0.5, 2)
+
+
+def test_training_twice_into_one_folder_is_refused(bsds_root, tmp_path, capsys):
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    error = fails_with(train_base_model.main, train_argv(bsds_root, tmp_path / "run"), capsys)
+    assert f"--out_dir {tmp_path / 'run'} holds an earlier run" in error
+    assert (tmp_path / "run" / "log.jsonl").read_text() == log
+
+
+def test_a_run_goes_on_where_its_checkpoint_lies(bsds_root, tmp_path, capsys):
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+    moved = (tmp_path / "run").rename(tmp_path / "moved_run")
+    train_base_model.main([f"--resume={moved / 'last_model.pth'}"])
+    assert not (tmp_path / "run").exists()
+    argv = [f"--resume={moved / 'last_model.pth'}", f"--out_dir={tmp_path / 'other'}"]
+    assert f"--out_dir {tmp_path / 'other'} contradicts" in fails_with(train_base_model.main, argv, capsys)
+    assert not (tmp_path / "other").exists()
+
+
+def test_resuming_from_a_checkpoint_of_another_version(bsds_root, tmp_path, capsys):
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+    path = tmp_path / "run" / "last_model.pth"
+    checkpoint = read_checkpoint(path)
+    checkpoint["options"]["momentum"] = "0.9"
+    save_checkpoint(checkpoint, path)
+    error = fails_with(train_base_model.main, [f"--resume={path}"], capsys)
+    assert f"--resume {path} is of another version: it has --momentum=0.9" in error
 
 
 def test_diverging_run_ends_with_its_terms_and_status_1(bsds_root, tmp_path, monkeypatch, capsys):
@@ -191,6 +241,13 @@ def test_evaluation_needs_no_davis_and_no_bsds(bsds_root, davis_root, base_weigh
     assert whole[name].mean_iou != objects[name].mean_iou
 
 
+def test_evaluation_options_have_an_effect(bsds_root, base_weights):
+    argv = [f"--bsds_root={bsds_root}", f"--base_model_weights={base_weights}", "--nworkers=0"]
+    plain = eval_base_model.main([*argv, "--nspix=24"])
+    for more in (["--nspix=60"], ["--nspix=24", "--pos_scale=2"], ["--nspix=24", "--bsds_split=val"]):
+        assert list(eval_base_model.main([*argv, *more]).values()) != list(plain.values())
+
+
 def test_evaluation_without_network(bsds_root):
     results = eval_base_model.main(
         [f"--bsds_root={bsds_root}", "--base_model_weights=none", "--nspix=24", "--nworkers=0"]
@@ -210,17 +267,25 @@ def test_segmenting_the_demo_image_needs_no_option(tmp_path):
     assert (tmp_path / "results.png").is_file()
 
 
-def test_segmenting_without_network(tmp_path):
-    superpixels = inference_base_model.main(
-        ["--base_model_weights=none", f"--out={tmp_path / 'overlay.png'}", "--enforce_connectivity=False"]
-    )
-    assert superpixels.labels.max() < 200
-
-
-def test_labels_do_not_depend_on_where_the_script_runs(base_weights, tmp_path):
+@pytest.mark.parametrize(
+    "option",
+    ["--enforce_connectivity=False", "--pos_scale=3", "--color_scale=0.1", "--nspix=150"],
+)
+def test_inference_options_have_an_effect(base_weights, tmp_path, option):
     argv = [f"--base_model_weights={base_weights}", f"--out={tmp_path / 'o.png'}", "--device=cpu"]
-    first = inference_base_model.main(argv).labels
-    np.testing.assert_array_equal(first, inference_base_model.main(argv).labels)
+    plain = inference_base_model.main(argv).labels
+    np.testing.assert_array_equal(plain, inference_base_model.main(argv).labels)
+    assert not np.array_equal(plain, inference_base_model.main([*argv, option]).labels)
+
+
+def test_segmenting_without_network(tmp_path):
+    argv = ["--base_model_weights=none", f"--out={tmp_path / 'overlay.png'}"]
+    connected, raw = (
+        inference_base_model.main([*argv, f"--enforce_connectivity={value}"]).labels
+        for value in (True, False)
+    )
+    assert label(connected + 1, background=0, connectivity=1).max() == connected.max() + 1
+    assert label(raw + 1, background=0, connectivity=1).max() > raw.max() + 1
 
 
 @pytest.mark.parametrize(
@@ -235,6 +300,9 @@ def test_labels_do_not_depend_on_where_the_script_runs(base_weights, tmp_path):
         (["--out=results.xyz"], "--out results.xyz"),
         (["--out=/no/such/folder/o.png"], "--out /no/such/folder/o.png"),
         (["--save_labels=labels.txt"], "--save_labels labels.txt"),
+        (["--out=a.png", "--save_labels=./a.png"], "--out and --save_labels are the same file, a.png"),
+        (["--image=a.png", "--out=a.png"], "--image and --out are the same file, a.png"),
+        (["--deepfdim=99"], "--deepfdim 99: without a network nothing is learned"),
         (["--device=tpu"], "--device tpu"),
         (["--enforce_connectivity=perhaps"], "argument --enforce_connectivity"),
         (["--unknown"], "unrecognized arguments: --unknown"),
@@ -285,6 +353,7 @@ def test_broken_image_ends_an_evaluation_in_one_line(bsds_root, n_workers, capsy
         (["--nspix=40001"], "--nspix 40001 is above the 40000 pixels of a crop"),
         (["--eval_on_davis"], "--eval_on_davis needs --davis2017_root"),
         (["--lr=0"], "argument --lr"),
+        ([f"--seed={2**63}"], "argument --seed: expected an integer below 2**63"),
         (["--loss=mse"], "argument --loss"),
         (["--out_dir={file}/run"], "--out_dir {file}/run cannot be written to"),
         (["--resume={file}"], "{file} is not a readable weight file"),

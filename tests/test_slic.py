@@ -174,9 +174,10 @@ def test_bad_argument_is_refused(arguments, message):
         slic(make_features((20, 31)), 12, **arguments)
 
 
-def test_integer_features_are_refused():
-    with pytest.raises(ValueError, match="floating-point"):
-        slic(torch.zeros(1, 3, 8, 8, dtype=torch.int64), 4)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16])
+def test_features_of_another_type_are_refused(dtype):
+    with pytest.raises(ValueError, match="float32 or float64"):
+        slic(torch.zeros(1, 3, 8, 8, dtype=dtype), 4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -9,7 +9,7 @@ import torch
 
 from lib.checkpoint import read_checkpoint
 from lib.errors import InputError, RunError
-from lib.training import TrainingState, learning_rate_share, train
+from lib.training import TrainingState, learning_rate_share, prepare_run_dir, train
 
 N_STEPS = 10
 
@@ -31,6 +31,7 @@ def run(out_dir, state, *, scores=None, compute_losses=None, test_interval=4, lo
     validated = []
 
     def default_losses(batch):
+        assert state.model.training
         residual = batch @ state.model.weight - batch.sum(1)
         return {"fit": residual.square().mean(), "size": 0.01 * state.model.weight.square().sum()}
 
@@ -70,7 +71,7 @@ def test_log_has_a_line_per_interval_and_per_validation(tmp_path):
     assert [line["step"] for line in training] == [3, 4, 6, 8, 9, 10]
     for line in training:
         assert line["loss"] == pytest.approx(line["fit"] + line["size"], rel=1e-5)
-        assert line["lr"] > 0
+        assert line["lr"] == pytest.approx(0.1 * learning_rate_share(line["step"] - 1, N_STEPS))
         assert line["images_per_s"] > 0
     assert [(line["step"], line["asa"]) for line in log if "score" in line] == [
         (4, 4.0),
@@ -162,11 +163,28 @@ def test_validation_never_sees_weights_that_a_nan_went_through(tmp_path):
     assert not (tmp_path / "best_model.pth").exists()
 
 
-def test_resuming_from_weights_alone_is_refused(tmp_path):
+@pytest.mark.parametrize("damage", ["best_model", "no step", "other model"])
+def test_resuming_from_something_else_is_refused(tmp_path, damage):
     run(tmp_path, make_state())
-    path = tmp_path / "best_model.pth"
-    with pytest.raises(InputError, match=r"--resume .*best_model\.pth.*use its last_model\.pth"):
-        make_state().restore(read_checkpoint(path), path)
+    name = "best_model.pth" if damage == "best_model" else "last_model.pth"
+    checkpoint = read_checkpoint(tmp_path / name)
+    if damage == "no step":
+        del checkpoint["step"]
+    elif damage == "other model":
+        checkpoint["weights"] = {"bias": torch.zeros(3)}
+    with pytest.raises(InputError, match=rf"--resume .*{name} does not hold .*use its last_model\.pth"):
+        make_state().restore(checkpoint, tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "last_model.pth", "best_model.pth"])
+def test_a_new_run_never_overwrites_an_earlier_one(tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(
+        InputError, match=r"holds an earlier run: continue it with --resume .*last_model\.pth"
+    ):
+        prepare_run_dir(tmp_path, is_resumed=False)
+    prepare_run_dir(tmp_path, is_resumed=True)
+    assert (tmp_path / name).read_text() == "precious"
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 10, 1000])

@@ -95,7 +95,7 @@ def read_split(split: str) -> list[str]:
     """
     file = SPLIT_LIST_DIR / f"{split}.txt" if split in SPLITS else Path(split)
     try:
-        videos = file.read_text(encoding="utf-8").split()
+        videos = list(dict.fromkeys(file.read_text(encoding="utf-8-sig").split()))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"--davis_split {split} is neither {', '.join(SPLITS)} nor a readable text file"

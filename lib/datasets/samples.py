@@ -1,5 +1,6 @@
 """What training and evaluation draw from a data set, as tensors."""
 
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -77,7 +78,7 @@ def training_loader(crops: TrainingCrops, *, batch_size: int, first_step: int, n
         crops,
         batch_size=batch_size,
         sampler=range(first_step * batch_size, len(crops)),
-        num_workers=n_workers,
+        num_workers=_usable_workers(n_workers),
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
     )
@@ -86,8 +87,16 @@ def training_loader(crops: TrainingCrops, *, batch_size: int, first_step: int, n
 def evaluation_loader(dataset: Dataset[SegmentedImage], *, n_workers: int) -> DataLoader:
     """Yield an `EvaluationImage` at a time, in order."""
     return DataLoader(
-        EvaluationImages(dataset), batch_size=None, num_workers=n_workers, collate_fn=_leave_as_is
+        EvaluationImages(dataset),
+        batch_size=None,
+        num_workers=_usable_workers(n_workers),
+        collate_fn=_leave_as_is,
     )
+
+
+def _usable_workers(n_workers: int) -> int:
+    """At most one worker a core: more are slower, and PyTorch warns of them. None changes a sample."""
+    return min(n_workers, os.cpu_count() or 1)
 
 
 def _leave_as_is(image: EvaluationImage) -> EvaluationImage:

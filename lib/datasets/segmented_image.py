@@ -10,4 +10,4 @@ class SegmentedImage(NamedTuple):
 
     name: str
     image_rgb: np.ndarray  # (H, W, 3), uint8
-    annotations: list[np.ndarray]  # each (H, W), int32, from 0
+    annotations: list[np.ndarray]  # each (H, W), int32; 0 is the background of DAVIS, BSDS500 starts at 1
