@@ -3,10 +3,11 @@
 import argparse
 import itertools
 import logging
+import math
 import sys
 from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import nn
@@ -26,6 +27,8 @@ from lib.inference import LABEL_SUFFIXES, OVERLAY_SUFFIXES
 from lib.losses import RECONSTRUCTION_LOSSES
 
 logger = logging.getLogger(__name__)
+
+Number = TypeVar("Number", int, float)
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_BASE_WEIGHTS = REPO_ROOT / "trained_models" / "best_model.pth"
@@ -98,50 +101,38 @@ def parse_bool(text: str) -> bool:
 
 def positive_int(text: str) -> int:
     """Read an integer of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
-    return value
+    return _read_number(text, int, lambda value: value >= 1, "an integer of at least 1")
 
 
 def non_negative_int(text: str) -> int:
     """Read an integer of at least 0."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, got {text!r}")
-    return value
-
-
-def positive_float(text: str) -> float:
-    """Read a finite number above 0."""
-    value = non_negative_float(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("expected a number above 0, got 0")
-    return value
+    return _read_number(text, int, lambda value: value >= 0, "an integer of at least 0")
 
 
 def seed_int(text: str) -> int:
     """Read an integer that PyTorch and NumPy both take as a seed."""
-    value = non_negative_int(text)
-    if value >= 2**63:
-        raise argparse.ArgumentTypeError(f"expected an integer below 2**63, got {text!r}")
-    return value
+    return _read_number(text, int, lambda value: 0 <= value < 2**63, "an integer from 0 to 2**63 - 1")
+
+
+def positive_float(text: str) -> float:
+    """Read a finite number above 0."""
+    return _read_number(text, float, lambda value: 0 < value < math.inf, "a number above 0")
 
 
 def non_negative_float(text: str) -> float:
     """Read a finite number of at least 0."""
+    return _read_number(text, float, lambda value: 0 <= value < math.inf, "a number of at least 0")
+
+
+def _read_number(
+    text: str, kind: type[Number], is_allowed: Callable[[Number], bool], expected: str
+) -> Number:
     try:
-        value = float(text)
+        value = kind(text)
     except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
+        value = None
+    if value is None or not is_allowed(value):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
     return value
 
 

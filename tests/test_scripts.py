@@ -353,7 +353,7 @@ def test_broken_image_ends_an_evaluation_in_one_line(bsds_root, n_workers, capsy
         (["--nspix=40001"], "--nspix 40001 is above the 40000 pixels of a crop"),
         (["--eval_on_davis"], "--eval_on_davis needs --davis2017_root"),
         (["--lr=0"], "argument --lr"),
-        ([f"--seed={2**63}"], "argument --seed: expected an integer below 2**63"),
+        ([f"--seed={2**63}"], "argument --seed: expected an integer from 0 to 2**63 - 1"),
         (["--loss=mse"], "argument --loss"),
         (["--out_dir={file}/run"], "--out_dir {file}/run cannot be written to"),
         (["--resume={file}"], "{file} is not a readable weight file"),
