@@ -8,7 +8,6 @@ the same run. Every workload runs in a process of its own, so that its peak memo
 
 import argparse
 import resource
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -41,7 +40,7 @@ MIB = 2**20
 class Cost(NamedTuple):
     """What a workload took."""
 
-    seconds: float  # median of the repetitions
+    seconds: float  # of the fastest repetition, which other programs disturbed least
     extra_bytes: int  # peak above what its inputs and the imports occupied
     total_bytes: int  # peak of the whole process, or of the GPU's allocator
 
@@ -58,7 +57,7 @@ def measure(step: Callable[[], object], device: torch.device, n_repeats: int) ->
         _synchronize(device)
         durations.append(time.perf_counter() - start)
     peak = _peak_bytes(device)
-    return Cost(statistics.median(durations), peak - before, peak)
+    return Cost(min(durations), peak - before, peak)
 
 
 def clustering_cost(
