@@ -131,6 +131,28 @@ def test_resumed_run_equals_uninterrupted(bsds_root, tmp_path, monkeypatch):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_all_processes_saves_and_leaves_quietly(bsds_root, tmp_path, number):
+    argv = train_argv(bsds_root, tmp_path / "run", "--train_iter=100000", "--nworkers=2")
+    run = subprocess.Popen(
+        [sys.executable, REPO_ROOT / "train_base_model.py", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for line in run.stdout:
+        if line.startswith("step 3/"):
+            break
+    os.killpg(run.pid, number)  # as a terminal or a cluster does
+    output, errors = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert errors == ""
+    last_model = tmp_path / "run" / "last_model.pth"
+    assert f"continue with --resume {last_model}" in output
+    assert read_checkpoint(last_model)["step"] >= 3
+
+
 def test_same_seed_repeats_and_another_does_not(bsds_root, tmp_path):
     runs = [
         train_base_model.main(train_argv(bsds_root, tmp_path / f"run{idx}", f"--seed={seed}"))

@@ -1,6 +1,7 @@
 """What training and evaluation draw from a data set, as tensors."""
 
 import os
+import signal
 from typing import NamedTuple
 
 import numpy as np
@@ -79,6 +80,7 @@ def training_loader(crops: TrainingCrops, *, batch_size: int, first_step: int, n
         batch_size=batch_size,
         sampler=range(first_step * batch_size, len(crops)),
         num_workers=_usable_workers(n_workers),
+        worker_init_fn=_ignore_stop_signals,
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
     )
@@ -90,6 +92,7 @@ def evaluation_loader(dataset: Dataset[SegmentedImage], *, n_workers: int) -> Da
         EvaluationImages(dataset),
         batch_size=None,
         num_workers=_usable_workers(n_workers),
+        worker_init_fn=_ignore_stop_signals,
         collate_fn=_leave_as_is,
     )
 
@@ -97,6 +100,15 @@ def evaluation_loader(dataset: Dataset[SegmentedImage], *, n_workers: int) -> Da
 def _usable_workers(n_workers: int) -> int:
     """At most one worker a core: more are slower, and PyTorch warns of them. None changes a sample."""
     return min(n_workers, os.cpu_count() or 1)
+
+
+def _ignore_stop_signals(worker_idx: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which reach workers too, to the main process.
+
+    It could not finish its step with a worker gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _leave_as_is(image: EvaluationImage) -> EvaluationImage:
