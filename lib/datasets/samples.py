@@ -1,7 +1,6 @@
 """What training and evaluation draw from a data set, as tensors."""
 
 import os
-import signal
 from typing import NamedTuple
 
 import numpy as np
@@ -80,7 +79,7 @@ def training_loader(crops: TrainingCrops, *, batch_size: int, first_step: int, n
         batch_size=batch_size,
         sampler=range(first_step * batch_size, len(crops)),
         num_workers=_usable_workers(n_workers),
-        worker_init_fn=_ignore_stop_signals,
+        worker_init_fn=_leave_process_group,
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
     )
@@ -92,7 +91,7 @@ def evaluation_loader(dataset: Dataset[SegmentedImage], *, n_workers: int) -> Da
         EvaluationImages(dataset),
         batch_size=None,
         num_workers=_usable_workers(n_workers),
-        worker_init_fn=_ignore_stop_signals,
+        worker_init_fn=_leave_process_group,
         collate_fn=_leave_as_is,
     )
 
@@ -102,13 +101,14 @@ def _usable_workers(n_workers: int) -> int:
     return min(n_workers, os.cpu_count() or 1)
 
 
-def _ignore_stop_signals(worker_idx: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which reach workers too, to the main process.
+def _leave_process_group(worker_idx: int) -> None:
+    """Keep Ctrl-C and a SIGTERM to the whole process group from a worker.
 
-    It could not finish its step with a worker gone.
+    Both are for the main process, which could not finish its step with a worker gone. It can still end a
+    worker, and a worker ends by itself when the main process is no more.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):  # not on Windows
+        os.setpgid(0, 0)
 
 
 def _leave_as_is(image: EvaluationImage) -> EvaluationImage:
