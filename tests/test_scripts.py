@@ -133,7 +133,9 @@ def test_resumed_run_equals_uninterrupted(bsds_root, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_to_all_processes_saves_and_leaves_quietly(bsds_root, tmp_path, number):
-    argv = train_argv(bsds_root, tmp_path / "run", "--train_iter=100000", "--nworkers=2")
+    argv = train_argv(
+        bsds_root, tmp_path / "run", "--train_iter=100000", "--test_interval=100000", "--nworkers=2"
+    )
     run = subprocess.Popen(
         [sys.executable, REPO_ROOT / "train_base_model.py", *argv],
         stdout=subprocess.PIPE,
