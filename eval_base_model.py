@@ -9,7 +9,7 @@ from lib.checkpoint import load_base_model
 from lib.datasets import bsds
 from lib.errors import InputError
 from lib.evaluation import EvaluationResult, evaluate
-from lib.segmentation import base_segmenter
+from lib.segmentation import make_segmenter
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, EvaluationResult]:
     results = {}
     for name, dataset in datasets.items():
         results[name] = evaluate(
-            base_segmenter(loaded.model.to(device), args.nspix, scales, device),
+            make_segmenter(loaded.model.to(device), args.nspix, scales, device),
             dataset,
             n_spixels=args.nspix,
             n_workers=args.nworkers,

@@ -1,19 +1,14 @@
 """Cut one image into superpixels with the base model, and draw them over it."""
 
 import argparse
-import logging
 import time
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from lib import cli
-from lib.checkpoint import load_base_model
-from lib.inference import Superpixels, segment_file
-from lib.segmentation import segment_lab
-from model import SSNOutput
-
-logger = logging.getLogger(__name__)
+from lib.checkpoint import NO_NETWORK, load_base_model
+from lib.errors import InputError
+from lib.images import read_image
+from lib.inference import Superpixels, segment_to_files
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,33 +22,29 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> Superpixels:
     args = build_parser().parse_args(argv)
-    cli.check_inference_files(args.image, args.out, args.save_labels)
+    cli.check_inference_files(
+        image=args.image, out=args.out, save_labels=args.save_labels, save_features=args.save_features
+    )
+    if args.save_features and str(args.base_model_weights) == NO_NETWORK:
+        raise InputError(f"--save_features {args.save_features}: without a network nothing is learned")
     device = cli.resolve_device(args.device)
     loaded = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
-    model = loaded.model.to(device)
     scales = cli.choose_scales(loaded.scales, color_scale=args.color_scale, pos_scale=args.pos_scale)
 
-    def segment(image_lab: Tensor) -> SSNOutput:
-        return segment_lab(model, image_lab.to(device), args.nspix, scales)
-
     start = time.perf_counter()
-    superpixels = segment_file(
-        segment,
-        args.image,
+    superpixels = segment_to_files(
+        loaded.model.to(device),
+        scales,
+        read_image(args.image),
         args.nspix,
         connected=args.enforce_connectivity,
+        image_name=str(args.image),
         overlay_file=args.out,
         labels_file=args.save_labels,
+        features_file=args.save_features,
     )
-    logger.info(
-        "%s: %d superpixels requested, %d measured, %.2f s on %s, overlay in %s",
-        args.image,
-        args.nspix,
-        superpixels.n_measured,
-        time.perf_counter() - start,
-        device,
-        args.out,
-    )
+    seconds = time.perf_counter() - start
+    cli.log_superpixels(args.image, args.nspix, superpixels, seconds, device, args.out)
     return superpixels
 
 

@@ -4,7 +4,7 @@ Architecture of Jampani et al., "Superpixel Sampling Networks", ECCV 2018 (arXiv
 module names of the published PyTorch weights, which are therefore part of the weight files.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lib.slic import DISTANCES, SoftAssignment, slic
 
 N_BASE_CHANNELS = 5  # L, a, b, y, x: see lib/features.py
+N_FLOW_CHANNELS = 4  # fwd_dy, fwd_dx, bwd_dy, bwd_dx: see lib/optflow.py
 
 
 class SSNOutput(NamedTuple):
@@ -99,13 +100,19 @@ class SSNModel(nn.Module):
         If `distance` is unknown.
     """
 
+    n_extra_channels = 0
+
     def __init__(self, n_learned_features: int = 15, *, n_iter: int = 5, distance: str = "euclidean") -> None:
-        if distance not in DISTANCES:
-            raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
+        _check_distance(distance)
         super().__init__()
+        self.n_learned_features = n_learned_features
         self.n_iter = n_iter
         self.distance = distance
         self.feature_extract = FeatureExtractor(N_BASE_CHANNELS, n_learned_features)
+
+    def arguments(self) -> dict[str, int | str]:
+        """What rebuilds the model: arguments of its constructor."""
+        return {name: getattr(self, name) for name in ("n_learned_features", "n_iter", "distance")}
 
     def forward(self, labyx: Tensor, n_spixels: int) -> SSNOutput:
         """Segment scaled images (B, 5, H, W) of channels [L, a, b, y, x]; see `labyx_features`."""
@@ -117,8 +124,95 @@ class SSNModel(nn.Module):
 
     def position_invariant_features(self, labyx: Tensor) -> Tensor:
         """Learned features computed with position set to zero, (B, n_learned_features, H, W)."""
-        labyx = torch.cat([labyx[:, :3], torch.zeros_like(labyx[:, 3:])], dim=1)
-        return self.feature_extract(labyx)[:, :-N_BASE_CHANNELS]
+        return _learned_without_position(self.feature_extract, labyx)
+
+
+class CompositeSSNModel(nn.Module):
+    """A frozen base model beside a second network, which reads extra channels such as optical flow.
+
+    The features of both are clustered together. The base part stays in evaluation mode whatever the mode
+    of the model, so that neither its weights nor its batch norm statistics move in training.
+
+    The attribute names are those of the published weights, hence `feature_extract_optflow`; the network
+    takes any channels.
+
+    Parameters
+    ----------
+    n_learned_features : int
+        Learned features per pixel of the base model.
+    n_extra_features : int
+        Learned features per pixel of the second network.
+    n_extra_channels : int
+        Extra channels: four for the optical flow of a frame to its next and to its previous one.
+    n_iter : int
+        Iterations of the clustering.
+    distance : {"euclidean", "squared"}
+        Distance of the clustering.
+
+    Raises
+    ------
+    ValueError
+        If `distance` is unknown.
+    """
+
+    def __init__(
+        self,
+        n_learned_features: int = 15,
+        n_extra_features: int = 10,
+        *,
+        n_extra_channels: int = N_FLOW_CHANNELS,
+        n_iter: int = 5,
+        distance: str = "euclidean",
+    ) -> None:
+        _check_distance(distance)
+        super().__init__()
+        self.n_learned_features = n_learned_features
+        self.n_extra_features = n_extra_features
+        self.n_extra_channels = n_extra_channels
+        self.n_iter = n_iter
+        self.distance = distance
+        self.feature_extract_color = FeatureExtractor(N_BASE_CHANNELS, n_learned_features)
+        self.feature_extract_color.requires_grad_(False).eval()
+        self.feature_extract_optflow = FeatureExtractor(
+            n_extra_channels, n_extra_features, n_mid_channels=32, concat_input=False
+        )
+
+    @classmethod
+    def on_top_of(cls, base: SSNModel, n_extra_features: int = 10, *, n_extra_channels: int) -> Self:
+        """Build an untrained composite around a copy of a base model, with its settings."""
+        composite = cls(
+            n_extra_features=n_extra_features, n_extra_channels=n_extra_channels, **base.arguments()
+        )
+        composite.feature_extract_color.load_state_dict(base.feature_extract.state_dict())
+        return composite
+
+    def arguments(self) -> dict[str, int | str]:
+        """What rebuilds the model: arguments of its constructor."""
+        names = ("n_learned_features", "n_extra_features", "n_extra_channels", "n_iter", "distance")
+        return {name: getattr(self, name) for name in names}
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the second network; the base part stays in evaluation mode."""
+        super().train(mode)
+        self.feature_extract_color.eval()
+        return self
+
+    def forward(self, channels: Tensor, n_spixels: int) -> SSNOutput:
+        """Segment scaled images (B, 5 + n_extra_channels, H, W); see `input_channels`."""
+        return cluster(self.pixel_features(channels), n_spixels, n_iter=self.n_iter, distance=self.distance)
+
+    def pixel_features(self, channels: Tensor) -> Tensor:
+        """Features that are clustered, (B, C, H, W): [base, L, a, b, y, x, extra]."""
+        labyx, extra = channels.split([N_BASE_CHANNELS, self.n_extra_channels], dim=1)
+        with torch.no_grad():
+            base_features = self.feature_extract_color(labyx)
+        return torch.cat([base_features, self.feature_extract_optflow(extra)], dim=1)
+
+    def position_invariant_features(self, channels: Tensor) -> Tensor:
+        """Learned features with position set to zero for the base part, (B, C, H, W): [base, extra]."""
+        labyx, extra = channels.split([N_BASE_CHANNELS, self.n_extra_channels], dim=1)
+        base_features = _learned_without_position(self.feature_extract_color, labyx)
+        return torch.cat([base_features, self.feature_extract_optflow(extra)], dim=1)
 
 
 class SSNPix(nn.Module):
@@ -129,6 +223,8 @@ class SSNPix(nn.Module):
     n_iter : int
         Iterations of the clustering.
     """
+
+    n_extra_channels = 0
 
     def __init__(self, *, n_iter: int = 5) -> None:
         super().__init__()
@@ -144,6 +240,16 @@ def cluster(pixel_features: Tensor, n_spixels: int, *, n_iter: int, distance: st
     with torch.autocast(pixel_features.device.type, enabled=False):
         assignment = slic(pixel_features, n_spixels, n_iter=n_iter, distance=distance)
         return SSNOutput(assignment, assignment.labels(), pixel_features)
+
+
+def _check_distance(distance: str) -> None:
+    if distance not in DISTANCES:
+        raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
+
+
+def _learned_without_position(extractor: FeatureExtractor, labyx: Tensor) -> Tensor:
+    labyx = torch.cat([labyx[:, :3], torch.zeros_like(labyx[:, 3:])], dim=1)
+    return extractor(labyx)[:, :-N_BASE_CHANNELS]
 
 
 def _conv_block(n_in_channels: int, n_out_channels: int) -> nn.Sequential:

@@ -19,18 +19,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from benchmarks import gather_oracle
-from lib.checkpoint import DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE, InputScales, load_base_model
+from lib.checkpoint import DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE, load_base_model
 from lib.cli import DEFAULT_BASE_WEIGHTS
 from lib.connectivity import enforce_connectivity
-from lib.features import labyx_features, pixel_positions, rgb_to_lab
-from lib.inference import segment_file
+from lib.features import InputScales, input_channels, pixel_positions, rgb_to_lab
+from lib.images import read_image
+from lib.inference import segment_image, segment_to_files
 from lib.losses import compute_loss_terms, cross_entropy_loss
-from lib.segmentation import segment_lab
+from lib.segmentation import model_input, segment_lab
 from lib.slic import slic
-from model import SSNModel, SSNOutput
+from model import SSNModel
 
 SCALES = InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE)
 COMPACTNESS = 1e-5
@@ -66,7 +66,7 @@ def clustering_cost(
     """Five iterations on 20 random channels, of which two are positions."""
     torch.manual_seed(0)
     features = torch.randn(1, 20, *size, device=device)
-    features[:, -2:] = labyx_features(features[:, :3], n_spixels, **SCALES._asdict())[:, -2:]
+    features[:, -2:] = input_channels(features[:, :3], None, n_spixels, SCALES)[:, -2:]
 
     cluster = {"ours": slic, "gather": gather_oracle.gather_slic}[implementation]
     with torch.inference_mode():
@@ -95,7 +95,7 @@ def training_cost(device: torch.device, implementation: str, n_spixels: int, n_r
         sum(terms.values()).backward()
 
     def gather() -> None:
-        labyx = labyx_features(image_lab, n_spixels, **SCALES._asdict())
+        labyx = input_channels(image_lab, None, n_spixels, SCALES)
         features = model.pixel_features(labyx)
         affinity, candidates, n_cells = gather_oracle.gather_slic(features, n_spixels)
         labels = gather_oracle.labels_of(affinity, candidates)
@@ -116,22 +116,18 @@ def inference_cost(device: torch.device, part: str, n_repeats: int) -> Cost:
     n_spixels = 1000
     model = load_base_model(DEFAULT_BASE_WEIGHTS).model.to(device)
 
-    def segment(image_lab: Tensor) -> SSNOutput:
-        return segment_lab(model, image_lab.to(device), n_spixels, SCALES)
-
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         image_file, overlay_file = Path(folder, "image.jpg"), Path(folder, "overlay.png")
         image_rgb = _make_photograph(480, 854)
         Image.fromarray(image_rgb).save(image_file)
         image_lab = rgb_to_lab(image_rgb)[None]
-        labyx = labyx_features(image_lab.to(device), n_spixels, **SCALES._asdict())
-        labyx = labyx.contiguous(memory_format=torch.channels_last)
-        labels = segment(image_lab).labels[0].cpu().numpy()
+        labyx = model_input(model, image_lab.to(device), n_spixels, SCALES)
+        labels = segment_image(model, SCALES, image_rgb, n_spixels, connected=False).labels
         steps = {
             "network": lambda: model.pixel_features(labyx),
             "connectivity": lambda: enforce_connectivity(labels, n_spixels),
-            "whole": lambda: segment_file(
-                segment, image_file, n_spixels, connected=True, overlay_file=overlay_file
+            "whole": lambda: segment_to_files(
+                model, SCALES, read_image(image_file), n_spixels, overlay_file=overlay_file
             ),
         }
         return measure(steps[part], device, n_repeats)

@@ -1,5 +1,6 @@
 """Weight files: our checkpoints, which carry what rebuilds the model, and the published state dicts."""
 
+import hashlib
 import io
 import re
 from pathlib import Path
@@ -9,29 +10,36 @@ import torch
 from torch import Tensor, nn
 
 from lib.errors import InputError
+from lib.features import InputScales
 from lib.files import atomic_path
-from model import SSNModel, SSNPix
+from model import N_FLOW_CHANNELS, CompositeSSNModel, SSNModel, SSNPix
 
 DEFAULT_N_LEARNED_FEATURES = 15
 DEFAULT_N_ITER = 5
 DEFAULT_COLOR_SCALE = 0.26
 DEFAULT_POS_SCALE = 10.0
+DEFAULT_N_EXTRA_FEATURES = 10
+DEFAULT_OPTFLOW_SCALE = 15.0
 
 NO_NETWORK = "none"  # in place of a weight file: cluster colour and position alone
 
+# First and last tensor of a feature extractor, whose shapes tell its size.
+_FIRST_WEIGHT, _LAST_BIAS = "scale1.0.0.weight", "output_conv.0.bias"
 
-class InputScales(NamedTuple):
-    """Weights of the input channels; see `lib.features`."""
-
-    color_scale: float
-    pos_scale: float
+# Options that tell a script what to expect of a weight file.
+_OPTIONS = {
+    "n_learned_features": "--deepfdim",
+    "n_extra_features": "--optflow_deepfdim",
+    "n_iter": "--niter",
+}
 
 
 class LoadedModel(NamedTuple):
-    """A model in eval mode, and the input scales it was trained with."""
+    """A model in eval mode, and what its file tells of its training."""
 
     model: nn.Module
     scales: InputScales
+    base_sha256: str | None = None  # checksum of the weight file of a composite's base, where it is known
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
@@ -103,28 +111,120 @@ def load_base_model(
             InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE),
         )
     checkpoint = read_checkpoint(path)
-    weights, model_args = checkpoint["weights"], dict(checkpoint["model_args"])
-    output_bias = weights.get("feature_extract.output_conv.0.bias")
-    if output_bias is None or output_bias.ndim != 1:
-        raise InputError(f"{path} {_describe_foreign_weights(weights)}")
-    model_args.setdefault("n_learned_features", len(output_bias))
-    for option, name, expected in (
-        ("--deepfdim", "n_learned_features", n_learned_features),
-        ("--niter", "n_iter", n_iter),
-    ):
-        if expected is not None and model_args.setdefault(name, expected) != expected:
-            raise InputError(f"{option} {expected} contradicts {path}, made with {model_args[name]}")
+    weights = checkpoint["weights"]
+    if not _has_extractor(weights, "feature_extract"):
+        raise InputError(f"{path} {_describe_weights(weights)}, not a base model")
+    model_args = {
+        "n_learned_features": _n_out_features(weights, "feature_extract"),
+        **checkpoint["model_args"],
+    }
+    expected = {"n_learned_features": n_learned_features, "n_iter": n_iter}
+    return _rebuild(
+        SSNModel, path, checkpoint, model_args, expected, InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE)
+    )
+
+
+def load_composite_model(
+    path: Path | str,
+    *,
+    n_learned_features: int | None = None,
+    n_extra_features: int | None = None,
+    n_iter: int | None = None,
+) -> LoadedModel:
+    """Rebuild a composite model from its weight file.
+
+    Parameters
+    ----------
+    path : Path or str
+        One of our checkpoints, or a published state dict.
+    n_learned_features, n_extra_features, n_iter : int, optional
+        What the caller expects (`--deepfdim`, `--optflow_deepfdim`, `--niter`); see `load_base_model`.
+
+    Raises
+    ------
+    InputError
+        If the file does not hold a composite model, or contradicts an expectation.
+    """
+    checkpoint = read_checkpoint(path)
+    weights = checkpoint["weights"]
+    base, extra = "feature_extract_color", "feature_extract_optflow"
+    if not _has_extractor(weights, base) or not _has_extractor(weights, extra):
+        raise InputError(f"{path} {_describe_weights(weights)}, not a composite model")
+    model_args = {
+        "n_learned_features": _n_out_features(weights, base),
+        "n_extra_features": _n_out_features(weights, extra),
+        "n_extra_channels": _n_in_channels(weights, extra),
+        **checkpoint["model_args"],
+    }
+    expected = {
+        "n_learned_features": n_learned_features,
+        "n_extra_features": n_extra_features,
+        "n_iter": n_iter,
+    }
+    return _rebuild(
+        CompositeSSNModel,
+        path,
+        checkpoint,
+        model_args,
+        expected,
+        InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE, DEFAULT_OPTFLOW_SCALE),
+    )
+
+
+def check_base_of_composite(
+    base: LoadedModel, base_path: Path | str, composite: LoadedModel, composite_path: Path | str
+) -> None:
+    """Check that a composite was trained on top of a base model.
+
+    A published composite does not tell its base, and its batch norm statistics have moved away from it;
+    there only the architectures are compared.
+
+    Raises
+    ------
+    InputError
+        If not.
+    """
+    if str(base_path) == NO_NETWORK:
+        raise InputError(f"--base_model_weights {NO_NETWORK}: the base of {composite_path} has a network")
+    ours = base.model.feature_extract.state_dict()
+    theirs = composite.model.feature_extract_color.state_dict()
+    if any(value.shape != theirs[name].shape for name, value in ours.items()):
+        raise InputError(f"{base_path} does not fit {composite_path}: its network is of another size")
+    if composite.base_sha256 and not all(value.equal(theirs[name]) for name, value in ours.items()):
+        raise InputError(
+            f"{composite_path} was trained on top of other base weights than {base_path}: of a file with "
+            f"SHA-256 {composite.base_sha256}"
+        )
+
+
+def file_sha256(path: Path | str) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rebuild(
+    model_class: type[nn.Module],
+    path: Path | str,
+    checkpoint: dict[str, Any],
+    model_args: dict[str, Any],
+    expected: dict[str, int | None],
+    default_scales: InputScales,
+) -> LoadedModel:
+    for name, value in expected.items():
+        if value is not None and model_args.setdefault(name, value) != value:
+            raise InputError(f"{_OPTIONS[name]} {value} contradicts {path}, made with {model_args[name]}")
     try:
-        model = SSNModel(**model_args)
+        model = model_class(**model_args)
     except (TypeError, ValueError) as error:
         raise InputError(f"{path} describes a model that this version cannot build ({error})") from error
-    _load_weights(model, weights, path)
-    input_args = checkpoint.get("input_args", {})
-    scales = InputScales(
-        input_args.get("color_scale", DEFAULT_COLOR_SCALE),
-        input_args.get("pos_scale", DEFAULT_POS_SCALE),
-    )
-    return LoadedModel(model.eval().to(memory_format=torch.channels_last), scales)
+    _load_weights(model, checkpoint["weights"], path)
+    try:
+        scales = default_scales._replace(**checkpoint.get("input_args", {}))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} describes inputs that this version does not know ({error})") from error
+    model = model.eval().to(memory_format=torch.channels_last)
+    return LoadedModel(model, scales, checkpoint.get("base_sha256"))
 
 
 def _load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path | str) -> None:
@@ -146,7 +246,24 @@ def _is_state_dict(content: Any) -> bool:
     )
 
 
-def _describe_foreign_weights(weights: dict[str, Tensor]) -> str:
-    if any(name.startswith("feature_extract_color.") for name in weights):
-        return "holds a composite model, not a base model"
-    return f"holds no model of this repo: its first tensor is {next(iter(weights))!r}"
+def _has_extractor(weights: dict[str, Tensor], extractor: str) -> bool:
+    output_bias = weights.get(f"{extractor}.{_LAST_BIAS}")
+    return output_bias is not None and output_bias.ndim == 1
+
+
+def _n_in_channels(weights: dict[str, Tensor], extractor: str) -> int:
+    shape = weights.get(f"{extractor}.{_FIRST_WEIGHT}", torch.empty(0)).shape
+    return shape[1] if len(shape) == 4 else N_FLOW_CHANNELS  # without that weight no model will fit
+
+
+def _n_out_features(weights: dict[str, Tensor], extractor: str) -> int:
+    return len(weights[f"{extractor}.{_LAST_BIAS}"])
+
+
+def _describe_weights(weights: dict[str, Tensor]) -> str:
+    extractors = {name.split(".")[0] for name in weights}
+    if "feature_extract_color" in extractors:
+        return "holds a composite model"
+    if "feature_extract" in extractors:
+        return "holds a base model"
+    return f"holds no model of this repo, as its first tensor is {next(iter(weights))!r}"

@@ -5,26 +5,28 @@ import itertools
 import logging
 import math
 import sys
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import torch
-from torch import nn
 
 from lib.checkpoint import (
     DEFAULT_COLOR_SCALE,
+    DEFAULT_N_EXTRA_FEATURES,
     DEFAULT_N_ITER,
     DEFAULT_N_LEARNED_FEATURES,
+    DEFAULT_OPTFLOW_SCALE,
     DEFAULT_POS_SCALE,
-    InputScales,
     read_checkpoint,
 )
 from lib.datasets.davis import DAVISDataset
 from lib.errors import InputError, RunError
+from lib.features import InputScales
 from lib.files import check_output_file
-from lib.inference import LABEL_SUFFIXES, OVERLAY_SUFFIXES
+from lib.inference import FEATURE_SUFFIXES, LABEL_SUFFIXES, PICTURE_SUFFIXES, Superpixels
 from lib.losses import RECONSTRUCTION_LOSSES
+from lib.training_run import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +34,23 @@ Number = TypeVar("Number", int, float)
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_BASE_WEIGHTS = REPO_ROOT / "trained_models" / "best_model.pth"
+DEFAULT_COMPOSITE_WEIGHTS = REPO_ROOT / "trained_models" / "best_composite_model.pth"
+
+# What an inference script may write, by option, and the suffixes that choose the format.
+_OUTPUT_SUFFIXES = {
+    "out": PICTURE_SUFFIXES,
+    "save_labels": LABEL_SUFFIXES,
+    "save_features": FEATURE_SUFFIXES,
+    "save_flow": PICTURE_SUFFIXES,
+}
 
 # Options that may change when a run is resumed: they do not change what a training step computes.
 _FREE_ON_RESUME = {
     "bsds_root",
     "davis2017_root",
+    "davis_optflow_folder",
     "davis_split",
+    "davis_val_split",
     "device",
     "eval_iou_ignore_background",
     "eval_on_davis",
@@ -223,13 +236,52 @@ def add_spixel_args(parser: argparse.ArgumentParser, *, trained: bool) -> None:
     )
 
 
+def add_optflow_args(parser: argparse.ArgumentParser, *, trained: bool) -> None:
+    """Add the options of the composite model's second network; see `add_spixel_args`."""
+
+    def default(value: float) -> dict[str, object]:
+        return {"default": None if trained else value}
+
+    otherwise = f"; default: what the weight file says, else {DEFAULT_OPTFLOW_SCALE}" if trained else ""
+    group = parser.add_argument_group("optical flow")
+    group.add_argument(
+        "--optflow_scale",
+        type=non_negative_float,
+        **default(DEFAULT_OPTFLOW_SCALE),
+        help="weight of the optical flow, per pixel of motion" + otherwise,
+    )
+    group.add_argument(
+        "--optflow_deepfdim",
+        type=positive_int,
+        **default(DEFAULT_N_EXTRA_FEATURES),
+        help="learned features of the flow per pixel"
+        + ("; default: what the weight file says" if trained else ""),
+    )
+
+
+def add_optflow_folder_args(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name the flow archives of DAVIS videos."""
+    parser.add_argument(
+        "--davis_optflow_folder",
+        type=existing_dir,
+        required=True,
+        help="folder of optflow_<method>_<video>.h5, as estimate_optflow.py makes them",
+    )
+    parser.add_argument(
+        "--optflow_method",
+        help="whose flow to take, if the folder holds that of several methods: dis, gma, ...",
+    )
+
+
 def add_training_args(parser: argparse.ArgumentParser) -> None:
     """Add the options of a training run."""
     group = parser.add_argument_group("training")
-    group.add_argument("--lr", type=positive_float, default=1e-4, help="peak learning rate of AdamW")
-    group.add_argument("--batchsize", type=positive_int, default=6, help="crops in a batch")
+    group.add_argument(
+        "--lr", type=positive_float, default=Recipe.learning_rate, help="peak learning rate of AdamW"
+    )
+    group.add_argument("--batchsize", type=positive_int, default=Recipe.batch_size, help="crops in a batch")
     add_nworkers_arg(group)
-    group.add_argument("--train_iter", type=positive_int, default=500_000, help="steps in all")
+    group.add_argument("--train_iter", type=positive_int, default=Recipe.n_steps, help="steps in all")
     group.add_argument("--test_interval", type=positive_int, default=10_000, help="steps between validations")
     group.add_argument(
         "--log_interval", type=positive_int, default=100, help="steps between lines of the log"
@@ -237,13 +289,13 @@ def add_training_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--loss",
         choices=RECONSTRUCTION_LOSSES,
-        default="cross_entropy",
+        default=Recipe.loss,
         help="reconstruction loss of the labels",
     )
     group.add_argument(
         "--compactness",
         type=non_negative_float,
-        default=1e-5,
+        default=Recipe.compactness,
         help="weight of the position loss, per square pixel",
     )
     group.add_argument(
@@ -252,7 +304,7 @@ def add_training_args(parser: argparse.ArgumentParser) -> None:
         default="fp32",
         help="bf16 runs the convolutions in bfloat16; the clustering stays in float32",
     )
-    group.add_argument("--seed", type=seed_int, default=0, help="repeats a run")
+    group.add_argument("--seed", type=seed_int, default=Recipe.seed, help="repeats a run")
     group.add_argument(
         "--out_dir", type=Path, default=Path("log"), help="folder of this run alone: its log and checkpoints"
     )
@@ -261,6 +313,20 @@ def add_training_args(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="last_model.pth of a run to continue; options left out are taken from it",
+    )
+
+
+def read_recipe(args: argparse.Namespace) -> Recipe:
+    """Recipe of the training run that the options describe."""
+    return Recipe(
+        n_spixels=args.nspix,
+        n_steps=args.train_iter,
+        batch_size=args.batchsize,
+        learning_rate=args.lr,
+        loss=args.loss,
+        compactness=args.compactness,
+        with_bfloat16=args.precision == "bf16",
+        seed=args.seed,
     )
 
 
@@ -286,6 +352,11 @@ def add_inference_args(parser: argparse.ArgumentParser, *, demo_image: Path) -> 
         "--out", type=Path, default=Path("results.png"), help="overlay to write, any common format"
     )
     parser.add_argument("--save_labels", type=Path, help="label map to write: .npy (int32) or .png (16 bits)")
+    parser.add_argument(
+        "--save_features",
+        type=Path,
+        help="position-invariant features of pixels and superpixels to write: .npz",
+    )
     add_bool(
         parser,
         "--enforce_connectivity",
@@ -294,27 +365,35 @@ def add_inference_args(parser: argparse.ArgumentParser, *, demo_image: Path) -> 
     )
 
 
-def check_inference_files(image: Path, out: Path, save_labels: Path | None) -> None:
+def check_inference_files(**files: Path | None) -> None:
     """Find out, before any work, whether the files asked for can be written and are different ones.
+
+    Parameters
+    ----------
+    **files : Path or None
+        Files by the name of their option; those in `_OUTPUT_SUFFIXES` are written, others are read.
 
     Raises
     ------
     InputError
         If not.
     """
-    check_output_file("--out", out, OVERLAY_SUFFIXES)
-    files = {"--image": image, "--out": out}
-    if save_labels:
-        check_output_file("--save_labels", save_labels, LABEL_SUFFIXES)
-        files["--save_labels"] = save_labels
-    for (option, file), (other_option, other_file) in itertools.combinations(files.items(), 2):
+    files = {name: file for name, file in files.items() if file is not None}
+    for name in files.keys() & _OUTPUT_SUFFIXES.keys():
+        check_output_file(f"--{name}", files[name], _OUTPUT_SUFFIXES[name])
+    for (name, file), (other_name, other_file) in itertools.combinations(files.items(), 2):
         if file.resolve() == other_file.resolve():
-            raise InputError(f"{option} and {other_option} are the same file, {file}")
+            raise InputError(f"--{name} and --{other_name} are the same file, {file}")
 
 
 def add_davis_args(parser: argparse.ArgumentParser, *, default_split: str) -> None:
     """Add the options that name DAVIS videos."""
     parser.add_argument("--davis2017_root", type=existing_dir, help="folder that holds DAVIS/")
+    add_davis_split_arg(parser, default_split=default_split)
+
+
+def add_davis_split_arg(parser: argparse.ArgumentParser, *, default_split: str) -> None:
+    """Add `--davis_split`."""
     parser.add_argument(
         "--davis_split",
         default=default_split,
@@ -335,6 +414,21 @@ def open_davis(root: Path | None, split: str) -> DAVISDataset:
     return DAVISDataset(root, split)
 
 
+def log_superpixels(
+    image: Path, n_spixels: int, superpixels: Superpixels, seconds: float, device: torch.device, out: Path
+) -> None:
+    """Tell in one line what came out of an image."""
+    logger.info(
+        "%s: %d superpixels requested, %d measured, %.2f s on %s, overlay in %s",
+        image,
+        n_spixels,
+        superpixels.n_measured,
+        seconds,
+        device,
+        out,
+    )
+
+
 def add_base_weights_arg(parser: argparse.ArgumentParser) -> None:
     """Add `--base_model_weights`, by default the weights that come with the repo."""
     parser.add_argument(
@@ -345,12 +439,19 @@ def add_base_weights_arg(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def choose_scales(trained: InputScales, *, color_scale: float | None, pos_scale: float | None) -> InputScales:
-    """Input scales to use: those of the command line, else those the model was trained with."""
-    return InputScales(
-        trained.color_scale if color_scale is None else color_scale,
-        trained.pos_scale if pos_scale is None else pos_scale,
+def add_composite_weights_arg(parser: argparse.ArgumentParser) -> None:
+    """Add `--comp_model_weights`, by default the weights that come with the repo."""
+    parser.add_argument(
+        "--comp_model_weights",
+        default=DEFAULT_COMPOSITE_WEIGHTS,
+        metavar="FILE",
+        help="weights of the composite model",
     )
+
+
+def choose_scales(trained: InputScales, **given: float | None) -> InputScales:
+    """Input scales to use: those given on the command line, else those the model was trained with."""
+    return trained._replace(**{name: value for name, value in given.items() if value is not None})
 
 
 def parse_training_args(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -400,11 +501,21 @@ def options_as_strings(args: argparse.Namespace) -> dict[str, str]:
     return {name: str(value) for name, value in sorted(vars(args).items()) if value is not None}
 
 
-def log_run(
-    args: argparse.Namespace, device: torch.device, model: nn.Module, datasets: dict[str, Sized]
-) -> None:
-    """Tell what a training run is made of."""
-    logger.info("options: %s", " ".join(f"{k}={v}" for k, v in options_as_strings(args).items()))
-    n_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    sizes = ", ".join(f"{len(dataset)} images in {name}" for name, dataset in datasets.items())
-    logger.info("device: %s; %d trained parameters; %s", device, n_trained, sizes)
+def log_options(args: argparse.Namespace) -> None:
+    """Tell with which options a script runs."""
+    logger.info(
+        "options: %s", " ".join(f"{name}={value}" for name, value in options_as_strings(args).items())
+    )
+
+
+def run_settings(args: argparse.Namespace, device: torch.device) -> dict[str, object]:
+    """The settings of `lib.training_run.run_training` that are the same in all training scripts."""
+    return {
+        "device": device,
+        "out_dir": args.out_dir,
+        "resume": args.resume,
+        "test_interval": args.test_interval,
+        "log_interval": args.log_interval,
+        "n_workers": args.nworkers,
+        "ignore_background": args.eval_iou_ignore_background,
+    }

@@ -1,11 +1,20 @@
 """From images to the input channels of the networks: the one place that scales them."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from skimage.color import rgb2lab
 from torch import Tensor
+
+
+class InputScales(NamedTuple):
+    """Weights of the input channels (dimensionless)."""
+
+    color_scale: float
+    pos_scale: float
+    extra_scale: float | None = None  # None for models without extra channels
 
 
 def rgb_to_lab(image_rgb: np.ndarray) -> Tensor:
@@ -67,3 +76,48 @@ def labyx_features(image_lab: Tensor, n_spixels: int, *, color_scale: float, pos
     spixels_per_axis = math.isqrt(n_spixels)
     cell_scale = pos_scale * max(spixels_per_axis / height, spixels_per_axis / width)
     return torch.cat([color_scale * image_lab, cell_scale * pixel_positions(image_lab)], dim=1)
+
+
+def input_channels(image_lab: Tensor, extra: Tensor | None, n_spixels: int, scales: InputScales) -> Tensor:
+    """Stack the scaled channels that a model reads.
+
+    Parameters
+    ----------
+    image_lab : Tensor, shape (B, 3, H, W)
+        CIELAB image.
+    extra : Tensor, shape (B, n_extra_channels, H, W), optional
+        Further channels, such as optical flow or depth.
+    n_spixels : int
+        Requested number of superpixels.
+    scales : InputScales
+        Weights of colour, position and, with `extra`, of the extra channels.
+
+    Returns
+    -------
+    Tensor, shape (B, 5 + n_extra_channels, H, W)
+        Channels [L, a, b, y, x, extra]; see `labyx_features`.
+    """
+    labyx = labyx_features(image_lab, n_spixels, color_scale=scales.color_scale, pos_scale=scales.pos_scale)
+    return labyx if extra is None else torch.cat([labyx, scales.extra_scale * extra], dim=1)
+
+
+def mean_per_spixel(pixel_features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Mean of every feature over the pixels of each superpixel.
+
+    Parameters
+    ----------
+    pixel_features : ndarray, shape (C, H, W)
+        Any per-pixel values.
+    labels : ndarray, shape (H, W), integer
+        Superpixels, numbered from 0.
+
+    Returns
+    -------
+    ndarray, shape (max label + 1, C), float32
+        NaN for numbers that do not occur in `labels`.
+    """
+    labels = labels.ravel()
+    n_pixels = np.bincount(labels)
+    sums = np.stack([np.bincount(labels, weights=channel.ravel()) for channel in pixel_features], axis=1)
+    with np.errstate(invalid="ignore"):
+        return (sums / n_pixels[:, None]).astype(np.float32)

@@ -1,29 +1,28 @@
-"""From an image file to superpixels and files of them: what the inference scripts share."""
+"""From an image to superpixels and their features, and to files of them: what the inference scripts share."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.connectivity import enforce_connectivity
 from lib.errors import InputError
-from lib.features import rgb_to_lab
+from lib.features import InputScales, mean_per_spixel, rgb_to_lab
 from lib.files import atomic_path
-from lib.images import read_image
-from lib.segmentation import check_n_spixels
+from lib.segmentation import check_n_spixels, model_input, segment_lab
 from lib.visualization import draw_boundaries
-from model import SSNOutput
 
-OVERLAY_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 LABEL_SUFFIXES = (".npy", ".png")
+FEATURE_SUFFIXES = (".npz",)
 MAX_PNG_LABEL = 2**16 - 1
 
-# Overlays are written about four times faster than at Pillow's default level, 6.
+# Pictures are written about four times faster than at Pillow's default level, 6.
 _PNG_COMPRESS_LEVEL = 1
 
 
@@ -34,61 +33,162 @@ class Superpixels(NamedTuple):
     n_measured: int  # labels that occur
 
 
+class Features(NamedTuple):
+    """Learned features of an image that do not depend on where in the image a pixel lies."""
+
+    pixel_features: np.ndarray  # (C, H, W), float32
+    spixel_features: np.ndarray  # (max label + 1, C), float32; NaN for labels that do not occur
+    n_base_features: int  # the first ones, which come from colour; the others come from extra channels
+
+    @property
+    def base(self) -> Self:
+        """The features of the base model alone."""
+        return self._replace(
+            pixel_features=self.pixel_features[: self.n_base_features],
+            spixel_features=self.spixel_features[:, : self.n_base_features],
+        )
+
+
 @torch.inference_mode()
-def segment_file(
-    segment: Callable[[Tensor], SSNOutput],
-    image_file: Path,
+def segment_image(
+    model: nn.Module,
+    scales: InputScales,
+    image_rgb: np.ndarray,
     n_spixels: int,
     *,
-    connected: bool,
-    overlay_file: Path,
-    labels_file: Path | None = None,
+    extra: np.ndarray | None = None,
+    connected: bool = True,
+    image_name: str = "the image",
 ) -> Superpixels:
-    """Segment an image file; write the overlay and, if asked for, the label map.
+    """Cut an image into superpixels.
 
     Parameters
     ----------
-    segment : callable
-        Maps a CIELAB image (1, 3, H, W), on the CPU, to the output of a model.
-    image_file : Path
-        Any format that `read_image` reads.
+    model : SSNModel, CompositeSSNModel or SSNPix
+        In evaluation mode, on any device; see `lib.checkpoint`.
+    scales : InputScales
+        Weights of the input channels.
+    image_rgb : ndarray, shape (H, W, 3), uint8
+        The image.
     n_spixels : int
         Requested number of superpixels.
+    extra : ndarray, shape (H, W, n_extra_channels), float32, optional
+        Extra channels, for a composite model: the flow of the frame, say.
     connected : bool
         Enforce connectivity; otherwise labels are the most likely superpixel of each pixel, in up to
         n_rows * n_cols numbers of which some may not occur.
-    overlay_file : Path
-        Picture of the image with the borders of its superpixels, in the format of its suffix.
-    labels_file : Path, optional
-        Label map, .npy (int32) or 16-bit .png. Either both files are written or none.
+    image_name : str
+        Used in error messages.
 
     Raises
     ------
     InputError
-        If the image cannot be read or has fewer than `n_spixels` pixels, or a file's format cannot hold
-        its content.
+        If the image has fewer than `n_spixels` pixels, or not the extra channels that the model reads.
     """
-    image_rgb = read_image(image_file)
-    check_n_spixels(n_spixels, image_rgb.shape[:2], str(image_file))
-    output = segment(rgb_to_lab(image_rgb)[None])
+    check_n_spixels(n_spixels, image_rgb.shape[:2], image_name)
+    image_lab, extra_channels = _to_tensors(model, image_rgb, extra)
+    output = segment_lab(model, image_lab, n_spixels, scales, extra=extra_channels)
     labels = output.labels[0].cpu().numpy().astype(np.int32)
     if connected:
         labels = enforce_connectivity(labels, n_spixels)
-    with ExitStack() as files:
-        temporary = files.enter_context(atomic_path(overlay_file))
-        _write_overlay(image_rgb, labels, temporary, overlay_file)
-        if labels_file:
-            temporary = files.enter_context(atomic_path(labels_file))
-            _write_labels(labels, temporary, labels_file)
     return Superpixels(labels, int(np.count_nonzero(np.bincount(labels.ravel()))))
 
 
-def _write_overlay(image_rgb: np.ndarray, labels: np.ndarray, temporary: Path, path: Path) -> None:
-    overlay = Image.fromarray(draw_boundaries(image_rgb, labels))
+@torch.inference_mode()
+def compute_features(
+    model: nn.Module,
+    scales: InputScales,
+    image_rgb: np.ndarray,
+    labels: np.ndarray,
+    *,
+    extra: np.ndarray | None = None,
+) -> Features:
+    """Position-invariant features of an image's pixels, and their means over its superpixels.
+
+    Parameters
+    ----------
+    model, scales, image_rgb, extra
+        As for `segment_image`; the model must have a network.
+    labels : ndarray, shape (H, W), integer
+        Superpixels, numbered from 0.
+    """
+    image_lab, extra_channels = _to_tensors(model, image_rgb, extra)
+    # The number of superpixels only scales the position, which is set to zero.
+    channels = model_input(model, image_lab, 1, scales, extra=extra_channels)
+    pixel_features = model.position_invariant_features(channels)[0].cpu().numpy()
+    pixel_features = np.ascontiguousarray(pixel_features)
+    return Features(pixel_features, mean_per_spixel(pixel_features, labels), model.n_learned_features)
+
+
+def segment_to_files(
+    model: nn.Module,
+    scales: InputScales,
+    image_rgb: np.ndarray,
+    n_spixels: int,
+    *,
+    extra: np.ndarray | None = None,
+    connected: bool = True,
+    image_name: str = "the image",
+    overlay_file: Path,
+    labels_file: Path | None = None,
+    features_file: Path | None = None,
+    more_pictures: Mapping[Path, np.ndarray] | None = None,
+) -> Superpixels:
+    """Segment an image, and write what is asked for. Either all files are written or none.
+
+    Parameters
+    ----------
+    model, scales, image_rgb, n_spixels, extra, connected, image_name
+        As for `segment_image`.
+    overlay_file : Path
+        Picture of the image with the borders of its superpixels, in the format of its suffix.
+    labels_file : Path, optional
+        Label map, .npy (int32) or 16-bit .png.
+    features_file : Path, optional
+        Arrays `pixel_features`, `spixel_features`, `n_base_features` of `Features`, and `labels`, .npz.
+    more_pictures : mapping of Path to ndarray, optional
+        Further pictures (H, W, 3) uint8 to write.
+
+    Raises
+    ------
+    InputError
+        If the image cannot be segmented, or a file's format cannot hold its content.
+    RunError
+        If a file cannot be written.
+    """
+    superpixels = segment_image(
+        model, scales, image_rgb, n_spixels, extra=extra, connected=connected, image_name=image_name
+    )
+    pictures = {overlay_file: draw_boundaries(image_rgb, superpixels.labels), **(more_pictures or {})}
+    with ExitStack() as files:
+        for path, picture in pictures.items():
+            _write_picture(picture, files.enter_context(atomic_path(path)), path)
+        if labels_file:
+            _write_labels(superpixels.labels, files.enter_context(atomic_path(labels_file)), labels_file)
+        if features_file:
+            features = compute_features(model, scales, image_rgb, superpixels.labels, extra=extra)
+            temporary = files.enter_context(atomic_path(features_file))
+            np.savez(temporary, **features._asdict(), labels=superpixels.labels)
+    return superpixels
+
+
+def _to_tensors(
+    model: nn.Module, image_rgb: np.ndarray, extra: np.ndarray | None
+) -> tuple[Tensor, Tensor | None]:
+    """The image in CIELAB and its extra channels as batches of one, on the device of the model."""
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    image_lab = rgb_to_lab(image_rgb)[None].to(device)
+    if extra is None:
+        return image_lab, None
+    return image_lab, torch.from_numpy(extra).permute(2, 0, 1)[None].to(device)
+
+
+def _write_picture(picture: np.ndarray, temporary: Path, path: Path) -> None:
     try:
-        overlay.save(temporary, compress_level=_PNG_COMPRESS_LEVEL)
+        Image.fromarray(picture).save(temporary, compress_level=_PNG_COMPRESS_LEVEL)
     except ValueError as error:  # say, WebP ends at 16,383 pixels a side
-        raise InputError(f"--out {path}: the format cannot hold this image ({error})") from error
+        raise InputError(f"{path}: the format cannot hold this image ({error})") from error
 
 
 def _write_labels(labels: np.ndarray, temporary: Path, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One call from a colour image to superpixels, shared by training, evaluation and inference."""
+"""One call from an image to superpixels, shared by training, evaluation and inference."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib.checkpoint import InputScales
 from lib.datasets.samples import EvaluationImage
 from lib.errors import InputError
-from lib.features import labyx_features
+from lib.features import InputScales, input_channels
 from model import SSNOutput
 
 
@@ -19,38 +18,61 @@ def segment_lab(
     n_spixels: int,
     scales: InputScales,
     *,
+    extra: Tensor | None = None,
     with_bfloat16: bool = False,
 ) -> SSNOutput:
-    """Segment colour images with a base model.
+    """Segment images with any model of this repo.
 
     Parameters
     ----------
-    model : SSNModel or SSNPix
+    model : SSNModel, CompositeSSNModel or SSNPix
         On the images' device.
     image_lab : Tensor, shape (B, 3, H, W), float32
         CIELAB images.
     n_spixels : int
         Requested number of superpixels.
     scales : InputScales
-        Weights of colour and position.
+        Weights of colour, position and extra channels.
+    extra : Tensor, shape (B, n_extra_channels, H, W), float32, optional
+        Extra channels; left aside by models that read none.
     with_bfloat16 : bool
         Run the convolutions in bfloat16; distances and all that follows stay float32.
+
+    Raises
+    ------
+    InputError
+        If the model reads extra channels, but the images have another number of them.
     """
-    labyx = labyx_features(image_lab, n_spixels, **scales._asdict())
+    channels = model_input(model, image_lab, n_spixels, scales, extra=extra)
+    with torch.autocast(channels.device.type, dtype=torch.bfloat16, enabled=with_bfloat16):
+        return model(channels, n_spixels)
+
+
+def model_input(
+    model: nn.Module, image_lab: Tensor, n_spixels: int, scales: InputScales, *, extra: Tensor | None = None
+) -> Tensor:
+    """The scaled channels that a model reads, (B, 5 + its extra channels, H, W); see `segment_lab`."""
+    n_extra_channels = 0 if extra is None else extra.shape[1]
+    if model.n_extra_channels == 0:
+        extra = None
+    elif model.n_extra_channels != n_extra_channels:
+        raise InputError(
+            f"the model reads {model.n_extra_channels} extra channels, but the image has {n_extra_channels}"
+        )
+    channels = input_channels(image_lab, extra, n_spixels, scales)
     # The convolutions run up to twice as fast with the channels innermost.
-    labyx = labyx.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(labyx.device.type, dtype=torch.bfloat16, enabled=with_bfloat16):
-        return model(labyx, n_spixels)
+    return channels.contiguous(memory_format=torch.channels_last)
 
 
-def base_segmenter(
+def make_segmenter(
     model: nn.Module, n_spixels: int, scales: InputScales, device: torch.device
 ) -> Callable[[EvaluationImage], np.ndarray]:
-    """What `lib.evaluation.evaluate` needs of a base model on a device: a label map for each image."""
+    """What `lib.evaluation.evaluate` needs of a model on a device: a label map for each image."""
 
     def segment(image: EvaluationImage) -> np.ndarray:
         check_n_spixels(n_spixels, image.image_lab.shape[2:], image.name)
-        output = segment_lab(model, image.image_lab.to(device), n_spixels, scales)
+        extra = None if image.extra is None else image.extra.to(device)
+        output = segment_lab(model, image.image_lab.to(device), n_spixels, scales, extra=extra)
         return output.labels[0].cpu().numpy()
 
     return segment

@@ -3,13 +3,11 @@
 import json
 import logging
 import math
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from lib.checkpoint import save_checkpoint
 from lib.errors import InputError, RunError
 from lib.files import atomic_path, name_failed_write, prepare_out_dir
+from lib.interruption import StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -189,12 +188,18 @@ def train(
         interval.restart()
 
     progress = tqdm(total=state.n_steps, initial=state.step, desc="training", unit="step", disable=None)
-    with progress, logging_redirect_tqdm(), _StopSignals() as signals:
+    with progress, logging_redirect_tqdm(), StopSignals() as signals:
         try:
             validate_if_due()  # a run may have been stopped between a step and its validation
             interval.restart()
-            for batch in batches:
+            with signals.deferred():
+                remaining = iter(batches)  # may start worker processes
+            while True:
+                # Neither the receipt of a batch from a worker nor a step may be cut short.
                 with signals.deferred():
+                    batch = next(remaining, None)
+                    if batch is None:
+                        break
                     interval.learning_rate = state.optimizer.param_groups[0]["lr"]
                     interval.terms_of_steps.append(_train_step(state, compute_losses, batch))
                 progress.update()
@@ -284,39 +289,3 @@ def _logged_step(line: str) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return math.inf  # a line that a crash cut short
-
-
-class _StopSignals:
-    """Turns SIGINT and SIGTERM into KeyboardInterrupt, but not while a step is half done."""
-
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self._is_deferring = False
-        self._is_pending = False
-
-    def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._handle) for number in self._SIGNALS}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Let the block finish before a signal takes effect."""
-        self._is_deferring = True
-        try:
-            yield
-        finally:
-            self._is_deferring = False
-        if self._is_pending:
-            self._is_pending = False
-            raise KeyboardInterrupt
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self._is_deferring:
-            self._is_pending = True
-        else:
-            raise KeyboardInterrupt

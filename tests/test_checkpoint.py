@@ -5,13 +5,14 @@ import resource
 import pytest
 import torch
 
-from lib.checkpoint import InputScales, load_base_model, read_checkpoint, save_checkpoint
+from lib.checkpoint import load_base_model, read_checkpoint, save_checkpoint
 from lib.errors import InputError, RunError
+from lib.features import InputScales
 from model import SSNModel, SSNPix
 
 
 def test_our_checkpoint_rebuilds_its_model(base_weights):
-    model, scales = load_base_model(base_weights)
+    model, scales, _ = load_base_model(base_weights)
     expected = read_checkpoint(base_weights)["weights"]
     for name, value in model.state_dict().items():
         assert value.equal(expected[name]), name
@@ -22,7 +23,7 @@ def test_our_checkpoint_rebuilds_its_model(base_weights):
 
 def test_bare_state_dict_tells_its_architecture(tmp_path):
     torch.save(SSNModel(6).state_dict(), tmp_path / "published.pth")
-    model, scales = load_base_model(tmp_path / "published.pth", n_iter=8)
+    model, scales, _ = load_base_model(tmp_path / "published.pth", n_iter=8)
     assert model.feature_extract.output_conv[0].out_channels == 6
     assert model.n_iter == 8
     assert model.distance == "euclidean"
@@ -30,7 +31,7 @@ def test_bare_state_dict_tells_its_architecture(tmp_path):
 
 
 def test_none_is_the_model_without_network():
-    model, _ = load_base_model("none", n_iter=7)
+    model, *_ = load_base_model("none", n_iter=7)
     assert isinstance(model, SSNPix)
     assert model.n_iter == 7
 
@@ -67,8 +68,8 @@ def test_deepfdim_contradicting_a_bare_state_dict_is_an_error(tmp_path):
         ("truncated", "not a readable weight file"),
         ("pickle", "not a readable weight file"),
         ("list", "neither a state dict nor one of our checkpoints"),
-        ("other network", "holds no model of this repo: its first tensor is 'fc.weight'"),
-        ("composite", "holds a composite model"),
+        ("other network", "holds no model of this repo, as its first tensor is 'fc.weight'"),
+        ("composite", "holds a composite model, not a base model"),
         ("other width", "of another architecture: size mismatch for feature_extract"),
         ("missing tensor", "of another architecture: Missing key"),
         ("no model_args", "neither a state dict nor one of our checkpoints"),

@@ -7,10 +7,11 @@ from PIL import Image
 from scipy.io import savemat
 
 from conftest import make_quadrants
-from lib.datasets.augmentation import CROP_SIZE, random_crop
+from lib.datasets.augmentation import CROP_SIZE, Crop
 from lib.datasets.bsds import BSDSDataset
 from lib.datasets.davis import SPLITS, DAVISDataset, read_split
 from lib.datasets.samples import TrainingCrops, evaluation_loader, training_loader
+from lib.datasets.segmented_image import SegmentedImage
 from lib.errors import InputError
 
 
@@ -116,6 +117,11 @@ def test_built_in_davis_splits_do_not_overlap():
     videos = {split: read_split(split) for split in SPLITS}
     assert {split: len(names) for split, names in videos.items()} == {"train": 45, "val": 15, "test": 30}
     assert len(set().union(*videos.values())) == 90
+
+
+def random_crop(image_rgb, labels, rng):
+    crop = Crop.draw(labels, rng).apply(SegmentedImage("image", image_rgb, [labels]))
+    return crop.image_rgb, crop.annotations[0]
 
 
 @pytest.mark.parametrize("shape", [(60, 92), (321, 481), (700, 300), (1, 50)])

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from lib.features import labyx_features, pixel_positions, rgb_to_lab
+from lib.features import (
+    InputScales,
+    input_channels,
+    labyx_features,
+    mean_per_spixel,
+    pixel_positions,
+    rgb_to_lab,
+)
 
 
 def test_lab_of_known_colours():
@@ -32,3 +39,20 @@ def test_scales_by_hand():
 def test_wrong_shape_is_refused():
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\), got \(3, 8, 8\)"):
         labyx_features(torch.zeros(3, 8, 8), 4, color_scale=1, pos_scale=1)
+
+
+def test_extra_channels_follow_the_others():
+    image_lab, extra = torch.randn(2, 3, 8, 9), torch.randn(2, 2, 8, 9)
+    scales = InputScales(0.26, 2.5, extra_scale=3.0)
+    channels = input_channels(image_lab, extra, 12, scales)
+    assert channels[:, :5].equal(labyx_features(image_lab, 12, color_scale=0.26, pos_scale=2.5))
+    assert channels[:, 5:].equal(3 * extra)
+    assert input_channels(image_lab, None, 12, scales).equal(channels[:, :5])
+
+
+def test_means_per_superpixel_and_gaps():
+    labels = np.array([[0, 0, 2], [2, 2, 0]])
+    features = np.array([[[1, 2, 3], [4, 5, 6]], [[0, 0, 1], [1, 1, 3]]], dtype=np.float32)
+    means = mean_per_spixel(features, labels)
+    np.testing.assert_allclose(means[[0, 2]], [[3, 1], [4, 1]])
+    assert np.isnan(means[1]).all()

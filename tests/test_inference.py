@@ -1,36 +1,30 @@
-"""From an image file to overlay and label files."""
+"""From an image to overlay, label and feature files."""
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from skimage.measure import label
 
 from conftest import make_quadrants
-from lib.checkpoint import InputScales
 from lib.errors import InputError
+from lib.features import InputScales
 from lib.files import check_output_file
-from lib.inference import segment_file
-from lib.segmentation import segment_lab
-from lib.visualization import BOUNDARY_COLOR, draw_boundaries
-from model import SSNPix
+from lib.inference import compute_features, segment_image, segment_to_files
+from lib.visualization import BOUNDARY_COLOR, draw_boundaries, draw_flow
+from model import CompositeSSNModel, SSNModel, SSNPix
+
+SCALES = InputScales(0.26, 2.5)
+POSITION_ALONE = InputScales(0, 1000)  # makes every pixel a superpixel, where as many are asked for
 
 
-def segment(image_lab):
-    return segment_lab(SSNPix(), image_lab, 24, InputScales(0.26, 2.5))
-
-
-@pytest.fixture
-def image_file(tmp_path):
-    Image.fromarray(make_quadrants()[0]).save(tmp_path / "image.png")
-    return tmp_path / "image.png"
-
-
-def test_superpixels_follow_the_quadrants(image_file, tmp_path):
-    superpixels = segment_file(
-        segment,
-        image_file,
+def test_superpixels_follow_the_quadrants(tmp_path):
+    image_rgb, quadrants = make_quadrants()
+    superpixels = segment_to_files(
+        SSNPix(),
+        SCALES,
+        image_rgb,
         24,
-        connected=True,
         overlay_file=tmp_path / "overlay.png",
         labels_file=tmp_path / "labels.npy",
     )
@@ -39,35 +33,29 @@ def test_superpixels_follow_the_quadrants(image_file, tmp_path):
     np.testing.assert_array_equal(labels, superpixels.labels)
     assert superpixels.n_measured == len(np.unique(labels)) == labels.max() + 1
     assert label(labels + 1, background=0, connectivity=1).max() == superpixels.n_measured
-    quadrants = make_quadrants()[1]
     for idx in range(superpixels.n_measured):
         counts = np.bincount(quadrants[labels == idx])
         assert counts.max() > 0.95 * counts.sum()
     overlay = np.asarray(Image.open(tmp_path / "overlay.png"))
-    np.testing.assert_array_equal(overlay, draw_boundaries(make_quadrants()[0], labels))
+    np.testing.assert_array_equal(overlay, draw_boundaries(image_rgb, labels))
 
 
-def test_without_connectivity_labels_are_those_of_the_grid(image_file, tmp_path):
-    superpixels = segment_file(segment, image_file, 24, connected=False, overlay_file=tmp_path / "o.jpg")
+def test_without_connectivity_labels_are_those_of_the_grid():
+    superpixels = segment_image(SSNPix(), SCALES, make_quadrants()[0], 24, connected=False)
     assert superpixels.labels.max() < 3 * 6
     assert superpixels.n_measured == len(np.unique(superpixels.labels))
 
 
-def segment_into_single_pixels(image_lab):
-    return segment_lab(SSNPix(), image_lab, image_lab.shape[2] * image_lab.shape[3], InputScales(0, 1000))
-
-
-def write_blank_image(path, height, width):
-    Image.fromarray(np.zeros((height, width, 3), dtype=np.uint8)).save(path)
+def blank_image(height, width):
+    return np.zeros((height, width, 3), dtype=np.uint8)
 
 
 def test_png_labels_hold_16_bits(tmp_path):
-    write_blank_image(tmp_path / "image.png", 256, 256)
-    superpixels = segment_file(
-        segment_into_single_pixels,
-        tmp_path / "image.png",
+    superpixels = segment_to_files(
+        SSNPix(),
+        POSITION_ALONE,
+        blank_image(256, 256),
         256**2,
-        connected=True,
         overlay_file=tmp_path / "overlay.png",
         labels_file=tmp_path / "labels.png",
     )
@@ -76,32 +64,104 @@ def test_png_labels_hold_16_bits(tmp_path):
 
 
 def test_labels_above_16_bits_need_npy(tmp_path):
-    write_blank_image(tmp_path / "image.png", 256, 257)
-    arguments = {"connected": False, "overlay_file": tmp_path / "overlay.png"}
-    image_and_count = tmp_path / "image.png", 256 * 257
+    arguments = SSNPix(), POSITION_ALONE, blank_image(256, 257), 256 * 257
+    options = {"connected": False, "overlay_file": tmp_path / "overlay.png"}
     with pytest.raises(InputError, match=r"--save_labels .*does not fit a 16-bit PNG.*\.npy"):
-        segment_file(
-            segment_into_single_pixels, *image_and_count, **arguments, labels_file=tmp_path / "labels.png"
-        )
-    assert [file.name for file in tmp_path.iterdir()] == ["image.png"]
+        segment_to_files(*arguments, **options, labels_file=tmp_path / "labels.png")
+    assert list(tmp_path.iterdir()) == []
     labels_file = tmp_path / "labels.NPY"
-    segment_file(segment_into_single_pixels, *image_and_count, **arguments, labels_file=labels_file)
+    segment_to_files(*arguments, **options, labels_file=labels_file)
     assert np.load(labels_file).max() > 65535
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["image.png", "labels.NPY", "overlay.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["labels.NPY", "overlay.png"]
 
 
 def test_overlay_too_large_for_its_format_leaves_nothing(tmp_path):
-    write_blank_image(tmp_path / "image.png", 1, 16400)
-    with pytest.raises(InputError, match=r"--out .*overlay\.webp: the format cannot hold this image"):
-        segment_file(
-            segment,
-            tmp_path / "image.png",
+    with pytest.raises(InputError, match=r"overlay\.webp: the format cannot hold this image"):
+        segment_to_files(
+            SSNPix(),
+            SCALES,
+            blank_image(1, 16400),
             24,
-            connected=True,
             overlay_file=tmp_path / "overlay.webp",
             labels_file=tmp_path / "labels.npy",
         )
-    assert [file.name for file in tmp_path.iterdir()] == ["image.png"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_extra_channels_change_the_superpixels_of_a_composite():
+    image_rgb, quadrants = make_quadrants()
+    model = CompositeSSNModel(4, 2, n_extra_channels=1).eval()
+    scales = SCALES._replace(extra_scale=50.0)
+    plain, moved = (
+        segment_image(model, scales, image_rgb, 24, extra=extra.astype(np.float32)[..., None]).labels
+        for extra in (np.zeros(quadrants.shape), quadrants)
+    )
+    assert not np.array_equal(plain, moved)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [(None, "reads 4 extra channels, but the image has 0"), (3, "but the image has 3")],
+)
+def test_wrong_number_of_extra_channels(extra, message):
+    image_rgb = make_quadrants()[0]
+    if extra is not None:
+        extra = np.zeros((*image_rgb.shape[:2], extra), dtype=np.float32)
+    with pytest.raises(InputError, match=message):
+        segment_image(CompositeSSNModel(4, 2), SCALES._replace(extra_scale=1.0), image_rgb, 24, extra=extra)
+
+
+def test_features_of_a_composite_and_of_its_base(tmp_path, device):
+    image_rgb, quadrants = make_quadrants()
+    base = SSNModel(4)
+    for module in base.modules():  # statistics that are not those of an untrained network
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+    base.eval().to(device)
+    model = CompositeSSNModel.on_top_of(base, 3, n_extra_channels=4).eval().to(device)
+    extra = np.random.default_rng(0).normal(size=(*quadrants.shape, 4)).astype(np.float32)
+    scales = SCALES._replace(extra_scale=2.0)
+    features = compute_features(model, scales, image_rgb, quadrants, extra=extra)
+    assert features.pixel_features.shape == (7, 60, 92)
+    assert features.spixel_features.shape == (4, 7)
+    assert features.n_base_features == 4
+    of_base = compute_features(base, SCALES, image_rgb, quadrants)
+    np.testing.assert_allclose(features.base.pixel_features, of_base.pixel_features, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(features.base.spixel_features, of_base.spixel_features, rtol=1e-5, atol=1e-5)
+    for idx in range(4):
+        expected = features.pixel_features[:, quadrants == idx].mean(axis=1)
+        np.testing.assert_allclose(features.spixel_features[idx], expected, rtol=1e-4)
+
+
+def test_saved_features(tmp_path):
+    image_rgb = make_quadrants()[0]
+    model = SSNModel(4).eval()
+    superpixels = segment_to_files(
+        model,
+        SCALES,
+        image_rgb,
+        24,
+        overlay_file=tmp_path / "overlay.png",
+        features_file=tmp_path / "features.npz",
+    )
+    expected = compute_features(model, SCALES, image_rgb, superpixels.labels)
+    with np.load(tmp_path / "features.npz") as saved:
+        assert sorted(saved) == ["labels", "n_base_features", "pixel_features", "spixel_features"]
+        np.testing.assert_array_equal(saved["labels"], superpixels.labels)
+        np.testing.assert_array_equal(saved["pixel_features"], expected.pixel_features)
+        np.testing.assert_array_equal(saved["spixel_features"], expected.spixel_features)
+        assert saved["n_base_features"] == 4
+
+
+def test_flow_colours():
+    flow = np.zeros((50, 60, 4), dtype=np.float32)
+    flow[..., 1] = 3  # to the right in the next frame, unmoved since the previous one
+    picture = draw_flow(flow)
+    assert picture.shape == (50, 120, 3)
+    assert (picture[:, :60] == (255, 0, 0)).all()
+    assert (picture[30, 60:] == 255).all()
+    assert (picture[5, -1] == (255, 0, 0)).all()  # the wheel tells the same
+    assert (draw_flow(np.zeros((50, 60, 4)))[:, :60] == 255).all()
 
 
 def test_borders_are_drawn_and_the_rest_is_kept():

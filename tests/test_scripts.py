@@ -18,9 +18,10 @@ import eval_base_model
 import inference_base_model
 import train_base_model
 from conftest import make_quadrants
-from lib import cli
+from lib import cli, training_run
 from lib.checkpoint import load_base_model, read_checkpoint, save_checkpoint
 from lib.errors import InputError
+from lib.features import InputScales
 
 REPO_ROOT = Path(__file__).parent.parent
 
@@ -104,7 +105,7 @@ def test_train_evaluate_and_segment(bsds_root, davis_root, tmp_path, device, cap
 def test_resumed_run_equals_uninterrupted(bsds_root, tmp_path, monkeypatch):
     whole = train_base_model.main(train_argv(bsds_root, tmp_path / "whole", "--train_iter=4"))
 
-    original = train_base_model.compute_loss_terms
+    original = training_run.compute_loss_terms
     calls = []
 
     def press_ctrl_c_in_second_step(*args, **kwargs):
@@ -113,7 +114,7 @@ def test_resumed_run_equals_uninterrupted(bsds_root, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(train_base_model, "compute_loss_terms", press_ctrl_c_in_second_step)
+    monkeypatch.setattr(training_run, "compute_loss_terms", press_ctrl_c_in_second_step)
     with pytest.raises(KeyboardInterrupt):
         train_base_model.main(train_argv(bsds_root, tmp_path / "parts", "--train_iter=4"))
     monkeypatch.undo()
@@ -208,7 +209,7 @@ def test_checkpoints_tell_the_scales_they_were_trained_with(bsds_root, tmp_path)
     argv = train_argv(bsds_root, tmp_path / "run", "--color_scale=0.5", "--pos_scale=2")
     train_base_model.main(argv)
     for name in ("best_model.pth", "last_model.pth"):
-        assert load_base_model(tmp_path / "run" / name).scales == (0.5, 2)
+        assert load_base_model(tmp_path / "run" / name).scales == InputScales(0.5, 2)
 
 
 def test_training_twice_into_one_folder_is_refused(bsds_root, tmp_path, capsys):
@@ -243,7 +244,7 @@ def test_diverging_run_ends_with_its_terms_and_status_1(bsds_root, tmp_path, mon
     def diverging(assignment, *args, **kwargs):
         return {"reconstruction": assignment.affinity.sum() / 0, "position": torch.tensor(0.25)}
 
-    monkeypatch.setattr(train_base_model, "compute_loss_terms", diverging)
+    monkeypatch.setattr(training_run, "compute_loss_terms", diverging)
     with pytest.raises(SystemExit) as caught:
         cli.run(lambda: train_base_model.main(train_argv(bsds_root, tmp_path / "run")))
     assert caught.value.code == 1

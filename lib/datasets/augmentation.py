@@ -1,47 +1,69 @@
 """Random crops for training."""
 
+from typing import NamedTuple, Self
+
 import numpy as np
 from PIL import Image
+
+from lib.datasets.segmented_image import SegmentedImage
 
 CROP_SIZE = 200  # pixels, both ways
 
 SCALE_MEAN, SCALE_STD = 1.0, 0.75
 SCALE_MIN, SCALE_MAX = 0.75, 3.0
 
+MAX_REDRAWS = 9
 
-def random_crop(
-    image_rgb: np.ndarray, gt_labels: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Flip, scale and crop an image and its labels alike.
 
-    The scale is drawn from a normal distribution and clipped; images too small for it are enlarged as far
-    as needed. Only the crop is resized, never the whole image.
+class Crop(NamedTuple):
+    """A square region of an image, resized to 200x200 pixels and perhaps flipped left to right.
 
-    Parameters
-    ----------
-    image_rgb : ndarray, shape (H, W, 3), uint8
-        The image.
-    gt_labels : ndarray, shape (H, W), int32
-        Its labels.
-    rng : numpy.random.Generator
-        Source of all random choices.
-
-    Returns
-    -------
-    crop_rgb : ndarray, shape (200, 200, 3), uint8
-        Bilinearly resized, with antialiasing.
-    crop_labels : ndarray, shape (200, 200), int32
-        Nearest neighbour; a subset of the labels of `gt_labels`.
+    Only the region is resized, never the whole image.
     """
-    height, width = gt_labels.shape
-    scale = np.clip(rng.normal(SCALE_MEAN, SCALE_STD), SCALE_MIN, SCALE_MAX)
-    extent = min(CROP_SIZE / scale, height, width)  # side of the source region in pixels
-    top, left = rng.uniform(0, height - extent), rng.uniform(0, width - extent)
-    box = (left, top, left + extent, top + extent)
-    size = (CROP_SIZE, CROP_SIZE)
-    image = Image.fromarray(image_rgb).resize(size, Image.Resampling.BILINEAR, box=box)
-    labels = Image.fromarray(gt_labels).resize(size, Image.Resampling.NEAREST, box=box)
-    crop_rgb, crop_labels = np.asarray(image), np.asarray(labels)
-    if rng.random() < 0.5:
-        crop_rgb, crop_labels = crop_rgb[:, ::-1], crop_labels[:, ::-1]
-    return crop_rgb, crop_labels
+
+    top: float  # pixels of the image
+    left: float
+    extent: float  # side of the square
+    is_flipped: bool
+
+    @classmethod
+    def draw(cls, gt_labels: np.ndarray, rng: np.random.Generator) -> Self:
+        """Draw a crop of an image with labels (H, W).
+
+        The scale comes from a normal distribution and is clipped; images too small for it are enlarged as
+        far as needed. A crop within a single segment, from which nothing can be learnt, is drawn anew, up
+        to `MAX_REDRAWS` times.
+        """
+        height, width = gt_labels.shape
+        for _ in range(1 + MAX_REDRAWS):
+            scale = np.clip(rng.normal(SCALE_MEAN, SCALE_STD), SCALE_MIN, SCALE_MAX)
+            extent = min(CROP_SIZE / scale, height, width)
+            top, left = rng.uniform(0, height - extent), rng.uniform(0, width - extent)
+            crop = cls(top, left, extent, is_flipped=bool(rng.random() < 0.5))
+            region = gt_labels[int(top) : int(top + extent), int(left) : int(left + extent)]
+            if region.min() != region.max():
+                break
+        return crop
+
+    def apply(self, image: SegmentedImage) -> SegmentedImage:
+        """Crop the image, its annotations and its extra channels alike.
+
+        Colours and extra channels are resized bilinearly, with antialiasing, labels by nearest neighbour.
+        Extra channels that are vectors are scaled with the image, and the flip negates their dx.
+        """
+        image_rgb = self._resize(image.image_rgb, Image.Resampling.BILINEAR)
+        annotations = [self._resize(labels, Image.Resampling.NEAREST) for labels in image.annotations]
+        extra = image.extra
+        if extra is not None:
+            channels = np.moveaxis(extra, -1, 0)
+            extra = np.stack([self._resize(c, Image.Resampling.BILINEAR) for c in channels], axis=-1)
+            if image.extra_is_vectors:
+                extra *= CROP_SIZE / self.extent
+                if self.is_flipped:
+                    extra[..., 1::2] *= -1
+        return image._replace(image_rgb=image_rgb, annotations=annotations, extra=extra)
+
+    def _resize(self, pixels: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
+        box = (self.left, self.top, self.left + self.extent, self.top + self.extent)
+        resized = Image.fromarray(pixels).resize((CROP_SIZE, CROP_SIZE), resampling, box=box)
+        return np.asarray(resized)[:, :: -1 if self.is_flipped else 1]

@@ -9,8 +9,11 @@ from torch.utils.data import Dataset
 from lib.datasets.segmented_image import SegmentedImage
 from lib.errors import InputError
 from lib.images import read_image
+from lib.optflow import FlowArchive, find_archives
 
 FRAME_SHAPE = (480, 854)  # rows, columns in pixels; the few frames that differ are resized
+
+_TREE = "--davis2017_root must be the folder that holds DAVIS/JPEGImages/480p and DAVIS/Annotations/480p"
 
 SPLIT_LIST_DIR = Path(__file__).parent / "davis_splits"
 SPLITS = tuple(sorted(file.stem for file in SPLIT_LIST_DIR.glob("*.txt")))
@@ -31,38 +34,36 @@ class DAVISDataset(Dataset):
     split : str
         "train" (45 videos) or "val" (15), which divide the official training list, "test" (the 30 of the
         official validation list), or the path of a text file that names one video a line.
+    optflow_folder : Path, optional
+        Folder of flow archives, one a video. With it, images carry the flow of their frame as extra
+        channels [fwd_dy, fwd_dx, bwd_dy, bwd_dx]; see `lib.optflow`.
+    optflow_method : str, optional
+        Whose archives to take where there are several.
 
     Raises
     ------
     InputError
-        If the tree is another one, a video is missing, or a frame lacks its mask.
+        If the tree is another one, a video is missing, a frame lacks its mask, or a flow archive is
+        missing or does not fit its video.
 
     References
     ----------
     .. [1] Pont-Tuset et al., "The 2017 DAVIS Challenge on Video Object Segmentation", arXiv 1704.00675.
     """
 
-    def __init__(self, davis2017_root: Path, split: str) -> None:
-        frame_root = Path(davis2017_root, "DAVIS", "JPEGImages", "480p")
+    def __init__(
+        self,
+        davis2017_root: Path,
+        split: str,
+        *,
+        optflow_folder: Path | None = None,
+        optflow_method: str | None = None,
+    ) -> None:
+        frames_of_videos = find_frames(davis2017_root, read_split(split), asked_by=f"--davis_split {split}")
         mask_root = Path(davis2017_root, "DAVIS", "Annotations", "480p")
-        for folder in (frame_root, mask_root):
-            if not folder.is_dir():
-                raise InputError(
-                    f"--davis2017_root {davis2017_root}: no folder {folder}; --davis2017_root must be "
-                    "the folder that holds DAVIS/JPEGImages/480p and DAVIS/Annotations/480p"
-                )
-        videos = read_split(split)
-        missing = [video for video in videos if not (frame_root / video).is_dir()]
-        if missing:
-            raise InputError(
-                f"--davis_split {split} names videos that are not in {frame_root}: {', '.join(missing)}"
-            )
-        self.frame_files = []
-        for video in videos:
-            frames = sorted((frame_root / video).glob("*.jpg"))
-            if not frames:
-                raise InputError(f"no *.jpg in {frame_root / video}")
-            self.frame_files += frames
+        if not mask_root.is_dir():
+            raise InputError(f"--davis2017_root {davis2017_root}: no folder {mask_root}; {_TREE}")
+        self.frame_files = [frame for frames in frames_of_videos.values() for frame in frames]
         self.mask_files = [mask_root / frame.parent.name / f"{frame.stem}.png" for frame in self.frame_files]
         unannotated = [file for file in self.mask_files if not file.is_file()]
         if unannotated:
@@ -70,6 +71,12 @@ class DAVISDataset(Dataset):
                 f"--davis2017_root {davis2017_root}: {len(unannotated)} frames have no mask, the first "
                 f"lacks {unannotated[0]}"
             )
+        self.flows = None  # of every frame: its archive, and its index in there
+        if optflow_folder is not None:
+            archives = find_archives(Path(optflow_folder), list(frames_of_videos), optflow_method)
+            for archive, frames in zip(archives, frames_of_videos.values(), strict=True):
+                _check_archive(archive, frames)
+            self.flows = [(archive, idx) for archive in archives for idx in range(archive.n_frames)]
 
     def __len__(self) -> int:
         return len(self.frame_files)
@@ -82,7 +89,45 @@ class DAVISDataset(Dataset):
                 Image.fromarray(image_rgb).resize(FRAME_SHAPE[::-1], Image.Resampling.BILINEAR)
             )
         name = f"{frame_file.parent.name}/{frame_file.stem}"
-        return SegmentedImage(name, image_rgb, [_read_mask(self.mask_files[idx])])
+        image = SegmentedImage(name, image_rgb, [_read_mask(self.mask_files[idx])])
+        if self.flows is None:
+            return image
+        archive, frame_idx = self.flows[idx]
+        return image._replace(extra=archive.read_frame(frame_idx).flow, extra_is_vectors=True)
+
+
+def find_frames(
+    davis2017_root: Path, videos: list[str] | None = None, *, asked_by: str = ""
+) -> dict[str, list[Path]]:
+    """Find the frames of videos, in order.
+
+    Parameters
+    ----------
+    davis2017_root : Path
+        Folder that holds `DAVIS`.
+    videos : list of str, optional
+        Names of the videos; by default all there are.
+    asked_by : str
+        The option that names them, for the error message.
+
+    Raises
+    ------
+    InputError
+        If the tree is another one, a video is missing, or has no frame.
+    """
+    frame_root = Path(davis2017_root, "DAVIS", "JPEGImages", "480p")
+    if not frame_root.is_dir():
+        raise InputError(f"--davis2017_root {davis2017_root}: no folder {frame_root}; {_TREE}")
+    if videos is None:
+        videos = sorted(folder.name for folder in frame_root.iterdir() if folder.is_dir())
+    missing = [video for video in videos if not (frame_root / video).is_dir()]
+    if missing:
+        raise InputError(f"{asked_by} names videos that are not in {frame_root}: {', '.join(missing)}")
+    frames_of_videos = {video: sorted((frame_root / video).glob("*.jpg")) for video in videos}
+    for video, frames in frames_of_videos.items():
+        if not frames:
+            raise InputError(f"no *.jpg in {frame_root / video}")
+    return frames_of_videos
 
 
 def read_split(split: str) -> list[str]:
@@ -103,6 +148,19 @@ def read_split(split: str) -> list[str]:
     if not videos:
         raise InputError(f"--davis_split {split} names no video")
     return videos
+
+
+def _check_archive(archive: FlowArchive, frames: list[Path]) -> None:
+    if archive.frame_shape != FRAME_SHAPE:
+        raise InputError(
+            f"the flow in {archive.path} is {archive.frame_shape[1]}x{archive.frame_shape[0]}, but DAVIS "
+            f"frames are {FRAME_SHAPE[1]}x{FRAME_SHAPE[0]}"
+        )
+    if archive.n_frames != len(frames):
+        raise InputError(
+            f"{archive.path} holds the flow of {archive.n_frames} frames, but {frames[0].parent} has "
+            f"{len(frames)}"
+        )
 
 
 def _read_mask(file: Path) -> np.ndarray:

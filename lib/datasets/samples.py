@@ -1,16 +1,18 @@
 """What training and evaluation draw from a data set, as tensors."""
 
 import os
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lib.datasets.augmentation import random_crop
+from lib.datasets.augmentation import Crop
 from lib.datasets.segmented_image import SegmentedImage
 from lib.features import rgb_to_lab
+from lib.interruption import blocked_stop_signals, leave_stop_signals
 
 
 class TrainingCrops(Dataset):
@@ -38,16 +40,24 @@ class TrainingCrops(Dataset):
         return self.n_samples
 
     def __getitem__(self, sample_idx: int) -> dict[str, Tensor]:
-        """Return `image_lab` (3, 200, 200) float32 and `gt_labels` (200, 200) int64, from 0 without gaps."""
+        """Return `image_lab`, `gt_labels`, and `extra` where the data set has extra channels.
+
+        They are (3, 200, 200) float32, (200, 200) int64, numbered from 0 without gaps, and
+        (n_extra_channels, 200, 200) float32.
+        """
         epoch, position = divmod(sample_idx, len(self.dataset))
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
         rng = np.random.default_rng([self.seed, 1, sample_idx])
         image = self.dataset[int(order[position])]
         annotation = image.annotations[rng.integers(len(image.annotations))]
-        crop_rgb, crop_labels = random_crop(image.image_rgb, annotation, rng)
+        crop = Crop.draw(annotation, rng).apply(image._replace(annotations=[annotation]))
+        (crop_labels,) = crop.annotations
         # The inverse is flat before NumPy 2.
         gt_labels = np.unique(crop_labels, return_inverse=True)[1].reshape(crop_labels.shape)
-        return {"image_lab": rgb_to_lab(crop_rgb), "gt_labels": torch.from_numpy(gt_labels)}
+        sample = {"image_lab": rgb_to_lab(crop.image_rgb), "gt_labels": torch.from_numpy(gt_labels)}
+        if crop.extra is not None:
+            sample["extra"] = _channels_first(crop.extra)
+        return sample
 
 
 class EvaluationImage(NamedTuple):
@@ -56,6 +66,7 @@ class EvaluationImage(NamedTuple):
     name: str
     image_lab: Tensor  # (1, 3, H, W), float32
     annotations: list[np.ndarray]  # each (H, W), int32
+    extra: Tensor | None  # (1, n_extra_channels, H, W), float32
 
 
 class EvaluationImages(Dataset):
@@ -69,17 +80,18 @@ class EvaluationImages(Dataset):
 
     def __getitem__(self, idx: int) -> EvaluationImage:
         image = self.dataset[idx]
-        return EvaluationImage(image.name, rgb_to_lab(image.image_rgb)[None], image.annotations)
+        extra = None if image.extra is None else _channels_first(image.extra)[None]
+        return EvaluationImage(image.name, rgb_to_lab(image.image_rgb)[None], image.annotations, extra)
 
 
 def training_loader(crops: TrainingCrops, *, batch_size: int, first_step: int, n_workers: int) -> DataLoader:
     """Batches of `crops` from step `first_step` on."""
-    return DataLoader(
+    return _Loader(
         crops,
         batch_size=batch_size,
         sampler=range(first_step * batch_size, len(crops)),
         num_workers=_usable_workers(n_workers),
-        worker_init_fn=_leave_process_group,
+        worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
     )
@@ -87,13 +99,25 @@ def training_loader(crops: TrainingCrops, *, batch_size: int, first_step: int, n
 
 def evaluation_loader(dataset: Dataset[SegmentedImage], *, n_workers: int) -> DataLoader:
     """Yield an `EvaluationImage` at a time, in order."""
-    return DataLoader(
+    return _Loader(
         EvaluationImages(dataset),
         batch_size=None,
         num_workers=_usable_workers(n_workers),
-        worker_init_fn=_leave_process_group,
+        worker_init_fn=_start_worker,
         collate_fn=_leave_as_is,
     )
+
+
+class _Loader(DataLoader):
+    """A loader whose workers never see the signals that are meant to stop the main process."""
+
+    def __iter__(self) -> Iterator[Any]:
+        with blocked_stop_signals():
+            return super().__iter__()
+
+
+def _channels_first(channels: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)))
 
 
 def _usable_workers(n_workers: int) -> int:
@@ -101,14 +125,8 @@ def _usable_workers(n_workers: int) -> int:
     return min(n_workers, os.cpu_count() or 1)
 
 
-def _leave_process_group(worker_idx: int) -> None:
-    """Keep Ctrl-C and a SIGTERM to the whole process group from a worker.
-
-    Both are for the main process, which could not finish its step with a worker gone. It can still end a
-    worker, and a worker ends by itself when the main process is no more.
-    """
-    if hasattr(os, "setpgid"):  # not on Windows
-        os.setpgid(0, 0)
+def _start_worker(worker_idx: int) -> None:
+    leave_stop_signals()
 
 
 def _leave_as_is(image: EvaluationImage) -> EvaluationImage:

@@ -1,0 +1,173 @@
+"""Make the flow archives that the composite model reads.
+
+From DAVIS videos, folders of frames or video files, with OpenCV's DIS flow; or from flow that another
+program has written as .flo or KITTI .png files. Archives that are there already are kept, so an interrupted
+run continues.
+"""
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from lib import cli
+from lib.datasets.davis import FRAME_SHAPE, find_frames, read_split
+from lib.errors import InputError
+from lib.files import prepare_out_dir
+from lib.interruption import StopSignals
+from lib.optflow import archive_name
+from lib.optflow_production import ArchiveJob, ArchiveReport, make_archives
+from lib.optflow_sources import (
+    DIS_PRESETS,
+    FLOW_SUFFIXES,
+    FRAME_SUFFIXES,
+    DISFlow,
+    FlowFiles,
+    FlowSource,
+    FrameFolder,
+    VideoFile,
+    list_in_order,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(__doc__)
+    sources = parser.add_mutually_exclusive_group(required=True)
+    sources.add_argument(
+        "--davis2017_root", type=cli.existing_dir, help="folder that holds DAVIS/; frames count as 854x480"
+    )
+    sources.add_argument(
+        "--frames", type=cli.existing_dir, nargs="+", metavar="FOLDER", help="folders of frames, one a video"
+    )
+    sources.add_argument("--video", type=Path, nargs="+", metavar="FILE", help="video files")
+    sources.add_argument(
+        "--flow_files",
+        type=cli.existing_dir,
+        nargs=2,
+        metavar=("FORWARD", "BACKWARD"),
+        help=".flo or KITTI .png files of the flow from each frame to the next, and of the flow back: two "
+        "folders with the files of a video, or with a folder of them for each video",
+    )
+    parser.add_argument(
+        "--davis_split",
+        help="DAVIS videos to process: train, val, test, or a text file with one video a line; default: all",
+    )
+    parser.add_argument(
+        "--video_name", help="name of a single video; default: that of its folder or its file"
+    )
+    parser.add_argument(
+        "--out_dir", type=Path, default=Path("optflow"), help="folder for optflow_<method>_<video>.h5"
+    )
+    parser.add_argument(
+        "--method", help="name of the method in the file names; default: dis; needed with --flow_files"
+    )
+    parser.add_argument(
+        "--preset", choices=DIS_PRESETS, default="medium", help="accuracy of DIS; ultrafast is the fastest"
+    )
+    cli.add_bool(
+        parser,
+        "--consistency_check",
+        default=False,
+        help="print the mean distance in pixels at which forward and backward flow miss the start",
+    )
+    parser.add_argument(
+        "--nworkers", type=cli.non_negative_int, default=os.cpu_count(), help="videos at a time"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> list[ArchiveReport]:
+    args = build_parser().parse_args(argv)
+    if args.flow_files:
+        if args.method is None:
+            raise InputError("--flow_files needs --method, the name of what made the flow, such as gma")
+        sources, attributes = _find_flow_files(*args.flow_files), {}
+    else:
+        videos = _find_videos(args.davis2017_root, args.davis_split, args.frames, args.video)
+        sources, attributes = [DISFlow(video, args.preset) for video in videos], {"preset": args.preset}
+    if args.video_name is not None:
+        if len(sources) != 1:
+            raise InputError(f"--video_name {args.video_name}: there are {len(sources)} videos")
+        sources[0].name = args.video_name
+    paths = [args.out_dir / archive_name(args.method or "dis", source.name) for source in sources]
+    twice = sorted({path.name for path in paths if paths.count(path) > 1})
+    if twice:
+        raise InputError(f"several videos would write {', '.join(twice)}; give them in separate runs")
+    jobs = [ArchiveJob(source, path, attributes) for source, path in zip(sources, paths, strict=True)]
+
+    prepare_out_dir(args.out_dir)
+    reports = []
+    progress = tqdm(total=sum(map(len, sources)), desc="estimating flow", unit="pair", disable=None)
+    with progress, logging_redirect_tqdm(), StopSignals():
+        for report in make_archives(
+            jobs,
+            n_workers=args.nworkers,
+            with_consistency=args.consistency_check,
+            on_progress=progress.update,
+        ):
+            logger.info("%s", _describe(report))
+            reports.append(report)
+    problems = [report.problem for report in reports if report.problem]
+    if len(problems) > 1:
+        raise InputError(f"{len(problems)} of {len(jobs)} archives could not be made, see above")
+    if problems:
+        raise InputError(problems[0])
+    return reports
+
+
+def _find_videos(
+    davis2017_root: Path | None, split: str | None, folders: list[Path] | None, files: list[Path] | None
+) -> list[FrameFolder | VideoFile]:
+    if split is not None and davis2017_root is None:
+        raise InputError("--davis_split needs --davis2017_root")
+    if davis2017_root:
+        names = None if split is None else read_split(split)
+        videos = find_frames(davis2017_root, names, asked_by=f"--davis_split {split}")
+        return [FrameFolder(name, frames, FRAME_SHAPE) for name, frames in videos.items()]
+    if folders:
+        return [FrameFolder(folder.resolve().name, _list_files(folder, FRAME_SUFFIXES)) for folder in folders]
+    return [VideoFile(file.stem, file) for file in files]
+
+
+def _find_flow_files(forward_root: Path, backward_root: Path) -> list[FlowSource]:
+    videos, backward_videos = (
+        sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+        for root in (forward_root, backward_root)
+    )
+    if videos != backward_videos:
+        odd = sorted(set(videos) ^ set(backward_videos))
+        raise InputError(f"--flow_files: only one of the two folders has {', '.join(odd)}")
+    if not videos:
+        folders = {forward_root.resolve().name: (forward_root, backward_root)}
+    else:
+        folders = {video: (forward_root / video, backward_root / video) for video in videos}
+    return [
+        FlowFiles(name, *(_list_files(folder, FLOW_SUFFIXES) for folder in both))
+        for name, both in folders.items()
+    ]
+
+
+def _list_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    files = list_in_order(folder, suffixes)
+    if not files:
+        raise InputError(f"{folder} holds no {', '.join(suffixes)} file")
+    return files
+
+
+def _describe(report: ArchiveReport) -> str:
+    if report.problem:
+        return f"{report.path}: not made, {report.problem}"
+    made = "was there" if report.was_there else "made"
+    error = report.consistency_error
+    consistency = "" if error is None else f", forward-backward error {error:.2f} pixels"
+    return f"{report.path}: {made}, {report.n_frames} frames{consistency}"
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,114 @@
+"""Cut one video frame into superpixels with the composite model, and draw them over it."""
+
+import argparse
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from lib import cli
+from lib.checkpoint import load_composite_model
+from lib.errors import InputError
+from lib.images import read_image
+from lib.inference import Superpixels, segment_to_files
+from lib.optflow import FlowArchive, FrameFlow
+from lib.visualization import draw_flow
+
+logger = logging.getLogger(__name__)
+
+DEMO_DIR = cli.REPO_ROOT / "demo"
+DEMO_IMAGE = DEMO_DIR / "clip" / "00001.jpg"
+DEMO_FLOW, DEMO_FRAME_IDX = DEMO_DIR / "optflow_dis_clip.h5", 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(__doc__)
+    cli.add_inference_args(parser, demo_image=DEMO_IMAGE)
+    parser.add_argument(
+        "--optflow_data",
+        type=Path,
+        metavar="FILE",
+        help="flow archive of the image's video, as estimate_optflow.py makes them",
+    )
+    parser.add_argument(
+        "--optflow_data_fr_idx", type=int, metavar="N", help="which frame of its video the image is, from 0"
+    )
+    parser.add_argument("--save_flow", type=Path, help="picture of the flow to write, any common format")
+    cli.add_composite_weights_arg(parser)
+    cli.add_spixel_args(parser, trained=True)
+    cli.add_optflow_args(parser, trained=True)
+    cli.add_device_arg(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> Superpixels:
+    args = build_parser().parse_args(argv)
+    optflow_data, frame_idx = args.optflow_data, args.optflow_data_fr_idx
+    if args.image == DEMO_IMAGE and optflow_data is None and frame_idx is None:
+        optflow_data, frame_idx = DEMO_FLOW, DEMO_FRAME_IDX
+    if optflow_data is None or frame_idx is None:
+        raise InputError("an image of your own needs --optflow_data and --optflow_data_fr_idx")
+    cli.check_inference_files(
+        image=args.image,
+        optflow_data=optflow_data,
+        out=args.out,
+        save_labels=args.save_labels,
+        save_features=args.save_features,
+        save_flow=args.save_flow,
+    )
+    device = cli.resolve_device(args.device)
+    loaded = load_composite_model(
+        args.comp_model_weights,
+        n_learned_features=args.deepfdim,
+        n_extra_features=args.optflow_deepfdim,
+        n_iter=args.niter,
+    )
+    scales = cli.choose_scales(
+        loaded.scales,
+        color_scale=args.color_scale,
+        pos_scale=args.pos_scale,
+        extra_scale=args.optflow_scale,
+    )
+
+    start = time.perf_counter()
+    image_rgb = read_image(args.image)
+    frame_flow = _read_flow(optflow_data, frame_idx, image_rgb.shape[:2])
+    superpixels = segment_to_files(
+        loaded.model.to(device),
+        scales,
+        image_rgb,
+        args.nspix,
+        extra=frame_flow.flow,
+        connected=args.enforce_connectivity,
+        image_name=str(args.image),
+        overlay_file=args.out,
+        labels_file=args.save_labels,
+        features_file=args.save_features,
+        more_pictures={args.save_flow: draw_flow(frame_flow.flow)} if args.save_flow else None,
+    )
+    seconds = time.perf_counter() - start
+    logger.info("%s, frame %d: %s", optflow_data, frame_idx, _describe(frame_flow))
+    cli.log_superpixels(args.image, args.nspix, superpixels, seconds, device, args.out)
+    return superpixels
+
+
+def _read_flow(optflow_data: Path, frame_idx: int, frame_shape: tuple[int, int]) -> FrameFlow:
+    archive = FlowArchive(optflow_data)
+    if archive.frame_shape != frame_shape:
+        raise InputError(
+            f"the flow in {optflow_data} is {archive.frame_shape[1]}x{archive.frame_shape[0]}, but the image "
+            f"is {frame_shape[1]}x{frame_shape[0]}"
+        )
+    return archive.read_frame(frame_idx)
+
+
+def _describe(frame_flow: FrameFlow) -> str:
+    if frame_flow.has_forward and frame_flow.has_backward:
+        return "flow to the next and to the previous frame"
+    if frame_flow.has_forward:
+        return "flow to the next frame only, as this is the first frame"
+    return "flow to the previous frame only, as this is the last frame"
+
+
+if __name__ == "__main__":
+    cli.run(main)

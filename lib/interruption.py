@@ -1,0 +1,76 @@
+"""Ctrl-C and SIGTERM, taken at a moment that suits the work at hand."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignals:
+    """Turns SIGINT and SIGTERM into KeyboardInterrupt, but not inside a `deferred` block."""
+
+    def __init__(self) -> None:
+        self._is_deferring = False
+        self._is_pending = False
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let the block finish before a signal takes effect."""
+        self._is_deferring = True
+        try:
+            yield
+        finally:
+            self._is_deferring = False
+        if self._is_pending:
+            self._is_pending = False
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self._is_deferring:
+            self._is_pending = True
+        else:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def blocked_stop_signals() -> Iterator[None]:
+    """Keep SIGINT and SIGTERM from processes forked in the block, until `leave_stop_signals` in them."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_stop_signals() -> None:
+    """Leave to the main process what a terminal or a cluster sends to all processes of a group.
+
+    For a forked process, which could otherwise be gone before the main one has finished what it is at. The
+    main process can still end this one.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        return
+    os.setpgid(0, 0)
+    while signal.sigpending() & set(STOP_SIGNALS):  # sent while this process started
+        signal.sigwait(STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def ignore_stop_signals() -> None:
+    """Leave SIGINT and SIGTERM, which a terminal or a cluster sends to all processes, to the main one."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

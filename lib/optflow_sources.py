@@ -1,0 +1,296 @@
+"""Where optical flow comes from: estimated from frames, or read from the files of another program.
+
+A source has a `name`, the video's, and `pairs()`, which yields the flow of one pair of neighbouring frames
+after the other, forward and backward, each (H, W, 2) float32 with last axis (dy, dx) in pixels. `len` tells
+how many pairs to expect.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from lib.errors import InputError
+from lib.images import read_image
+
+# Presets of OpenCV's implementation, from fast to accurate.
+DIS_PRESETS = {
+    "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
+    "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
+    "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
+}
+
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+FLOW_SUFFIXES = (".flo", ".png")
+
+_FLO_MAGIC = b"PIEH"
+_FLO_UNKNOWN = 1e9  # the Middlebury code marks unknown flow by values above
+
+FlowPair = tuple[np.ndarray, np.ndarray]
+
+
+class FlowSource(ABC):
+    """The optical flow of a video, pair by pair."""
+
+    name: str
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Pairs of frames to expect; 0 if that is not known before reading."""
+
+    @abstractmethod
+    def pairs(self) -> Iterator[FlowPair]:
+        """Yield the forward and the backward flow of each pair of neighbouring frames."""
+
+
+class DISFlow(FlowSource):
+    """Flow estimated by OpenCV's Dense Inverse Search.
+
+    Parameters
+    ----------
+    frames : FrameFolder or VideoFile
+        The video.
+    preset : str
+        One of `DIS_PRESETS`.
+
+    References
+    ----------
+    .. [1] Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016.
+    """
+
+    def __init__(self, frames: "FrameFolder | VideoFile", preset: str) -> None:
+        self.name = frames.name
+        self.frames = frames
+        self.preset = preset
+
+    def __len__(self) -> int:
+        return max(0, len(self.frames) - 1)
+
+    def pairs(self) -> Iterator[FlowPair]:
+        """Estimate the flow between every frame and the next.
+
+        Raises
+        ------
+        InputError
+            If the video has one frame, or frames of different sizes.
+        """
+        estimator = cv2.DISOpticalFlow_create(DIS_PRESETS[self.preset])
+        previous = None
+        n_frames = 0
+        for n_frames, image_rgb in enumerate(self.frames.read(), start=1):
+            current = cv2.cvtColor(image_rgb, cv2.COLOR_RGB2GRAY)
+            if previous is not None:
+                if current.shape != previous.shape:
+                    raise InputError(
+                        f"{self.name}: frame {n_frames - 1} is {_size(current)}, the first {_size(previous)}"
+                    )
+                forward = self._estimate(estimator, previous, current)
+                backward = self._estimate(estimator, current, previous)
+                yield forward, backward
+            previous = current
+        if n_frames < 2:
+            raise InputError(f"{self.name} has {n_frames} frame; optical flow needs at least two")
+
+    def _estimate(self, estimator: cv2.DISOpticalFlow, frame: np.ndarray, other: np.ndarray) -> np.ndarray:
+        try:
+            return estimator.calc(frame, other, None)[..., ::-1]  # OpenCV has (dx, dy)
+        except cv2.error as error:
+            raise InputError(
+                f"{self.name}: no flow can be estimated from frames of {_size(frame)} pixels ({error.err})"
+            ) from error
+
+
+class FrameFolder:
+    """The frames of a video as image files.
+
+    Parameters
+    ----------
+    name : str
+        The video's name.
+    files : list of Path
+        Its frames, in order.
+    frame_shape : tuple of int, optional
+        (H, W) to resize frames of another size to.
+    """
+
+    def __init__(self, name: str, files: list[Path], frame_shape: tuple[int, int] | None = None) -> None:
+        self.name = name
+        self.files = files
+        self.frame_shape = frame_shape
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self) -> Iterator[np.ndarray]:
+        """Yield the frames, each (H, W, 3) uint8 RGB."""
+        for file in self.files:
+            image_rgb = read_image(file)
+            if self.frame_shape is not None and image_rgb.shape[:2] != self.frame_shape:
+                image_rgb = cv2.resize(image_rgb, self.frame_shape[::-1], interpolation=cv2.INTER_AREA)
+            yield image_rgb
+
+
+class VideoFile:
+    """A video in any format that OpenCV decodes.
+
+    Parameters
+    ----------
+    name : str
+        The video's name.
+    path : Path
+        Its file.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or cannot be decoded.
+    """
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name = name
+        self.path = path
+        capture = self._open()
+        self._n_frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))  # what the file's header says
+        capture.release()
+
+    def __len__(self) -> int:
+        return self._n_frames
+
+    def read(self) -> Iterator[np.ndarray]:
+        """Yield the frames, each (H, W, 3) uint8 RGB."""
+        capture = self._open()
+        try:
+            while True:
+                is_there, image_bgr = capture.read()
+                if not is_there:
+                    return
+                yield cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)
+        finally:
+            capture.release()
+
+    def _open(self) -> cv2.VideoCapture:
+        if not self.path.is_file():
+            raise InputError(f"no video file {self.path}")
+        capture = cv2.VideoCapture(str(self.path))
+        if not capture.isOpened():
+            raise InputError(f"{self.path} is not a video that can be decoded")
+        return capture
+
+
+class FlowFiles(FlowSource):
+    """Flow that another program wrote, a file for every pair of frames in each direction.
+
+    Parameters
+    ----------
+    name : str
+        The video's name.
+    forward_files, backward_files : list of Path
+        Flow from frame i to i + 1, and from frame i + 1 to i, for i = 0, 1, ...; see `read_flow_file`.
+
+    Raises
+    ------
+    InputError
+        If there is not one file of each for every pair.
+    """
+
+    def __init__(self, name: str, forward_files: list[Path], backward_files: list[Path]) -> None:
+        if len(forward_files) != len(backward_files):
+            raise InputError(
+                f"{name} has {len(forward_files)} files of forward flow, but {len(backward_files)} of "
+                "backward flow; a video of N frames has N - 1 of each"
+            )
+        self.name = name
+        self.forward_files = forward_files
+        self.backward_files = backward_files
+
+    def __len__(self) -> int:
+        return len(self.forward_files)
+
+    def pairs(self) -> Iterator[FlowPair]:
+        """Yield what the files hold.
+
+        Raises
+        ------
+        InputError
+            If a file cannot be read, or differs in size from the others.
+        """
+        shape = None
+        for files in zip(self.forward_files, self.backward_files, strict=True):
+            pair = tuple(read_flow_file(file) for file in files)
+            for file, flow in zip(files, pair, strict=True):
+                shape = shape or flow.shape
+                if flow.shape != shape:
+                    raise InputError(f"{file} is {_size(flow)}, the files before are {shape[1]}x{shape[0]}")
+            yield pair
+
+
+def read_flow_file(path: Path) -> np.ndarray:
+    """Read a flow field in the format of Middlebury (.flo) or of KITTI (16-bit .png).
+
+    Both store (dx, dy); KITTI in 64ths of a pixel with an offset of 2**15, and a third channel that tells
+    where the flow is known.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    ndarray, shape (H, W, 2), float32
+        (dy, dx) in pixels.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, or its flow is not known everywhere.
+
+    References
+    ----------
+    .. [1] Baker et al., "A Database and Evaluation Methodology for Optical Flow", IJCV 2011.
+    .. [2] Geiger et al., "Are we ready for Autonomous Driving?", CVPR 2012.
+    """
+    flow = _read_flo(path) if path.suffix.lower() == ".flo" else _read_kitti(path)
+    is_unknown = ~(np.abs(flow) < _FLO_UNKNOWN).all(axis=-1)  # NaN is not below
+    if is_unknown.any():
+        raise InputError(f"{path} does not tell the flow of {is_unknown.sum()} pixels; it must be dense")
+    return flow
+
+
+def _read_flo(path: Path) -> np.ndarray:
+    content = path.read_bytes()
+    if len(content) < 12 or content[:4] != _FLO_MAGIC:
+        raise InputError(f"{path} is not a Middlebury .flo file")
+    width, height = np.frombuffer(content, "<i4", count=2, offset=4).tolist()
+    if len(content) != 12 + 8 * width * height or min(width, height) < 1:
+        raise InputError(f"{path} has {len(content)} bytes, which is not the size of {width}x{height} flow")
+    return np.frombuffer(content, "<f4", offset=12).reshape(height, width, 2)[..., ::-1]
+
+
+def _read_kitti(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if image is None or image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(f"{path} is not a 16-bit colour PNG, as KITTI stores flow in")
+    is_known, flow = image[..., 0], image[..., 1:]  # OpenCV reads BGR, which is (is_known, dy, dx)
+    flow = (flow.astype(np.float32) - 2**15) / 64
+    flow[is_known == 0] = np.nan
+    return flow
+
+
+def list_in_order(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files of some types in a folder, ordered by name, with numbers in it ordered by value."""
+    files = [file for file in folder.iterdir() if file.suffix.lower() in suffixes and file.is_file()]
+    return sorted(files, key=_natural_order)
+
+
+def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
+    parts = re.split(r"(\d+)", path.name)
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+
+
+def _size(pixels: np.ndarray) -> str:
+    height, width = pixels.shape[:2]
+    return f"{width}x{height}"

@@ -1,0 +1,86 @@
+"""Train the composite model on DAVIS 2017: a frozen base model beside a new network for optical flow."""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from lib import cli
+from lib.checkpoint import file_sha256, load_base_model, load_composite_model
+from lib.datasets.davis import DAVISDataset
+from lib.errors import InputError
+from lib.training import TrainingState
+from lib.training_run import run_training
+from model import N_FLOW_CHANNELS, CompositeSSNModel, SSNPix
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(__doc__)
+    parser.add_argument(
+        "--davis2017_root", type=cli.existing_dir, required=True, help="folder that holds DAVIS/"
+    )
+    cli.add_optflow_folder_args(parser)
+    parser.add_argument(
+        "--davis_train_split",
+        default="train",
+        help="DAVIS videos to train on: train, val, test, or a text file with one video a line",
+    )
+    parser.add_argument(
+        "--davis_val_split", default="val", help="DAVIS videos that choose the best model, named alike"
+    )
+    cli.add_iou_arg(parser)
+    cli.add_base_weights_arg(parser)
+    cli.add_training_args(parser)
+    cli.add_spixel_args(parser, trained=True)
+    cli.add_optflow_args(parser, trained=False)
+    cli.add_device_arg(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> TrainingState:
+    args = cli.parse_training_args(build_parser(), argv)
+    device = cli.resolve_device(args.device)
+    train_set, val_set = (
+        DAVISDataset(
+            args.davis2017_root,
+            split,
+            optflow_folder=args.davis_optflow_folder,
+            optflow_method=args.optflow_method,
+        )
+        for split in (args.davis_train_split, args.davis_val_split)
+    )
+
+    torch.manual_seed(args.seed)
+    if args.resume:
+        model, scales, base_sha256 = load_composite_model(args.resume)
+    else:
+        base = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
+        if isinstance(base.model, SSNPix):
+            raise InputError(
+                f"--base_model_weights {args.base_model_weights}: a composite needs a base network"
+            )
+        model = CompositeSSNModel.on_top_of(
+            base.model, args.optflow_deepfdim, n_extra_channels=N_FLOW_CHANNELS
+        )
+        scales = cli.choose_scales(
+            base.scales,
+            color_scale=args.color_scale,
+            pos_scale=args.pos_scale,
+            extra_scale=args.optflow_scale,
+        )
+        base_sha256 = file_sha256(args.base_model_weights)
+    cli.log_options(args)
+    return run_training(
+        model,
+        scales,
+        cli.read_recipe(args),
+        train_set=train_set,
+        validation_sets={"davis_val": val_set},
+        score="davis_val_mean_iou",
+        description={"base_sha256": base_sha256, "options": cli.options_as_strings(args)},
+        **cli.run_settings(args, device),
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
