@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
         base = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
         if isinstance(base.model, SSNPix):
             raise InputError(
-                f"--base_model_weights {args.base_model_weights}: a composite needs a base network"
+                f"--base_model_weights {args.base_model_weights}: a composite needs a base with a network"
             )
         model = CompositeSSNModel.on_top_of(
             base.model, args.optflow_deepfdim, n_extra_channels=N_FLOW_CHANNELS

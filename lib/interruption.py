@@ -45,7 +45,7 @@ class StopSignals:
 
 @contextmanager
 def blocked_stop_signals() -> Iterator[None]:
-    """Keep SIGINT and SIGTERM from processes forked in the block, until `leave_stop_signals` in them."""
+    """Keep SIGINT and SIGTERM from processes started in the block, until `leave_stop_signals` in them."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
@@ -59,7 +59,7 @@ def blocked_stop_signals() -> Iterator[None]:
 def leave_stop_signals() -> None:
     """Leave to the main process what a terminal or a cluster sends to all processes of a group.
 
-    For a forked process, which could otherwise be gone before the main one has finished what it is at. The
+    For a worker process, which could otherwise be gone before the main one has finished what it is at. The
     main process can still end this one.
     """
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
@@ -68,9 +68,3 @@ def leave_stop_signals() -> None:
     while signal.sigpending() & set(STOP_SIGNALS):  # sent while this process started
         signal.sigwait(STOP_SIGNALS)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-
-
-def ignore_stop_signals() -> None:
-    """Leave SIGINT and SIGTERM, which a terminal or a cluster sends to all processes, to the main one."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

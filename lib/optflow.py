@@ -9,6 +9,7 @@ The last axis is (dy, dx) in pixels of the frames, which are 480x854 for DAVIS. 
 vvarga90/ssn-pytorch-optflow.
 """
 
+import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from lib.errors import InputError, RunError
+from lib.errors import InputError
 from lib.files import atomic_path
 
 FORWARD, BACKWARD = "flows", "inv_flows"
@@ -126,7 +127,10 @@ class FlowArchive:
 class FlowArchiveWriter:
     """Appends pairs of flows to an archive; made by `write_flow_archive`."""
 
-    def __init__(self, file: h5py.File, path: Path, frame_shape: tuple[int, int]) -> None:
+    def __init__(
+        self, file: h5py.File, storage: "_EnduringFile", path: Path, frame_shape: tuple[int, int]
+    ) -> None:
+        self._storage = storage
         self._path = path
         shape = (*frame_shape, 2)
         self._datasets = [
@@ -153,6 +157,8 @@ class FlowArchiveWriter:
         ------
         InputError
             If a value is NaN, infinite or beyond float16.
+        OSError
+            If writing fails.
         """
         for dataset, flow in zip(self._datasets, (forward, backward), strict=True):
             with np.errstate(over="ignore"):
@@ -164,6 +170,7 @@ class FlowArchiveWriter:
                 )
             dataset.resize(len(dataset) + 1, axis=0)
             dataset[-1] = flow
+        self._storage.raise_failed_write()
 
 
 @contextmanager
@@ -186,13 +193,40 @@ def write_flow_archive(
     RunError
         If writing fails, say because the disk is full.
     """
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, _EnduringFile(temporary, "w+") as storage:
+        with h5py.File(storage, "w") as file:
+            file.attrs.update(attributes)
+            yield FlowArchiveWriter(file, storage, path, frame_shape)
+        storage.raise_failed_write()
+
+
+class _EnduringFile(io.FileIO):
+    """A file that remembers a failed write, say to a full disk, and goes on as if nothing had happened.
+
+    HDF5 crashes the process when it cannot finish a file.
+    """
+
+    _error: OSError | None = None
+
+    def write(self, content: memoryview) -> int:
+        remaining = memoryview(content).cast("B")
+        while remaining and self._error is None:
+            try:
+                remaining = remaining[super().write(remaining) :]
+            except OSError as error:
+                self._error = error
+        return len(content)
+
+    def truncate(self, size: int) -> int:
         try:
-            with h5py.File(temporary, "w") as file:
-                file.attrs.update(attributes)
-                yield FlowArchiveWriter(file, path, frame_shape)
-        except RuntimeError as error:  # how h5py tells of a failed write when it closes a file
-            raise RunError(f"cannot write {path} ({error})") from error
+            return super().truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return size
+
+    def raise_failed_write(self) -> None:
+        if self._error is not None:
+            raise self._error
 
 
 def archive_name(method: str, video: str) -> str:

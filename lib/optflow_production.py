@@ -2,6 +2,8 @@
 
 import itertools
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -12,7 +14,7 @@ import cv2
 import numpy as np
 
 from lib.errors import InputError, RunError
-from lib.interruption import ignore_stop_signals
+from lib.interruption import blocked_stop_signals, leave_stop_signals
 from lib.optflow import FlowArchive, write_flow_archive
 from lib.optflow_sources import FlowSource
 
@@ -77,7 +79,10 @@ def make_archives(
     with ProcessPoolExecutor(
         min(n_workers, len(jobs)), context, initializer=_start_worker, initargs=(n_done, must_stop)
     ) as pool:
-        pending: set[Future] = {pool.submit(_make_archive_in_worker, job, with_consistency) for job in jobs}
+        with blocked_stop_signals():  # submitting starts the processes
+            pending: set[Future] = {
+                pool.submit(_make_archive_in_worker, job, with_consistency) for job in jobs
+            }
         try:
             while pending:
                 done, pending = wait(pending, _PROGRESS_INTERVAL, FIRST_COMPLETED)
@@ -136,8 +141,14 @@ class _StoppedError(Exception):
 def _start_worker(n_done, must_stop) -> None:
     global _n_done, _must_stop
     _n_done, _must_stop = n_done, must_stop
-    ignore_stop_signals()
+    leave_stop_signals()
+    threading.Thread(target=_end_with_main_process, daemon=True).start()
     cv2.setNumThreads(1)  # the other cores have workers of their own
+
+
+def _end_with_main_process() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _make_archive_in_worker(job: ArchiveJob, with_consistency: bool) -> ArchiveReport:

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scipy.io import savemat
 
-from lib.checkpoint import save_checkpoint
-from model import SSNModel
+from lib.checkpoint import file_sha256, load_base_model, save_checkpoint
+from model import CompositeSSNModel, SSNModel
 
 DEVICES = [
     "cpu",
@@ -97,6 +98,37 @@ def base_weights(tmp_path):
             "weights": SSNModel(**model_args).state_dict(),
             "model_args": model_args,
             "input_args": {"color_scale": 0.3, "pos_scale": 7.0},
+        },
+        path,
+    )
+    return path
+
+
+@pytest.fixture
+def optflow_folder(tmp_path):
+    """Flow archives of the miniature DAVIS: its right half moves to the right, by 5 pixels a frame."""
+    folder = tmp_path / "optflow"
+    folder.mkdir()
+    flow = np.zeros((1, 480, 854, 2), dtype=np.float16)
+    flow[:, :, 427:, 1] = 5
+    for video in ("car", "dogs"):
+        with h5py.File(folder / f"optflow_gma_{video}.h5", "w") as file:
+            file.create_dataset("flows", data=flow, compression="gzip")
+            file.create_dataset("inv_flows", data=-flow, compression="gzip")
+    return folder
+
+
+@pytest.fixture
+def composite_weights(tmp_path, base_weights):
+    """A checkpoint of an untrained composite on top of `base_weights`, with 3 features of the flow."""
+    model = CompositeSSNModel.on_top_of(load_base_model(base_weights).model, 3, n_extra_channels=4)
+    path = tmp_path / "composite.pth"
+    save_checkpoint(
+        {
+            "weights": model.state_dict(),
+            "model_args": model.arguments(),
+            "input_args": {"color_scale": 0.3, "pos_scale": 7.0, "extra_scale": 2.0},
+            "base_sha256": file_sha256(base_weights),
         },
         path,
     )

@@ -5,10 +5,17 @@ import resource
 import pytest
 import torch
 
-from lib.checkpoint import load_base_model, read_checkpoint, save_checkpoint
+from lib.checkpoint import (
+    check_base_of_composite,
+    file_sha256,
+    load_base_model,
+    load_composite_model,
+    read_checkpoint,
+    save_checkpoint,
+)
 from lib.errors import InputError, RunError
 from lib.features import InputScales
-from model import SSNModel, SSNPix
+from model import CompositeSSNModel, SSNModel, SSNPix
 
 
 def test_our_checkpoint_rebuilds_its_model(base_weights):
@@ -116,6 +123,83 @@ def test_unusable_file_is_named(base_weights, content, message):
         load_base_model(base_weights)
     assert str(base_weights) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_our_composite_rebuilds_its_model(composite_weights, base_weights):
+    model, scales, base_sha256 = load_composite_model(composite_weights)
+    expected = read_checkpoint(composite_weights)["weights"]
+    for name, value in model.state_dict().items():
+        assert value.equal(expected[name]), name
+    assert model.n_iter == 3
+    assert not model.training
+    assert scales == InputScales(color_scale=0.3, pos_scale=7.0, extra_scale=2.0)
+    assert base_sha256 == file_sha256(base_weights)
+
+
+def test_bare_state_dict_of_a_composite_tells_its_architecture(tmp_path):
+    torch.save(CompositeSSNModel(6, 3, n_extra_channels=1).state_dict(), tmp_path / "published.pth")
+    model, scales, base_sha256 = load_composite_model(tmp_path / "published.pth", n_iter=8)
+    assert model.arguments() == {
+        "n_learned_features": 6,
+        "n_extra_features": 3,
+        "n_extra_channels": 1,
+        "n_iter": 8,
+        "distance": "euclidean",
+    }
+    assert scales == InputScales(color_scale=0.26, pos_scale=10.0, extra_scale=15.0)
+    assert base_sha256 is None
+
+
+@pytest.mark.parametrize(
+    ("expectation", "message"),
+    [
+        ({"n_learned_features": 15}, "--deepfdim 15 contradicts .*composite.pth, made with 4"),
+        ({"n_extra_features": 10}, "--optflow_deepfdim 10 contradicts .*composite.pth, made with 3"),
+        ({"n_iter": 5}, "--niter 5 contradicts .*composite.pth, made with 3"),
+    ],
+)
+def test_contradicting_the_file_of_a_composite_is_an_error(composite_weights, expectation, message):
+    with pytest.raises(InputError, match=message):
+        load_composite_model(composite_weights, **expectation)
+
+
+def test_base_weights_are_no_composite(base_weights, composite_weights):
+    with pytest.raises(InputError, match=r"base\.pth holds a base model, not a composite model"):
+        load_composite_model(base_weights)
+    with pytest.raises(InputError, match=r"composite\.pth holds a composite model, not a base model"):
+        load_base_model(composite_weights)
+
+
+def test_composite_with_a_tensor_missing(composite_weights):
+    weights = read_checkpoint(composite_weights)["weights"]
+    del weights["feature_extract_optflow.scale1.0.0.weight"]
+    torch.save(weights, composite_weights)
+    with pytest.raises(InputError, match="of another architecture: Missing key"):
+        load_composite_model(composite_weights)
+
+
+def save_base(path, n_learned_features):
+    model = SSNModel(n_learned_features, n_iter=3)
+    save_checkpoint({"weights": model.state_dict(), "model_args": model.arguments()}, path)
+
+
+def test_base_that_a_composite_was_not_trained_on(composite_weights, base_weights, tmp_path):
+    composite = load_composite_model(composite_weights)
+
+    def check(base_path, composite=composite):
+        check_base_of_composite(load_base_model(base_path), base_path, composite, composite_weights)
+
+    check(base_weights)
+    save_base(tmp_path / "other.pth", 4)
+    told = f"trained on top of other base weights .*SHA-256 {file_sha256(base_weights)}"
+    with pytest.raises(InputError, match=told):
+        check(tmp_path / "other.pth")
+    check(tmp_path / "other.pth", composite._replace(base_sha256=None))  # published files do not tell
+    save_base(tmp_path / "wide.pth", 5)
+    with pytest.raises(InputError, match=r"wide\.pth does not fit .*composite\.pth"):
+        check(tmp_path / "wide.pth", composite._replace(base_sha256=None))
+    with pytest.raises(InputError, match=r"--base_model_weights none: the base of .* has a network"):
+        check("none")
 
 
 def test_failed_write_leaves_the_old_file(base_weights):

@@ -1,5 +1,6 @@
 """Data sets, augmentation and the stream of training samples."""
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -106,6 +107,77 @@ def test_davis_frame_without_mask_is_named(davis_root):
 def test_davis_in_another_layout_says_what_was_looked_for(tmp_path):
     with pytest.raises(InputError, match=r"no folder .*DAVIS/JPEGImages/480p"):
         DAVISDataset(tmp_path, "val")
+
+
+@pytest.fixture
+def davis_with_flow(davis_root, optflow_folder):
+    return DAVISDataset(davis_root, str(davis_root / "both.txt"), optflow_folder=optflow_folder)
+
+
+def test_davis_frames_carry_their_flow(davis_with_flow):
+    first, last = davis_with_flow[0], davis_with_flow[1]  # of the video "car"
+    assert first.extra_is_vectors
+    assert first.extra.shape == (480, 854, 4)
+    assert first.extra.dtype == np.float32
+    np.testing.assert_array_equal(first.extra[100, 400:450:40], [[0, 0, 0, 0], [0, 5, 0, 0]])
+    np.testing.assert_array_equal(last.extra[100, 400:450:40], [[0, 0, 0, 0], [0, 0, 0, -5]])
+
+
+def test_davis_archive_of_another_size_or_length(davis_root, optflow_folder):
+    path = optflow_folder / "optflow_gma_dogs.h5"
+    for shape, told in (
+        ((1, 480, 910, 2), "the flow in .*dogs.h5 is 910x480, but DAVIS frames are 854x480"),
+        ((2, 480, 854, 2), "dogs.h5 holds the flow of 3 frames, but .*dogs has 2"),
+    ):
+        with h5py.File(path, "w") as file:
+            for name in ("flows", "inv_flows"):
+                file.create_dataset(name, shape=shape, dtype=np.float16)
+        with pytest.raises(InputError, match=told):
+            DAVISDataset(davis_root, str(davis_root / "both.txt"), optflow_folder=optflow_folder)
+
+
+def test_davis_names_all_missing_archives(davis_root, optflow_folder):
+    for file in optflow_folder.iterdir():
+        file.unlink()
+    with pytest.raises(InputError, match=r"lacks optflow_<method>_car\.h5, optflow_<method>_dogs\.h5"):
+        DAVISDataset(davis_root, str(davis_root / "both.txt"), optflow_folder=optflow_folder)
+
+
+def test_flow_is_read_in_worker_processes(davis_with_flow):
+    crops = TrainingCrops(davis_with_flow, 8, seed=0)
+    plain = [crops[idx] for idx in range(8)]
+    assert plain[0]["extra"].shape == (4, CROP_SIZE, CROP_SIZE)
+    batches = list(training_loader(crops, batch_size=2, first_step=0, n_workers=2))
+    for step, batch in enumerate(batches):
+        for name in ("image_lab", "gt_labels", "extra"):
+            assert batch[name].equal(torch.stack([plain[2 * step][name], plain[2 * step + 1][name]]))
+    image = next(iter(evaluation_loader(davis_with_flow, n_workers=2)))
+    assert image.extra.shape == (1, 4, 480, 854)
+    assert image.extra[0, :, 100, 427].tolist() == [0, 5, 0, 0]
+
+
+def test_crops_of_flow_are_scaled_and_flipped_with_the_image(davis_with_flow):
+    crops = TrainingCrops(davis_with_flow, 40, seed=1)
+    directions = set()
+    for idx in range(40):
+        flow = crops[idx]["extra"]  # either forward or backward: a video has two frames
+        assert not flow[[0, 2]].any()
+        motion = flow[1] - flow[3]
+        if motion.any():
+            longest = motion.flatten()[motion.abs().argmax()]
+            assert 0.75 * 5 - 0.01 <= longest.abs() <= 3 * 5 + 0.01
+            directions.add(float(longest.sign()))
+    assert directions == {-1.0, 1.0}
+
+
+def test_crops_without_a_border_are_drawn_anew():
+    labels = np.zeros((400, 600), dtype=np.int32)
+    labels[180:200, 280:300] = 1
+    image = SegmentedImage("image", np.zeros((400, 600, 3), dtype=np.uint8), [labels])
+    rng = np.random.default_rng(0)
+    crops = [Crop.draw(labels, rng).apply(image) for _ in range(100)]
+    n_with_border = sum(len(np.unique(crop.annotations[0])) == 2 for crop in crops)
+    assert n_with_border > 60  # about 15 at the first draw
 
 
 def test_davis_unknown_split():

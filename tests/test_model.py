@@ -1,32 +1,36 @@
 """Architecture, state-dict names and the outputs of the models."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from model import FeatureExtractor, SSNModel, SSNPix
-
-# Names and shapes of the published base weights.
-PUBLISHED_SHAPES = {
-    "feature_extract.output_conv.0.weight": (15, 197, 3, 3),
-    "feature_extract.output_conv.0.bias": (15,),
-}
-for _block, _n_in in (
-    ("scale1.0", 5),
-    ("scale1.1", 64),
-    ("scale2.1", 64),
-    ("scale2.2", 64),
-    ("scale3.1", 64),
-    ("scale3.2", 64),
-):
-    PUBLISHED_SHAPES[f"feature_extract.{_block}.0.weight"] = (64, _n_in, 3, 3)
-    for _name in ("weight", "bias", "running_mean", "running_var"):
-        PUBLISHED_SHAPES[f"feature_extract.{_block}.1.{_name}"] = (64,)
-    PUBLISHED_SHAPES[f"feature_extract.{_block}.1.num_batches_tracked"] = ()
+from model import CompositeSSNModel, FeatureExtractor, SSNModel, SSNPix
 
 
-def test_state_dict_has_the_published_names_and_shapes():
-    shapes = {name: tuple(value.shape) for name, value in SSNModel().state_dict().items()}
-    assert shapes == PUBLISHED_SHAPES
+def published_shapes(extractor, n_in, n_mid, n_out):
+    """Names and shapes of the tensors of an extractor in the published weights."""
+    shapes = {
+        f"{extractor}.output_conv.0.weight": (n_out, n_in + 3 * n_mid, 3, 3),
+        f"{extractor}.output_conv.0.bias": (n_out,),
+    }
+    for block in ("scale1.0", "scale1.1", "scale2.1", "scale2.2", "scale3.1", "scale3.2"):
+        n_block_in = n_in if block == "scale1.0" else n_mid
+        shapes[f"{extractor}.{block}.0.weight"] = (n_mid, n_block_in, 3, 3)
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{extractor}.{block}.1.{name}"] = (n_mid,)
+        shapes[f"{extractor}.{block}.1.num_batches_tracked"] = ()
+    return shapes
+
+
+def shapes_of(model):
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def test_state_dicts_have_the_published_names_and_shapes():
+    assert shapes_of(SSNModel()) == published_shapes("feature_extract", 5, 64, 15)
+    color = published_shapes("feature_extract_color", 5, 64, 15)
+    flow = published_shapes("feature_extract_optflow", 4, 32, 10)
+    assert shapes_of(CompositeSSNModel()) == color | flow
 
 
 def test_features_are_those_of_the_literal_architecture():
@@ -58,12 +62,60 @@ def test_output_of_the_base_model(device):
     assert output.labels.equal(output.assignment.labels())
 
 
+def backward_through(model, channels):
+    output = model(channels, 12)
+    output.assignment.reconstruct(torch.randn(2, 3, 20, 31)).square().sum().backward()
+
+
 def test_training_reaches_every_weight():
     model = SSNModel(4, n_iter=2)
-    output = model(torch.randn(2, 5, 20, 31), 12)
-    output.assignment.reconstruct(torch.randn(2, 3, 20, 31)).square().sum().backward()
+    backward_through(model, torch.randn(2, 5, 20, 31))
     for name, weight in model.named_parameters():
         assert weight.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("n_extra_channels", [1, 4])
+def test_training_a_composite_leaves_its_base_alone(device, n_extra_channels):
+    base = SSNModel(4, n_iter=2)
+    model = CompositeSSNModel.on_top_of(base, 3, n_extra_channels=n_extra_channels).to(device)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=0.01)
+    for _ in range(3):
+        model.train()
+        backward_through(model, torch.randn(2, 5 + n_extra_channels, 20, 31, device=device))
+        optimizer.step()
+    assert not model.feature_extract_color.training
+    assert model.feature_extract_optflow.training
+    for name, value in model.state_dict().items():
+        assert value.equal(before[name]) == name.startswith("feature_extract_color."), name
+    for name, value in base.state_dict().items():
+        assert value.equal(before[name.replace("feature_extract", "feature_extract_color")].cpu())
+
+
+def test_output_of_the_composite(device):
+    base = SSNModel(7, n_iter=2).eval().to(device)
+    model = CompositeSSNModel.on_top_of(base, 3, n_extra_channels=2).eval().to(device)
+    channels = torch.randn(2, 7, 20, 31, device=device)
+    output = model(channels, 12)
+    assert output.pixel_features.shape == (2, 15, 20, 31)
+    assert output.pixel_features[:, :12].equal(base.pixel_features(channels[:, :5]))
+    assert output.pixel_features[:, 12:].equal(model.feature_extract_optflow(channels[:, 5:]))
+    assert output.spixel_features.shape == (2, 15, 8)
+
+
+def test_arguments_rebuild_a_model():
+    base = SSNModel(7, n_iter=3, distance="squared")
+    composite = CompositeSSNModel.on_top_of(base, 2, n_extra_channels=1)
+    for model in (base, composite):
+        rebuilt = type(model)(**model.arguments())
+        assert shapes_of(rebuilt) == shapes_of(model)
+        assert (rebuilt.n_iter, rebuilt.distance) == (3, "squared")
+
+
+@pytest.mark.parametrize("model_class", [SSNModel, CompositeSSNModel])
+def test_unknown_distance_is_refused(model_class):
+    with pytest.raises(ValueError, match="distance must be one of"):
+        model_class(distance="cosine")
 
 
 def test_position_invariant_features_do_not_depend_on_position():
@@ -75,6 +127,15 @@ def test_position_invariant_features_do_not_depend_on_position():
     assert features.shape == (1, 4, 20, 31)
     torch.testing.assert_close(features, model.position_invariant_features(moved))
     assert not torch.allclose(model.pixel_features(labyx), model.pixel_features(moved))
+
+
+def test_position_invariant_features_of_a_composite():
+    base = SSNModel(4).eval()
+    model = CompositeSSNModel.on_top_of(base, 3, n_extra_channels=2).eval()
+    channels = torch.randn(1, 7, 20, 31)
+    features = model.position_invariant_features(channels)
+    assert features[:, :4].equal(base.position_invariant_features(channels[:, :5]))
+    assert features[:, 4:].equal(model.feature_extract_optflow(channels[:, 5:]))
 
 
 def test_distances_stay_float32_under_autocast():
