@@ -55,7 +55,7 @@ class FeatureExtractor(nn.Module):
         super().__init__()
         self.concat_input = concat_input
         self.scale1 = nn.Sequential(
-            _conv_block(n_in_channels, n_mid_channels), _conv_block(n_mid_channels, n_mid_channels)
+            _ConvBlock(n_in_channels, n_mid_channels), _ConvBlock(n_mid_channels, n_mid_channels)
         )
         self.scale2 = _halving_scale(n_mid_channels)
         self.scale3 = _halving_scale(n_mid_channels)
@@ -64,22 +64,21 @@ class FeatureExtractor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, n_in_channels, H, W) to (B, n_out_features [+ n_in_channels], H, W), float dtype of `x`."""
+        conv = self.output_conv[0]
         scale1 = self.scale1(x)
         scale2 = self.scale2(scale1)
+        n_channels = [x.shape[1], *3 * [scale1.shape[1]]]
+        weights = conv.weight.split(n_channels, dim=1)
+        # The output convolution of the concatenated scales, added up scale by scale: nothing of the size of
+        # the concatenation exists, and without gradients a scale can go before the next one comes.
+        features = F.conv2d(x, weights[0], conv.bias, padding=1)
+        features = features + F.conv2d(scale1, weights[1], padding=1)
+        del scale1
+        features = features + F.conv2d(_resize(scale2, x.shape[2:]), weights[2], padding=1)
         scale3 = self.scale3(scale2)
-        size = x.shape[2:]
-        features = self._merge_scales([x, scale1, _resize(scale2, size), _resize(scale3, size)])
+        features = features + F.conv2d(_resize(scale3, x.shape[2:]), weights[3], padding=1)
         features = features.to(x.dtype)  # under autocast the convolutions return a narrower type
         return torch.cat([features, x], dim=1) if self.concat_input else features
-
-    def _merge_scales(self, scales: list[Tensor]) -> Tensor:
-        """Apply the output convolution to the concatenation of the scales without building it."""
-        conv = self.output_conv[0]
-        weights = conv.weight.split([scale.shape[1] for scale in scales], dim=1)
-        merged = F.conv2d(scales[0], weights[0], conv.bias, padding=1)
-        for scale, weight in zip(scales[1:], weights[1:], strict=True):
-            merged = merged + F.conv2d(scale, weight, padding=1)
-        return merged
 
 
 class SSNModel(nn.Module):
@@ -252,19 +251,30 @@ def _learned_without_position(extractor: FeatureExtractor, labyx: Tensor) -> Ten
     return extractor(labyx)[:, :-N_BASE_CHANNELS]
 
 
-def _conv_block(n_in_channels: int, n_out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(n_in_channels, n_out_channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(n_out_channels),
-        nn.ReLU(inplace=True),
-    )
+class _ConvBlock(nn.Sequential):
+    """3x3 convolution, batch norm, ReLU. In evaluation, the norm is part of the convolution."""
+
+    def __init__(self, n_in_channels: int, n_out_channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(n_in_channels, n_out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(n_out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or torch.is_grad_enabled():
+            return super().forward(x)
+        conv, norm, relu = self
+        factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        shift = norm.bias - factor * norm.running_mean
+        return relu(F.conv2d(x, factor[:, None, None, None] * conv.weight, shift, padding=1))
 
 
 def _halving_scale(n_channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.MaxPool2d(3, 2, padding=1),
-        _conv_block(n_channels, n_channels),
-        _conv_block(n_channels, n_channels),
+        _ConvBlock(n_channels, n_channels),
+        _ConvBlock(n_channels, n_channels),
     )
 
 

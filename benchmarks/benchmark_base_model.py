@@ -7,20 +7,14 @@ the same run. Every workload runs in a process of its own, so that its peak memo
 """
 
 import argparse
-import resource
 import tempfile
-import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 
 from benchmarks import gather_oracle
+from benchmarks.measuring import MIB, Cost, describe, in_process, make_photograph, measure
 from lib.checkpoint import DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE, load_base_model
 from lib.cli import DEFAULT_BASE_WEIGHTS
 from lib.connectivity import enforce_connectivity
@@ -34,30 +28,6 @@ from model import SSNModel
 
 SCALES = InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE)
 COMPACTNESS = 1e-5
-MIB = 2**20
-
-
-class Cost(NamedTuple):
-    """What a workload took."""
-
-    seconds: float  # of the fastest repetition, which other programs disturbed least
-    extra_bytes: int  # peak above what its inputs and the imports occupied
-    total_bytes: int  # peak of the whole process, or of the GPU's allocator
-
-
-def measure(step: Callable[[], object], device: torch.device, n_repeats: int) -> Cost:
-    """Run `step` once to warm up, then time it."""
-    before = _occupied_bytes(device)
-    step()
-    durations = []
-    for _ in range(n_repeats):
-        _synchronize(device)
-        start = time.perf_counter()
-        step()
-        _synchronize(device)
-        durations.append(time.perf_counter() - start)
-    peak = _peak_bytes(device)
-    return Cost(min(durations), peak - before, peak)
 
 
 def clustering_cost(
@@ -118,7 +88,7 @@ def inference_cost(device: torch.device, part: str, n_repeats: int) -> Cost:
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         image_file, overlay_file = Path(folder, "image.jpg"), Path(folder, "overlay.png")
-        image_rgb = _make_photograph(480, 854)
+        image_rgb = make_photograph(480, 854)
         Image.fromarray(image_rgb).save(image_file)
         image_lab = rgb_to_lab(image_rgb)[None]
         labyx = model_input(model, image_lab.to(device), n_spixels, SCALES)
@@ -137,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu or cuda[:N]")
     device = torch.device(parser.parse_args().device)
-    print(f"torch {torch.__version__} on {_describe(device)}")
+    print(f"torch {torch.__version__} on {describe(device)}")
 
     for n_spixels in (200, 1000):
         ours = in_process(clustering_cost, device, "ours", (480, 854), n_spixels, 15)
@@ -173,46 +143,6 @@ def main() -> None:
         f"{whole.seconds / network.seconds:.2f} times the network's {network.seconds:.2f} s; "
         f"connectivity takes {1000 * connectivity.seconds:.0f} ms of it"
     )
-
-
-def in_process(workload: Callable[..., Cost], *args: object) -> Cost:
-    """Run a workload in a fresh process."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(workload, *args).result()
-
-
-def _occupied_bytes(device: torch.device) -> int:
-    """What is in use now; on the GPU, the peak starts anew from it."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    n_pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return n_pages * resource.getpagesize()
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _describe(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
-def _make_photograph(height: int, width: int) -> np.ndarray:
-    """Random patches with soft borders and the noise of a camera, (height, width, 3) uint8."""
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (height // 20, width // 20, 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-    return np.clip(smooth + rng.normal(0, 5, smooth.shape), 0, 255).astype(np.uint8)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def run_training(
     score: str,
     device: torch.device,
     out_dir: Path,
-    description: dict[str, Any],
+    description: Mapping[str, Any] | None = None,
     resume: Path | None = None,
     test_interval: int = 10_000,
     log_interval: int = 100,
@@ -76,7 +76,7 @@ def run_training(
         Where to compute.
     out_dir : Path
         Folder of this run alone, for its log and its checkpoints.
-    description : dict
+    description : mapping, optional
         What the checkpoints say beside the arguments of the model and the scales of its input, as plain
         types: the options of the run, say.
     resume : Path, optional
@@ -160,7 +160,7 @@ def run_training(
         test_interval=test_interval,
         log_interval=log_interval,
         out_dir=out_dir,
-        description={"model_args": model.arguments(), "input_args": input_args, **description},
+        description={"model_args": model.arguments(), "input_args": input_args, **(description or {})},
     )
     logger.info("best validation score: %.4f, %s", state.best_score, out_dir / BEST_MODEL)
     return state

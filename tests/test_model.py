@@ -46,6 +46,26 @@ def test_features_are_those_of_the_literal_architecture():
     torch.testing.assert_close(network(x), torch.cat([learned, x], dim=1))
 
 
+def test_features_without_gradients_are_the_same():
+    network = FeatureExtractor(5, 4, 8)
+    for module in network.modules():  # statistics and weights that are not those of an untrained network
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.normal_(module.weight)
+            torch.nn.init.normal_(module.bias)
+    x = torch.randn(2, 5, 21, 30)
+    network.eval()
+    with torch.no_grad():
+        folded = network(x)
+    torch.testing.assert_close(folded, network(x), rtol=1e-4, atol=1e-4)
+    network.train()
+    before = network.scale1[0][1].running_mean.clone()
+    with torch.no_grad():
+        network(x)
+    assert not network.scale1[0][1].running_mean.equal(before)
+
+
 def test_input_is_appended_only_on_request():
     x = torch.randn(1, 4, 16, 12)
     assert FeatureExtractor(4, 10, 32, concat_input=False)(x).shape == (1, 10, 16, 12)
@@ -96,10 +116,13 @@ def test_output_of_the_composite(device):
     base = SSNModel(7, n_iter=2).eval().to(device)
     model = CompositeSSNModel.on_top_of(base, 3, n_extra_channels=2).eval().to(device)
     channels = torch.randn(2, 7, 20, 31, device=device)
-    output = model(channels, 12)
+    with torch.no_grad():
+        output = model(channels, 12)
+        base_features = base.pixel_features(channels[:, :5])
+        extra_features = model.feature_extract_optflow(channels[:, 5:])
     assert output.pixel_features.shape == (2, 15, 20, 31)
-    assert output.pixel_features[:, :12].equal(base.pixel_features(channels[:, :5]))
-    assert output.pixel_features[:, 12:].equal(model.feature_extract_optflow(channels[:, 5:]))
+    assert output.pixel_features[:, :12].equal(base_features)
+    assert output.pixel_features[:, 12:].equal(extra_features)
     assert output.spixel_features.shape == (2, 15, 8)
 
 
