@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> list[ArchiveReport]:
 
     prepare_out_dir(args.out_dir)
     reports = []
-    progress = tqdm(total=sum(map(len, sources)), desc="estimating flow", unit="pair", disable=None)
+    progress = tqdm(total=sum(map(len, sources)) or None, desc="estimating flow", unit="pair", disable=None)
     with progress, logging_redirect_tqdm(), StopSignals():
         for report in make_archives(
             jobs,

@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> Superpixels:
         read_image(args.image),
         args.nspix,
         connected=args.enforce_connectivity,
+        device=device,
         image_name=str(args.image),
         overlay_file=args.out,
         labels_file=args.save_labels,

@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> Superpixels:
         args.nspix,
         extra=frame_flow.flow,
         connected=args.enforce_connectivity,
+        device=device,
         image_name=str(args.image),
         overlay_file=args.out,
         labels_file=args.save_labels,

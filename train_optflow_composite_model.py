@@ -7,8 +7,9 @@ import torch
 
 from lib import cli
 from lib.checkpoint import file_sha256, load_base_model, load_composite_model
-from lib.datasets.davis import DAVISDataset
+from lib.datasets.davis import DAVISDataset, find_frames, read_split
 from lib.errors import InputError
+from lib.optflow import find_archives
 from lib.training import TrainingState
 from lib.training_run import run_training
 from model import N_FLOW_CHANNELS, CompositeSSNModel, SSNPix
@@ -40,15 +41,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> TrainingState:
     args = cli.parse_training_args(build_parser(), argv)
     device = cli.resolve_device(args.device)
-    train_set, val_set = (
-        DAVISDataset(
-            args.davis2017_root,
-            split,
-            optflow_folder=args.davis_optflow_folder,
-            optflow_method=args.optflow_method,
-        )
-        for split in (args.davis_train_split, args.davis_val_split)
-    )
+    splits = args.davis_train_split, args.davis_val_split
+    flow_args = {"optflow_folder": args.davis_optflow_folder, "optflow_method": args.optflow_method}
+    # What is missing is told of both splits at once.
+    videos = [video for split in splits for video in read_split(split)]
+    find_frames(args.davis2017_root, videos, asked_by="--davis_train_split or --davis_val_split")
+    find_archives(args.davis_optflow_folder, videos, args.optflow_method)
+    train_set, val_set = (DAVISDataset(args.davis2017_root, split, **flow_args) for split in splits)
 
     torch.manual_seed(args.seed)
     if args.resume:

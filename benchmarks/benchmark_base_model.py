@@ -92,12 +92,12 @@ def inference_cost(device: torch.device, part: str, n_repeats: int) -> Cost:
         Image.fromarray(image_rgb).save(image_file)
         image_lab = rgb_to_lab(image_rgb)[None]
         labyx = model_input(model, image_lab.to(device), n_spixels, SCALES)
-        labels = segment_image(model, SCALES, image_rgb, n_spixels, connected=False).labels
+        superpixels = segment_image(model, SCALES, image_rgb, n_spixels, connected=False, device=device)
         steps = {
             "network": lambda: model.pixel_features(labyx),
-            "connectivity": lambda: enforce_connectivity(labels, n_spixels),
+            "connectivity": lambda: enforce_connectivity(superpixels.labels, n_spixels),
             "whole": lambda: segment_to_files(
-                model, SCALES, read_image(image_file), n_spixels, overlay_file=overlay_file
+                model, SCALES, read_image(image_file), n_spixels, device=device, overlay_file=overlay_file
             ),
         }
         return measure(steps[part], device, n_repeats)

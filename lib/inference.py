@@ -17,6 +17,8 @@ from lib.files import atomic_path
 from lib.segmentation import check_n_spixels, model_input, segment_lab
 from lib.visualization import draw_boundaries
 
+CPU = torch.device("cpu")
+
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 LABEL_SUFFIXES = (".npy", ".png")
 FEATURE_SUFFIXES = (".npz",)
@@ -58,6 +60,7 @@ def segment_image(
     *,
     extra: np.ndarray | None = None,
     connected: bool = True,
+    device: torch.device = CPU,
     image_name: str = "the image",
 ) -> Superpixels:
     """Cut an image into superpixels.
@@ -65,7 +68,7 @@ def segment_image(
     Parameters
     ----------
     model : SSNModel, CompositeSSNModel or SSNPix
-        In evaluation mode, on any device; see `lib.checkpoint`.
+        In evaluation mode; see `lib.checkpoint`.
     scales : InputScales
         Weights of the input channels.
     image_rgb : ndarray, shape (H, W, 3), uint8
@@ -77,6 +80,8 @@ def segment_image(
     connected : bool
         Enforce connectivity; otherwise labels are the most likely superpixel of each pixel, in up to
         n_rows * n_cols numbers of which some may not occur.
+    device : torch.device
+        Where the model is.
     image_name : str
         Used in error messages.
 
@@ -86,7 +91,7 @@ def segment_image(
         If the image has fewer than `n_spixels` pixels, or not the extra channels that the model reads.
     """
     check_n_spixels(n_spixels, image_rgb.shape[:2], image_name)
-    image_lab, extra_channels = _to_tensors(model, image_rgb, extra)
+    image_lab, extra_channels = _to_tensors(image_rgb, extra, device)
     output = segment_lab(model, image_lab, n_spixels, scales, extra=extra_channels)
     labels = output.labels[0].cpu().numpy().astype(np.int32)
     if connected:
@@ -102,17 +107,18 @@ def compute_features(
     labels: np.ndarray,
     *,
     extra: np.ndarray | None = None,
+    device: torch.device = CPU,
 ) -> Features:
     """Position-invariant features of an image's pixels, and their means over its superpixels.
 
     Parameters
     ----------
-    model, scales, image_rgb, extra
+    model, scales, image_rgb, extra, device
         As for `segment_image`; the model must have a network.
     labels : ndarray, shape (H, W), integer
         Superpixels, numbered from 0.
     """
-    image_lab, extra_channels = _to_tensors(model, image_rgb, extra)
+    image_lab, extra_channels = _to_tensors(image_rgb, extra, device)
     # The number of superpixels only scales the position, which is set to zero.
     channels = model_input(model, image_lab, 1, scales, extra=extra_channels)
     pixel_features = model.position_invariant_features(channels)[0].cpu().numpy()
@@ -128,6 +134,7 @@ def segment_to_files(
     *,
     extra: np.ndarray | None = None,
     connected: bool = True,
+    device: torch.device = CPU,
     image_name: str = "the image",
     overlay_file: Path,
     labels_file: Path | None = None,
@@ -138,7 +145,7 @@ def segment_to_files(
 
     Parameters
     ----------
-    model, scales, image_rgb, n_spixels, extra, connected, image_name
+    model, scales, image_rgb, n_spixels, extra, connected, device, image_name
         As for `segment_image`.
     overlay_file : Path
         Picture of the image with the borders of its superpixels, in the format of its suffix.
@@ -157,7 +164,14 @@ def segment_to_files(
         If a file cannot be written.
     """
     superpixels = segment_image(
-        model, scales, image_rgb, n_spixels, extra=extra, connected=connected, image_name=image_name
+        model,
+        scales,
+        image_rgb,
+        n_spixels,
+        extra=extra,
+        connected=connected,
+        device=device,
+        image_name=image_name,
     )
     pictures = {overlay_file: draw_boundaries(image_rgb, superpixels.labels), **(more_pictures or {})}
     with ExitStack() as files:
@@ -166,18 +180,18 @@ def segment_to_files(
         if labels_file:
             _write_labels(superpixels.labels, files.enter_context(atomic_path(labels_file)), labels_file)
         if features_file:
-            features = compute_features(model, scales, image_rgb, superpixels.labels, extra=extra)
+            features = compute_features(
+                model, scales, image_rgb, superpixels.labels, extra=extra, device=device
+            )
             temporary = files.enter_context(atomic_path(features_file))
             np.savez(temporary, **features._asdict(), labels=superpixels.labels)
     return superpixels
 
 
 def _to_tensors(
-    model: nn.Module, image_rgb: np.ndarray, extra: np.ndarray | None
+    image_rgb: np.ndarray, extra: np.ndarray | None, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """The image in CIELAB and its extra channels as batches of one, on the device of the model."""
-    parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
+    """The image in CIELAB and its extra channels, as batches of one."""
     image_lab = rgb_to_lab(image_rgb)[None].to(device)
     if extra is None:
         return image_lab, None

@@ -196,7 +196,7 @@ def _check_existing(job: ArchiveJob) -> None:
                 f"{job.path} is there, made with {name} {attributes[name]}: delete it, or choose another "
                 "--out_dir or --method"
             )
-    if len(job.source) and archive.n_frames != len(job.source) + 1:
+    if job.source.has_exact_length and archive.n_frames != len(job.source) + 1:
         raise InputError(
             f"{job.path} is there, but holds the flow of {archive.n_frames} frames, and the video has "
             f"{len(job.source) + 1}: delete it, or choose another --out_dir"

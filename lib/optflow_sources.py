@@ -1,8 +1,7 @@
 """Where optical flow comes from: estimated from frames, or read from the files of another program.
 
-A source has a `name`, the video's, and `pairs()`, which yields the flow of one pair of neighbouring frames
-after the other, forward and backward, each (H, W, 2) float32 with last axis (dy, dx) in pixels. `len` tells
-how many pairs to expect.
+A source yields the flow of one pair of neighbouring frames after the other, forward and backward, each
+(H, W, 2) float32 with last axis (dy, dx) in pixels.
 """
 
 import re
@@ -36,10 +35,11 @@ class FlowSource(ABC):
     """The optical flow of a video, pair by pair."""
 
     name: str
+    has_exact_length = True
 
     @abstractmethod
     def __len__(self) -> int:
-        """Pairs of frames to expect; 0 if that is not known before reading."""
+        """Pairs of frames to expect; an estimate unless `has_exact_length`."""
 
     @abstractmethod
     def pairs(self) -> Iterator[FlowPair]:
@@ -65,6 +65,7 @@ class DISFlow(FlowSource):
         self.name = frames.name
         self.frames = frames
         self.preset = preset
+        self.has_exact_length = isinstance(frames, FrameFolder)
 
     def __len__(self) -> int:
         return max(0, len(self.frames) - 1)

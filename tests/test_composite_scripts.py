@@ -111,13 +111,13 @@ def test_train_evaluate_and_segment(
         ]
     )
     np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), superpixels.labels)
-    assert Image.open(tmp_path / "overlay.png").size == (854, 480)
+    assert Image.open(tmp_path / "overlay.png").size == (92, 60)
     flow_picture = np.asarray(Image.open(tmp_path / "flow.png"))
-    assert flow_picture.shape == (480, 2 * 854, 3)
-    assert (flow_picture[300, 854 + 427 : -1] == (0, 255, 255)).all()  # back to the left
-    assert (flow_picture[300, : 854 + 427] == 255).all()
+    assert flow_picture.shape == (60, 2 * 92, 3)
+    assert (flow_picture[40, 92 + 46 :] == (0, 255, 255)).all()  # back to the left
+    assert (flow_picture[40, : 92 + 46] == 255).all()
     with np.load(tmp_path / "features.npz") as features:
-        assert features["pixel_features"].shape == (7, 480, 854)
+        assert features["pixel_features"].shape == (7, 60, 92)
         assert features["spixel_features"].shape == (superpixels.n_measured, 7)
         assert features["n_base_features"] == 4
     assert "frame 1: flow to the previous frame only, as this is the last frame" in caplog.messages[-2]
@@ -136,10 +136,10 @@ def test_resumed_run_equals_uninterrupted(train_argv, base_weights, tmp_path, mo
             os.kill(os.getpid(), signal.SIGINT)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(training_run, "compute_loss_terms", press_ctrl_c_in_second_step)
-    with pytest.raises(KeyboardInterrupt):
-        train_optflow_composite_model.main(argv)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "compute_loss_terms", press_ctrl_c_in_second_step)
+        with pytest.raises(KeyboardInterrupt):
+            train_optflow_composite_model.main(argv)
     last_model = tmp_path / "run" / "last_model.pth"
     base_sha256 = file_sha256(base_weights)
     base_weights.unlink()  # the checkpoint holds all of it
@@ -163,7 +163,10 @@ def test_training_options_have_an_effect(train_argv, tmp_path, option):
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["--davis_train_split=val"], "--davis_split val names videos that are not in"),
+        (
+            ["--davis_train_split=val"],
+            "--davis_train_split or --davis_val_split names videos that are not in",
+        ),
         (["--optflow_method=dis"], "lacks optflow_dis_car.h5, optflow_dis_dogs.h5"),
         (["--davis_optflow_folder={tmp}/no"], "argument --davis_optflow_folder: no folder {tmp}/no"),
         (["--base_model_weights=none"], "--base_model_weights none: a composite needs a base with a network"),
@@ -257,7 +260,7 @@ def test_segmenting_the_demo_frame_needs_no_option_and_flow_helps(tmp_path):
         ),
         (
             ["--optflow_data={flow}", "--optflow_data_fr_idx=0"],
-            "the flow in {flow} is 854x480, but the image is 480x320",
+            "the flow in {flow} is 92x60, but the image is 480x320",
         ),
         (["--image={frame}", "--optflow_data=no.h5", "--optflow_data_fr_idx=0"], "no flow archive no.h5"),
         (["--comp_model_weights={base}"], "{base} holds a base model, not a composite model"),

@@ -40,6 +40,14 @@ def test_superpixels_follow_the_quadrants(tmp_path):
     np.testing.assert_array_equal(overlay, draw_boundaries(image_rgb, labels))
 
 
+def test_superpixels_on_any_device(device):
+    model = SSNModel(4).eval()
+    image_rgb = make_quadrants()[0]
+    expected = segment_image(model, SCALES, image_rgb, 24).labels
+    labels = segment_image(model.to(device), SCALES, image_rgb, 24, device=device).labels
+    assert np.mean(labels == expected) > 0.99
+
+
 def test_without_connectivity_labels_are_those_of_the_grid():
     superpixels = segment_image(SSNPix(), SCALES, make_quadrants()[0], 24, connected=False)
     assert superpixels.labels.max() < 3 * 6
@@ -121,11 +129,11 @@ def test_features_of_a_composite_and_of_its_base(tmp_path, device):
     model = CompositeSSNModel.on_top_of(base, 3, n_extra_channels=4).eval().to(device)
     extra = np.random.default_rng(0).normal(size=(*quadrants.shape, 4)).astype(np.float32)
     scales = SCALES._replace(extra_scale=2.0)
-    features = compute_features(model, scales, image_rgb, quadrants, extra=extra)
+    features = compute_features(model, scales, image_rgb, quadrants, extra=extra, device=device)
     assert features.pixel_features.shape == (7, 60, 92)
     assert features.spixel_features.shape == (4, 7)
     assert features.n_base_features == 4
-    of_base = compute_features(base, SCALES, image_rgb, quadrants)
+    of_base = compute_features(base, SCALES, image_rgb, quadrants, device=device)
     np.testing.assert_allclose(features.base.pixel_features, of_base.pixel_features, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(features.base.spixel_features, of_base.spixel_features, rtol=1e-5, atol=1e-5)
     for idx in range(4):
