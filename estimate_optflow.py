@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lib import cli
-from lib.datasets.davis import FRAME_SHAPE, find_frames, read_split
+from lib.datasets import davis
 from lib.errors import InputError
 from lib.files import prepare_out_dir
 from lib.interruption import StopSignals
@@ -34,6 +34,8 @@ from lib.optflow_sources import (
 )
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_PRESET = "medium"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,16 +61,22 @@ def build_parser() -> argparse.ArgumentParser:
         help="DAVIS videos to process: train, val, test, or a text file with one video a line; default: all",
     )
     parser.add_argument(
-        "--video_name", help="name of a single video; default: that of its folder or its file"
+        "--video_name",
+        type=_file_name_part,
+        help="name of a single video; default: that of its folder or its file",
     )
     parser.add_argument(
         "--out_dir", type=Path, default=Path("optflow"), help="folder for optflow_<method>_<video>.h5"
     )
     parser.add_argument(
-        "--method", help="name of the method in the file names; default: dis; needed with --flow_files"
+        "--method",
+        type=_method,
+        help="name of the method for the file names, without underscores; default: dis, for DIS",
     )
     parser.add_argument(
-        "--preset", choices=DIS_PRESETS, default="medium", help="accuracy of DIS; ultrafast is the fastest"
+        "--preset",
+        choices=DIS_PRESETS,
+        help=f"accuracy of DIS, the fastest first; default: {DEFAULT_PRESET}",
     )
     cli.add_bool(
         parser,
@@ -84,13 +92,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> list[ArchiveReport]:
     args = build_parser().parse_args(argv)
+    if args.davis_split is not None and args.davis2017_root is None:
+        raise InputError("--davis_split needs --davis2017_root")
     if args.flow_files:
+        if args.preset is not None:
+            raise InputError("--preset is for DIS flow, not for --flow_files")
         if args.method is None:
             raise InputError("--flow_files needs --method, the name of what made the flow, such as gma")
-        sources, attributes = _find_flow_files(*args.flow_files), {}
+        sources, attributes = _find_flow_files(*args.flow_files, args.video_name), {}
     else:
         videos = _find_videos(args.davis2017_root, args.davis_split, args.frames, args.video)
-        sources, attributes = [DISFlow(video, args.preset) for video in videos], {"preset": args.preset}
+        preset = args.preset or DEFAULT_PRESET
+        sources, attributes = [DISFlow(video, preset) for video in videos], {"preset": preset}
     if args.video_name is not None:
         if len(sources) != 1:
             raise InputError(f"--video_name {args.video_name}: there are {len(sources)} videos")
@@ -124,18 +137,18 @@ def main(argv: Sequence[str] | None = None) -> list[ArchiveReport]:
 def _find_videos(
     davis2017_root: Path | None, split: str | None, folders: list[Path] | None, files: list[Path] | None
 ) -> list[FrameFolder | VideoFile]:
-    if split is not None and davis2017_root is None:
-        raise InputError("--davis_split needs --davis2017_root")
     if davis2017_root:
-        names = None if split is None else read_split(split)
-        videos = find_frames(davis2017_root, names, asked_by=f"--davis_split {split}")
-        return [FrameFolder(name, frames, FRAME_SHAPE) for name, frames in videos.items()]
+        names = None if split is None else davis.read_split(split)
+        videos = davis.find_frames(davis2017_root, names, asked_by=f"--davis_split {split}")
+        return [FrameFolder(name, frames, davis.FRAME_SHAPE) for name, frames in videos.items()]
     if folders:
-        return [FrameFolder(folder.resolve().name, _list_files(folder, FRAME_SUFFIXES)) for folder in folders]
+        return [
+            FrameFolder(folder.resolve().name, list_in_order(folder, FRAME_SUFFIXES)) for folder in folders
+        ]
     return [VideoFile(file.stem, file) for file in files]
 
 
-def _find_flow_files(forward_root: Path, backward_root: Path) -> list[FlowSource]:
+def _find_flow_files(forward_root: Path, backward_root: Path, video_name: str | None) -> list[FlowSource]:
     videos, backward_videos = (
         sorted(folder.name for folder in root.iterdir() if folder.is_dir())
         for root in (forward_root, backward_root)
@@ -143,26 +156,32 @@ def _find_flow_files(forward_root: Path, backward_root: Path) -> list[FlowSource
     if videos != backward_videos:
         odd = sorted(set(videos) ^ set(backward_videos))
         raise InputError(f"--flow_files: only one of the two folders has {', '.join(odd)}")
-    if not videos:
-        folders = {forward_root.resolve().name: (forward_root, backward_root)}
-    else:
-        folders = {video: (forward_root / video, backward_root / video) for video in videos}
+    folders = {video: (forward_root / video, backward_root / video) for video in videos}
+    if not folders:
+        if video_name is None:
+            raise InputError("--flow_files of a single video needs --video_name")
+        folders = {video_name: (forward_root, backward_root)}
     return [
-        FlowFiles(name, *(_list_files(folder, FLOW_SUFFIXES) for folder in both))
+        FlowFiles(name, *(list_in_order(folder, FLOW_SUFFIXES) for folder in both))
         for name, both in folders.items()
     ]
 
 
-def _list_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    files = list_in_order(folder, suffixes)
-    if not files:
-        raise InputError(f"{folder} holds no {', '.join(suffixes)} file")
-    return files
+def _file_name_part(text: str) -> str:
+    if not text or Path(text).name != text:
+        raise argparse.ArgumentTypeError(f"expected a part of a file name, got {text!r}")
+    return text
+
+
+def _method(text: str) -> str:
+    if "_" in text:
+        raise argparse.ArgumentTypeError(f"expected a name without underscores, got {text!r}")
+    return _file_name_part(text)
 
 
 def _describe(report: ArchiveReport) -> str:
     if report.problem:
-        return f"{report.path}: not made, {report.problem}"
+        return f"{report.path}: failed, {report.problem}"
     made = "was there" if report.was_there else "made"
     error = report.consistency_error
     consistency = "" if error is None else f", forward-backward error {error:.2f} pixels"

@@ -9,6 +9,7 @@ from lib.checkpoint import check_base_of_composite, load_base_model, load_compos
 from lib.datasets.davis import DAVISDataset
 from lib.evaluation import EvaluationResult, evaluate
 from lib.segmentation import make_segmenter
+from model import N_FLOW_CHANNELS
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, EvaluationResult]:
         n_learned_features=args.deepfdim,
         n_extra_features=args.optflow_deepfdim,
         n_iter=args.niter,
+        n_extra_channels=N_FLOW_CHANNELS,
     )
     check_base_of_composite(base, args.base_model_weights, composite, args.comp_model_weights)
     given = {"color_scale": args.color_scale, "pos_scale": args.pos_scale}

@@ -13,6 +13,7 @@ from lib.images import read_image
 from lib.inference import Superpixels, segment_to_files
 from lib.optflow import FlowArchive, FrameFlow
 from lib.visualization import draw_flow
+from model import N_FLOW_CHANNELS
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> Superpixels:
     args = build_parser().parse_args(argv)
     optflow_data, frame_idx = args.optflow_data, args.optflow_data_fr_idx
-    if args.image == DEMO_IMAGE and optflow_data is None and frame_idx is None:
+    if args.image.resolve() == DEMO_IMAGE and optflow_data is None and frame_idx is None:
         optflow_data, frame_idx = DEMO_FLOW, DEMO_FRAME_IDX
     if optflow_data is None or frame_idx is None:
-        raise InputError("an image of your own needs --optflow_data and --optflow_data_fr_idx")
+        raise InputError("--optflow_data and --optflow_data_fr_idx must be given, both of them")
     cli.check_inference_files(
         image=args.image,
         optflow_data=optflow_data,
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> Superpixels:
         n_learned_features=args.deepfdim,
         n_extra_features=args.optflow_deepfdim,
         n_iter=args.niter,
+        n_extra_channels=N_FLOW_CHANNELS,
     )
     scales = cli.choose_scales(
         loaded.scales,
@@ -98,7 +100,7 @@ def _read_flow(optflow_data: Path, frame_idx: int, frame_shape: tuple[int, int])
     if archive.frame_shape != frame_shape:
         raise InputError(
             f"the flow in {optflow_data} is {archive.frame_shape[1]}x{archive.frame_shape[0]}, but the image "
-            f"is {frame_shape[1]}x{frame_shape[0]}"
+            f"is {frame_shape[1]}x{frame_shape[0]}; resize it, or estimate the flow from images of its size"
         )
     return archive.read_frame(frame_idx)
 

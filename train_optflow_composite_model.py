@@ -1,6 +1,7 @@
 """Train the composite model on DAVIS 2017: a frozen base model beside a new network for optical flow."""
 
 import argparse
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,8 @@ from lib.optflow import find_archives
 from lib.training import TrainingState
 from lib.training_run import run_training
 from model import N_FLOW_CHANNELS, CompositeSSNModel, SSNPix
+
+logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,13 +44,22 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> TrainingState:
     args = cli.parse_training_args(build_parser(), argv)
     device = cli.resolve_device(args.device)
-    splits = args.davis_train_split, args.davis_val_split
+    splits = {
+        "--davis_train_split": args.davis_train_split,
+        "--davis_val_split": args.davis_val_split,
+    }
     flow_args = {"optflow_folder": args.davis_optflow_folder, "optflow_method": args.optflow_method}
     # What is missing is told of both splits at once.
-    videos = [video for split in splits for video in read_split(split)]
-    find_frames(args.davis2017_root, videos, asked_by="--davis_train_split or --davis_val_split")
-    find_archives(args.davis_optflow_folder, videos, args.optflow_method)
-    train_set, val_set = (DAVISDataset(args.davis2017_root, split, **flow_args) for split in splits)
+    train_videos, val_videos = (read_split(split, asked_by=option) for option, split in splits.items())
+    find_frames(args.davis2017_root, train_videos + val_videos, asked_by=" or ".join(splits))
+    find_archives(args.davis_optflow_folder, train_videos + val_videos, args.optflow_method)
+    shared = sorted(set(train_videos) & set(val_videos))
+    if shared:
+        logger.warning("videos to train on that also choose the best model: %s", ", ".join(shared))
+    train_set, val_set = (
+        DAVISDataset(args.davis2017_root, split, asked_by=option, **flow_args)
+        for option, split in splits.items()
+    )
 
     torch.manual_seed(args.seed)
     if args.resume:

@@ -11,7 +11,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -22,6 +21,7 @@ from lib.datasets.davis import FRAME_SHAPE, DAVISDataset, find_frames
 from lib.datasets.samples import TrainingCrops, training_loader
 from lib.features import InputScales, pixel_positions
 from lib.losses import compute_loss_terms
+from lib.opencv import cv2
 from lib.optflow import FlowArchive, archive_name
 from lib.optflow_production import ArchiveJob, make_archives
 from lib.optflow_sources import DIS_PRESETS, DISFlow, FrameFolder
@@ -67,14 +67,14 @@ def fields_per_second(root: Path, preset: str) -> float:
 
 
 def reading_seconds(root: Path) -> float:
-    """Time to read the flow of a frame in both directions; the fastest of a video."""
+    """Time to read the flow of a frame in both directions; the median of a video."""
     archive = FlowArchive(root / archive_name("medium", VIDEOS[0]))
     durations = []
     for frame_idx in range(1, N_FRAMES - 1):
         start = time.perf_counter()
         archive.read_frame(frame_idx)
         durations.append(time.perf_counter() - start)
-    return min(durations)
+    return float(np.median(durations))
 
 
 def samples_per_second(root: Path, n_workers: int) -> float:

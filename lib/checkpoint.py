@@ -130,6 +130,7 @@ def load_composite_model(
     n_learned_features: int | None = None,
     n_extra_features: int | None = None,
     n_iter: int | None = None,
+    n_extra_channels: int | None = None,
 ) -> LoadedModel:
     """Rebuild a composite model from its weight file.
 
@@ -139,6 +140,8 @@ def load_composite_model(
         One of our checkpoints, or a published state dict.
     n_learned_features, n_extra_features, n_iter : int, optional
         What the caller expects (`--deepfdim`, `--optflow_deepfdim`, `--niter`); see `load_base_model`.
+    n_extra_channels : int, optional
+        Extra channels that the caller has.
 
     Raises
     ------
@@ -156,6 +159,10 @@ def load_composite_model(
         "n_extra_channels": _n_in_channels(weights, extra),
         **checkpoint["model_args"],
     }
+    if n_extra_channels not in (None, model_args["n_extra_channels"]):
+        raise InputError(
+            f"{path} reads {model_args['n_extra_channels']} extra channels, but there are {n_extra_channels}"
+        )
     expected = {
         "n_learned_features": n_learned_features,
         "n_extra_features": n_extra_features,

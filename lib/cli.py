@@ -485,13 +485,14 @@ def parse_training_args(parser: argparse.ArgumentParser, argv: Sequence[str] | N
     recipe = [option for name, option in stored.items() if name not in _FREE_ON_RESUME]
     args = parser.parse_args(left_out + argv)
     stored_args = parser.parse_args(left_out + argv + recipe)  # of two values the latter counts
-    for name in sorted(stored.keys() - _FREE_ON_RESUME):
-        ours, theirs = getattr(args, name), getattr(stored_args, name)
-        is_same_path = isinstance(ours, Path) and ours.resolve() == theirs.resolve()
-        if ours != theirs and not is_same_path:
+    for name in sorted(vars(args).keys() - _FREE_ON_RESUME):
+        ours = getattr(args, name)
+        theirs = getattr(stored_args, name) if name in stored else parser.get_default(name)
+        are_paths = isinstance(ours, Path) and isinstance(theirs, Path)
+        if ours != theirs and not (are_paths and ours.resolve() == theirs.resolve()):
             raise InputError(
-                f"--{name} {ours} contradicts {theirs} of --resume {resume_file}; "
-                "leave it out to go on with that run"
+                f"--{name} {ours} contradicts {'the default' if theirs is None else theirs} of "
+                f"--resume {resume_file}; leave it out to go on with that run"
             )
     return args
 

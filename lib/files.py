@@ -1,5 +1,6 @@
 """Writing files that are never half there, and finding out early that they cannot be written."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     RunError
         If writing fails, say because the disk is full.
     """
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     with name_failed_write(path):
         try:
             yield temporary

@@ -41,6 +41,11 @@ def read_image(path: Path) -> np.ndarray:
         raise InputError(f"{path} is not a readable image ({error})") from error
 
 
+def resize_image(image_rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Resize an image (H, W, 3) uint8 to a shape of (height, width), bilinearly, with antialiasing."""
+    return np.asarray(Image.fromarray(image_rgb).resize(shape[::-1], Image.Resampling.BILINEAR))
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise InputError("has 32-bit float pixels of unknown range; convert it to 8 or 16 bits")

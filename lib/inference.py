@@ -88,7 +88,8 @@ def segment_image(
     Raises
     ------
     InputError
-        If the image has fewer than `n_spixels` pixels, or not the extra channels that the model reads.
+        If the image has fewer than `n_spixels` pixels, or the extra channels are not what the model reads,
+        of another size or not finite.
     """
     check_n_spixels(n_spixels, image_rgb.shape[:2], image_name)
     image_lab, extra_channels = _to_tensors(image_rgb, extra, device)
@@ -184,7 +185,8 @@ def segment_to_files(
                 model, scales, image_rgb, superpixels.labels, extra=extra, device=device
             )
             temporary = files.enter_context(atomic_path(features_file))
-            np.savez(temporary, **features._asdict(), labels=superpixels.labels)
+            with temporary.open("wb") as file:  # given a name, NumPy may add a suffix to it
+                np.savez(file, **features._asdict(), labels=superpixels.labels)
     return superpixels
 
 
@@ -195,7 +197,12 @@ def _to_tensors(
     image_lab = rgb_to_lab(image_rgb)[None].to(device)
     if extra is None:
         return image_lab, None
-    return image_lab, torch.from_numpy(extra).permute(2, 0, 1)[None].to(device)
+    if extra.ndim != 3 or extra.shape[:2] != image_rgb.shape[:2]:
+        raise InputError(f"extra channels are {extra.shape}, but the image is {image_rgb.shape[:2]}")
+    if not np.isfinite(extra).all():
+        raise InputError("extra channels hold NaN or infinite values")
+    channels = np.ascontiguousarray(extra.transpose(2, 0, 1), dtype=np.float32)
+    return image_lab, torch.from_numpy(channels)[None].to(device)
 
 
 def _write_picture(picture: np.ndarray, temporary: Path, path: Path) -> None:

@@ -75,7 +75,7 @@ class FlowArchive:
                 if len(shape) != 4 or shape[3] != 2 or not np.issubdtype(dtype, np.floating):
                     raise InputError(
                         f"{name} of {path} is {shape} {dtype}, "
-                        "but must be (n_frames - 1, height, width, 2) float16"
+                        "but must be (n_frames - 1, height, width, 2) floating point"
                     )
             shape, inverse_shape = file[FORWARD].shape, file[BACKWARD].shape
         if shape != inverse_shape:
@@ -120,7 +120,7 @@ class FlowArchive:
                 yield file
         except InputError:
             raise
-        except Exception as error:  # h5py raises whatever the broken bytes led it to
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise InputError(f"{self.path} is not a readable HDF5 file ({error})") from error
 
 
@@ -244,19 +244,22 @@ def find_archives(folder: Path, videos: list[str], method: str | None = None) ->
     videos : list of str
         Names of the videos.
     method : str, optional
-        Which method's; needed only where there are several.
+        Which method's; needed where there are several, or where its name holds an underscore, as then the
+        file could as well be that of another video.
 
     Raises
     ------
     InputError
         If archives are missing (all are named), or more than one would do.
     """
+    all_paths = sorted(folder.glob("optflow_*.h5"))
     paths, missing = [], []
-    for video in videos:
-        known = {_method_of(path, video): path for path in folder.glob("optflow_*.h5")}
-        known.pop(None, None)
-        if method is not None:
-            known = {name: path for name, path in known.items() if name == method}
+    for video in dict.fromkeys(videos):
+        known = {}
+        for path in all_paths:
+            name = path.name.removeprefix("optflow_").removesuffix(f"_{video}.h5")
+            if path.name == archive_name(name, video) and (name == method if method else "_" not in name):
+                known[name] = path
         if len(known) > 1:
             raise InputError(
                 f"{folder} holds the flow of {video} by several methods: choose one with --optflow_method "
@@ -271,9 +274,3 @@ def find_archives(folder: Path, videos: list[str], method: str | None = None) ->
             f"--davis_optflow_folder {folder} lacks {', '.join(missing)}; estimate_optflow.py makes them"
         )
     return [FlowArchive(path) for path in paths]
-
-
-def _method_of(path: Path, video: str) -> str | None:
-    """Method in the name of an archive of `video`, None for another video's."""
-    method = path.name.removeprefix("optflow_").removesuffix(f"_{video}.h5")
-    return method if method and path.name == archive_name(method, video) else None

@@ -10,11 +10,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from lib.errors import InputError, RunError
 from lib.interruption import blocked_stop_signals, leave_stop_signals
+from lib.opencv import cv2
 from lib.optflow import FlowArchive, write_flow_archive
 from lib.optflow_sources import FlowSource
 
@@ -92,7 +92,9 @@ def make_archives(
                 for future in done:
                     yield future.result()
         except BrokenProcessPool as error:
-            raise RunError("a worker process was killed; fewer --nworkers need less memory") from error
+            raise RunError(
+                "a worker process crashed or was killed; fewer --nworkers need less memory"
+            ) from error
         finally:
             must_stop.set()
             pool.shutdown(cancel_futures=True)

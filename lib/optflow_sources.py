@@ -9,11 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from lib.errors import InputError
-from lib.images import read_image
+from lib.images import read_image, resize_image
+from lib.opencv import cv2
 
 # Presets of OpenCV's implementation, from fast to accurate.
 DIS_PRESETS = {
@@ -22,8 +22,14 @@ DIS_PRESETS = {
     "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
 }
 
+# With fewer rows or columns, OpenCV's implementation may crash.
+MIN_FRAME_SIDE = 16
+
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 FLOW_SUFFIXES = (".flo", ".png")
+
+# Some containers announce a few frames more than they hold.
+ANNOUNCED_SHARE = 0.95
 
 _FLO_MAGIC = b"PIEH"
 _FLO_UNKNOWN = 1e9  # the Middlebury code marks unknown flow by values above
@@ -86,7 +92,7 @@ class DISFlow(FlowSource):
             if previous is not None:
                 if current.shape != previous.shape:
                     raise InputError(
-                        f"{self.name}: frame {n_frames - 1} is {_size(current)}, the first {_size(previous)}"
+                        f"{self.name}: frame {n_frames - 1} is {_size(current)}, before {_size(previous)}"
                     )
                 forward = self._estimate(estimator, previous, current)
                 backward = self._estimate(estimator, current, previous)
@@ -96,12 +102,11 @@ class DISFlow(FlowSource):
             raise InputError(f"{self.name} has {n_frames} frame; optical flow needs at least two")
 
     def _estimate(self, estimator: cv2.DISOpticalFlow, frame: np.ndarray, other: np.ndarray) -> np.ndarray:
-        try:
-            return estimator.calc(frame, other, None)[..., ::-1]  # OpenCV has (dx, dy)
-        except cv2.error as error:
+        if min(frame.shape) < MIN_FRAME_SIDE:
             raise InputError(
-                f"{self.name}: no flow can be estimated from frames of {_size(frame)} pixels ({error.err})"
-            ) from error
+                f"{self.name}: frames of {_size(frame)} are too small, DIS needs {MIN_FRAME_SIDE} both ways"
+            )
+        return estimator.calc(frame, other, None)[..., ::-1]  # OpenCV has (dx, dy)
 
 
 class FrameFolder:
@@ -130,7 +135,7 @@ class FrameFolder:
         for file in self.files:
             image_rgb = read_image(file)
             if self.frame_shape is not None and image_rgb.shape[:2] != self.frame_shape:
-                image_rgb = cv2.resize(image_rgb, self.frame_shape[::-1], interpolation=cv2.INTER_AREA)
+                image_rgb = resize_image(image_rgb, self.frame_shape)
             yield image_rgb
 
 
@@ -161,16 +166,26 @@ class VideoFile:
         return self._n_frames
 
     def read(self) -> Iterator[np.ndarray]:
-        """Yield the frames, each (H, W, 3) uint8 RGB."""
+        """Yield the frames, each (H, W, 3) uint8 RGB.
+
+        Raises
+        ------
+        InputError
+            If decoding stops well before the number of frames that the file announces.
+        """
         capture = self._open()
+        n_read = 0
         try:
             while True:
                 is_there, image_bgr = capture.read()
                 if not is_there:
-                    return
+                    break
+                n_read += 1
                 yield cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)
         finally:
             capture.release()
+        if n_read < ANNOUNCED_SHARE * self._n_frames - 1:
+            raise InputError(f"{self.path}: decoding stopped after {n_read} of {self._n_frames} frames")
 
     def _open(self) -> cv2.VideoCapture:
         if not self.path.is_file():
@@ -198,6 +213,8 @@ class FlowFiles(FlowSource):
     """
 
     def __init__(self, name: str, forward_files: list[Path], backward_files: list[Path]) -> None:
+        if not forward_files:
+            raise InputError(f"{name} has no files of forward flow")
         if len(forward_files) != len(backward_files):
             raise InputError(
                 f"{name} has {len(forward_files)} files of forward flow, but {len(backward_files)} of "
@@ -258,11 +275,14 @@ def read_flow_file(path: Path) -> np.ndarray:
     is_unknown = ~(np.abs(flow) < _FLO_UNKNOWN).all(axis=-1)  # NaN is not below
     if is_unknown.any():
         raise InputError(f"{path} does not tell the flow of {is_unknown.sum()} pixels; it must be dense")
-    return flow
+    return np.ascontiguousarray(flow)
 
 
 def _read_flo(path: Path) -> np.ndarray:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
     if len(content) < 12 or content[:4] != _FLO_MAGIC:
         raise InputError(f"{path} is not a Middlebury .flo file")
     width, height = np.frombuffer(content, "<i4", count=2, offset=4).tolist()
@@ -282,14 +302,25 @@ def _read_kitti(path: Path) -> np.ndarray:
 
 
 def list_in_order(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files of some types in a folder, ordered by name, with numbers in it ordered by value."""
+    """Files in a folder, ordered by name, with numbers in it ordered by value.
+
+    Raises
+    ------
+    InputError
+        If none has one of `suffixes`, or they have several of them: masks beside frames, say.
+    """
     files = [file for file in folder.iterdir() if file.suffix.lower() in suffixes and file.is_file()]
+    present = sorted({file.suffix.lower() for file in files})
+    if not present:
+        raise InputError(f"{folder} holds no {', '.join(suffixes)} file")
+    if len(present) > 1:
+        raise InputError(f"{folder} holds {' and '.join(present)} files; it must be files of one kind")
     return sorted(files, key=_natural_order)
 
 
 def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
     parts = re.split(r"(\d+)", path.name)
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def _size(pixels: np.ndarray) -> str:

@@ -41,7 +41,7 @@ def segment_lab(
     Raises
     ------
     InputError
-        If the model reads extra channels, but the images have another number of them.
+        If the model reads extra channels, but the images have another number of them or they have no scale.
     """
     channels = model_input(model, image_lab, n_spixels, scales, extra=extra)
     with torch.autocast(channels.device.type, dtype=torch.bfloat16, enabled=with_bfloat16):
@@ -59,6 +59,8 @@ def model_input(
         raise InputError(
             f"the model reads {model.n_extra_channels} extra channels, but the image has {n_extra_channels}"
         )
+    elif scales.extra_scale is None:
+        raise InputError("extra channels need a scale; see InputScales")
     channels = input_channels(image_lab, extra, n_spixels, scales)
     # The convolutions run up to twice as fast with the channels innermost.
     return channels.contiguous(memory_format=torch.channels_last)

@@ -15,7 +15,7 @@ from lib.datasets.augmentation import CROP_SIZE
 from lib.datasets.samples import TrainingCrops, training_loader
 from lib.datasets.segmented_image import SegmentedImage
 from lib.errors import InputError
-from lib.evaluation import evaluate
+from lib.evaluation import EvaluationResult, evaluate
 from lib.features import InputScales
 from lib.losses import compute_loss_terms
 from lib.segmentation import make_segmenter, segment_lab
@@ -97,6 +97,8 @@ def run_training(
     ------
     InputError
         If files or settings cannot be used.
+    ValueError
+        If `score` is no figure of the validation.
     RunError
         If the loss is not finite, or a file cannot be written.
     KeyboardInterrupt
@@ -104,6 +106,9 @@ def run_training(
     """
     if recipe.n_spixels > CROP_SIZE**2:
         raise InputError(f"--nspix {recipe.n_spixels} is above the {CROP_SIZE**2} pixels of a crop")
+    scores = [f"{name}_{figure}" for name in validation_sets for figure in EvaluationResult._fields]
+    if score not in scores:
+        raise ValueError(f"score must be one of {', '.join(scores)}, got {score!r}")
     model = model.to(device, memory_format=torch.channels_last)
     state = TrainingState(model, n_steps=recipe.n_steps, learning_rate=recipe.learning_rate)
     if resume:

@@ -163,6 +163,11 @@ def test_contradicting_the_file_of_a_composite_is_an_error(composite_weights, ex
         load_composite_model(composite_weights, **expectation)
 
 
+def test_composite_that_reads_other_channels(composite_weights):
+    with pytest.raises(InputError, match=r"composite\.pth reads 4 extra channels, but there are 1"):
+        load_composite_model(composite_weights, n_extra_channels=1)
+
+
 def test_base_weights_are_no_composite(base_weights, composite_weights):
     with pytest.raises(InputError, match=r"base\.pth holds a base model, not a composite model"):
         load_composite_model(base_weights)

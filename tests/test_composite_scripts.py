@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -24,6 +25,7 @@ import inference_optflow_composite_model
 import train_optflow_composite_model
 from lib import training_run
 from lib.checkpoint import file_sha256, load_base_model, load_composite_model, read_checkpoint
+from lib.datasets.davis import DAVISDataset
 from lib.errors import InputError
 from lib.metrics import contingency_table, mean_iou
 from lib.optflow import FlowArchive
@@ -149,6 +151,15 @@ def test_resumed_run_equals_uninterrupted(train_argv, base_weights, tmp_path, mo
         assert value.equal(resumed.model.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("option", ["--niter=9", "--pos_scale=2", "--optflow_scale=9"])
+def test_resume_refuses_contradicting_options(train_argv, option, tmp_path, capsys):
+    train_optflow_composite_model.main(train_argv)
+    last_model = tmp_path / "run" / "last_model.pth"
+    error = fails_with(train_optflow_composite_model.main, [f"--resume={last_model}", option], capsys)
+    assert option.split("=")[0] in error
+    assert f"of --resume {last_model}" in error
+
+
 @pytest.mark.parametrize(
     "option", ["--optflow_scale=9", "--pos_scale=2", "--color_scale=0.5", "--precision=bf16"]
 )
@@ -167,7 +178,8 @@ def test_training_options_have_an_effect(train_argv, tmp_path, option):
             ["--davis_train_split=val"],
             "--davis_train_split or --davis_val_split names videos that are not in",
         ),
-        (["--optflow_method=dis"], "lacks optflow_dis_car.h5, optflow_dis_dogs.h5"),
+        (["--davis_train_split=trian"], "--davis_train_split trian is neither test, train, val nor"),
+        (["--optflow_method=dis"], "lacks optflow_dis_car.h5, optflow_dis_dogs.h5; estimate_optflow.py"),
         (["--davis_optflow_folder={tmp}/no"], "argument --davis_optflow_folder: no folder {tmp}/no"),
         (["--base_model_weights=none"], "--base_model_weights none: a composite needs a base with a network"),
         (["--base_model_weights={composite}"], "{composite} holds a composite model, not a base model"),
@@ -247,9 +259,12 @@ def test_segmenting_the_demo_frame_needs_no_option_and_flow_helps(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["--image={frame}"], "an image of your own needs --optflow_data and --optflow_data_fr_idx"),
-        (["--image={frame}", "--optflow_data={flow}"], "needs --optflow_data and --optflow_data_fr_idx"),
-        (["--optflow_data_fr_idx=0"], "needs --optflow_data and --optflow_data_fr_idx"),
+        (["--image={frame}"], "--optflow_data and --optflow_data_fr_idx must be given, both of them"),
+        (
+            ["--image={frame}", "--optflow_data={flow}"],
+            "--optflow_data and --optflow_data_fr_idx must be given",
+        ),
+        (["--optflow_data_fr_idx=0"], "--optflow_data and --optflow_data_fr_idx must be given"),
         (
             ["--image={frame}", "--optflow_data={flow}", "--optflow_data_fr_idx=2"],
             "{flow} covers frames 0 to 1, there is no frame 2",
@@ -302,7 +317,8 @@ def test_estimated_archives_hold_the_flow(source, tmp_path, davis_root, caplog):
     if source == "davis":
         reports = estimate_optflow.main([*argv, f"--davis2017_root={davis_root}", "--preset=ultrafast"])
         assert sorted(report.path.name for report in reports) == ["optflow_dis_car.h5", "optflow_dis_dogs.h5"]
-        assert FlowArchive(tmp_path / "flow/optflow_dis_car.h5").frame_shape == (480, 854)
+        dataset = DAVISDataset(davis_root, str(davis_root / "both.txt"), optflow_folder=tmp_path / "flow")
+        assert dataset[3].extra.shape == (60, 92, 4)
         return
     frames = translated_frames(3, dy=2, dx=-3)
     if source == "frames":
@@ -368,6 +384,7 @@ def test_signal_to_all_processes_leaves_no_half_archive(tmp_path, number):
     )
     while not list((tmp_path / "flow").glob(".*")):
         assert run.poll() is None
+        time.sleep(0.05)
     os.killpg(run.pid, number)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130
@@ -387,7 +404,22 @@ def test_signal_to_all_processes_leaves_no_half_archive(tmp_path, number):
         (["--video", "{tmp}/no.mp4"], "no video file {tmp}/no.mp4"),
         (["--davis2017_root", "{tmp}"], "no folder {tmp}/DAVIS/JPEGImages/480p"),
         (["--flow_files", "{tmp}/one", "{tmp}/two"], "--flow_files needs --method"),
-        (["--flow_files", "{tmp}/empty", "{tmp}/empty", "--method=gma"], "{tmp}/empty holds no .flo, .png"),
+        (
+            ["--flow_files", "{tmp}/empty", "{tmp}/empty", "--method=gma", "--video_name=car"],
+            "{tmp}/empty holds no .flo, .png",
+        ),
+        (
+            ["--flow_files", "{tmp}/empty", "{tmp}/empty", "--method=gma"],
+            "--flow_files of a single video needs --video_name",
+        ),
+        (
+            ["--flow_files", "{tmp}/one", "{tmp}/two", "--davis_split=val"],
+            "--davis_split needs --davis2017_root",
+        ),
+        (["--flow_files", "{tmp}/one", "{tmp}/two", "--preset=fast"], "--preset is for DIS flow"),
+        (["--frames", "{tmp}/two", "--method=a/b"], "argument --method: expected a part of a file name"),
+        (["--frames", "{tmp}/two", "--method=a_b"], "argument --method: expected a name without underscores"),
+        (["--frames", "{tmp}/two", "--video_name=../x"], "argument --video_name: expected a part of"),
         (
             ["--flow_files", "{tmp}", "{tmp}/empty", "--method=gma"],
             "--flow_files: only one of the two folders has empty, one, two",
@@ -397,12 +429,21 @@ def test_signal_to_all_processes_leaves_no_half_archive(tmp_path, number):
 )
 def test_bad_estimation_options(argv, told, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name, n_frames in (("empty", 0), ("one", 1), ("two", 2)):
+    (tmp_path / "empty").mkdir()
+    for name, n_frames in (("one", 1), ("two", 2)):
         write_frames(tmp_path / name, translated_frames(n_frames, dy=0, dx=0))
     (tmp_path / "file").write_text("in the way")
     argv = [option.format(tmp=tmp_path) for option in argv]
     assert told.format(tmp=tmp_path) in fails_with(estimate_optflow.main, argv, capsys)
     assert not list(tmp_path.glob("optflow/*"))
+
+
+def test_broken_video_is_told_in_one_line(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(bytes(1000))
+    argv = [sys.executable, REPO_ROOT / "estimate_optflow.py", "--video", "clip.mp4"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "estimate_optflow.py: error: clip.mp4 is not a video that can be decoded\n"
 
 
 def test_several_bad_videos_are_all_named(tmp_path, caplog):

@@ -116,7 +116,7 @@ def davis_with_flow(davis_root, optflow_folder):
 
 def test_davis_frames_carry_their_flow(davis_with_flow):
     first, last = davis_with_flow[0], davis_with_flow[1]  # of the video "car"
-    assert first.extra_is_vectors
+    assert first.n_vector_channels == 4
     assert first.extra.shape == (60, 92, 4)
     assert first.extra.dtype == np.float32
     np.testing.assert_array_equal(first.extra[20, 30:71:40], [[0, 0, 0, 0], [0, 5, 0, 0]])

@@ -119,6 +119,37 @@ def test_wrong_number_of_extra_channels(extra, message):
         segment_image(CompositeSSNModel(4, 2), SCALES._replace(extra_scale=1.0), image_rgb, 24, extra=extra)
 
 
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (np.zeros((60, 91, 4)), r"extra channels are \(60, 91, 4\), but the image is \(60, 92\)"),
+        (np.zeros((60, 92)), r"extra channels are \(60, 92\), but"),
+        (np.full((60, 92, 4), np.nan), "extra channels hold NaN or infinite values"),
+    ],
+)
+def test_unusable_extra_channels(extra, message):
+    with pytest.raises(InputError, match=message):
+        segment_image(
+            CompositeSSNModel(4, 2), SCALES._replace(extra_scale=1.0), make_quadrants()[0], 24, extra=extra
+        )
+
+
+def test_extra_channels_of_any_layout():
+    model, image_rgb = CompositeSSNModel(4, 2).eval(), make_quadrants()[0]
+    extra = np.random.default_rng(0).normal(size=(60, 92, 4))
+    plain, other = (
+        segment_image(model, SCALES._replace(extra_scale=1.0), image_rgb, 24, extra=values).labels
+        for values in (extra.astype(np.float32), extra[:, ::-1].copy()[:, ::-1])
+    )
+    np.testing.assert_array_equal(plain, other)
+
+
+def test_extra_channels_need_a_scale():
+    extra = np.zeros((60, 92, 4), dtype=np.float32)
+    with pytest.raises(InputError, match="extra channels need a scale"):
+        segment_image(CompositeSSNModel(4, 2), SCALES, make_quadrants()[0], 24, extra=extra)
+
+
 def test_features_of_a_composite_and_of_its_base(tmp_path, device):
     image_rgb, quadrants = make_quadrants()
     base = SSNModel(4)
@@ -150,15 +181,16 @@ def test_saved_features(tmp_path):
         image_rgb,
         24,
         overlay_file=tmp_path / "overlay.png",
-        features_file=tmp_path / "features.npz",
+        features_file=tmp_path / "features.NPZ",
     )
     expected = compute_features(model, SCALES, image_rgb, superpixels.labels)
-    with np.load(tmp_path / "features.npz") as saved:
+    with np.load(tmp_path / "features.NPZ") as saved:
         assert sorted(saved) == ["labels", "n_base_features", "pixel_features", "spixel_features"]
         np.testing.assert_array_equal(saved["labels"], superpixels.labels)
         np.testing.assert_array_equal(saved["pixel_features"], expected.pixel_features)
         np.testing.assert_array_equal(saved["spixel_features"], expected.spixel_features)
         assert saved["n_base_features"] == 4
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["features.NPZ", "overlay.png"]
 
 
 def test_flow_colours():

@@ -195,12 +195,20 @@ def test_damaged_frame_is_told_when_it_is_read(tmp_path):
 def test_archives_of_any_method_are_found(tmp_path):
     write_plain_archive(tmp_path / "optflow_gma_car.h5", make_flow())
     write_plain_archive(tmp_path / "optflow_raft-small_dogs.h5", make_flow())
-    write_plain_archive(tmp_path / "optflow_dis_sports-car.h5", make_flow())  # another video
+    for video in ("sports-car", "sports_car"):
+        write_plain_archive(tmp_path / f"optflow_dis_{video}.h5", make_flow())
     archives = find_archives(tmp_path, ["dogs", "car"])
     assert [archive.path.name for archive in archives] == [
         "optflow_raft-small_dogs.h5",
         "optflow_gma_car.h5",
     ]
+
+
+def test_method_with_an_underscore_must_be_given(tmp_path):
+    write_plain_archive(tmp_path / "optflow_raft_small_car.h5", make_flow())
+    with pytest.raises(InputError, match=r"lacks optflow_<method>_car\.h5"):
+        find_archives(tmp_path, ["car"])
+    assert find_archives(tmp_path, ["car"], "raft_small")[0].n_frames == 4
 
 
 def test_of_several_methods_one_must_be_chosen(tmp_path):

@@ -82,7 +82,7 @@ def test_cropped_flow_is_the_flow_of_cropped_frames(tmp_path, is_flipped, extent
     crop = Crop(top=3.5, left=20.25, extent=extent, is_flipped=is_flipped)
     no_labels = [np.zeros((HEIGHT, WIDTH), dtype=np.int32)]
     cropped, cropped_next = (
-        crop.apply(SegmentedImage("frame", frame, no_labels, flow, extra_is_vectors=True))
+        crop.apply(SegmentedImage("frame", frame, no_labels, flow, n_vector_channels=4))
         for frame, flow in zip(frames, (np.concatenate([forward, backward], axis=-1), None), strict=True)
     )
     ((forward_again, _),) = estimate(tmp_path, [cropped.image_rgb, cropped_next.image_rgb])
@@ -99,6 +99,14 @@ def test_extra_channels_that_are_no_vectors_keep_their_values():
     plain, flipped = (Crop(0, 0, CROP_SIZE, is_flipped).apply(image).extra for is_flipped in (False, True))
     np.testing.assert_allclose(plain, depth[:CROP_SIZE, :CROP_SIZE], rtol=1e-6)
     np.testing.assert_array_equal(flipped, plain[:, ::-1])
+
+
+def test_vectors_come_before_other_channels():
+    extra = np.ones((CROP_SIZE // 2, CROP_SIZE // 2, 3), dtype=np.float32)
+    image_rgb = np.zeros((*extra.shape[:2], 3), np.uint8)
+    image = SegmentedImage("flow and depth", image_rgb, [], extra, n_vector_channels=2)
+    crop = Crop(0, 0, CROP_SIZE / 2, is_flipped=True).apply(image)
+    np.testing.assert_allclose(crop.extra[50, 50], [2, -2, 1])
 
 
 def test_video_file(tmp_path):
@@ -127,14 +135,34 @@ def test_frames_of_another_size_are_resized_on_request(tmp_path):
         ([np.zeros((40, 50, 3), np.uint8)], "clip has 1 frame; optical flow needs at least two"),
         (
             [np.zeros((40, 50, 3), np.uint8), np.zeros((50, 40, 3), np.uint8)],
-            "clip: frame 1 is 40x50, the first 50x40",
+            "clip: frame 1 is 40x50, before 50x40",
         ),
-        ([np.zeros((3, 5, 3), np.uint8)] * 2, "clip: no flow can be estimated from frames of 5x3 pixels"),
+        ([np.zeros((15, 200, 3), np.uint8)] * 2, "clip: frames of 200x15 are too small, DIS needs 16"),
+        ([np.zeros((200, 15, 3), np.uint8)] * 2, "clip: frames of 15x200 are too small, DIS needs 16"),
     ],
 )
 def test_frames_without_flow(tmp_path, frames, message):
     with pytest.raises(InputError, match=message):
         estimate(tmp_path, frames)
+
+
+def test_small_frames_have_flow(tmp_path):
+    frames = [frame[:16, :60] for frame in translated_frames(2, dy=0, dx=2)]
+    ((forward, _),) = estimate(tmp_path, frames)
+    assert forward.shape == (16, 60, 2)
+
+
+def test_damaged_video_says_where_decoding_stopped(tmp_path):
+    path = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 25, (WIDTH, HEIGHT))
+    for frame in translated_frames(20, dy=1, dx=-1):
+        writer.write(frame)
+    writer.release()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3 : len(content) * 2 // 3] = bytes(len(content) * 2 // 3 - len(content) // 3)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{path}: decoding stopped after \d+ of 20 frames"):
+        list(VideoFile("clip", path).read())
 
 
 @pytest.mark.parametrize("content", [None, b"no video"])
@@ -166,7 +194,14 @@ FLOW = np.random.default_rng(0).integers(-500, 500, (7, 11, 2)) / 64
 @pytest.mark.parametrize(("suffix", "write"), [(".flo", write_flo), (".png", write_kitti)])
 def test_flow_files_turn_into_row_then_column(tmp_path, suffix, write):
     write(tmp_path / f"flow{suffix}", FLOW)
-    np.testing.assert_array_equal(read_flow_file(tmp_path / f"flow{suffix}"), FLOW)
+    flow = read_flow_file(tmp_path / f"flow{suffix}")
+    assert flow.flags.c_contiguous
+    np.testing.assert_array_equal(flow, FLOW)
+
+
+def test_missing_flow_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"a\.flo cannot be read \(No such file or directory\)"):
+        read_flow_file(tmp_path / "a.flo")
 
 
 @pytest.mark.parametrize(
@@ -210,6 +245,8 @@ def test_flow_files_of_a_video(tmp_path):
         write_kitti(tmp_path / f"backward{idx}.png", FLOW - idx)
     forward_files, backward_files = (list_in_order(tmp_path, (suffix,)) for suffix in (".flo", ".png"))
     assert [file.name for file in forward_files] == ["forward1.flo", "forward2.flo", "forward10.flo"]
+    with pytest.raises(InputError, match=r"holds \.flo and \.png files; it must be files of one kind"):
+        list_in_order(tmp_path, (".flo", ".png"))
     source = FlowFiles("clip", forward_files, backward_files)
     assert len(source) == 3
     for (forward, backward), idx in zip(source.pairs(), (1, 2, 10), strict=True):
@@ -223,5 +260,7 @@ def test_flow_files_must_come_in_pairs_of_one_size(tmp_path):
     both = [tmp_path / "0.flo", tmp_path / "1.flo"]
     with pytest.raises(InputError, match="clip has 2 files of forward flow, but 1 of backward flow"):
         FlowFiles("clip", both, both[:1])
+    with pytest.raises(InputError, match="clip has no files of forward flow"):
+        FlowFiles("clip", [], [])
     with pytest.raises(InputError, match=r"1\.flo is 11x5, the files before are 11x7"):
         list(FlowFiles("clip", both, both).pairs())

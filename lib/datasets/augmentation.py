@@ -49,7 +49,7 @@ class Crop(NamedTuple):
         """Crop the image, its annotations and its extra channels alike.
 
         Colours and extra channels are resized bilinearly, with antialiasing, labels by nearest neighbour.
-        Extra channels that are vectors are scaled with the image, and the flip negates their dx.
+        Vectors are scaled with the image, and the flip negates their dx.
         """
         image_rgb = self._resize(image.image_rgb, Image.Resampling.BILINEAR)
         annotations = [self._resize(labels, Image.Resampling.NEAREST) for labels in image.annotations]
@@ -57,10 +57,10 @@ class Crop(NamedTuple):
         if extra is not None:
             channels = np.moveaxis(extra, -1, 0)
             extra = np.stack([self._resize(c, Image.Resampling.BILINEAR) for c in channels], axis=-1)
-            if image.extra_is_vectors:
-                extra *= CROP_SIZE / self.extent
-                if self.is_flipped:
-                    extra[..., 1::2] *= -1
+            vectors = extra[..., : image.n_vector_channels]
+            vectors *= CROP_SIZE / self.extent
+            if self.is_flipped:
+                vectors[..., 1::2] *= -1
         return image._replace(image_rgb=image_rgb, annotations=annotations, extra=extra)
 
     def _resize(self, pixels: np.ndarray, resampling: Image.Resampling) -> np.ndarray:

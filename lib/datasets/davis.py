@@ -8,8 +8,9 @@ from torch.utils.data import Dataset
 
 from lib.datasets.segmented_image import SegmentedImage
 from lib.errors import InputError
-from lib.images import read_image
+from lib.images import read_image, resize_image
 from lib.optflow import FlowArchive, find_archives
+from model import N_FLOW_CHANNELS
 
 FRAME_SHAPE = (480, 854)  # rows, columns in pixels; the few frames that differ are resized
 
@@ -39,6 +40,8 @@ class DAVISDataset(Dataset):
         channels [fwd_dy, fwd_dx, bwd_dy, bwd_dx]; see `lib.optflow`.
     optflow_method : str, optional
         Whose archives to take where there are several.
+    asked_by : str
+        The option that gives the split, for error messages.
 
     Raises
     ------
@@ -58,8 +61,10 @@ class DAVISDataset(Dataset):
         *,
         optflow_folder: Path | None = None,
         optflow_method: str | None = None,
+        asked_by: str = "--davis_split",
     ) -> None:
-        frames_of_videos = find_frames(davis2017_root, read_split(split), asked_by=f"--davis_split {split}")
+        videos = read_split(split, asked_by=asked_by)
+        frames_of_videos = find_frames(davis2017_root, videos, asked_by=f"{asked_by} {split}")
         mask_root = Path(davis2017_root, "DAVIS", "Annotations", "480p")
         if not mask_root.is_dir():
             raise InputError(f"--davis2017_root {davis2017_root}: no folder {mask_root}; {_TREE}")
@@ -85,15 +90,13 @@ class DAVISDataset(Dataset):
         frame_file = self.frame_files[idx]
         image_rgb = read_image(frame_file)
         if image_rgb.shape[:2] != FRAME_SHAPE:
-            image_rgb = np.asarray(
-                Image.fromarray(image_rgb).resize(FRAME_SHAPE[::-1], Image.Resampling.BILINEAR)
-            )
+            image_rgb = resize_image(image_rgb, FRAME_SHAPE)
         name = f"{frame_file.parent.name}/{frame_file.stem}"
         image = SegmentedImage(name, image_rgb, [_read_mask(self.mask_files[idx])])
         if self.flows is None:
             return image
         archive, frame_idx = self.flows[idx]
-        return image._replace(extra=archive.read_frame(frame_idx).flow, extra_is_vectors=True)
+        return image._replace(extra=archive.read_frame(frame_idx).flow, n_vector_channels=N_FLOW_CHANNELS)
 
 
 def find_frames(
@@ -130,7 +133,7 @@ def find_frames(
     return frames_of_videos
 
 
-def read_split(split: str) -> list[str]:
+def read_split(split: str, *, asked_by: str = "--davis_split") -> list[str]:
     """Names of the videos of a built-in split or of a text file with one name a line.
 
     Raises
@@ -143,10 +146,10 @@ def read_split(split: str) -> list[str]:
         videos = list(dict.fromkeys(file.read_text(encoding="utf-8-sig").split()))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"--davis_split {split} is neither {', '.join(SPLITS)} nor a readable text file"
+            f"{asked_by} {split} is neither {', '.join(SPLITS)} nor a readable text file"
         ) from error
     if not videos:
-        raise InputError(f"--davis_split {split} names no video")
+        raise InputError(f"{asked_by} {split} names no video")
     return videos
 
 
