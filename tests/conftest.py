@@ -1,5 +1,8 @@
 """Small images, data sets and models that the tests make themselves."""
 
+import os
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -9,6 +12,7 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
+from lib import cli, training_run
 from lib.checkpoint import file_sha256, load_base_model, save_checkpoint
 from model import CompositeSSNModel, SSNModel
 
@@ -49,6 +53,34 @@ def write_annotations(path: Path, annotations):
     for idx, annotation in enumerate(annotations):
         cells[0, idx] = {"Segmentation": annotation.astype(np.uint16), "Boundaries": annotation > 1}
     savemat(path, {"groundTruth": cells})
+
+
+def fails_with(main, argv, capsys):
+    """Run a script that must fail as bad input does; return its one line."""
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: main(argv))
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+@contextmanager
+def ctrl_c_in_second_step(monkeypatch):
+    """Interrupt the training run in the block in the midst of its second step, and expect it to end so."""
+    original = training_run.compute_loss_terms
+    calls = []
+
+    def press_in_second_call(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "compute_loss_terms", press_in_second_call)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 @pytest.fixture

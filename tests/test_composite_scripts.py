@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_optflow_sources import INSIDE, translated_frames, write_flo, write_frames
-from test_scripts import fails_with
 
 import estimate_optflow
 import eval_base_model
@@ -23,7 +22,7 @@ import eval_optflow_composite_model
 import inference_base_model
 import inference_optflow_composite_model
 import train_optflow_composite_model
-from lib import training_run
+from conftest import ctrl_c_in_second_step, fails_with
 from lib.checkpoint import file_sha256, load_base_model, load_composite_model, read_checkpoint
 from lib.datasets.davis import DAVISDataset
 from lib.errors import InputError
@@ -129,19 +128,8 @@ def test_train_evaluate_and_segment(
 def test_resumed_run_equals_uninterrupted(train_argv, base_weights, tmp_path, monkeypatch):
     argv = [*train_argv, "--train_iter=4"]
     whole = train_optflow_composite_model.main([*argv, f"--out_dir={tmp_path / 'whole'}"])
-    original = training_run.compute_loss_terms
-    calls = []
-
-    def press_ctrl_c_in_second_step(*args, **kwargs):
-        calls.append(None)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training_run, "compute_loss_terms", press_ctrl_c_in_second_step)
-        with pytest.raises(KeyboardInterrupt):
-            train_optflow_composite_model.main(argv)
+    with ctrl_c_in_second_step(monkeypatch):
+        train_optflow_composite_model.main(argv)
     last_model = tmp_path / "run" / "last_model.pth"
     base_sha256 = file_sha256(base_weights)
     base_weights.unlink()  # the checkpoint holds all of it

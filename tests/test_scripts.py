@@ -17,7 +17,7 @@ from skimage.measure import label
 import eval_base_model
 import inference_base_model
 import train_base_model
-from conftest import make_quadrants
+from conftest import ctrl_c_in_second_step, fails_with, make_quadrants
 from lib import cli, training_run
 from lib.checkpoint import load_base_model, read_checkpoint, save_checkpoint
 from lib.errors import InputError
@@ -42,16 +42,6 @@ def train_argv(bsds_root, out_dir, *more):
         "--device=cpu",
         *more,
     ]
-
-
-def fails_with(main, argv, capsys):
-    """Run a script that must fail as bad input does; return its one line."""
-    with pytest.raises(SystemExit) as caught:
-        cli.run(lambda: main(argv))
-    assert caught.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
 
 
 def test_train_evaluate_and_segment(bsds_root, davis_root, tmp_path, device, caplog):
@@ -105,19 +95,8 @@ def test_train_evaluate_and_segment(bsds_root, davis_root, tmp_path, device, cap
 def test_resumed_run_equals_uninterrupted(bsds_root, tmp_path, monkeypatch):
     whole = train_base_model.main(train_argv(bsds_root, tmp_path / "whole", "--train_iter=4"))
 
-    original = training_run.compute_loss_terms
-    calls = []
-
-    def press_ctrl_c_in_second_step(*args, **kwargs):
-        calls.append(None)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(training_run, "compute_loss_terms", press_ctrl_c_in_second_step)
-    with pytest.raises(KeyboardInterrupt):
+    with ctrl_c_in_second_step(monkeypatch):
         train_base_model.main(train_argv(bsds_root, tmp_path / "parts", "--train_iter=4"))
-    monkeypatch.undo()
     last_model = tmp_path / "parts" / "last_model.pth"
     assert read_checkpoint(last_model)["step"] == 2
     resumed = train_base_model.main([f"--resume={last_model}", "--nworkers=2"])
