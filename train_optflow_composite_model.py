@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
 
     torch.manual_seed(args.seed)
     if args.resume:
-        model, scales, base_sha256 = load_composite_model(args.resume)
+        model, scales, base_sha256 = load_composite_model(args.resume, n_extra_channels=N_FLOW_CHANNELS)
     else:
         base = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
         if isinstance(base.model, SSNPix):
