@@ -1,17 +1,23 @@
-"""Score the base model's superpixels on BSDS500, on DAVIS 2017, or on both."""
+"""Score the base model's superpixels on BSDS500, on DAVIS 2017, or on both, beside other methods."""
 
 import argparse
-import logging
 from collections.abc import Sequence
+from functools import partial
 
 from lib import cli
-from lib.checkpoint import load_base_model
+from lib.checkpoint import NO_NETWORK, load_base_model
 from lib.datasets import bsds
 from lib.errors import InputError
-from lib.evaluation import EvaluationResult, evaluate
-from lib.segmentation import make_segmenter
-
-logger = logging.getLogger(__name__)
+from lib.evaluation.loop import Run
+from lib.evaluation.options import (
+    add_evaluation_args,
+    compared_methods,
+    davis_set,
+    evaluation_settings,
+    network_method,
+)
+from lib.evaluation.run import EvaluationSet, run_evaluation
+from lib.evaluation.summary import Summary
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,40 +33,31 @@ def build_parser() -> argparse.ArgumentParser:
         default=None,
         help="score DAVIS; default: if --davis2017_root is given",
     )
-    cli.add_iou_arg(parser)
-    cli.add_nworkers_arg(parser)
     cli.add_base_weights_arg(parser)
-    cli.add_spixel_args(parser, trained=True)
+    cli.add_spixel_args(parser, trained=True, swept=True)
+    add_evaluation_args(parser)
     cli.add_device_arg(parser)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, EvaluationResult]:
+def main(argv: Sequence[str] | None = None) -> dict[str, dict[Run, Summary]]:
     args = build_parser().parse_args(argv)
     device = cli.resolve_device(args.device)
-    datasets = {}
+    sets = []
     if args.bsds_root:
-        datasets[f"BSDS500 {args.bsds_split}"] = bsds.BSDSDataset(args.bsds_root, args.bsds_split)
+        dataset = bsds.BSDSDataset(args.bsds_root, args.bsds_split)
+        sets.append(EvaluationSet(f"BSDS500 {args.bsds_split}", f"bsds500_{args.bsds_split}", dataset))
     with_davis = bool(args.davis2017_root) if args.eval_on_davis is None else args.eval_on_davis
     if with_davis:
-        datasets[f"DAVIS {args.davis_split}"] = cli.open_davis(args.davis2017_root, args.davis_split)
-    if not datasets:
+        sets.append(davis_set(cli.open_davis(args.davis2017_root, args.davis_split), args.davis_split))
+    if not sets:
         raise InputError("nothing to score: give --bsds_root, --davis2017_root or both")
     loaded = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
-    scales = cli.choose_scales(loaded.scales, color_scale=args.color_scale, pos_scale=args.pos_scale)
-    logger.info("%s, %d superpixels, %s, on %s", args.base_model_weights, args.nspix, scales, device)
-    results = {}
-    for name, dataset in datasets.items():
-        results[name] = evaluate(
-            make_segmenter(loaded.model.to(device), args.nspix, scales, device),
-            dataset,
-            n_spixels=args.nspix,
-            n_workers=args.nworkers,
-            ignore_background=args.eval_iou_ignore_background,
-            title=name,
-        )
-        logger.info("%s: %s", name, results[name])
-    return results
+    name = "ssn_pix" if str(args.base_model_weights) == NO_NETWORK else "base"
+    base = network_method(name, args.base_model_weights, loaded, args, device)
+    load = partial(load_base_model, n_iter=args.niter)
+    methods = [base, *compared_methods(args, device, load, [base.name])]
+    return run_evaluation(methods, sets, **evaluation_settings(args, device))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,23 @@
-"""Score the composite model's superpixels on DAVIS 2017, beside those of the base model it builds on."""
+"""Score the composite model's superpixels on DAVIS 2017, beside its base model and other methods."""
 
 import argparse
-import logging
 from collections.abc import Sequence
+from functools import partial
 
 from lib import cli
-from lib.checkpoint import check_base_of_composite, load_base_model, load_composite_model
+from lib.checkpoint import check_base_of_composite, load_base_model, load_composite_model, load_model
 from lib.datasets.davis import DAVISDataset
-from lib.evaluation import EvaluationResult, evaluate
-from lib.segmentation import make_segmenter
+from lib.evaluation.loop import Run
+from lib.evaluation.options import (
+    add_evaluation_args,
+    compared_methods,
+    davis_set,
+    evaluation_settings,
+    network_method,
+)
+from lib.evaluation.run import run_evaluation
+from lib.evaluation.summary import Summary
 from model import N_FLOW_CHANNELS
-
-logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,17 +27,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cli.add_davis_split_arg(parser, default_split="test")
     cli.add_optflow_folder_args(parser)
-    cli.add_iou_arg(parser)
-    cli.add_nworkers_arg(parser)
     cli.add_base_weights_arg(parser)
     cli.add_composite_weights_arg(parser)
-    cli.add_spixel_args(parser, trained=True)
+    cli.add_spixel_args(parser, trained=True, swept=True)
     cli.add_optflow_args(parser, trained=True)
+    add_evaluation_args(parser)
     cli.add_device_arg(parser)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, EvaluationResult]:
+def main(argv: Sequence[str] | None = None) -> dict[str, dict[Run, Summary]]:
     args = build_parser().parse_args(argv)
     device = cli.resolve_device(args.device)
     dataset = DAVISDataset(
@@ -49,25 +54,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, EvaluationResult]:
         n_extra_channels=N_FLOW_CHANNELS,
     )
     check_base_of_composite(base, args.base_model_weights, composite, args.comp_model_weights)
-    given = {"color_scale": args.color_scale, "pos_scale": args.pos_scale}
-    scales = {
-        "base": cli.choose_scales(base.scales, **given),
-        "composite": cli.choose_scales(composite.scales, **given, extra_scale=args.optflow_scale),
-    }
-    results = {}
-    for name, loaded in (("base", base), ("composite", composite)):
-        logger.info("%s model, %d superpixels, %s, on %s", name, args.nspix, scales[name], device)
-        results[name] = evaluate(
-            make_segmenter(loaded.model.to(device), args.nspix, scales[name], device),
-            dataset,
-            n_spixels=args.nspix,
-            n_workers=args.nworkers,
-            ignore_background=args.eval_iou_ignore_background,
-            title=name,
-        )
-    for name, result in results.items():
-        logger.info("DAVIS %s, %s: %s", args.davis_split, name, result)
-    return results
+    methods = [
+        network_method("base", args.base_model_weights, base, args, device),
+        network_method("composite", args.comp_model_weights, composite, args, device),
+    ]
+    load = partial(load_model, n_iter=args.niter, n_extra_channels=N_FLOW_CHANNELS)
+    methods += compared_methods(args, device, load, [method.name for method in methods])
+    return run_evaluation(
+        methods, [davis_set(dataset, args.davis_split)], **evaluation_settings(args, device)
+    )
 
 
 if __name__ == "__main__":

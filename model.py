@@ -200,18 +200,27 @@ class CompositeSSNModel(nn.Module):
         """Segment scaled images (B, 5 + n_extra_channels, H, W); see `input_channels`."""
         return cluster(self.pixel_features(channels), n_spixels, n_iter=self.n_iter, distance=self.distance)
 
-    def pixel_features(self, channels: Tensor) -> Tensor:
-        """Features that are clustered, (B, C, H, W): [base, L, a, b, y, x, extra]."""
-        labyx, extra = channels.split([N_BASE_CHANNELS, self.n_extra_channels], dim=1)
+    def pixel_features(self, channels: Tensor, *, extra_features: Tensor | None = None) -> Tensor:
+        """Features that are clustered, (B, C, H, W): [base, L, a, b, y, x, extra].
+
+        `extra_features`, if they are there already, are not computed again.
+        """
+        labyx = channels[:, :N_BASE_CHANNELS]
         with torch.no_grad():
             base_features = self.feature_extract_color(labyx)
-        return torch.cat([base_features, self.feature_extract_optflow(extra)], dim=1)
+        if extra_features is None:
+            extra_features = self.extra_features(channels)
+        return torch.cat([base_features, extra_features], dim=1)
+
+    def extra_features(self, channels: Tensor) -> Tensor:
+        """The learned features of the extra channels alone, (B, n_extra_features, H, W)."""
+        return self.feature_extract_optflow(channels[:, N_BASE_CHANNELS:])
 
     def position_invariant_features(self, channels: Tensor) -> Tensor:
         """Learned features with position set to zero for the base part, (B, C, H, W): [base, extra]."""
-        labyx, extra = channels.split([N_BASE_CHANNELS, self.n_extra_channels], dim=1)
+        labyx = channels[:, :N_BASE_CHANNELS]
         base_features = _learned_without_position(self.feature_extract_color, labyx)
-        return torch.cat([base_features, self.feature_extract_optflow(extra)], dim=1)
+        return torch.cat([base_features, self.extra_features(channels)], dim=1)
 
 
 class SSNPix(nn.Module):
@@ -224,6 +233,7 @@ class SSNPix(nn.Module):
     """
 
     n_extra_channels = 0
+    distance = "euclidean"
 
     def __init__(self, *, n_iter: int = 5) -> None:
         super().__init__()
@@ -231,7 +241,11 @@ class SSNPix(nn.Module):
 
     def forward(self, labyx: Tensor, n_spixels: int) -> SSNOutput:
         """Segment scaled images (B, 5, H, W); see `labyx_features`."""
-        return cluster(labyx, n_spixels, n_iter=self.n_iter, distance="euclidean")
+        return cluster(self.pixel_features(labyx), n_spixels, n_iter=self.n_iter, distance=self.distance)
+
+    def pixel_features(self, labyx: Tensor) -> Tensor:
+        """Features that are clustered: the input itself."""
+        return labyx
 
 
 def cluster(pixel_features: Tensor, n_spixels: int, *, n_iter: int, distance: str) -> SSNOutput:

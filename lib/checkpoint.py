@@ -178,6 +178,18 @@ def load_composite_model(
     )
 
 
+def load_model(
+    path: Path | str, *, n_iter: int | None = None, n_extra_channels: int | None = None
+) -> LoadedModel:
+    """Rebuild a base or a composite model, whichever a weight file holds.
+
+    Parameters and errors are those of `load_base_model` and `load_composite_model`.
+    """
+    if str(path) != NO_NETWORK and _has_extractor(read_checkpoint(path)["weights"], "feature_extract_color"):
+        return load_composite_model(path, n_iter=n_iter, n_extra_channels=n_extra_channels)
+    return load_base_model(path, n_iter=n_iter)
+
+
 def check_base_of_composite(
     base: LoadedModel, base_path: Path | str, composite: LoadedModel, composite_path: Path | str
 ) -> None:

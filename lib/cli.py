@@ -75,6 +75,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+class _Distinct(argparse.Action):
+    """Keeps a list of values, each once."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, list(dict.fromkeys(values)))
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         # An option that is required or whose help tells the default needs no "(default: None)".
@@ -198,10 +205,11 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def add_spixel_args(parser: argparse.ArgumentParser, *, trained: bool) -> None:
+def add_spixel_args(parser: argparse.ArgumentParser, *, trained: bool, swept: bool = False) -> None:
     """Add the options of the superpixels.
 
-    With `trained`, what a weight file says is left to it: the defaults of those options are None.
+    With `trained`, what a weight file says is left to it: the defaults of those options are None. With
+    `swept`, `--nspix` and `--pos_scale` take several values.
     """
 
     def default(value: float) -> dict[str, object]:
@@ -209,7 +217,14 @@ def add_spixel_args(parser: argparse.ArgumentParser, *, trained: bool) -> None:
 
     otherwise = "; default: what the weight file says, else {}" if trained else ""
     group = parser.add_argument_group("superpixels")
-    group.add_argument("--nspix", type=positive_int, default=200, help="requested number of superpixels")
+    several = {"nargs": "+", "action": _Distinct} if swept else {}
+    group.add_argument(
+        "--nspix",
+        type=positive_int,
+        default=[200] if swept else 200,
+        help="requested number of superpixels" + (", one or several" if swept else ""),
+        **several,
+    )
     group.add_argument(
         "--niter",
         type=positive_int,
@@ -226,7 +241,10 @@ def add_spixel_args(parser: argparse.ArgumentParser, *, trained: bool) -> None:
         "--pos_scale",
         type=non_negative_float,
         **default(DEFAULT_POS_SCALE),
-        help="weight of the position; higher is more compact" + otherwise.format(DEFAULT_POS_SCALE),
+        help="weight of the position; higher is more compact"
+        + (", one or several" if swept else "")
+        + otherwise.format(DEFAULT_POS_SCALE),
+        **several,
     )
     group.add_argument(
         "--deepfdim",

@@ -1,6 +1,7 @@
 """From images to the input channels of the networks: the one place that scales them."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -72,10 +73,15 @@ def labyx_features(image_lab: Tensor, n_spixels: int, *, color_scale: float, pos
     """
     if image_lab.ndim != 4 or image_lab.shape[1] != 3:
         raise ValueError(f"image_lab must have shape (B, 3, H, W), got {tuple(image_lab.shape)}")
-    height, width = image_lab.shape[2:]
+    scale = pixel_pos_scale(image_lab.shape[2:], n_spixels, pos_scale)
+    return torch.cat([color_scale * image_lab, scale * pixel_positions(image_lab)], dim=1)
+
+
+def pixel_pos_scale(image_shape: Sequence[int], n_spixels: int, pos_scale: float) -> float:
+    """What the position in pixels is multiplied by, for an image (H, W); see `labyx_features`."""
+    height, width = image_shape
     spixels_per_axis = math.isqrt(n_spixels)
-    cell_scale = pos_scale * max(spixels_per_axis / height, spixels_per_axis / width)
-    return torch.cat([color_scale * image_lab, cell_scale * pixel_positions(image_lab)], dim=1)
+    return pos_scale * max(spixels_per_axis / height, spixels_per_axis / width)
 
 
 def input_channels(image_lab: Tensor, extra: Tensor | None, n_spixels: int, scales: InputScales) -> Tensor:

@@ -1,7 +1,9 @@
 """Ctrl-C and SIGTERM, taken at a moment that suits the work at hand."""
 
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
@@ -68,3 +70,13 @@ def leave_stop_signals() -> None:
     while signal.sigpending() & set(STOP_SIGNALS):  # sent while this process started
         signal.sigwait(STOP_SIGNALS)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def end_with_main_process() -> None:
+    """End this worker process as soon as the main one is gone, however that ended."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

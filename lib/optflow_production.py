@@ -2,8 +2,6 @@
 
 import itertools
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -13,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lib.errors import InputError, RunError
-from lib.interruption import blocked_stop_signals, leave_stop_signals
+from lib.interruption import blocked_stop_signals, end_with_main_process, leave_stop_signals
 from lib.opencv import cv2
 from lib.optflow import FlowArchive, write_flow_archive
 from lib.optflow_sources import FlowSource
@@ -144,13 +142,8 @@ def _start_worker(n_done, must_stop) -> None:
     global _n_done, _must_stop
     _n_done, _must_stop = n_done, must_stop
     leave_stop_signals()
-    threading.Thread(target=_end_with_main_process, daemon=True).start()
+    end_with_main_process()
     cv2.setNumThreads(1)  # the other cores have workers of their own
-
-
-def _end_with_main_process() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _make_archive_in_worker(job: ArchiveJob, with_consistency: bool) -> ArchiveReport:

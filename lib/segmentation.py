@@ -1,12 +1,10 @@
 """One call from an image to superpixels, shared by training, evaluation and inference."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib.datasets.samples import EvaluationImage
 from lib.errors import InputError
 from lib.features import InputScales, input_channels
 from model import SSNOutput
@@ -64,20 +62,6 @@ def model_input(
     channels = input_channels(image_lab, extra, n_spixels, scales)
     # The convolutions run up to twice as fast with the channels innermost.
     return channels.contiguous(memory_format=torch.channels_last)
-
-
-def make_segmenter(
-    model: nn.Module, n_spixels: int, scales: InputScales, device: torch.device
-) -> Callable[[EvaluationImage], np.ndarray]:
-    """What `lib.evaluation.evaluate` needs of a model on a device: a label map for each image."""
-
-    def segment(image: EvaluationImage) -> np.ndarray:
-        check_n_spixels(n_spixels, image.image_lab.shape[2:], image.name)
-        extra = None if image.extra is None else image.extra.to(device)
-        output = segment_lab(model, image.image_lab.to(device), n_spixels, scales, extra=extra)
-        return output.labels[0].cpu().numpy()
-
-    return segment
 
 
 def check_n_spixels(n_spixels: int, image_shape: Sequence[int], image_name: str) -> None:

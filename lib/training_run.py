@@ -15,13 +15,26 @@ from lib.datasets.augmentation import CROP_SIZE
 from lib.datasets.samples import TrainingCrops, training_loader
 from lib.datasets.segmented_image import SegmentedImage
 from lib.errors import InputError
-from lib.evaluation import EvaluationResult, evaluate
+from lib.evaluation.loop import evaluate
+from lib.evaluation.methods import NetworkMethod
+from lib.evaluation.summary import summarize
 from lib.features import InputScales
 from lib.losses import compute_loss_terms
-from lib.segmentation import make_segmenter, segment_lab
+from lib.segmentation import segment_lab
 from lib.training import BEST_MODEL, TrainingState, prepare_run_dir, train
 
 logger = logging.getLogger(__name__)
+
+VALIDATION_METRICS = (
+    "n_spixels",
+    "asa",
+    "ue_np",
+    "boundary_recall",
+    "boundary_precision",
+    "mean_iou",
+    "mean_iou_foreground",
+    "compactness",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +84,7 @@ def run_training(
         Whole images to validate on, by name.
     score : str
         The figure that chooses the best model, higher is better: the name of a validation set, "_" and a
-        field of `EvaluationResult`, say "bsds_val_asa".
+        metric of `VALIDATION_METRICS`, say "bsds_val_asa".
     device : torch.device
         Where to compute.
     out_dir : Path
@@ -106,7 +119,7 @@ def run_training(
     """
     if recipe.n_spixels > CROP_SIZE**2:
         raise InputError(f"--nspix {recipe.n_spixels} is above the {CROP_SIZE**2} pixels of a crop")
-    scores = [f"{name}_{figure}" for name in validation_sets for figure in EvaluationResult._fields]
+    scores = [f"{name}_{metric}" for name in validation_sets for metric in VALIDATION_METRICS]
     if score not in scores:
         raise ValueError(f"score must be one of {', '.join(scores)}, got {score!r}")
     model = model.to(device, memory_format=torch.channels_last)
@@ -142,16 +155,20 @@ def run_training(
     def validate() -> tuple[float, dict[str, float]]:
         figures = {}
         for name, dataset in validation_sets.items():
-            result = evaluate(
-                make_segmenter(model, recipe.n_spixels, scales, device),
+            method = NetworkMethod("model", model, scales, device)
+            images = evaluate(
+                [method],
                 dataset,
-                n_spixels=recipe.n_spixels,
+                n_spixels=[recipe.n_spixels],
+                metrics=VALIDATION_METRICS,
                 n_workers=n_workers,
-                ignore_background=ignore_background,
                 title=name,
             )
-            logger.info("step %d %s: %s", state.step, name, result)
-            figures |= {f"{name}_{metric}": value for metric, value in result._asdict().items()}
+            scored = [image for by_run in images for image in by_run.items()]
+            summary = summarize(scored[0][0], [image for _, image in scored])
+            logger.info("step %d %s: %s", state.step, name, summary.line(ignore_background=ignore_background))
+            values = summary.figures(ignore_background=ignore_background)
+            figures |= {f"{name}_{metric}": value for metric, value in values.items()}
         return figures[score], figures
 
     input_args = {name: value for name, value in scales._asdict().items() if value is not None}

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lib.datasets.augmentation import Crop
 from lib.datasets.segmented_image import SegmentedImage
+from lib.errors import InputError
 from lib.features import rgb_to_lab
 from lib.interruption import blocked_stop_signals, leave_stop_signals
 
@@ -64,13 +65,14 @@ class EvaluationImage(NamedTuple):
     """A whole image with all its annotations."""
 
     name: str
+    image_rgb: np.ndarray  # (H, W, 3), uint8
     image_lab: Tensor  # (1, 3, H, W), float32
     annotations: list[np.ndarray]  # each (H, W), int32
     extra: Tensor | None  # (1, n_extra_channels, H, W), float32
 
 
 class EvaluationImages(Dataset):
-    """Every image of a data set, ready for a network."""
+    """Every image of a data set, checked and ready for a network."""
 
     def __init__(self, dataset: Dataset[SegmentedImage]) -> None:
         self.dataset = dataset
@@ -79,9 +81,18 @@ class EvaluationImages(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, idx: int) -> EvaluationImage:
+        """Return an image.
+
+        Raises
+        ------
+        InputError
+            If it has no annotation, one of another size, or values that cannot be used.
+        """
         image = self.dataset[idx]
+        _check_image(image)
         extra = None if image.extra is None else _channels_first(image.extra)[None]
-        return EvaluationImage(image.name, rgb_to_lab(image.image_rgb)[None], image.annotations, extra)
+        image_lab = rgb_to_lab(image.image_rgb)[None]
+        return EvaluationImage(image.name, image.image_rgb, image_lab, image.annotations, extra)
 
 
 def training_loader(crops: TrainingCrops, *, batch_size: int, first_step: int, n_workers: int) -> DataLoader:
@@ -90,19 +101,20 @@ def training_loader(crops: TrainingCrops, *, batch_size: int, first_step: int, n
         crops,
         batch_size=batch_size,
         sampler=range(first_step * batch_size, len(crops)),
-        num_workers=_usable_workers(n_workers),
+        num_workers=usable_workers(n_workers),
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
     )
 
 
-def evaluation_loader(dataset: Dataset[SegmentedImage], *, n_workers: int) -> DataLoader:
-    """Yield an `EvaluationImage` at a time, in order."""
+def evaluation_loader(dataset: Dataset[SegmentedImage], *, n_workers: int, first_idx: int = 0) -> DataLoader:
+    """Yield an `EvaluationImage` at a time, in order, from `first_idx` on."""
     return _Loader(
         EvaluationImages(dataset),
         batch_size=None,
-        num_workers=_usable_workers(n_workers),
+        sampler=range(first_idx, len(dataset)),
+        num_workers=usable_workers(n_workers),
         worker_init_fn=_start_worker,
         collate_fn=_leave_as_is,
     )
@@ -116,11 +128,31 @@ class _Loader(DataLoader):
             return super().__iter__()
 
 
+def _check_image(image: SegmentedImage) -> None:
+    if image.image_rgb.dtype != np.uint8 or image.image_rgb.shape[2:] != (3,):
+        raise InputError(
+            f"{image.name}: an image to evaluate must be (H, W, 3) uint8, got {image.image_rgb.dtype} of "
+            f"shape {image.image_rgb.shape}"
+        )
+    if not image.annotations:
+        raise InputError(f"{image.name} has no annotation")
+    for annotation in image.annotations:
+        if annotation.shape != image.image_rgb.shape[:2]:
+            raise InputError(
+                f"{image.name}: an annotation is {annotation.shape}, but the image is "
+                f"{image.image_rgb.shape[:2]}"
+            )
+        if not np.issubdtype(annotation.dtype, np.integer) or annotation.min() < 0:
+            raise InputError(f"{image.name}: the labels of an annotation must be integers of at least 0")
+    if image.extra is not None and not np.isfinite(image.extra).all():
+        raise InputError(f"{image.name}: extra channels hold NaN or infinite values")
+
+
 def _channels_first(channels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)))
 
 
-def _usable_workers(n_workers: int) -> int:
+def usable_workers(n_workers: int) -> int:
     """At most one worker a core: more are slower, and PyTorch warns of them. None changes a sample."""
     return min(n_workers, os.cpu_count() or 1)
 

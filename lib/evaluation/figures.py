@@ -1,0 +1,132 @@
+"""Pictures of an evaluation: curves against the measured count, and the images that went worst and best."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib.evaluation.scoring import METRICS
+from lib.evaluation.summary import Summary, curves_of
+from lib.files import atomic_path
+from lib.metrics import ContingencyTable
+from lib.visualization import draw_boundaries
+
+# Told apart by marker and dashes alone, so that they can be read in black and white; the colours differ in
+# lightness too.
+_STYLES = (
+    {"color": "#000000", "linestyle": "-", "marker": "o"},
+    {"color": "#d55e00", "linestyle": "--", "marker": "s"},
+    {"color": "#0072b2", "linestyle": "-.", "marker": "^"},
+    {"color": "#009e73", "linestyle": ":", "marker": "D"},
+    {"color": "#999999", "linestyle": (0, (6, 2, 1, 2, 1, 2)), "marker": "v"},
+    {"color": "#cc79a7", "linestyle": (0, (1, 1)), "marker": "P"},
+    {"color": "#56b4e9", "linestyle": (0, (8, 3)), "marker": "X"},
+    {"color": "#e69f00", "linestyle": (0, (3, 1, 1, 1)), "marker": "*"},
+)
+_LEAK_COLOR = np.array([255, 0, 0])  # RGB
+_N_COLUMNS = 3
+_DPI = 110
+
+
+class SheetImage(NamedTuple):
+    """An image of the sheet."""
+
+    title: str
+    image_rgb: np.ndarray  # (H, W, 3), uint8
+    labels: np.ndarray  # (H, W), its superpixels
+    gt_labels: np.ndarray  # (H, W), an annotation
+
+
+def draw_curves(summaries: Sequence[Summary], metrics: Sequence[str], title: str) -> Figure:
+    """Draw metrics against the measured count, a panel for each, a line for each method.
+
+    Parameters
+    ----------
+    summaries : sequence of Summary
+        Of one data set.
+    metrics : sequence of str
+        One or more of the metrics they hold.
+    title : str
+        Name of the data set.
+    """
+    n_columns = min(_N_COLUMNS, len(metrics))
+    n_rows = -(-len(metrics) // n_columns)
+    figure = Figure(figsize=(4.2 * n_columns, 3.4 * n_rows + 0.5), layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+    for panel, name in zip(panels, metrics, strict=False):
+        _draw_panel(panel, summaries, name)
+    for panel in panels[len(metrics) :]:
+        panel.axis("off")
+    figure.suptitle(title)
+    lines, names = panels[0].get_legend_handles_labels()
+    figure.legend(
+        lines, names, loc="outside lower center", ncols=min(len(names), 2 * n_columns), handlelength=4
+    )
+    return figure
+
+
+def draw_sheet(rows: Sequence[Sequence[SheetImage]], title: str) -> Figure:
+    """Draw rows of images with their superpixels; pixels that leak out of their segment are red.
+
+    These are the pixels outside the segment that their superpixel shares most with, which ASA counts.
+    """
+    n_columns = max(len(row) for row in rows)
+    # Each row is as high as its highest image needs.
+    heights = [max(image.labels.shape[0] / image.labels.shape[1] for image in row) for row in rows]
+    figure = Figure(figsize=(4 * n_columns, 4 * sum(heights) + 1), layout="constrained")
+    panels = figure.subplots(len(rows), n_columns, squeeze=False, gridspec_kw={"height_ratios": heights})
+    for panel in panels.ravel():
+        panel.axis("off")
+    for row, row_panels in zip(rows, panels, strict=True):
+        for image, panel in zip(row, row_panels, strict=False):
+            panel.imshow(_draw_leaks(image), interpolation="nearest")
+            panel.set_anchor("N")
+            panel.set_title(image.title, fontsize=9)
+    figure.suptitle(title)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the file's suffix; the same figure gives the same file.
+
+    Raises
+    ------
+    RunError
+        If it cannot be written.
+    """
+    metadata = {"Date": None} if path.suffix == ".svg" else {}
+    with mpl.rc_context({"svg.hashsalt": "superpixels"}), atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=_DPI, metadata=metadata)
+
+
+def _draw_panel(panel: Axes, summaries: Sequence[Summary], name: str) -> None:
+    curves = curves_of(summaries)
+    has_pos_scales = len({method for method, _ in curves}) < len(curves)
+    for idx, ((method, pos_scale), points) in enumerate(curves.items()):
+        with_scale = has_pos_scales and pos_scale is not None
+        panel.plot(
+            [point.mean["n_spixels"] for point in points],
+            [point.mean[name] for point in points],
+            label=f"{method}, pos_scale {pos_scale:g}" if with_scale else method,
+            markersize=5,
+            linewidth=1.4,
+            markerfacecolor="white",
+            **_STYLES[idx % len(_STYLES)],
+        )
+    metric = METRICS[name]
+    arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
+    panel.set_title(metric.title + arrow, fontsize=10)
+    panel.set_xlabel("measured superpixels")
+    panel.grid(color="0.9")
+
+
+def _draw_leaks(image: SheetImage) -> np.ndarray:
+    table = ContingencyTable(image.labels, image.gt_labels)
+    leaks = table.majority()[image.labels] != image.gt_labels
+    picture = image.image_rgb.copy()
+    picture[leaks] = (0.3 * picture[leaks] + 0.7 * _LEAK_COLOR).astype(np.uint8)
+    return draw_boundaries(picture, image.labels)

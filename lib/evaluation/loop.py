@@ -1,0 +1,172 @@
+"""The loop of an evaluation: every image through every method, every label map through every metric.
+
+The protocol is told in words by `lib.evaluation.record.PROTOCOL`.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from lib.connectivity import enforce_connectivity
+from lib.datasets.samples import EvaluationImage, evaluation_loader
+from lib.datasets.segmented_image import SegmentedImage
+from lib.errors import InputError, RunError
+from lib.evaluation.methods import Method, Setting
+from lib.evaluation.scoring import METRICS, Scores, score_label_maps
+from lib.evaluation.workers import metric_workers
+from lib.segmentation import check_n_spixels
+
+
+class Run(NamedTuple):
+    """A method with a setting: what a row of the tables is about."""
+
+    method: str
+    n_spixels: int  # requested
+    pos_scale: float | None  # None for methods that have none
+
+
+class ImageScores(NamedTuple):
+    """What a run reached on an image."""
+
+    image: str
+    scores: Scores
+    seconds: float  # to segment it; see the methods
+
+
+def list_runs(methods: Sequence[Method], n_spixels: Sequence[int]) -> list[Run]:
+    """All methods with all their settings, in the order in which they are evaluated."""
+    return [Run(method.name, *setting) for method in methods for setting in _settings(method, n_spixels)]
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Check that there are metrics of such names.
+
+    Raises
+    ------
+    InputError
+        If not; it lists those there are.
+    """
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise InputError(f"no metric is named {unknown[0]!r}; there are {', '.join(METRICS)}")
+
+
+def evaluate(
+    methods: Sequence[Method],
+    dataset: Dataset[SegmentedImage],
+    *,
+    n_spixels: Sequence[int],
+    metrics: Sequence[str] = tuple(METRICS),
+    n_workers: int = 0,
+    first_idx: int = 0,
+    title: str = "evaluating",
+) -> Iterator[dict[Run, ImageScores]]:
+    """Score superpixels on the images of a data set, one after the other.
+
+    Parameters
+    ----------
+    methods : sequence of Method
+        What to evaluate; see `lib.evaluation.methods`.
+    dataset : Dataset of SegmentedImage
+        Images with their annotations.
+    n_spixels : sequence of int
+        Requested numbers of superpixels.
+    metrics : sequence of str
+        Names in `METRICS`; the measured number of superpixels is always among the scores.
+    n_workers : int
+        Processes that read images, and as many that compute metrics; 0 does all of it here.
+    first_idx : int
+        Image to start from.
+    title : str
+        Shown in the progress bar.
+
+    Yields
+    ------
+    dict of Run to ImageScores
+        The scores of an image, in the order of the data set.
+
+    Raises
+    ------
+    InputError
+        If a metric is unknown, the data set is empty, or an image cannot be used.
+    RunError
+        If a worker process crashed.
+    """
+    check_metrics(metrics)
+    if len(dataset) == 0:
+        raise InputError(f"{title}: there is no image to evaluate")
+    metrics = tuple(dict.fromkeys(("n_spixels", *metrics)))
+    runs = list_runs(methods, n_spixels)
+    pending: deque[tuple[str, list[float], Future]] = deque()
+
+    def collect() -> dict[Run, ImageScores]:
+        name, seconds, future = pending.popleft()
+        try:
+            scores = future.result()
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a worker process crashed or was killed; fewer --nworkers need less memory"
+            ) from error
+        return {
+            run: ImageScores(name, *rest)
+            for run, rest in zip(runs, zip(scores, seconds, strict=True), strict=True)
+        }
+
+    loader = evaluation_loader(dataset, n_workers=n_workers, first_idx=first_idx)
+    with (
+        metric_workers(n_workers) as executor,
+        tqdm(total=len(dataset), initial=first_idx, desc=title, unit="image", disable=None) as progress,
+    ):
+        for image in loader:
+            check_n_spixels(max(n_spixels), image.image_rgb.shape[:2], image.name)
+            segmentations = [
+                segmentation
+                for method in methods
+                for segmentation in method.segment(image, _settings(method, n_spixels))
+            ]
+            label_maps = [segmentation.labels for segmentation in segmentations]
+            future = executor.submit(
+                _score,
+                label_maps,
+                [run.n_spixels for run in runs],
+                image.image_rgb,
+                image.annotations,
+                metrics,
+            )
+            pending.append((image.name, [segmentation.seconds for segmentation in segmentations], future))
+            # Images that wait for a worker take memory: let no more than a few pile up.
+            while pending and (pending[0][2].done() or len(pending) > 2 * n_workers + 1):
+                yield collect()
+                progress.update()
+        while pending:
+            yield collect()
+            progress.update()
+
+
+def connected_superpixels(method: Method, image: EvaluationImage, setting: Setting) -> np.ndarray:
+    """The superpixels of an image that are scored, (H, W) int32."""
+    (segmentation,) = method.segment(image, [setting])
+    return enforce_connectivity(segmentation.labels, setting.n_spixels)
+
+
+def _settings(method: Method, n_spixels: Sequence[int]) -> list[Setting]:
+    return [Setting(count, pos_scale) for pos_scale in method.pos_scales for count in n_spixels]
+
+
+def _score(
+    label_maps: Sequence[np.ndarray],
+    n_spixels: Sequence[int],
+    image_rgb: np.ndarray,
+    annotations: Sequence[np.ndarray],
+    metrics: Sequence[str],
+) -> list[Scores]:
+    connected = [
+        enforce_connectivity(labels, count) for labels, count in zip(label_maps, n_spixels, strict=True)
+    ]
+    return score_label_maps(connected, image_rgb, annotations, metrics)

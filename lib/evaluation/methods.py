@@ -1,0 +1,171 @@
+"""What can be evaluated: the models of this repo, scikit-image's SLIC, and a regular grid."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from skimage.segmentation import slic
+from torch import Tensor, nn
+
+from lib.datasets.samples import EvaluationImage
+from lib.features import InputScales, pixel_pos_scale
+from lib.segmentation import model_input
+from lib.slic import compute_grid_shape
+from model import cluster
+
+SLIC_COMPACTNESS = 10.0  # scikit-image's default
+
+
+class Setting(NamedTuple):
+    """What may vary within an evaluation."""
+
+    n_spixels: int  # requested
+    pos_scale: float | None = None  # None for methods that have none
+
+
+class Segmentation(NamedTuple):
+    """Superpixels of one image, before connectivity is enforced."""
+
+    labels: np.ndarray  # (H, W), int32
+    seconds: float
+
+
+class Method(Protocol):
+    """A way to make superpixels.
+
+    Attributes
+    ----------
+    name : str
+        In tables, files and curves.
+    pos_scales : sequence of (float or None)
+        Weights of the position to evaluate it with; None alone where there is no such weight.
+    description : mapping
+        What it is, in plain types, for the record of an evaluation.
+    """
+
+    name: str
+    pos_scales: Sequence[float | None]
+    description: Mapping[str, Any]
+
+    def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[Segmentation]:
+        """Make the superpixels of an image, for each setting."""
+
+
+class NetworkMethod:
+    """A model of this repo.
+
+    Its features are computed once for all settings that give its network the same input (see
+    `lib.features.pixel_pos_scale`), those of extra channels once for all settings. The seconds of a setting
+    are what it would take alone, from the image in CIELAB to labels, connectivity excluded.
+
+    Parameters
+    ----------
+    name : str
+        Name of the method.
+    model : SSNModel, CompositeSSNModel or SSNPix
+        On `device`, in evaluation mode while it is used.
+    scales : InputScales
+        Weights of the input channels.
+    device : torch.device
+        Where to compute.
+    pos_scales : sequence of float, optional
+        Weights of the position instead of the one in `scales`.
+    description : mapping, optional
+        What the record says beside the scales.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        scales: InputScales,
+        device: torch.device,
+        *,
+        pos_scales: Sequence[float] = (),
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.scales = scales
+        self.device = device
+        self.pos_scales = tuple(pos_scales) or (scales.pos_scale,)
+        input_scales = {key: value for key, value in scales._asdict().items() if key != "pos_scale"}
+        self.description = {**(description or {}), "n_iter": model.n_iter, **input_scales}
+
+    @torch.inference_mode()
+    def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[Segmentation]:
+        image_lab = image.image_lab.to(self.device)
+        extra = None if image.extra is None else image.extra.to(self.device)
+        sharing: dict[float, list[Setting]] = {}
+        for setting in settings:
+            scale = pixel_pos_scale(image_lab.shape[2:], setting.n_spixels, setting.pos_scale)
+            sharing.setdefault(scale, []).append(setting)
+
+        segmentations = {}
+        given: dict[str, Tensor] = {}
+        extra_seconds = 0.0
+        for group in sharing.values():
+            channels = self._channels(image_lab, extra, group[0])
+            if self.model.n_extra_channels > 0 and not given:
+                given["extra_features"], extra_seconds = self._timed(self.model.extra_features, channels)
+            features, seconds = self._timed(self.model.pixel_features, channels, **given)
+            for setting in group:
+                labels, own_seconds = self._timed(self._cluster, features, setting.n_spixels)
+                segmentations[setting] = Segmentation(labels, extra_seconds + seconds + own_seconds)
+        return [segmentations[setting] for setting in settings]
+
+    def _channels(self, image_lab: Tensor, extra: Tensor | None, setting: Setting) -> Tensor:
+        scales = self.scales._replace(pos_scale=setting.pos_scale)
+        return model_input(self.model, image_lab, setting.n_spixels, scales, extra=extra)
+
+    def _cluster(self, features: Tensor, n_spixels: int) -> np.ndarray:
+        output = cluster(features, n_spixels, n_iter=self.model.n_iter, distance=self.model.distance)
+        return output.labels[0].to(torch.int32).cpu().numpy()
+
+    def _timed(self, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, float]:
+        start = time.perf_counter()
+        result = compute(*args, **kwargs)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return result, time.perf_counter() - start
+
+
+class SLICMethod:
+    """SLIC of scikit-image with its default settings, its own connectivity and colour conversion included."""
+
+    name = "slic"
+    pos_scales = (None,)
+    description: Mapping[str, Any] = {"method": "skimage.segmentation.slic", "compactness": SLIC_COMPACTNESS}
+
+    def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[Segmentation]:
+        segmentations = []
+        for setting in settings:
+            start = time.perf_counter()
+            labels = slic(image.image_rgb, setting.n_spixels, compactness=SLIC_COMPACTNESS, start_label=0)
+            segmentations.append(Segmentation(labels.astype(np.int32), time.perf_counter() - start))
+        return segmentations
+
+
+class GridMethod:
+    """The grid that the clustering of this repo starts from: what any method has to beat."""
+
+    name = "grid"
+    pos_scales = (None,)
+    description: Mapping[str, Any] = {"method": "regular grid"}
+
+    def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[Segmentation]:
+        segmentations = []
+        for setting in settings:
+            start = time.perf_counter()
+            labels = _grid_labels(*image.image_rgb.shape[:2], setting.n_spixels)
+            segmentations.append(Segmentation(labels, time.perf_counter() - start))
+        return segmentations
+
+
+def _grid_labels(height: int, width: int, n_spixels: int) -> np.ndarray:
+    n_rows, n_cols = compute_grid_shape(height, width, n_spixels)
+    row = np.arange(height, dtype=np.int32) * n_rows // height
+    col = np.arange(width, dtype=np.int32) * n_cols // width
+    return n_cols * row[:, None] + col

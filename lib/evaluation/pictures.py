@@ -1,0 +1,76 @@
+"""The picture files of an evaluation."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from lib.datasets.samples import EvaluationImages
+from lib.datasets.segmented_image import SegmentedImage
+from lib.evaluation.figures import SheetImage, draw_curves, draw_sheet, save_figure
+from lib.evaluation.loop import ImageScores, Run, connected_superpixels
+from lib.evaluation.methods import Method, Setting
+from lib.evaluation.report import DatasetResults
+from lib.evaluation.scoring import METRICS, PAIR_METRICS
+from lib.evaluation.summary import summarize
+
+_N_SHEET_IMAGES = 4  # worst ones, and as many best ones
+
+
+def write_curves(folder: Path, file_name: str, result: DatasetResults, shown: Sequence[str]) -> None:
+    """Draw each metric against the measured count, alone, and those of the table in one picture.
+
+    Writes `<file_name>_<metric>` and `<file_name>_curves`, as .png and .svg; nothing if there is but one count.
+    """
+    if len({summary.run.n_spixels for summary in result.summaries}) == 1:
+        return
+    metrics = [name for name in METRICS if name in result.summaries[0].mean and name != "n_spixels"]
+    for name, panels in {"curves": shown, **{name: [name] for name in metrics}}.items():
+        figure = draw_curves(result.summaries, panels, result.name)
+        for suffix in ("png", "svg"):
+            save_figure(figure, folder / f"{file_name}_{name}.{suffix}")
+
+
+def write_sheet(
+    folder: Path,
+    file_name: str,
+    dataset: Dataset[SegmentedImage],
+    method: Method,
+    scored: Mapping[Run, Sequence[ImageScores]],
+) -> None:
+    """Draw the images that a method does worst and best on, at the middle one of its counts.
+
+    Images are ranked by the mean of their first metric with annotations, ASA unless that was left out, and
+    shown with the annotation that fits worst. Writes `<file_name>_extremes_<method>.png`; nothing if no
+    metric needs annotations.
+    """
+    runs = sorted((run for run in scored if run.method == method.name), key=lambda run: run.n_spixels)
+    run = runs[len(runs) // 2]
+    images = scored[run]
+    metric = next((metric for metric in PAIR_METRICS if metric.name in images[0].scores.pairs[0]), None)
+    if metric is None:
+        return
+    sign = 1 if metric.higher_is_better else -1
+    values = np.array([summarize(run, [image]).mean[metric.name] for image in images])
+    badness = -sign * values
+    from_worst = np.argsort(-badness, kind="stable")
+    worst = from_worst[:_N_SHEET_IMAGES]
+    best = from_worst[len(worst) :][::-1][:_N_SHEET_IMAGES]
+
+    def sheet_image(idx: int) -> SheetImage:
+        image = EvaluationImages(dataset)[idx]
+        labels = connected_superpixels(method, image, Setting(run.n_spixels, run.pos_scale))
+        quality = [sign * pair[metric.name] for pair in images[idx].scores.pairs]
+        worst_pair = int(np.argmin(np.nan_to_num(quality, nan=np.inf)))
+        title = f"{image.name}: {metric.symbol} {values[idx]:.3f}"
+        return SheetImage(title, image.image_rgb, labels, image.annotations[worst_pair])
+
+    title = (
+        f"{method.name}, {run.n_spixels} superpixels requested: worst {metric.symbol} above, best below\n"
+        "red: outside the segment that its superpixel takes, in the annotation that fits worst"
+    )
+    rows = [[sheet_image(int(idx)) for idx in extremes] for extremes in (worst, best) if len(extremes)]
+    safe_name = re.sub(r"[^\w.-]", "_", method.name)
+    save_figure(draw_sheet(rows, title), folder / f"{file_name}_extremes_{safe_name}.png")

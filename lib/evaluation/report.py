@@ -1,0 +1,206 @@
+"""Tables of an evaluation, for people and for programs."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lib.evaluation.loop import Run
+from lib.evaluation.scoring import METRICS, PAIR_METRICS
+from lib.evaluation.summary import CurveMeans, Summary
+from lib.files import atomic_path
+
+RESULTS, SUMMARY_MARKDOWN, SUMMARY_CSV, CURVE_MEANS_CSV = (
+    "results.json",
+    "summary.md",
+    "summary.csv",
+    "curve_means.csv",
+)
+
+# Columns of the table on the screen, unless metrics are chosen.
+MAIN_METRICS = (
+    "asa",
+    "ue_np",
+    "boundary_recall",
+    "boundary_precision",
+    "compactness",
+    "explained_variation",
+    "mean_iou",
+)
+
+
+class DatasetResults(NamedTuple):
+    """What an evaluation found on a data set."""
+
+    name: str
+    summaries: list[Summary]
+    groups: dict[str, list[Summary]]  # by folder of images, which is a video in DAVIS
+    curve_means: CurveMeans | None
+
+
+def table_metrics(metrics: Sequence[str], *, ignore_background: bool) -> list[str]:
+    """Metrics that tables for reading show: the main ones among those asked for, or else all these."""
+    main = [name for name in MAIN_METRICS if name in metrics]
+    if set(metrics) != set(METRICS):
+        main = [name for name in metrics if name != "n_spixels"]
+    if ignore_background:
+        main = ["mean_iou_foreground" if name == "mean_iou" else name for name in main]
+    return [name for name in dict.fromkeys(main) if name in metrics]
+
+
+def summary_table(summaries: Sequence[Summary], metrics: Sequence[str]) -> str:
+    """Markdown table with a row for each run: requested, measured, means of `metrics`, seconds."""
+    return _markdown([_table_row(summary, summary.mean, metrics) for summary in summaries])
+
+
+def group_table(groups: Mapping[str, Sequence[Summary]], metrics: Sequence[str]) -> str:
+    """Markdown table with a row for each video and run."""
+    return _markdown(
+        [
+            {"video": group, **_table_row(summary, summary.mean, metrics)}
+            for group, summaries in groups.items()
+            for summary in summaries
+        ]
+    )
+
+
+def write_results(
+    out_dir: Path, results: Sequence[DatasetResults], record: Mapping[str, Any], metrics: Sequence[str]
+) -> None:
+    """Write the summary as Markdown and CSV, the means of curves as CSV, and everything as JSON.
+
+    Raises
+    ------
+    RunError
+        If a file cannot be written.
+    """
+    _write(out_dir / SUMMARY_MARKDOWN, _markdown_page(results, metrics))
+    rows = [row for result in results for row in _summary_rows(result)]
+    _write_csv(out_dir / SUMMARY_CSV, rows)
+    curve_rows = [row for result in results for row in _curve_rows(result)]
+    _write_csv(out_dir / CURVE_MEANS_CSV, curve_rows)
+    content = {**record, "summaries": rows, "curve_means": curve_rows}
+    _write(out_dir / RESULTS, json.dumps(_without_nan(content), indent=2) + "\n")
+
+
+def _markdown_page(results: Sequence[DatasetResults], metrics: Sequence[str]) -> str:
+    shown = [name for name in METRICS if name in metrics and name != "n_spixels"]
+    parts = []
+    for result in results:
+        parts += [
+            f"# {result.name}",
+            f"{result.summaries[0].n_images} images, {result.summaries[0].n_pairs} pairs",
+        ]
+        parts += ["## Means", summary_table(result.summaries, shown)]
+        of_pairs = [metric.name for metric in PAIR_METRICS if metric.name in metrics]
+        if of_pairs:
+            worst = [_table_row(summary, summary.worst, of_pairs) for summary in result.summaries]
+            parts += ["## Worst annotation of each image", _markdown(worst)]
+        if result.curve_means:
+            low, high = result.curve_means.low, result.curve_means.high
+            parts += [
+                f"## Means over {low:.1f} to {high:.1f} measured superpixels",
+                _markdown(
+                    [
+                        {**_curve_cells(*curve), **_metric_cells(means, shown)}
+                        for curve, means in result.curve_means.curves.items()
+                    ]
+                ),
+            ]
+        if result.groups:
+            parts += ["## Videos", group_table(result.groups, shown)]
+    abbreviations = ", ".join(f"{METRICS[name].symbol}: {METRICS[name].title}" for name in shown)
+    return "\n\n".join([*parts, abbreviations]) + "\n"
+
+
+def _table_row(summary: Summary, values: Mapping[str, float], metrics: Sequence[str]) -> dict[str, str]:
+    return {
+        **_curve_cells(summary.run.method, summary.run.pos_scale),
+        "requested": str(summary.run.n_spixels),
+        "measured": f"{summary.mean['n_spixels']:.1f}",
+        **_metric_cells(values, metrics),
+        "s/image": f"{summary.seconds:.3f}",
+    }
+
+
+def _curve_cells(method: str, pos_scale: float | None) -> dict[str, str]:
+    return {"method": method, "pos_scale": "" if pos_scale is None else f"{pos_scale:g}"}
+
+
+def _metric_cells(values: Mapping[str, float], metrics: Sequence[str]) -> dict[str, str]:
+    return {METRICS[name].symbol: f"{values[name]:.4f}" for name in metrics}
+
+
+def _summary_rows(result: DatasetResults) -> list[dict[str, Any]]:
+    """A row of full precision for each run, then for each video and run."""
+    groups = [("", result.summaries), *result.groups.items()]
+    return [
+        {
+            "dataset": result.name,
+            "video": group,
+            **_run_values(summary.run),
+            "images": summary.n_images,
+            "pairs": summary.n_pairs,
+            "seconds": summary.seconds,
+            **summary.mean,
+            **{f"{name}_worst": value for name, value in summary.worst.items()},
+        }
+        for group, summaries in groups
+        for summary in summaries
+    ]
+
+
+def _run_values(run: Run) -> dict[str, Any]:
+    return {"method": run.method, "requested": run.n_spixels, "pos_scale": run.pos_scale}
+
+
+def _curve_rows(result: DatasetResults) -> list[dict[str, Any]]:
+    if result.curve_means is None:
+        return []
+    low, high, curves = result.curve_means
+    return [
+        {"dataset": result.name, "method": method, "pos_scale": pos_scale, "from": low, "to": high, **means}
+        for (method, pos_scale), means in curves.items()
+    ]
+
+
+def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """A table whose columns line up; the first is text, the others are numbers."""
+    columns = list(rows[0])
+    lines = [columns, *([row[column] for column in columns] for row in rows)]
+    widths = [max(3, *(len(line[idx]) for line in lines)) for idx in range(len(columns))]
+    is_text = [column in ("method", "video") for column in columns]
+    padded = [
+        [
+            cell.ljust(width) if text else cell.rjust(width)
+            for cell, width, text in zip(line, widths, is_text, strict=True)
+        ]
+        for line in lines
+    ]
+    rule = [
+        "-" * width if text else "-" * (width - 1) + ":" for width, text in zip(widths, is_text, strict=True)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,203 @@
+"""A whole evaluation: methods, data sets, files; what the evaluation scripts share."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Dataset
+
+from lib.datasets.segmented_image import SegmentedImage
+from lib.errors import InputError
+from lib.evaluation.journal import SCORES, SECONDS, Journal
+from lib.evaluation.loop import ImageScores, Run, check_metrics, evaluate, list_runs
+from lib.evaluation.methods import Method
+from lib.evaluation.pictures import write_curves, write_sheet
+from lib.evaluation.record import PROTOCOL, RECORD, check_same_run, make_record, write_record
+from lib.evaluation.report import (
+    CURVE_MEANS_CSV,
+    RESULTS,
+    SUMMARY_CSV,
+    SUMMARY_MARKDOWN,
+    DatasetResults,
+    group_table,
+    summary_table,
+    table_metrics,
+    write_results,
+)
+from lib.evaluation.scoring import METRICS
+from lib.evaluation.summary import Summary, average_curves, summarize, summarize_groups
+from lib.files import prepare_out_dir
+from lib.interruption import StopSignals
+
+logger = logging.getLogger(__name__)
+
+PICTURES = "pictures"  # folder
+
+_FILES = (RECORD, SCORES, SECONDS, RESULTS, SUMMARY_MARKDOWN, SUMMARY_CSV, CURVE_MEANS_CSV)
+
+
+class EvaluationSet(NamedTuple):
+    """A data set to evaluate on."""
+
+    name: str  # in tables
+    file_name: str  # start of the names of its pictures
+    dataset: Dataset[SegmentedImage]
+
+
+def run_evaluation(
+    methods: Sequence[Method],
+    sets: Sequence[EvaluationSet],
+    *,
+    n_spixels: Sequence[int],
+    metrics: Sequence[str] = tuple(METRICS),
+    device: torch.device,
+    n_workers: int = 4,
+    ignore_background: bool = False,
+    out_dir: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    with_protocol: bool = False,
+    options: Mapping[str, str] | None = None,
+) -> dict[str, dict[Run, Summary]]:
+    """Evaluate methods on data sets, tell the results, and write them to a folder.
+
+    Parameters
+    ----------
+    methods : sequence of Method
+        What to evaluate, under different names; see `lib.evaluation.methods`.
+    sets : sequence of EvaluationSet
+        What to evaluate on.
+    n_spixels, metrics, n_workers
+        As for `lib.evaluation.loop.evaluate`.
+    device : torch.device
+        Where networks compute; for the record.
+    ignore_background : bool
+        Show the mean IoU without segment 0 in place of the other.
+    out_dir : Path, optional
+        Folder for the results.
+    resume, overwrite : bool
+        Go on with results that are in `out_dir`, or replace them.
+    with_protocol : bool
+        Tell in words what was done.
+    options : mapping of str to str, optional
+        Options of the script, for the record.
+
+    Returns
+    -------
+    dict
+        The summary of every run, by data set.
+
+    Raises
+    ------
+    InputError
+        If files or settings cannot be used, or `out_dir` holds results and neither `resume` nor
+        `overwrite` is set, or those of another run.
+    RunError
+        If a worker process crashed, or a file cannot be written.
+    KeyboardInterrupt
+        On Ctrl-C or SIGTERM; what is done by then is in `out_dir`.
+    """
+    check_metrics(metrics)
+    runs = list_runs(methods, n_spixels)
+    journal = None
+    n_images = {each.name: len(each.dataset) for each in sets}
+    record = make_record(
+        methods, n_images, n_spixels=n_spixels, metrics=metrics, device=device, options=options or {}
+    )
+    if out_dir:
+        _prepare_results(out_dir, record, resume=resume, overwrite=overwrite)
+        journal = Journal(out_dir, metrics, {each.name: runs for each in sets})
+    results, scored_sets = [], []
+    for each in sets:
+        images = _score_set(each, methods, journal, n_spixels=n_spixels, metrics=metrics, n_workers=n_workers)
+        scored = {run: [image[run] for image in images] for run in runs}
+        scored_sets.append(scored)
+        results.append(_summarize_set(each.name, scored))
+
+    shown = table_metrics(metrics, ignore_background=ignore_background)
+    for result in results:
+        _tell(result, shown, ignore_background=ignore_background)
+    if with_protocol:
+        logger.info("\n%s", PROTOCOL)
+    if out_dir:
+        write_results(out_dir, results, record, metrics)
+        (out_dir / PICTURES).mkdir(exist_ok=True)
+        for each, result, scored in zip(sets, results, scored_sets, strict=True):
+            write_curves(out_dir / PICTURES, each.file_name, result, shown)
+            for method in methods:
+                write_sheet(out_dir / PICTURES, each.file_name, each.dataset, method, scored)
+        logger.info("tables and pictures in %s", out_dir)
+    return {result.name: {summary.run: summary for summary in result.summaries} for result in results}
+
+
+def _prepare_results(out_dir: Path, record: Mapping[str, object], *, resume: bool, overwrite: bool) -> None:
+    prepare_out_dir(out_dir)
+    present = [out_dir / name for name in _FILES if (out_dir / name).exists()]
+    if present and resume:
+        check_same_run(record, out_dir)
+        return
+    if present and not overwrite:
+        raise InputError(
+            f"--out_dir {out_dir} holds results already: --resume goes on with them, "
+            "--overwrite replaces them"
+        )
+    pictures = [path for suffix in ("png", "svg") for path in (out_dir / PICTURES).glob(f"*.{suffix}")]
+    for path in (*present, *pictures):
+        path.unlink()
+    write_record(record, out_dir)
+
+
+def _score_set(
+    each: EvaluationSet,
+    methods: Sequence[Method],
+    journal: Journal | None,
+    *,
+    n_spixels: Sequence[int],
+    metrics: Sequence[str],
+    n_workers: int,
+) -> list[dict[Run, ImageScores]]:
+    images = list(journal.done(each.name)) if journal else []
+    with StopSignals() as signals:
+        try:
+            for image in evaluate(
+                methods,
+                each.dataset,
+                n_spixels=n_spixels,
+                metrics=metrics,
+                n_workers=n_workers,
+                first_idx=len(images),
+                title=each.name,
+            ):
+                with signals.deferred():
+                    if journal:
+                        journal.add(each.name, image)
+                    images.append(image)
+        except KeyboardInterrupt:
+            advice = "; continue with --resume" if journal else ""
+            logger.info(
+                "stopped after %d of %d images of %s%s", len(images), len(each.dataset), each.name, advice
+            )
+            raise
+    return images
+
+
+def _summarize_set(name: str, scored: Mapping[Run, Sequence[ImageScores]]) -> DatasetResults:
+    summaries = [summarize(run, images) for run, images in scored.items()]
+    groups: dict[str, list[Summary]] = {}
+    for run, images in scored.items():
+        for group, summary in summarize_groups(run, images).items():
+            groups.setdefault(group, []).append(summary)
+    return DatasetResults(name, summaries, groups, average_curves(summaries))
+
+
+def _tell(result: DatasetResults, shown: Sequence[str], *, ignore_background: bool) -> None:
+    if result.groups:
+        logger.info("\n%s\n\n%s", result.name, group_table(result.groups, shown))
+    logger.info("\n%s\n\n%s\n", result.name, summary_table(result.summaries, shown))
+    methods = [summary.run.method for summary in result.summaries]
+    if len(set(methods)) == len(methods):  # no sweep: a line each, which stays the same over versions
+        for summary in result.summaries:
+            name = f"{result.name}, {summary.run.method}" if len(methods) > 1 else result.name
+            logger.info("%s: %s", name, summary.line(ignore_background=ignore_background))

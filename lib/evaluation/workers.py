@@ -1,0 +1,46 @@
+"""Processes that compute metrics while the main one runs the network."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from lib.interruption import blocked_stop_signals, end_with_main_process, leave_stop_signals
+from lib.opencv import cv2
+
+
+@contextmanager
+def metric_workers(n_workers: int) -> Iterator[Executor]:
+    """Open an executor of `n_workers` processes, at most one a core; 0 computes here, at once."""
+    if n_workers == 0:
+        yield _Here()
+        return
+    with _Processes(min(n_workers, os.cpu_count() or 1), initializer=_start_worker) as executor:
+        try:
+            yield executor
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+class _Here(Executor):
+    """An executor without processes."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        future: Future = Future()
+        future.set_result(function(*args, **kwargs))
+        return future
+
+
+class _Processes(ProcessPoolExecutor):
+    """Processes that never see the signals that are meant to stop the main one."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        with blocked_stop_signals():  # submitting may start processes
+            return super().submit(function, *args, **kwargs)
+
+
+def _start_worker() -> None:
+    leave_stop_signals()
+    end_with_main_process()
+    cv2.setNumThreads(1)  # the other cores have workers of their own
