@@ -3,10 +3,9 @@
 from functools import cached_property
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, maximum_filter
 
 from lib.label_maps import check_label_map
-from lib.opencv import cv2
 
 
 class Boundary:
@@ -64,8 +63,9 @@ class Boundary:
         """Pixels with a boundary pixel in the square window of 2 `radius` + 1 pixels a side, (H, W) bool."""
         key = radius, one_sided
         if key not in self._near:
-            window = np.ones((2 * radius + 1, 2 * radius + 1), dtype=np.uint8)
-            self._near[key] = cv2.dilate(self.pixels(one_sided=one_sided).view(np.uint8), window).view(bool)
+            self._near[key] = maximum_filter(
+                self.pixels(one_sided=one_sided), 2 * radius + 1, mode="constant"
+            )
         return self._near[key]
 
     @cached_property

@@ -26,7 +26,7 @@ from conftest import ctrl_c_in_second_step, fails_with
 from lib.checkpoint import file_sha256, load_base_model, load_composite_model, read_checkpoint
 from lib.datasets.davis import DAVISDataset
 from lib.errors import InputError
-from lib.metrics import contingency_table, mean_iou
+from lib.metrics import ContingencyTable, mean_iou
 from lib.optflow import FlowArchive
 
 REPO_ROOT = Path(__file__).parent.parent
@@ -83,19 +83,23 @@ def test_train_evaluate_and_segment(
     common = [f"--base_model_weights={base_weights}", "--nspix=24", on_device]
     split = f"--davis_split={davis_root / 'both.txt'}"
     composite = f"--comp_model_weights={weights}"
-    results = eval_optflow_composite_model.main([*data_argv, *common, split, composite, "--nworkers=0"])
+    (by_run,) = eval_optflow_composite_model.main(
+        [*data_argv, *common, split, composite, "--nworkers=0"]
+    ).values()
+    results = {run.method: summary for run, summary in by_run.items()}
     assert list(results) == ["base", "composite"]
-    assert results["composite"].mean_iou == pytest.approx(log[-1]["davis_val_mean_iou"], abs=1e-3)
-    assert results["base"] != results["composite"]
+    assert results["composite"].mean["mean_iou"] == pytest.approx(log[-1]["davis_val_mean_iou"], abs=1e-3)
+    assert results["base"].mean != results["composite"].mean
     for name, line in zip(results, caplog.messages[-2:], strict=True):
         assert re.fullmatch(
             rf"DAVIS .*both\.txt, {name}: ASA 0\.\d{{4}} mIoU 0\.\d{{4}} superpixels [\d.]+ "
             r"\(4 images, 4 pairs\)",
             line,
         )
+    assert re.search(r"^\| car +\| composite", caplog.text, re.M)
     davis_root_argv = [f"--davis2017_root={davis_root}", split]
-    alone = eval_base_model.main([*common, *davis_root_argv, "--nworkers=0"])
-    assert list(alone.values()) == [results["base"]]
+    (alone,) = eval_base_model.main([*common, *davis_root_argv, "--nworkers=0"]).values()
+    assert [summary.mean for summary in alone.values()] == [results["base"].mean]
 
     superpixels = inference_optflow_composite_model.main(
         [
@@ -184,6 +188,34 @@ def test_bad_training_options(train_argv, more, told, base_weights, composite_we
     assert not (tmp_path / "run").exists()
 
 
+def test_composites_side_by_side(data_argv, davis_root, base_weights, composite_weights, tmp_path):
+    (by_run,) = eval_optflow_composite_model.main(
+        [
+            *data_argv,
+            f"--davis_split={davis_root / 'both.txt'}",
+            f"--base_model_weights={base_weights}",
+            f"--comp_model_weights={composite_weights}",
+            f"--out_dir={tmp_path / 'results'}",
+            "--nspix=24",
+            "--optflow_scale=0",
+            "--nworkers=0",
+            "--metrics=mean_iou",
+            "--compare",
+            f"again={composite_weights}",
+            f"base_again={base_weights}",
+            "slic",
+        ]
+    ).values()
+    means = {run.method: summary.mean for run, summary in by_run.items()}
+    assert list(means) == ["base", "composite", "again", "base_again", "slic"]
+    assert means["composite"] == means["again"]
+    assert means["base"] == means["base_again"]
+    record = json.loads((tmp_path / "results" / "run.json").read_text())
+    assert record["methods"]["composite"]["extra_scale"] == 0
+    assert record["methods"]["base"]["extra_scale"] is None
+    assert (tmp_path / "results" / "pictures" / "davis_both_extremes_composite.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
@@ -237,7 +269,7 @@ def test_segmenting_the_demo_frame_needs_no_option_and_flow_helps(tmp_path):
     frame = REPO_ROOT / "demo/clip/00001.jpg"
     alone = inference_base_model.main([f"--image={frame}", f"--out={tmp_path / 'base.png'}"]).labels
     iou_alone, iou_with_flow = (
-        mean_iou(contingency_table(labels, horse), ignore_background=True)
+        mean_iou(ContingencyTable(labels, horse), ignore_background=True)
         for labels in (alone, np.load(tmp_path / "labels.npy"))
     )
     assert iou_with_flow > iou_alone + 0.1

@@ -22,7 +22,8 @@ _N_SHEET_IMAGES = 4  # worst ones, and as many best ones
 def write_curves(folder: Path, file_name: str, result: DatasetResults, shown: Sequence[str]) -> None:
     """Draw each metric against the measured count, alone, and those of the table in one picture.
 
-    Writes `<file_name>_<metric>` and `<file_name>_curves`, as .png and .svg; nothing if there is but one count.
+    Writes `<file_name>_<metric>` and `<file_name>_curves`, as .png and .svg; nothing if there is only one
+    count.
     """
     if len({summary.run.n_spixels for summary in result.summaries}) == 1:
         return

@@ -111,7 +111,8 @@ def check_same_run(record: Mapping[str, Any], out_dir: Path) -> None:
         if not name.startswith("options.") and earlier.get(name) != ours.get(name):
             values = f"is {earlier.get(name, 'not set')}, not {ours.get(name, 'not set')}"
             raise InputError(
-                f"--resume: {out_dir} holds another run: {name} {values if len(values) < 200 else 'differs'}; "
+                f"--resume: {out_dir} holds another run: {name} "
+                f"{values if len(values) < 200 else 'differs'}; "
                 "choose another --out_dir, or --overwrite"
             )
 

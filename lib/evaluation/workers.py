@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from lib.interruption import blocked_stop_signals, end_with_main_process, leave_stop_signals
-from lib.opencv import cv2
 
 
 @contextmanager
@@ -43,4 +42,3 @@ class _Processes(ProcessPoolExecutor):
 def _start_worker() -> None:
     leave_stop_signals()
     end_with_main_process()
-    cv2.setNumThreads(1)  # the other cores have workers of their own
