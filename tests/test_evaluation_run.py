@@ -458,6 +458,14 @@ def test_curves_have_a_line_and_a_name_for_each_method():
     assert len(looks) == 2  # told apart without colour
 
 
+def test_legend_goes_where_a_panel_is_spare():
+    summaries = [summary_at("slic", 400, 0.8), summary_at("grid", 100, 0.5)]
+    figure = draw_curves(summaries, ["asa"] * 7, "Quadrants")
+    assert len(figure.axes) == 8
+    assert not figure.legends
+    assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ["slic", "grid"]
+
+
 def test_legend_tells_weights_of_the_position_where_they_differ():
     summaries = [
         summary_at("base", 100, 0.7, 5.0),

@@ -28,7 +28,7 @@ _STYLES = (
     {"color": "#e69f00", "linestyle": (0, (3, 1, 1, 1)), "marker": "*"},
 )
 _LEAK_COLOR = np.array([255, 0, 0])  # RGB
-_N_COLUMNS = 3
+_N_COLUMNS = 4
 _DPI = 110
 
 
@@ -55,17 +55,20 @@ def draw_curves(summaries: Sequence[Summary], metrics: Sequence[str], title: str
     """
     n_columns = min(_N_COLUMNS, len(metrics))
     n_rows = -(-len(metrics) // n_columns)
-    figure = Figure(figsize=(4.2 * n_columns, 3.4 * n_rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(3.8 * n_columns, 3.2 * n_rows + 0.7), layout="constrained")
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     for panel, name in zip(panels, metrics, strict=False):
         _draw_panel(panel, summaries, name)
-    for panel in panels[len(metrics) :]:
-        panel.axis("off")
-    figure.suptitle(title)
     lines, names = panels[0].get_legend_handles_labels()
-    figure.legend(
-        lines, names, loc="outside lower center", ncols=min(len(names), 2 * n_columns), handlelength=4
-    )
+    spare = panels[len(metrics) :]
+    for panel in spare:
+        panel.axis("off")
+    if len(spare) > 0:
+        spare[0].legend(lines, names, loc="center", handlelength=4, frameon=False)
+    else:
+        n_names = min(len(names), 2 * n_columns)
+        figure.legend(lines, names, loc="outside lower center", ncols=n_names, handlelength=4, frameon=False)
+    figure.suptitle(title)
     return figure
 
 

@@ -15,7 +15,9 @@ from lib.segmentation import model_input
 from lib.slic import compute_grid_shape
 from model import cluster
 
-SLIC_COMPACTNESS = 10.0  # scikit-image's default
+# Of 5, 10 (scikit-image's default), 20, 30 and 50, the one with the best boundary recall on BSDS500 val at
+# 200 and 600 requested, and with an ASA within 0.001 of the best, 30's.
+SLIC_COMPACTNESS = 20.0
 
 
 class Setting(NamedTuple):
@@ -133,7 +135,10 @@ class NetworkMethod:
 
 
 class SLICMethod:
-    """SLIC of scikit-image with its default settings, its own connectivity and colour conversion included."""
+    """SLIC of scikit-image, its own connectivity and colour conversion included.
+
+    All settings but the compactness are its defaults.
+    """
 
     name = "slic"
     pos_scales = (None,)
