@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from lib.datasets.samples import EvaluationImages
 from lib.datasets.segmented_image import SegmentedImage
 from lib.errors import InputError, RunError
 from lib.evaluation.loop import ImageScores, Run, evaluate, list_runs
-from lib.evaluation.methods import GridMethod, NetworkMethod, Segmentation, Setting, SLICMethod
+from lib.evaluation.methods import GridMethod, NetworkMethod, Setting, SLICMethod
 from lib.evaluation.scoring import Scores
 from lib.evaluation.summary import average_curves, summarize, summarize_groups
+from lib.evaluation.timing import seconds_per_image
 from lib.features import InputScales
 from lib.slic import CellGrid
 from model import CompositeSSNModel, SSNModel, SSNPix
@@ -49,7 +51,7 @@ class Drawn:
         self.name = name
 
     def segment(self, image, settings):
-        return [Segmentation(self.labels, 0.25) for _ in settings]
+        return [self.labels for _ in settings]
 
 
 def summarize_one(method, dataset, n_workers=0, n_spixels=2):
@@ -58,9 +60,9 @@ def summarize_one(method, dataset, n_workers=0, n_spixels=2):
     return summarize(run, [image[run] for image in images])
 
 
-def scored(name, *asa, seconds=1.0, n_spixels=10):
+def scored(name, *asa, n_spixels=10):
     """Scores of an image by hand."""
-    return ImageScores(name, Scores({"n_spixels": n_spixels}, [{"asa": value} for value in asa]), seconds)
+    return ImageScores(name, Scores({"n_spixels": n_spixels}, [{"asa": value} for value in asa]))
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
@@ -70,7 +72,7 @@ def test_every_pair_weighs_the_same(n_workers):
     assert summary.mean["asa"] == pytest.approx((1 + 1 + 0.5 + 1) / 4)
     assert summary.mean["mean_iou"] == pytest.approx((1 + 1 + 0.25 + 1) / 4)
     assert summary.mean["n_spixels"] == 2
-    assert (summary.n_images, summary.n_pairs, summary.seconds) == (2, 4, 0.25)
+    assert (summary.n_images, summary.n_pairs) == (2, 4)
     assert (
         summary.line(ignore_background=False) == "ASA 0.8750 mIoU 0.8125 superpixels 2.0 (2 images, 4 pairs)"
     )
@@ -113,7 +115,7 @@ def test_workers_change_nothing_and_keep_the_order():
     assert [image[Run("grid", 4, None)].image for image in runs[2]] == [image.name for image in images]
     for here, there in zip(runs[0], runs[2], strict=True):
         assert list(here) == list(there) == list_runs([GridMethod(), SLICMethod()], [4, 9])
-        assert [image.scores for image in here.values()] == [image.scores for image in there.values()]
+        assert here == there
 
 
 def test_only_the_metrics_asked_for():
@@ -126,7 +128,7 @@ def test_only_the_metrics_asked_for():
 @pytest.mark.parametrize(
     ("images", "more", "told"),
     [
-        ([], {}, "there is no image to evaluate"),
+        ([], {}, "there is no image to evaluate on"),
         (
             Images(),
             {"metrics": ["asa", "accuracy"]},
@@ -197,11 +199,10 @@ def test_shared_features_change_nothing(model):
     method = NetworkMethod("model", model.eval(), scales, CPU, pos_scales=[4.0, 8.0])
     settings = [Setting(count, pos_scale) for pos_scale in (4.0, 8.0) for count in (9, 16, 17, 36, 64)]
     together = method.segment(image, settings)
-    for setting, segmentation in zip(settings, together, strict=True):
+    for setting, labels in zip(settings, together, strict=True):
         (alone,) = method.segment(image, [setting])
-        np.testing.assert_array_equal(segmentation.labels, alone.labels)
-        assert segmentation.seconds > 0
-    assert len({segmentation.labels.tobytes() for segmentation in together}) > 5
+        np.testing.assert_array_equal(labels, alone)
+    assert len({labels.tobytes() for labels in together}) > 5
 
 
 def test_features_are_shared_where_they_can_be():
@@ -226,10 +227,10 @@ def test_features_are_shared_where_they_can_be():
 
 def test_grid_is_where_the_clustering_starts():
     image = first_image()
-    (segmentation,) = GridMethod().segment(image, [Setting(24)])
+    (labels,) = GridMethod().segment(image, [Setting(24)])
     grid = CellGrid.for_image(40, 62, 24, CPU)
     cells = torch.arange(grid.n_cells)[None, :, None, None].expand(-1, -1, 1, grid.pixel_idx.shape[1])
-    np.testing.assert_array_equal(segmentation.labels, grid.to_pixels(cells)[0, 0].numpy())
+    np.testing.assert_array_equal(labels, grid.to_pixels(cells)[0, 0].numpy())
 
 
 def test_composite_needs_its_channels(composite_weights):
@@ -237,6 +238,32 @@ def test_composite_needs_its_channels(composite_weights):
     method = NetworkMethod("composite", loaded.model, loaded.scales, CPU)
     with pytest.raises(InputError, match="reads 4 extra channels, but the image has 0"):
         method.segment(first_image(), [Setting(9, 5.0)])
+
+
+# Seconds
+
+
+def test_seconds_are_the_median_of_five_images_without_the_first_try():
+    seen = []
+
+    class Sleepy(Drawn):
+        def segment(self, image, settings):
+            seen.append((image.name, *settings))
+            time.sleep(0.2 if len(seen) == 1 else 0.02 if image.name in "abc" else 0.05)
+            return super().segment(image, settings)
+
+    images = [SegmentedImage(name, IMAGE_RGB, [LEFT_RIGHT]) for name in "abcdefg"]
+    seconds = seconds_per_image([Sleepy(LEFT_RIGHT)], images, [2, 3])
+    assert [name for name, _ in seen] == list("aabcde" * 2)
+    assert seconds.keys() == {Run("drawn", 2, None), Run("drawn", 3, None)}
+    assert 0.02 <= seconds[Run("drawn", 2, None)] < 0.2
+
+
+def test_seconds_of_an_image_that_is_too_small():
+    with pytest.raises(InputError, match="--nspix 500 is above the 400 pixels of a"):
+        seconds_per_image([GridMethod()], Images(), [2, 500])
+    with pytest.raises(InputError, match="there is no image to evaluate on"):
+        seconds_per_image([GridMethod()], [], [2])
 
 
 # Summaries

@@ -138,9 +138,11 @@ class StopsAt(Frames):
     def __init__(self, stop_at):
         super().__init__()
         self.stop_at = stop_at
+        self.n_asked = 0
 
     def __getitem__(self, idx):
-        if idx == self.stop_at:
+        self.n_asked += 1
+        if idx == self.stop_at and self.n_asked > len(self):  # the first ones are asked for to measure time
             raise KeyboardInterrupt
         return super().__getitem__(idx)
 
@@ -166,12 +168,12 @@ def test_interrupted_run_goes_on_to_the_same_files(tmp_path, stop_at, n_workers,
     assert (tmp_path / "parts/scores.csv").read_bytes() == (tmp_path / "whole/scores.csv").read_bytes()
     (ours,), (theirs,) = parts.values(), whole.values()
     for run, summary in ours.items():
-        assert summary._replace(seconds=0) == theirs[run]._replace(seconds=0)
+        assert summary._replace(seconds=None) == theirs[run]._replace(seconds=None)
     curves = "pictures/quadrants_curves.svg"
     assert (tmp_path / "parts" / curves).read_bytes() == (tmp_path / "whole" / curves).read_bytes()
 
 
-@pytest.mark.parametrize("n_bytes_lost", [1, 40, 700, 5000])
+@pytest.mark.parametrize("n_bytes_lost", [1, 40, 700, 2000])
 @pytest.mark.parametrize("table", ["scores.csv", "seconds.csv"])
 def test_a_table_that_a_crash_cut_short(tmp_path, n_bytes_lost, table):
     run_grids(tmp_path)
@@ -180,7 +182,7 @@ def test_a_table_that_a_crash_cut_short(tmp_path, n_bytes_lost, table):
     (tmp_path / table).write_bytes(content[:-n_bytes_lost])
     run_grids(tmp_path, resume=True)
     assert (tmp_path / "scores.csv").read_bytes() == whole
-    assert len((tmp_path / "seconds.csv").read_text().splitlines()) == 1 + 4 * 2 * 3
+    assert len((tmp_path / "seconds.csv").read_text().splitlines()) == 1 + 2 * 3
 
 
 def test_resuming_what_is_finished_only_reports(tmp_path):
@@ -253,13 +255,13 @@ def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch):
     def open_until_full(path, mode="r", *args, **kwargs):
         if mode == "a":
             n_appended.append(path)
-            if len(n_appended) > 4:  # two images
+            if len(n_appended) > 2:
                 raise OSError(28, "No space left on device")
         return original(path, mode, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", open_until_full)
-        with pytest.raises(RunError, match=r"cannot write .*seconds.csv \(No space left on device\)"):
+        with pytest.raises(RunError, match=r"cannot write .*scores.csv \(No space left on device\)"):
             run_grids(tmp_path / "parts")
     assert {row["image"] for row in read_rows(tmp_path / "parts/scores.csv")} == {"video0/0", "video0/1"}
     run_grids(tmp_path / "parts", resume=True)
@@ -444,7 +446,7 @@ def is_running(pid):
 
 def summary_at(method, count, asa, pos_scale=None):
     run = Run(method, count, pos_scale)
-    return summarize(run, [ImageScores("a", Scores({"n_spixels": count}, [{"asa": asa}]), 1.0)])
+    return summarize(run, [ImageScores("a", Scores({"n_spixels": count}, [{"asa": asa}]))])
 
 
 def test_curves_have_a_line_and_a_name_for_each_method():

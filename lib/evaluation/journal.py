@@ -1,4 +1,4 @@
-"""The scores of an evaluation on disk, row by row, so that an interrupted one can go on."""
+"""The scores of an evaluation on disk, image by image, so that an interrupted one can go on."""
 
 import csv
 import io
@@ -13,15 +13,15 @@ from lib.files import atomic_path, name_failed_write
 SCORES, SECONDS = "scores.csv", "seconds.csv"
 
 _RUN_COLUMNS = ["method", "requested", "pos_scale"]
-_PAIR_NAMES = {metric.name for metric in PAIR_METRICS}
+_SECONDS_COLUMNS = ["dataset", *_RUN_COLUMNS, "seconds"]
 
 
 class Journal:
-    """Two tables that grow by an image at a time: `scores.csv`, and `seconds.csv`.
+    """Two tables: `scores.csv`, which grows by an image at a time, and `seconds.csv`.
 
-    A row of `scores.csv` is a run, an image and one of its annotations, with the metrics of the superpixels
-    repeated for every annotation; a row of `seconds.csv` is a run and an image. Times are apart, since the
-    scores of a repeated evaluation are the same to the last digit. Numbers are written in full.
+    A row of `scores.csv` is an image, a run and one of the annotations, with the metrics of the superpixels
+    repeated for every annotation; a row of `seconds.csv` is a run. Times are apart, since the scores of a
+    repeated evaluation are the same to the last digit. Numbers are written in full.
 
     Parameters
     ----------
@@ -42,23 +42,29 @@ class Journal:
     """
 
     def __init__(self, folder: Path, metrics: Sequence[str], runs: Mapping[str, Sequence[Run]]) -> None:
-        self._scores, self._seconds = folder / SCORES, folder / SECONDS
-        self._metrics = [
-            metric.name
-            for metric in (*SPIXEL_METRICS, *PAIR_METRICS)
-            if metric.name in metrics or metric.name == "n_spixels"
-        ]
+        self._scores_path, self._seconds_path = folder / SCORES, folder / SECONDS
+        names = {"n_spixels", *metrics}
+        self._spixel_metrics = [metric.name for metric in SPIXEL_METRICS if metric.name in names]
+        self._pair_metrics = [metric.name for metric in PAIR_METRICS if metric.name in names]
+        metric_columns = [*self._spixel_metrics, *self._pair_metrics]
+        self._columns = ["dataset", "image", *_RUN_COLUMNS, "annotation", "annotations", *metric_columns]
         self._done: dict[str, list[dict[Run, ImageScores]]] = {}
+        self._seconds: dict[str, dict[Run, float]] = {}
         try:
-            self._read_tables(runs)
+            self._read_scores(runs)
+            self._read_seconds(runs)
         except (KeyError, ValueError) as error:
             raise InputError(
-                f"{self._scores} or {self._seconds} is damaged ({error}); use --overwrite"
+                f"{self._scores_path} or {self._seconds_path} is damaged ({error}); use --overwrite"
             ) from error
 
     def done(self, dataset: str) -> list[dict[Run, ImageScores]]:
         """The scores of the images of a data set that were there at the start, in order."""
-        return self._done.get(dataset, [])
+        return self._done[dataset]
+
+    def seconds(self, dataset: str) -> dict[Run, float] | None:
+        """Seconds per image of the runs on a data set; None if they have not been measured."""
+        return self._seconds.get(dataset)
 
     def add(self, dataset: str, image: Mapping[Run, ImageScores]) -> None:
         """Write the scores of an image.
@@ -68,100 +74,98 @@ class Journal:
         RunError
             If writing fails, say because the disk is full.
         """
-        score_rows, second_rows = [], []
+        rows = []
         for run, scored in image.items():
-            cells = dict(zip(_RUN_COLUMNS, _run_cells(run), strict=True))
-            start = {"dataset": dataset, "image": scored.image, **cells}
-            second_rows.append({**start, "seconds": repr(scored.seconds)})
+            start = {"dataset": dataset, "image": scored.image, **_run_cells(run)}
             n_annotations = len(scored.scores.pairs)
             for idx, pair in enumerate(scored.scores.pairs):
                 values = {name: repr(value) for name, value in (scored.scores.spixels | pair).items()}
-                score_rows.append(
-                    {**start, "annotation": str(idx), "annotations": str(n_annotations), **values}
-                )
-        _append(self._seconds, self._second_columns, second_rows)
-        _append(self._scores, self._score_columns, score_rows)
+                rows.append({**start, "annotation": str(idx), "annotations": str(n_annotations), **values})
+        with name_failed_write(self._scores_path), self._scores_path.open("a") as file:
+            file.write(_format(rows, self._columns))
 
-    @property
-    def _score_columns(self) -> list[str]:
-        return ["dataset", "image", *_RUN_COLUMNS, "annotation", "annotations", *self._metrics]
+    def set_seconds(self, dataset: str, seconds: Mapping[Run, float]) -> None:
+        """Write the seconds per image of the runs on a data set.
 
-    @property
-    def _second_columns(self) -> list[str]:
-        return ["dataset", "image", *_RUN_COLUMNS, "seconds"]
+        Raises
+        ------
+        RunError
+            If writing fails.
+        """
+        self._seconds[dataset] = dict(seconds)
+        rows = [
+            {"dataset": name, **_run_cells(run), "seconds": repr(value)}
+            for name, by_run in self._seconds.items()
+            for run, value in by_run.items()
+        ]
+        _write(self._seconds_path, rows, _SECONDS_COLUMNS)
 
-    def _read_tables(self, runs: Mapping[str, Sequence[Run]]) -> None:
-        score_rows, second_rows = self._read(self._scores), self._read(self._seconds)
-        seconds = {_key(row): row for row in second_rows}
-        by_key: dict[tuple[str, ...], list[dict[str, str]]] = {}
-        for row in score_rows:
-            by_key.setdefault(_key(row), []).append(row)
-        kept_scores, kept_seconds = [], []
-        for dataset, expected in runs.items():
-            self._done[dataset] = []
-            images = dict.fromkeys(row["image"] for row in score_rows if row["dataset"] == dataset)
-            for image in images:
-                keys = [(dataset, image, *_run_cells(run)) for run in expected]
-                if not all(_is_complete(by_key.get(key), seconds.get(key)) for key in keys):
-                    break
-                self._done[dataset].append(
-                    {
-                        run: self._parse(image, by_key[key], seconds[key])
-                        for run, key in zip(expected, keys, strict=True)
-                    }
-                )
-                kept_scores += [row for key in keys for row in by_key[key]]
-                kept_seconds += [seconds[key] for key in keys]
-        self._write_all(kept_scores, kept_seconds)
-
-    def _write_all(self, score_rows: list[dict[str, str]], second_rows: list[dict[str, str]]) -> None:
-        for path, columns, rows in (
-            (self._seconds, self._second_columns, second_rows),
-            (self._scores, self._score_columns, score_rows),
-        ):
-            with atomic_path(path) as temporary:
-                temporary.write_text(_format([dict(zip(columns, columns, strict=True)), *rows], columns))
-
-    def _read(self, path: Path) -> list[dict[str, str]]:
-        """The rows that are whole; a crash may have cut the last one short."""
-        if not path.exists():
-            return []
-        whole_lines = path.read_text().rpartition("\n")[0]
-        return [row for row in csv.DictReader(io.StringIO(whole_lines)) if None not in row.values()]
+    def _read_scores(self, runs: Mapping[str, Sequence[Run]]) -> None:
+        """Read the images that are complete, and write the table anew with these alone."""
+        by_image: dict[tuple[str, str], list[dict[str, str]]] = {}
+        for row in _read(self._scores_path):
+            by_image.setdefault((row["dataset"], row["image"]), []).append(row)
+        self._done = {dataset: [] for dataset in runs}
+        kept = []
+        for (dataset, image), rows in by_image.items():
+            scores = self._parse(image, rows, runs[dataset])
+            if scores is None:
+                break
+            self._done[dataset].append(scores)
+            kept += rows
+        _write(self._scores_path, kept, self._columns)
 
     def _parse(
-        self, image: str, score_rows: Sequence[Mapping[str, str]], second_row: Mapping[str, str]
-    ) -> ImageScores:
-        spixels = {name: _number(score_rows[0][name]) for name in self._metrics if name not in _PAIR_NAMES}
-        pairs = [
-            {name: _number(row[name]) for name in self._metrics if name in _PAIR_NAMES} for row in score_rows
-        ]
-        return ImageScores(image, Scores(spixels, pairs), float(second_row["seconds"]))
+        self, image: str, rows: Sequence[Mapping[str, str]], runs: Sequence[Run]
+    ) -> dict[Run, ImageScores] | None:
+        """The scores of an image from its rows; None if some are missing."""
+        by_run: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+        for row in rows:
+            by_run.setdefault(tuple(row[column] for column in _RUN_COLUMNS), []).append(row)
+        scores = {}
+        for run in runs:
+            of_run = by_run.get(tuple(_run_cells(run).values()), [])
+            if not of_run or len(of_run) != int(of_run[0]["annotations"]):
+                return None
+            spixels = {name: _number(of_run[0][name]) for name in self._spixel_metrics}
+            pairs = [{name: _number(row[name]) for name in self._pair_metrics} for row in of_run]
+            scores[run] = ImageScores(image, Scores(spixels, pairs))
+        return scores
+
+    def _read_seconds(self, runs: Mapping[str, Sequence[Run]]) -> None:
+        rows = _read(self._seconds_path)
+        for dataset, expected in runs.items():
+            cells = {
+                tuple(row[column] for column in _RUN_COLUMNS): row["seconds"]
+                for row in rows
+                if row["dataset"] == dataset
+            }
+            values = [cells.get(tuple(_run_cells(run).values())) for run in expected]
+            if None not in values:
+                self._seconds[dataset] = dict(zip(expected, map(float, values), strict=True))
 
 
-def _key(row: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(row[column] for column in ("dataset", "image", *_RUN_COLUMNS))
-
-
-def _run_cells(run: Run) -> tuple[str, str, str]:
-    return run.method, str(run.n_spixels), "" if run.pos_scale is None else repr(run.pos_scale)
-
-
-def _is_complete(
-    score_rows: Sequence[Mapping[str, str]] | None, second_row: Mapping[str, str] | None
-) -> bool:
-    return (
-        bool(score_rows) and second_row is not None and len(score_rows) == int(score_rows[0]["annotations"])
-    )
+def _run_cells(run: Run) -> dict[str, str]:
+    cells = [run.method, str(run.n_spixels), "" if run.pos_scale is None else repr(run.pos_scale)]
+    return dict(zip(_RUN_COLUMNS, cells, strict=True))
 
 
 def _number(text: str) -> float:
     return int(text) if text.isdigit() else float(text)
 
 
-def _append(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
-    with name_failed_write(path), path.open("a") as file:
-        file.write(_format(rows, columns))
+def _read(path: Path) -> list[dict[str, str]]:
+    """The rows that are whole; a crash may have cut the last one short."""
+    if not path.exists():
+        return []
+    whole_lines = path.read_text().rpartition("\n")[0]
+    return [row for row in csv.DictReader(io.StringIO(whole_lines)) if None not in row.values()]
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:
+    header = dict(zip(columns, columns, strict=True))
+    with atomic_path(path) as temporary:
+        temporary.write_text(_format([header, *rows], columns))
 
 
 def _format(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> str:

@@ -36,12 +36,16 @@ class ImageScores(NamedTuple):
 
     image: str
     scores: Scores
-    seconds: float  # to segment it; see the methods
 
 
 def list_runs(methods: Sequence[Method], n_spixels: Sequence[int]) -> list[Run]:
     """All methods with all their settings, in the order in which they are evaluated."""
-    return [Run(method.name, *setting) for method in methods for setting in _settings(method, n_spixels)]
+    return [Run(method.name, *setting) for method in methods for setting in list_settings(method, n_spixels)]
+
+
+def list_settings(method: Method, n_spixels: Sequence[int]) -> list[Setting]:
+    """All settings of a method, in the order in which they are evaluated."""
+    return [Setting(count, pos_scale) for pos_scale in method.pos_scales for count in n_spixels]
 
 
 def check_metrics(names: Sequence[str]) -> None:
@@ -55,6 +59,18 @@ def check_metrics(names: Sequence[str]) -> None:
     unknown = [name for name in names if name not in METRICS]
     if unknown:
         raise InputError(f"no metric is named {unknown[0]!r}; there are {', '.join(METRICS)}")
+
+
+def check_not_empty(dataset: Dataset[SegmentedImage]) -> None:
+    """Check that there is an image to evaluate on.
+
+    Raises
+    ------
+    InputError
+        If not.
+    """
+    if len(dataset) == 0:
+        raise InputError("there is no image to evaluate on")
 
 
 def evaluate(
@@ -99,24 +115,20 @@ def evaluate(
         If a worker process crashed.
     """
     check_metrics(metrics)
-    if len(dataset) == 0:
-        raise InputError(f"{title}: there is no image to evaluate")
+    check_not_empty(dataset)
     metrics = tuple(dict.fromkeys(("n_spixels", *metrics)))
     runs = list_runs(methods, n_spixels)
-    pending: deque[tuple[str, list[float], Future]] = deque()
+    pending: deque[tuple[str, Future]] = deque()
 
     def collect() -> dict[Run, ImageScores]:
-        name, seconds, future = pending.popleft()
+        name, future = pending.popleft()
         try:
             scores = future.result()
         except BrokenProcessPool as error:
             raise RunError(
                 "a worker process crashed or was killed; fewer --nworkers need less memory"
             ) from error
-        return {
-            run: ImageScores(name, *rest)
-            for run, rest in zip(runs, zip(scores, seconds, strict=True), strict=True)
-        }
+        return {run: ImageScores(name, of_run) for run, of_run in zip(runs, scores, strict=True)}
 
     loader = evaluation_loader(dataset, n_workers=n_workers, first_idx=first_idx)
     with (
@@ -125,23 +137,16 @@ def evaluate(
     ):
         for image in loader:
             check_n_spixels(max(n_spixels), image.image_rgb.shape[:2], image.name)
-            segmentations = [
-                segmentation
+            label_maps = [
+                labels
                 for method in methods
-                for segmentation in method.segment(image, _settings(method, n_spixels))
+                for labels in method.segment(image, list_settings(method, n_spixels))
             ]
-            label_maps = [segmentation.labels for segmentation in segmentations]
-            future = executor.submit(
-                _score,
-                label_maps,
-                [run.n_spixels for run in runs],
-                image.image_rgb,
-                image.annotations,
-                metrics,
-            )
-            pending.append((image.name, [segmentation.seconds for segmentation in segmentations], future))
+            counts = [run.n_spixels for run in runs]
+            future = executor.submit(_score, label_maps, counts, image.image_rgb, image.annotations, metrics)
+            pending.append((image.name, future))
             # Images that wait for a worker take memory: let no more than a few pile up.
-            while pending and (pending[0][2].done() or len(pending) > 2 * n_workers + 1):
+            while pending and (pending[0][1].done() or len(pending) > 2 * n_workers + 1):
                 yield collect()
                 progress.update()
         while pending:
@@ -151,12 +156,8 @@ def evaluate(
 
 def connected_superpixels(method: Method, image: EvaluationImage, setting: Setting) -> np.ndarray:
     """The superpixels of an image that are scored, (H, W) int32."""
-    (segmentation,) = method.segment(image, [setting])
-    return enforce_connectivity(segmentation.labels, setting.n_spixels)
-
-
-def _settings(method: Method, n_spixels: Sequence[int]) -> list[Setting]:
-    return [Setting(count, pos_scale) for pos_scale in method.pos_scales for count in n_spixels]
+    (labels,) = method.segment(image, [setting])
+    return enforce_connectivity(labels, setting.n_spixels)
 
 
 def _score(

@@ -1,7 +1,6 @@
 """What can be evaluated: the models of this repo, scikit-image's SLIC, and a regular grid."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -27,13 +26,6 @@ class Setting(NamedTuple):
     pos_scale: float | None = None  # None for methods that have none
 
 
-class Segmentation(NamedTuple):
-    """Superpixels of one image, before connectivity is enforced."""
-
-    labels: np.ndarray  # (H, W), int32
-    seconds: float
-
-
 class Method(Protocol):
     """A way to make superpixels.
 
@@ -51,16 +43,15 @@ class Method(Protocol):
     pos_scales: Sequence[float | None]
     description: Mapping[str, Any]
 
-    def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[Segmentation]:
-        """Make the superpixels of an image, for each setting."""
+    def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[np.ndarray]:
+        """Make the superpixels of an image, (H, W) int32, for each setting; they need not be connected."""
 
 
 class NetworkMethod:
     """A model of this repo.
 
     Its features are computed once for all settings that give its network the same input (see
-    `lib.features.pixel_pos_scale`), those of extra channels once for all settings. The seconds of a setting
-    are what it would take alone, from the image in CIELAB to labels, connectivity excluded.
+    `lib.features.pixel_pos_scale`), those of extra channels once for all settings.
 
     Parameters
     ----------
@@ -97,7 +88,7 @@ class NetworkMethod:
         self.description = {**(description or {}), "n_iter": model.n_iter, **input_scales}
 
     @torch.inference_mode()
-    def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[Segmentation]:
+    def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[np.ndarray]:
         image_lab = image.image_lab.to(self.device)
         extra = None if image.extra is None else image.extra.to(self.device)
         sharing: dict[float, list[Setting]] = {}
@@ -105,33 +96,23 @@ class NetworkMethod:
             scale = pixel_pos_scale(image_lab.shape[2:], setting.n_spixels, setting.pos_scale)
             sharing.setdefault(scale, []).append(setting)
 
-        segmentations = {}
+        labels = {}
         given: dict[str, Tensor] = {}
-        extra_seconds = 0.0
         for group in sharing.values():
             channels = self._channels(image_lab, extra, group[0])
             if self.model.n_extra_channels > 0 and not given:
-                given["extra_features"], extra_seconds = self._timed(self.model.extra_features, channels)
-            features, seconds = self._timed(self.model.pixel_features, channels, **given)
+                given["extra_features"] = self.model.extra_features(channels)
+            features = self.model.pixel_features(channels, **given)
             for setting in group:
-                labels, own_seconds = self._timed(self._cluster, features, setting.n_spixels)
-                segmentations[setting] = Segmentation(labels, extra_seconds + seconds + own_seconds)
-        return [segmentations[setting] for setting in settings]
+                output = cluster(
+                    features, setting.n_spixels, n_iter=self.model.n_iter, distance=self.model.distance
+                )
+                labels[setting] = output.labels[0].to(torch.int32).cpu().numpy()
+        return [labels[setting] for setting in settings]
 
     def _channels(self, image_lab: Tensor, extra: Tensor | None, setting: Setting) -> Tensor:
         scales = self.scales._replace(pos_scale=setting.pos_scale)
         return model_input(self.model, image_lab, setting.n_spixels, scales, extra=extra)
-
-    def _cluster(self, features: Tensor, n_spixels: int) -> np.ndarray:
-        output = cluster(features, n_spixels, n_iter=self.model.n_iter, distance=self.model.distance)
-        return output.labels[0].to(torch.int32).cpu().numpy()
-
-    def _timed(self, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, float]:
-        start = time.perf_counter()
-        result = compute(*args, **kwargs)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return result, time.perf_counter() - start
 
 
 class SLICMethod:
@@ -144,13 +125,13 @@ class SLICMethod:
     pos_scales = (None,)
     description: Mapping[str, Any] = {"method": "skimage.segmentation.slic", "compactness": SLIC_COMPACTNESS}
 
-    def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[Segmentation]:
-        segmentations = []
-        for setting in settings:
-            start = time.perf_counter()
-            labels = slic(image.image_rgb, setting.n_spixels, compactness=SLIC_COMPACTNESS, start_label=0)
-            segmentations.append(Segmentation(labels.astype(np.int32), time.perf_counter() - start))
-        return segmentations
+    def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[np.ndarray]:
+        return [
+            slic(image.image_rgb, setting.n_spixels, compactness=SLIC_COMPACTNESS, start_label=0).astype(
+                np.int32
+            )
+            for setting in settings
+        ]
 
 
 class GridMethod:
@@ -160,13 +141,8 @@ class GridMethod:
     pos_scales = (None,)
     description: Mapping[str, Any] = {"method": "regular grid"}
 
-    def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[Segmentation]:
-        segmentations = []
-        for setting in settings:
-            start = time.perf_counter()
-            labels = _grid_labels(*image.image_rgb.shape[:2], setting.n_spixels)
-            segmentations.append(Segmentation(labels, time.perf_counter() - start))
-        return segmentations
+    def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[np.ndarray]:
+        return [_grid_labels(*image.image_rgb.shape[:2], setting.n_spixels) for setting in settings]
 
 
 def _grid_labels(height: int, width: int, n_spixels: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from lib.connectivity import MIN_SIZE_SHARE
 from lib.errors import InputError
 from lib.evaluation.methods import Method
 from lib.evaluation.summary import COUNT_RANGE
+from lib.evaluation.timing import N_TIMED_IMAGES
 from lib.files import atomic_path
 from lib.metrics import BOUNDARY_TOLERANCE
 
@@ -36,9 +37,9 @@ only pixels that differ from their right or lower neighbour, with a window of 1 
 Curves: linear between the measured counts. Means over counts are areas under these curves, divided by the
 range of counts, which is the part of {COUNT_RANGE[0]} to {COUNT_RANGE[1]} that all curves cover.
 
-Seconds: time to segment an image, connectivity excluded, while other processes read images and compute
-metrics (with --nworkers 0, nothing else runs). Networks start from the image in CIELAB; SLIC includes its own
-colour conversion and connectivity.
+Seconds: the median time of the first {N_TIMED_IMAGES} images, segmented one by one while nothing else runs,
+connectivity excluded. Networks start from the image in CIELAB; SLIC includes its own colour conversion and
+connectivity.
 
 Chance: no random number is drawn."""
 

@@ -52,14 +52,19 @@ def table_metrics(metrics: Sequence[str], *, ignore_background: bool) -> list[st
 
 def summary_table(summaries: Sequence[Summary], metrics: Sequence[str]) -> str:
     """Markdown table with a row for each run: requested, measured, means of `metrics`, seconds."""
-    return _markdown([_table_row(summary, summary.mean, metrics) for summary in summaries])
+    return _markdown(
+        [
+            {**_row(summary, summary.mean, metrics), "s/image": f"{summary.seconds:.3f}"}
+            for summary in summaries
+        ]
+    )
 
 
 def group_table(groups: Mapping[str, Sequence[Summary]], metrics: Sequence[str]) -> str:
     """Markdown table with a row for each video and run."""
     return _markdown(
         [
-            {"video": group, **_table_row(summary, summary.mean, metrics)}
+            {"video": group, **_row(summary, summary.mean, metrics)}
             for group, summaries in groups.items()
             for summary in summaries
         ]
@@ -96,7 +101,7 @@ def _markdown_page(results: Sequence[DatasetResults], metrics: Sequence[str]) ->
         parts += ["## Means", summary_table(result.summaries, shown)]
         of_pairs = [metric.name for metric in PAIR_METRICS if metric.name in metrics]
         if of_pairs:
-            worst = [_table_row(summary, summary.worst, of_pairs) for summary in result.summaries]
+            worst = [_row(summary, summary.worst, of_pairs) for summary in result.summaries]
             parts += ["## Worst annotation of each image", _markdown(worst)]
         if result.curve_means:
             low, high = result.curve_means.low, result.curve_means.high
@@ -115,13 +120,12 @@ def _markdown_page(results: Sequence[DatasetResults], metrics: Sequence[str]) ->
     return "\n\n".join([*parts, abbreviations]) + "\n"
 
 
-def _table_row(summary: Summary, values: Mapping[str, float], metrics: Sequence[str]) -> dict[str, str]:
+def _row(summary: Summary, values: Mapping[str, float], metrics: Sequence[str]) -> dict[str, str]:
     return {
         **_curve_cells(summary.run.method, summary.run.pos_scale),
         "requested": str(summary.run.n_spixels),
         "measured": f"{summary.mean['n_spixels']:.1f}",
         **_metric_cells(values, metrics),
-        "s/image": f"{summary.seconds:.3f}",
     }
 
 

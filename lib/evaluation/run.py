@@ -28,6 +28,7 @@ from lib.evaluation.report import (
 )
 from lib.evaluation.scoring import METRICS
 from lib.evaluation.summary import Summary, average_curves, summarize, summarize_groups
+from lib.evaluation.timing import seconds_per_image
 from lib.files import prepare_out_dir
 from lib.interruption import StopSignals
 
@@ -111,10 +112,20 @@ def run_evaluation(
         journal = Journal(out_dir, metrics, {each.name: runs for each in sets})
     results, scored_sets = [], []
     for each in sets:
-        images = _score_set(each, methods, journal, n_spixels=n_spixels, metrics=metrics, n_workers=n_workers)
+        with StopSignals() as signals:
+            seconds = _time_set(each, methods, journal, n_spixels)
+            images = _score_set(
+                each,
+                methods,
+                journal,
+                signals,
+                n_spixels=n_spixels,
+                metrics=metrics,
+                n_workers=n_workers,
+            )
         scored = {run: [image[run] for image in images] for run in runs}
         scored_sets.append(scored)
-        results.append(_summarize_set(each.name, scored))
+        results.append(_summarize_set(each.name, scored, seconds))
 
     shown = table_metrics(metrics, ignore_background=ignore_background)
     for result in results:
@@ -149,42 +160,54 @@ def _prepare_results(out_dir: Path, record: Mapping[str, object], *, resume: boo
     write_record(record, out_dir)
 
 
+def _time_set(
+    each: EvaluationSet, methods: Sequence[Method], journal: Journal | None, n_spixels: Sequence[int]
+) -> dict[Run, float]:
+    seconds = journal.seconds(each.name) if journal else None
+    if seconds is None:
+        seconds = seconds_per_image(methods, each.dataset, n_spixels)
+        if journal:
+            journal.set_seconds(each.name, seconds)
+    return seconds
+
+
 def _score_set(
     each: EvaluationSet,
     methods: Sequence[Method],
     journal: Journal | None,
+    signals: StopSignals,
     *,
     n_spixels: Sequence[int],
     metrics: Sequence[str],
     n_workers: int,
 ) -> list[dict[Run, ImageScores]]:
     images = list(journal.done(each.name)) if journal else []
-    with StopSignals() as signals:
-        try:
-            for image in evaluate(
-                methods,
-                each.dataset,
-                n_spixels=n_spixels,
-                metrics=metrics,
-                n_workers=n_workers,
-                first_idx=len(images),
-                title=each.name,
-            ):
-                with signals.deferred():
-                    if journal:
-                        journal.add(each.name, image)
-                    images.append(image)
-        except KeyboardInterrupt:
-            advice = "; continue with --resume" if journal else ""
-            logger.info(
-                "stopped after %d of %d images of %s%s", len(images), len(each.dataset), each.name, advice
-            )
-            raise
+    try:
+        for image in evaluate(
+            methods,
+            each.dataset,
+            n_spixels=n_spixels,
+            metrics=metrics,
+            n_workers=n_workers,
+            first_idx=len(images),
+            title=each.name,
+        ):
+            with signals.deferred():
+                if journal:
+                    journal.add(each.name, image)
+                images.append(image)
+    except KeyboardInterrupt:
+        n_done, n_images = len(images), len(each.dataset)
+        advice = "; continue with --resume" if journal else ""
+        logger.info("stopped after %d of %d images of %s%s", n_done, n_images, each.name, advice)
+        raise
     return images
 
 
-def _summarize_set(name: str, scored: Mapping[Run, Sequence[ImageScores]]) -> DatasetResults:
-    summaries = [summarize(run, images) for run, images in scored.items()]
+def _summarize_set(
+    name: str, scored: Mapping[Run, Sequence[ImageScores]], seconds: Mapping[Run, float]
+) -> DatasetResults:
+    summaries = [summarize(run, images, seconds[run]) for run, images in scored.items()]
     groups: dict[str, list[Summary]] = {}
     for run, images in scored.items():
         for group, summary in summarize_groups(run, images).items():

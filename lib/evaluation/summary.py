@@ -21,7 +21,7 @@ class Summary(NamedTuple):
     n_pairs: int  # (image, annotation) pairs
     mean: dict[str, float]  # by metric: over all pairs; over all images for metrics without annotation
     worst: dict[str, float]  # by metric with annotation: over all images, the worst annotation of each
-    seconds: float  # per image
+    seconds: float | None  # per image; None if it was not measured
 
     def figures(self, *, ignore_background: bool) -> dict[str, float]:
         """The means, with that of the mean IoU without segment 0 in place of the other if asked for."""
@@ -38,7 +38,7 @@ class Summary(NamedTuple):
         return f"{' '.join(values)} ({self.n_images} images, {self.n_pairs} pairs)"
 
 
-def summarize(run: Run, images: Sequence[ImageScores]) -> Summary:
+def summarize(run: Run, images: Sequence[ImageScores], seconds: float | None = None) -> Summary:
     """Average the scores of a run.
 
     Values that are NaN, as the mean IoU without segment 0 of an image that has no other, are left out.
@@ -49,6 +49,8 @@ def summarize(run: Run, images: Sequence[ImageScores]) -> Summary:
         What was evaluated.
     images : sequence of ImageScores
         At least one.
+    seconds : float, optional
+        What the run takes for an image.
     """
     pairs = [pair for image in images for pair in image.scores.pairs]
     mean = {name: _mean(image.scores.spixels[name] for image in images) for name in images[0].scores.spixels}
@@ -58,7 +60,6 @@ def summarize(run: Run, images: Sequence[ImageScores]) -> Summary:
         # NumPy's fmin and fmax pass over NaN.
         pick = np.fmin.reduce if METRICS[name].higher_is_better else np.fmax.reduce
         worst[name] = _mean(pick([pair[name] for pair in image.scores.pairs]) for image in images)
-    seconds = _mean(image.seconds for image in images)
     return Summary(run, len(images), len(pairs), mean, worst, seconds)
 
 

@@ -1,0 +1,58 @@
+"""How long methods take, measured while nothing else runs."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from lib.datasets.samples import EvaluationImages
+from lib.datasets.segmented_image import SegmentedImage
+from lib.evaluation.loop import Run, check_not_empty, list_settings
+from lib.evaluation.methods import Method
+from lib.segmentation import check_n_spixels
+
+N_TIMED_IMAGES = 5
+
+
+def seconds_per_image(
+    methods: Sequence[Method], dataset: Dataset[SegmentedImage], n_spixels: Sequence[int]
+) -> dict[Run, float]:
+    """Time every method with every setting alone, connectivity excluded.
+
+    Networks start from the image in CIELAB, others from RGB.
+
+    Parameters
+    ----------
+    methods : sequence of Method
+        What to time.
+    dataset : Dataset of SegmentedImage
+        Its first five images are segmented, the first one twice, of which the first time does not count.
+    n_spixels : sequence of int
+        Requested numbers of superpixels.
+
+    Returns
+    -------
+    dict of Run to float
+        The median over the images, in seconds.
+
+    Raises
+    ------
+    InputError
+        If the data set is empty, or an image cannot be used.
+    """
+    check_not_empty(dataset)
+    images = [EvaluationImages(dataset)[idx] for idx in range(min(N_TIMED_IMAGES, len(dataset)))]
+    for image in images:
+        check_n_spixels(max(n_spixels), image.image_rgb.shape[:2], image.name)
+    work = [(method, setting) for method in methods for setting in list_settings(method, n_spixels)]
+    medians = {}
+    for method, setting in tqdm(work, desc="timing", unit="setting", leave=False, disable=None):
+        durations = []
+        for image in [images[0], *images]:
+            start = time.perf_counter()
+            method.segment(image, [setting])
+            durations.append(time.perf_counter() - start)
+        medians[Run(method.name, *setting)] = float(np.median(durations[1:]))
+    return medians
