@@ -11,12 +11,13 @@ from lib.errors import InputError
 from lib.evaluation.loop import Run
 from lib.evaluation.options import (
     add_evaluation_args,
+    bsds_set,
     compared_methods,
     davis_set,
     evaluation_settings,
     network_method,
 )
-from lib.evaluation.run import EvaluationSet, run_evaluation
+from lib.evaluation.run import run_evaluation
 from lib.evaluation.summary import Summary
 
 
@@ -45,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[Run, Summary]]:
     device = cli.resolve_device(args.device)
     sets = []
     if args.bsds_root:
-        dataset = bsds.BSDSDataset(args.bsds_root, args.bsds_split)
-        sets.append(EvaluationSet(f"BSDS500 {args.bsds_split}", f"bsds500_{args.bsds_split}", dataset))
+        sets.append(bsds_set(args.bsds_root, args.bsds_split))
     with_davis = bool(args.davis2017_root) if args.eval_on_davis is None else args.eval_on_davis
     if with_davis:
         sets.append(davis_set(cli.open_davis(args.davis2017_root, args.davis_split), args.davis_split))

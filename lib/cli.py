@@ -360,7 +360,12 @@ def add_iou_arg(parser: argparse.ArgumentParser) -> None:
 
 def add_nworkers_arg(parser: argparse._ActionsContainer) -> None:
     """Add `--nworkers`."""
-    parser.add_argument("--nworkers", type=non_negative_int, default=4, help="processes that read images")
+    parser.add_argument(
+        "--nworkers",
+        type=non_negative_int,
+        default=4,
+        help="processes that read images; evaluation starts as many to compute metrics",
+    )
 
 
 def add_inference_args(parser: argparse.ArgumentParser, *, demo_image: Path) -> None:

@@ -72,6 +72,12 @@ def leave_stop_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
+def start_worker() -> None:
+    """Tie this worker process to the main one: that alone stops it, and it ends with that one."""
+    leave_stop_signals()
+    end_with_main_process()
+
+
 def end_with_main_process() -> None:
     """End this worker process as soon as the main one is gone, however that ended."""
 

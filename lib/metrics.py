@@ -1,9 +1,9 @@
 """How well superpixels respect a segmentation, and what they are like.
 
 The metrics need only three passes over the pixels, each made once: a `ContingencyTable` of superpixels and
-segments, the `Boundary` of either, and the `ColorVariation` within superpixels. Definitions are those of
-Stutz et al. [1]_ unless a docstring says otherwise. In formulas, S_j are the superpixels, G_i the segments of
-the annotation, and N the number of pixels.
+segments, the `Boundary` of either, and the `ColorVariation` within superpixels. They are those that the
+survey of Stutz et al. [1]_ compares; docstrings tell details in which implementations differ. In formulas,
+S_j are the superpixels, G_i the segments of the annotation, and N the number of pixels.
 
 References
 ----------
@@ -180,7 +180,10 @@ def mean_iou(table: ContingencyTable, *, ignore_background: bool = False) -> flo
 
 
 def boundary_tolerance(shape: tuple[int, int]) -> int:
-    """Tolerance of boundary recall and precision for an image (H, W): round(0.0025 * diagonal), pixels."""
+    """Tolerance of boundary recall and precision for an image (H, W): round(0.0025 * diagonal), in pixels.
+
+    Halves go to the even number, as Python rounds.
+    """
     return round(BOUNDARY_TOLERANCE * math.hypot(*shape))
 
 
@@ -222,8 +225,9 @@ def boundary_precision(
 ) -> float:
     """Share of the superpixels' boundary pixels that have a boundary of the annotation nearby.
 
-    In [0, 1]; 1 is best, and the value where there is a single superpixel. Parameters and errors are those
-    of `boundary_recall`.
+    In [0, 1]; 1 is best, and the value where there is a single superpixel. Hits are counted on the
+    superpixels' boundary; implementations that count them on the annotation's differ. Parameters and errors
+    are those of `boundary_recall`.
     """
     return boundary_recall(gt_boundary, boundary, radius, one_sided=one_sided)
 
@@ -232,7 +236,8 @@ def mean_distance_to_edge(boundary: Boundary, gt_boundary: Boundary) -> float:
     """Mean distance of the annotation's boundary pixels to the nearest superpixel boundary.
 
     In pixels, from 0, the best, to the diagonal of the image, which is the value where there is a single
-    superpixel. 0 where the annotation has no boundary. The mean is over the boundary pixels.
+    superpixel. 0 where the annotation has no boundary. The mean is over the annotation's boundary pixels;
+    implementations that divide by all pixels of the image differ.
 
     Raises
     ------
@@ -275,7 +280,9 @@ def explained_variation(variation: ColorVariation) -> float:
     ----------
     .. [1] Moore et al., "Superpixel Lattices", CVPR 2008.
     """
-    return float(1 - variation.within.sum() / variation.total) if variation.total > 0 else 1.0
+    if variation.total == 0:
+        return 1.0
+    return max(0.0, float(1 - variation.within.sum() / variation.total))  # rounding may lead below 0
 
 
 def intra_cluster_variation(variation: ColorVariation) -> float:
@@ -292,7 +299,7 @@ def intra_cluster_variation(variation: ColorVariation) -> float:
 
 
 def contour_density(boundary: Boundary) -> float:
-    """Share of pixels at a superpixel boundary, on either side of it.
+    """Share of pixels at a superpixel boundary, on either side of it; the image's border is none.
 
     In [0, 1]; of two sets of superpixels with the same recall, the one with the lower density is better.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lib.errors import InputError, RunError
-from lib.interruption import blocked_stop_signals, end_with_main_process, leave_stop_signals
+from lib.interruption import blocked_stop_signals, start_worker
 from lib.opencv import cv2
 from lib.optflow import FlowArchive, write_flow_archive
 from lib.optflow_sources import FlowSource
@@ -141,8 +141,7 @@ class _StoppedError(Exception):
 def _start_worker(n_done, must_stop) -> None:
     global _n_done, _must_stop
     _n_done, _must_stop = n_done, must_stop
-    leave_stop_signals()
-    end_with_main_process()
+    start_worker()
     cv2.setNumThreads(1)  # the other cores have workers of their own
 
 

@@ -97,7 +97,7 @@ def run_training(
     test_interval, log_interval : int
         Steps between two validations, and between two lines of the log.
     n_workers : int
-        Processes that read images.
+        Processes that read images, and as many that compute metrics in validation.
     ignore_background : bool
         Leave segment 0 out of the mean IoU.
 

@@ -173,10 +173,28 @@ def die(*args):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_that_is_killed_ends_the_evaluation(monkeypatch):
+@pytest.mark.parametrize("pause", [0, 0.1])
+def test_a_metric_worker_that_is_killed_ends_the_evaluation(monkeypatch, pause):
+    class Slow(Drawn):
+        def segment(self, image, settings):
+            time.sleep(pause)
+            return super().segment(image, settings)
+
     monkeypatch.setattr("lib.evaluation.loop._score", die)
     with pytest.raises(RunError, match="a worker process crashed or was killed"):
-        list(evaluate([Drawn(LEFT_RIGHT)], Images(), n_spixels=[2], n_workers=1))
+        list(evaluate([Slow(LEFT_RIGHT)], Images() * 10, n_spixels=[2], n_workers=1))
+
+
+class Deadly(Images):
+    """Images that end the process that reads them."""
+
+    def __getitem__(self, idx):
+        die()
+
+
+def test_a_reading_worker_that_is_killed_ends_the_evaluation():
+    with pytest.raises(RunError, match="a worker process crashed or was killed"):
+        list(evaluate([Drawn(LEFT_RIGHT)], Deadly(), n_spixels=[2], n_workers=1))
 
 
 # Methods
@@ -262,15 +280,13 @@ def test_seconds_are_the_median_of_five_images_without_the_first_try():
 def test_seconds_of_an_image_that_is_too_small():
     with pytest.raises(InputError, match="--nspix 500 is above the 400 pixels of a"):
         seconds_per_image([GridMethod()], Images(), [2, 500])
-    with pytest.raises(InputError, match="there is no image to evaluate on"):
-        seconds_per_image([GridMethod()], [], [2])
 
 
 # Summaries
 
 
 def test_means_by_video():
-    images = [scored("car/0", 0.5), scored("car/1", 0.7, 0.9), scored("dog/0", 1.0)]
+    images = [scored("car/0", 0.5), scored("dog/0", 1.0), scored("car/1", 0.7, 0.9)]
     run = Run("drawn", 10, None)
     groups = summarize_groups(run, images)
     assert list(groups) == ["car", "dog"]
@@ -284,43 +300,36 @@ def summary_at(method, count, asa):
 
 
 def test_area_under_the_curve_by_hand():
-    # Straight lines: over 200 to 600, which both cover, their means are the values in the middle.
+    # Straight lines: their means are the values in the middle of the range.
     curves = [
         summary_at("one", 50, 0.80),
         summary_at("one", 1050, 0.90),
         summary_at("other", 600, 0.6),
         summary_at("other", 200, 0.2),
         summary_at("point", 400, 0.5),
+        summary_at("low", 20, 0.5),
+        summary_at("low", 90, 0.6),
     ]
-    means = average_curves(curves)
-    assert (means.low, means.high) == (200, 600)
-    assert means.curves.keys() == {("one", None), ("other", None)}
-    assert means.curves["one", None]["asa"] == pytest.approx(0.835)
-    assert means.curves["other", None]["asa"] == pytest.approx(0.4)
+    own, common = average_curves(curves)
+    assert [curve[:4] for curve in own] == [("one", None, 100, 1000), ("other", None, 200, 600)]
+    assert [curve[:4] for curve in common] == [("one", None, 200, 600), ("other", None, 200, 600)]
+    assert [curve.means["asa"] for curve in own] == pytest.approx([0.85, 0.4])
+    assert [curve.means["asa"] for curve in common] == pytest.approx([0.835, 0.4])
+    assert average_curves(curves[:2]).own == own[:1]  # whatever it is compared with
 
 
 def test_area_under_a_bent_curve_ends_at_100_and_1000():
     curve = [summary_at("one", 0, 0.0), summary_at("one", 500, 1.0), summary_at("one", 2000, 1.0)]
-    means = average_curves(curve)
-    assert (means.low, means.high) == (100, 1000)
-    assert means.curves["one", None]["asa"] == pytest.approx((400 * (0.2 + 1) / 2 + 500) / 900)
+    (mean,) = average_curves(curve).own
+    assert (mean.low, mean.high) == (100, 1000)
+    assert mean.means["asa"] == pytest.approx((400 * (0.2 + 1) / 2 + 500) / 900)
 
 
-@pytest.mark.parametrize(
-    "curves",
-    [
-        [summary_at("one", 400, 0.5)],
-        [summary_at("one", count, 0.5) for count in (10, 90)],
-        [
-            summary_at(method, count, 0.5)
-            for method, start in (("a", 200), ("b", 500))
-            for count in (start, start + 99)
-        ],
-    ],
-    ids=["a point", "below 100", "apart"],
-)
-def test_no_area_without_a_common_range(curves):
-    assert average_curves(curves) is None
+def test_curves_apart_have_no_common_range():
+    ends = [("a", 200), ("a", 299), ("b", 500), ("b", 599), ("same", 400), ("same", 400)]
+    own, common = average_curves([summary_at(method, count, 0.5) for method, count in ends])
+    assert [curve.method for curve in own] == ["a", "b"]
+    assert common == []
 
 
 def test_mean_of_nothing_but_nan_is_nan():

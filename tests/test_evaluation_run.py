@@ -23,8 +23,8 @@ from lib.errors import InputError, RunError
 from lib.evaluation.figures import SheetImage, draw_curves, draw_sheet, save_figure
 from lib.evaluation.loop import ImageScores, Run
 from lib.evaluation.methods import GridMethod, NetworkMethod
-from lib.evaluation.record import PROTOCOL
-from lib.evaluation.run import EvaluationSet, run_evaluation
+from lib.evaluation.record import PROTOCOL, EvaluationSet
+from lib.evaluation.run import run_evaluation
 from lib.evaluation.scoring import METRICS, Scores
 from lib.evaluation.summary import summarize
 from lib.features import InputScales
@@ -44,7 +44,7 @@ class Frames(list):
             self.append(SegmentedImage(f"video{idx // 2}/{idx}", image_rgb, annotations))
 
 
-def run_grids(out_dir, dataset=None, **changes):
+def run_grids(out_dir, dataset=None, sources=(), **changes):
     """A small sweep of two methods."""
     torch.manual_seed(0)
     settings = {
@@ -56,7 +56,9 @@ def run_grids(out_dir, dataset=None, **changes):
         **changes,
     }
     methods = [NetworkMethod("pix", SSNPix(n_iter=2), InputScales(0.3, 4.0), CPU), GridMethod()]
-    return run_evaluation(methods, [EvaluationSet("Quadrants", "quadrants", dataset or Frames())], **settings)
+    dataset = Frames() if dataset is None else dataset
+    sets = [EvaluationSet("Quadrants", "quadrants", dataset, sources)]
+    return run_evaluation(methods, sets, **settings)
 
 
 def read_rows(path):
@@ -99,7 +101,7 @@ def test_what_is_written(tmp_path, caplog):
         "extra_scale": None,
         "pos_scales": [4.0],
     }
-    assert content["images"] == {"Quadrants": 4}
+    assert content["data"]["Quadrants"]["images"] == 4
     assert content["versions"]["torch"] == torch.__version__
     assert content["options"] == {"nspix": "[6, 24, 40]"}
     assert content["protocol"] == PROTOCOL
@@ -124,12 +126,24 @@ def test_what_is_written(tmp_path, caplog):
 
 def test_means_over_counts_are_written(tmp_path):
     run_grids(tmp_path, n_spixels=[90, 200, 800])
-    (pix, grid) = read_rows(tmp_path / "curve_means.csv")
-    assert (pix["method"], grid["method"]) == ("pix", "grid")
-    assert pix["from"] == grid["from"]
-    assert 100 <= float(grid["from"]) < float(grid["to"]) < 1000
-    assert 0 < float(grid["asa"]) <= 1
-    assert "measured superpixels" in (tmp_path / "summary.md").read_text()
+    rows = read_rows(tmp_path / "curve_means.csv")
+    assert [(row["range"], row["method"]) for row in rows] == [
+        ("own", "pix"),
+        ("own", "grid"),
+        ("common", "pix"),
+        ("common", "grid"),
+    ]
+    assert rows[2]["from"] == rows[3]["from"] == max(rows[0]["from"], rows[1]["from"], key=float)
+    assert 100 <= float(rows[3]["from"]) < float(rows[3]["to"]) < 1000
+    assert all(0 < float(row["asa"]) <= 1 for row in rows)
+    page = (tmp_path / "summary.md").read_text()
+    assert "## Means over the counts that all curves cover" in page
+    assert "## Means over each curve's own part of 100 to 1000" in page
+
+
+def test_a_single_count_has_no_means_over_counts(tmp_path):
+    run_grids(tmp_path, n_spixels=[90])
+    assert not (tmp_path / "curve_means.csv").exists()
 
 
 class StopsAt(Frames):
@@ -142,8 +156,21 @@ class StopsAt(Frames):
 
     def __getitem__(self, idx):
         self.n_asked += 1
-        if idx == self.stop_at and self.n_asked > len(self):  # the first ones are asked for to measure time
+        if idx == self.stop_at and self.n_asked > 5:  # the first ones are for a check and to measure time
             raise KeyboardInterrupt
+        return super().__getitem__(idx)
+
+
+class Watched(Frames):
+    """Images that note in a file when they are read, in whichever process."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def __getitem__(self, idx):
+        with self.path.open("a") as file:
+            file.write(f"{idx}\n")
         return super().__getitem__(idx)
 
 
@@ -155,16 +182,13 @@ def test_interrupted_run_goes_on_to_the_same_files(tmp_path, stop_at, n_workers,
     with pytest.raises(KeyboardInterrupt):
         run_grids(tmp_path / "parts", StopsAt(stop_at))
     assert f"stopped after {stop_at} of 4 images of Quadrants; continue with --resume" in caplog.text
-    asked_for = []
-
-    class Watched(Frames):
-        def __getitem__(self, idx):
-            asked_for.append(idx)
-            return super().__getitem__(idx)
-
-    parts = run_grids(tmp_path / "parts", Watched(), resume=True, n_workers=n_workers)
+    watched = Watched(tmp_path / "asked_for")
+    parts = run_grids(tmp_path / "parts", watched, resume=True, n_workers=n_workers)
+    asked_for = [int(idx) for idx in watched.path.read_text().split()]
     if n_workers == 0:
-        assert asked_for[: 4 - stop_at] == list(range(stop_at, 4))
+        assert asked_for[: 5 - stop_at] == [0, *range(stop_at, 4)]  # the first one is read to check it
+    else:
+        assert set(range(stop_at, 4)) <= set(asked_for)
     assert (tmp_path / "parts/scores.csv").read_bytes() == (tmp_path / "whole/scores.csv").read_bytes()
     (ours,), (theirs,) = parts.values(), whole.values()
     for run, summary in ours.items():
@@ -189,19 +213,66 @@ def test_resuming_what_is_finished_only_reports(tmp_path):
     first = run_grids(tmp_path)
     (tmp_path / "summary.md").unlink()
 
-    class Unreadable(Frames):
-        def __getitem__(self, idx):
-            raise AssertionError
-
-    with pytest.raises(AssertionError):  # the sheets of extremes read their images again
-        run_grids(tmp_path, Unreadable(), resume=True)
+    watched = Watched(tmp_path / "asked_for")
+    assert run_grids(tmp_path, watched, resume=True) == first
+    # One to check it, and the four of each method's sheet.
+    assert sorted(watched.path.read_text().split()) == sorted("0" + 2 * "0123")
     assert (tmp_path / "summary.md").is_file()
-    assert run_grids(tmp_path, resume=True) == first
 
 
 def test_resume_without_results_starts(tmp_path):
     run_grids(tmp_path / "new", resume=True, n_spixels=[6])
     assert (tmp_path / "new" / "results.json").is_file()
+
+
+def test_two_sets_and_two_weights_of_the_position_resumed(tmp_path):
+    methods = [NetworkMethod("pix", SSNPix(n_iter=2), InputScales(0.3, 4.0), CPU, pos_scales=[2.0, 8.0])]
+
+    def run(out_dir, stop_at=None, **changes):
+        second = Frames() if stop_at is None else StopsAt(stop_at)
+        sets = [EvaluationSet("One", "one", Frames()), EvaluationSet("Two", "two", second)]
+        settings = {
+            "n_spixels": [6, 24],
+            "metrics": ["asa"],
+            "device": CPU,
+            "n_workers": 0,
+            "out_dir": out_dir,
+        }
+        return run_evaluation(methods, sets, **settings, **changes)
+
+    whole = run(tmp_path / "whole")
+    assert [list(by_run) for by_run in whole.values()] == 2 * [
+        [Run("pix", count, pos_scale) for pos_scale in (2.0, 8.0) for count in (6, 24)]
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", stop_at=2)
+    run(tmp_path / "parts", resume=True)
+    assert (tmp_path / "parts/scores.csv").read_bytes() == (tmp_path / "whole/scores.csv").read_bytes()
+
+
+def test_pictures_of_others_are_left_alone(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "holiday.png").write_bytes(b"sea")
+    for overwrite in (False, True):
+        run_grids(tmp_path, n_spixels=[6], overwrite=overwrite)
+    assert (tmp_path / "pictures" / "holiday.png").read_bytes() == b"sea"
+
+
+@pytest.mark.parametrize("metrics", [["n_spixels"], ["mean_iou_foreground", "size_spread"]])
+def test_metrics_that_leave_little_to_show(tmp_path, metrics):
+    images = [
+        image._replace(annotations=[0 * image.annotations[0]]) for image in Frames()
+    ]  # background alone
+    run_grids(tmp_path, images, metrics=metrics)
+    assert not list((tmp_path / "pictures").glob("*extremes*"))
+    assert (tmp_path / "summary.md").is_file()
+
+
+def test_nothing_is_left_behind_by_a_run_that_cannot_start(tmp_path):
+    for changes in ({"dataset": []}, {"n_spixels": [6, 9999]}):
+        with pytest.raises(InputError):
+            run_grids(tmp_path / "results", **changes)
+    assert not (tmp_path / "results").exists()
 
 
 def test_results_are_not_overwritten_unasked(tmp_path):
@@ -220,12 +291,14 @@ def test_results_are_not_overwritten_unasked(tmp_path):
     [
         ({"n_spixels": [6]}, r"requested is \[6, 24, 40\], not \[6\]"),
         ({"metrics": ["asa"]}, r"metrics is \['asa', 'compactness'\], not \['asa'\]"),
-        ({"dataset": Frames()[:3]}, "images.Quadrants is 4, not 3"),
+        ({"dataset": Frames()[:3]}, "data.Quadrants.images is 4, not 3"),
+        ({"sources": ["other.jpg"]}, "data.Quadrants.sources_sha256 is"),
+        ({"options": {"optflow_method": "gma"}}, "options.optflow_method is not set, not gma"),
         ({"device": torch.device("cuda")}, "device is cpu, not cuda"),
     ],
 )
 def test_resume_refuses_another_run(tmp_path, changes, told):
-    run_grids(tmp_path)
+    run_grids(tmp_path, options={"nworkers": "3"})
     before = (tmp_path / "scores.csv").read_bytes()
     with pytest.raises(InputError, match=f"--resume: {tmp_path} holds another run: {told}"):
         run_grids(tmp_path, resume=True, **changes)
@@ -338,10 +411,20 @@ def test_sweep_over_counts_and_weights_of_position(bsds_root, caplog):
     assert " images, " not in caplog.text  # a sweep ends in its table
 
 
+def test_chosen_iou_without_background(bsds_root, caplog):
+    caplog.set_level("INFO")
+    argv = eval_argv(bsds_root, "--nspix=24", "--metrics", "mean_iou", "--eval_iou_ignore_background")
+    ((summary,),) = (by_run.values() for by_run in eval_base_model.main(argv).values())
+    assert f"mIoU {summary.mean['mean_iou_foreground']:.4f} superpixels" in caplog.messages[-1]
+    assert re.search(r"\| +measured \| +mIoU fg \| +s/image \|", caplog.text)
+
+
 def test_protocol_is_told(bsds_root, caplog):
     caplog.set_level("INFO")
     eval_base_model.main(eval_argv(bsds_root, "--nspix=24", "--protocol"))
     assert "Chance: no random number is drawn." in caplog.text
+    assert "Data: BSDS500 test, 2 images." in caplog.text
+    assert "- ssn_pix: n_iter 5, color_scale 0.26, pos_scales [10.0]" in caplog.text
 
 
 def test_chosen_metrics_are_the_columns(bsds_root, tmp_path, caplog):
@@ -365,6 +448,11 @@ def test_chosen_metrics_are_the_columns(bsds_root, tmp_path, caplog):
         (["--compare", "grid", "grid"], "--compare: two methods are named grid"),
         (["--compare", "ssn_pix"], "--compare: two methods are named ssn_pix"),
         (["--compare", "grid={weights}"], ""),
+        (["--compare", "{tmp}/a=b/odd=name.pth"], "--compare {tmp}/a=b/odd=name.pth: a name may hold"),
+        (
+            ["--compare", "a|b={weights}"],
+            "--compare a|b={weights}: a name may hold letters, digits and ._+- only",
+        ),
         (["--resume"], "--resume needs --out_dir"),
         (["--overwrite"], "--overwrite needs --out_dir"),
         (["--out_dir={tmp}/o", "--overwrite", "--resume"], "not allowed with argument"),
@@ -379,6 +467,8 @@ def test_chosen_metrics_are_the_columns(bsds_root, tmp_path, caplog):
 def test_bad_options(bsds_root, base_weights, composite_weights, tmp_path, capsys, argv, told):
     names = {"weights": base_weights, "composite": composite_weights, "tmp": tmp_path}
     argv = [option.format(**names) for option in argv]
+    (tmp_path / "a=b").mkdir()
+    (tmp_path / "a=b" / "odd=name.pth").write_bytes(base_weights.read_bytes())
     if not told:  # a weight file may have any name that is not taken
         assert eval_base_model.main(eval_argv(bsds_root, *argv, "--nspix=24"))
         return
@@ -456,8 +546,6 @@ def test_curves_have_a_line_and_a_name_for_each_method():
     lines = [line.get_xydata().tolist() for line in panel.lines]
     assert lines == [[[100, 0.7], [400, 0.8]], [[100, 0.5]]]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["slic", "grid"]
-    looks = {(line.get_linestyle(), line.get_marker()) for line in panel.lines}
-    assert len(looks) == 2  # told apart without colour
 
 
 def test_legend_goes_where_a_panel_is_spare():
@@ -478,8 +566,10 @@ def test_legend_tells_weights_of_the_position_where_they_differ():
     assert names == ["base, pos_scale 5", "base, pos_scale 10", "grid"]
 
 
-def test_sheet_shows_leaks_in_red(tmp_path):
+@pytest.mark.parametrize("factor", [1, 100_000])
+def test_sheet_shows_leaks_in_red(tmp_path, factor):
     image_rgb, gt_labels = make_quadrants()
+    gt_labels = factor * gt_labels + factor - 1
     labels = np.zeros_like(gt_labels)  # takes segment 0: all else leaks
     figure = draw_sheet([[SheetImage("worst", image_rgb, labels, gt_labels)]], "title")
     shown = figure.axes[0].images[0].get_array()
@@ -490,10 +580,10 @@ def test_sheet_shows_leaks_in_red(tmp_path):
     assert (tmp_path / "sheet.svg").read_text().startswith("<?xml")
 
 
-def test_more_methods_than_styles(tmp_path):
-    summaries = [summary_at(f"method{idx}", 100, 0.1 * idx) for idx in range(12)]
-    save_figure(draw_curves(summaries, ["asa"], "many"), tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").is_file()
+def test_many_methods_are_told_apart_without_colour():
+    summaries = [summary_at(f"method{idx}", 100, 0.1 * idx) for idx in range(20)]
+    lines = draw_curves(summaries, ["asa"], "many").axes[0].lines
+    assert len({(line.get_marker(), str(line._unscaled_dash_pattern)) for line in lines}) == 20
 
 
 def test_model_is_used_where_it_is(device):

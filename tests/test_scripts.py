@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -353,7 +354,13 @@ def test_bad_evaluation_options(argv, told, tmp_path, bsds_root, capsys):
 
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_broken_image_ends_an_evaluation_in_one_line(bsds_root, n_workers, capsys):
-    file = bsds_root / "BSDS500/data/images/test/101.jpg"
+    image_dir, annotation_dir = (
+        bsds_root / "BSDS500/data" / kind / "test" for kind in ("images", "groundTruth")
+    )
+    for idx in range(200, 208):  # the first few images are read to measure time
+        shutil.copy(image_dir / "100.jpg", image_dir / f"{idx}.jpg")
+        shutil.copy(annotation_dir / "100.mat", annotation_dir / f"{idx}.mat")
+    file = image_dir / "207.jpg"
     file.write_bytes(file.read_bytes()[:200])
     argv = ["--base_model_weights=none", f"--bsds_root={bsds_root}", f"--nworkers={n_workers}", "--nspix=24"]
     assert f"error: {file} is not a readable image" in fails_with(eval_base_model.main, argv, capsys)

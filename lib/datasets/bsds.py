@@ -58,6 +58,11 @@ class BSDSDataset(Dataset):
                 f"the first lacks {annotation_dir / missing[0]}"
             )
 
+    @property
+    def source_names(self) -> list[str]:
+        """Names of the image files, which tell one selection of images from another."""
+        return [file.name for file in self.image_files]
+
     def __len__(self) -> int:
         return len(self.image_files)
 

@@ -83,6 +83,13 @@ class DAVISDataset(Dataset):
                 _check_archive(archive, frames)
             self.flows = [(archive, idx) for archive in archives for idx in range(archive.n_frames)]
 
+    @property
+    def source_names(self) -> list[str]:
+        """Names of the frames and of the flow archives, which tell one selection from another."""
+        frames = [f"{file.parent.name}/{file.name}" for file in self.frame_files]
+        archives = {archive.path.name for archive, _ in self.flows or ()}
+        return [*frames, *sorted(archives)]
+
     def __len__(self) -> int:
         return len(self.frame_files)
 

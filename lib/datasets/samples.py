@@ -13,7 +13,7 @@ from lib.datasets.augmentation import Crop
 from lib.datasets.segmented_image import SegmentedImage
 from lib.errors import InputError
 from lib.features import rgb_to_lab
-from lib.interruption import blocked_stop_signals, end_with_main_process, leave_stop_signals
+from lib.interruption import blocked_stop_signals, start_worker
 
 
 class TrainingCrops(Dataset):
@@ -158,8 +158,8 @@ def usable_workers(n_workers: int) -> int:
 
 
 def _start_worker(worker_idx: int) -> None:
-    leave_stop_signals()
-    end_with_main_process()  # PyTorch's own check waits for batches to be fetched that nobody will fetch
+    # PyTorch's own check for the main process waits for batches to be fetched that nobody will fetch.
+    start_worker()
 
 
 def _leave_as_is(image: EvaluationImage) -> EvaluationImage:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -12,21 +12,15 @@ from matplotlib.figure import Figure
 from lib.evaluation.scoring import METRICS
 from lib.evaluation.summary import Summary, curves_of
 from lib.files import atomic_path
+from lib.label_maps import check_label_map
 from lib.metrics import ContingencyTable
 from lib.visualization import draw_boundaries
 
-# Told apart by marker and dashes alone, so that they can be read in black and white; the colours differ in
-# lightness too.
-_STYLES = (
-    {"color": "#000000", "linestyle": "-", "marker": "o"},
-    {"color": "#d55e00", "linestyle": "--", "marker": "s"},
-    {"color": "#0072b2", "linestyle": "-.", "marker": "^"},
-    {"color": "#009e73", "linestyle": ":", "marker": "D"},
-    {"color": "#999999", "linestyle": (0, (6, 2, 1, 2, 1, 2)), "marker": "v"},
-    {"color": "#cc79a7", "linestyle": (0, (1, 1)), "marker": "P"},
-    {"color": "#56b4e9", "linestyle": (0, (8, 3)), "marker": "X"},
-    {"color": "#e69f00", "linestyle": (0, (3, 1, 1, 1)), "marker": "*"},
-)
+# Lines are told apart by marker and dashes, so that they can be read in black and white; the colours differ
+# in lightness too. There are eight markers and seven dashes, so that 56 lines differ.
+_COLORS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#999999", "#cc79a7", "#56b4e9", "#e69f00")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_DASHES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (8, 3)), (0, (3, 1, 1, 1)))
 _LEAK_COLOR = np.array([255, 0, 0])  # RGB
 _N_COLUMNS = 4
 _DPI = 110
@@ -37,7 +31,7 @@ class SheetImage(NamedTuple):
 
     title: str
     image_rgb: np.ndarray  # (H, W, 3), uint8
-    labels: np.ndarray  # (H, W), its superpixels
+    labels: np.ndarray  # (H, W), its superpixels, numbered from 0 without gaps
     gt_labels: np.ndarray  # (H, W), an annotation
 
 
@@ -118,7 +112,7 @@ def _draw_panel(panel: Axes, summaries: Sequence[Summary], name: str) -> None:
             markersize=5,
             linewidth=1.4,
             markerfacecolor="white",
-            **_STYLES[idx % len(_STYLES)],
+            **_style(idx),
         )
     metric = METRICS[name]
     arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
@@ -127,9 +121,17 @@ def _draw_panel(panel: Axes, summaries: Sequence[Summary], name: str) -> None:
     panel.grid(color="0.9")
 
 
+def _style(idx: int) -> dict[str, Any]:
+    return {
+        "color": _COLORS[idx % len(_COLORS)],
+        "marker": _MARKERS[idx % len(_MARKERS)],
+        "linestyle": _DASHES[idx % len(_DASHES)],
+    }
+
+
 def _draw_leaks(image: SheetImage) -> np.ndarray:
-    table = ContingencyTable(image.labels, image.gt_labels)
-    leaks = table.majority()[image.labels] != image.gt_labels
+    gt_labels = check_label_map(image.gt_labels)
+    leaks = ContingencyTable(image.labels, gt_labels).majority()[image.labels] != gt_labels
     picture = image.image_rgb.copy()
     picture[leaks] = (0.3 * picture[leaks] + 0.7 * _LEAK_COLOR).astype(np.uint8)
     return draw_boundaries(picture, image.labels)

@@ -53,7 +53,7 @@ class Journal:
         try:
             self._read_scores(runs)
             self._read_seconds(runs)
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, csv.Error) as error:
             raise InputError(
                 f"{self._scores_path} or {self._seconds_path} is damaged ({error}); use --overwrite"
             ) from error
@@ -74,14 +74,11 @@ class Journal:
         RunError
             If writing fails, say because the disk is full.
         """
-        rows = []
-        for run, scored in image.items():
-            start = {"dataset": dataset, "image": scored.image, **_run_cells(run)}
-            n_annotations = len(scored.scores.pairs)
-            for idx, pair in enumerate(scored.scores.pairs):
-                values = {name: repr(value) for name, value in (scored.scores.spixels | pair).items()}
-                rows.append({**start, "annotation": str(idx), "annotations": str(n_annotations), **values})
-        with name_failed_write(self._scores_path), self._scores_path.open("a") as file:
+        rows = self._rows(dataset, image)
+        with (
+            name_failed_write(self._scores_path),
+            self._scores_path.open("a", encoding="utf-8", newline="") as file,
+        ):
             file.write(_format(rows, self._columns))
 
     def set_seconds(self, dataset: str, seconds: Mapping[Run, float]) -> None:
@@ -100,6 +97,16 @@ class Journal:
         ]
         _write(self._seconds_path, rows, _SECONDS_COLUMNS)
 
+    def _rows(self, dataset: str, image: Mapping[Run, ImageScores]) -> list[dict[str, str]]:
+        rows = []
+        for run, scored in image.items():
+            start = {"dataset": dataset, "image": scored.image, **_run_cells(run)}
+            n_annotations = len(scored.scores.pairs)
+            for idx, pair in enumerate(scored.scores.pairs):
+                values = {name: repr(value) for name, value in (scored.scores.spixels | pair).items()}
+                rows.append({**start, "annotation": str(idx), "annotations": str(n_annotations), **values})
+        return rows
+
     def _read_scores(self, runs: Mapping[str, Sequence[Run]]) -> None:
         """Read the images that are complete, and write the table anew with these alone."""
         by_image: dict[tuple[str, str], list[dict[str, str]]] = {}
@@ -107,12 +114,14 @@ class Journal:
             by_image.setdefault((row["dataset"], row["image"]), []).append(row)
         self._done = {dataset: [] for dataset in runs}
         kept = []
+        is_cut = set()  # data sets after whose images so far one is not complete
         for (dataset, image), rows in by_image.items():
             scores = self._parse(image, rows, runs[dataset])
-            if scores is None:
-                break
+            if scores is None or dataset in is_cut:
+                is_cut.add(dataset)
+                continue
             self._done[dataset].append(scores)
-            kept += rows
+            kept += self._rows(dataset, scores)
         _write(self._scores_path, kept, self._columns)
 
     def _parse(
@@ -158,14 +167,14 @@ def _read(path: Path) -> list[dict[str, str]]:
     """The rows that are whole; a crash may have cut the last one short."""
     if not path.exists():
         return []
-    whole_lines = path.read_text().rpartition("\n")[0]
+    whole_lines = path.read_text(encoding="utf-8").rpartition("\n")[0]
     return [row for row in csv.DictReader(io.StringIO(whole_lines)) if None not in row.values()]
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:
     header = dict(zip(columns, columns, strict=True))
     with atomic_path(path) as temporary:
-        temporary.write_text(_format([header, *rows], columns))
+        temporary.write_text(_format([header, *rows], columns), encoding="utf-8", newline="")
 
 
 def _format(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> str:

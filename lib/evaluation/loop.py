@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from lib.connectivity import enforce_connectivity
-from lib.datasets.samples import EvaluationImage, evaluation_loader
+from lib.datasets.samples import EvaluationImage, EvaluationImages, evaluation_loader
 from lib.datasets.segmented_image import SegmentedImage
 from lib.errors import InputError, RunError
 from lib.evaluation.methods import Method, Setting
@@ -61,16 +62,17 @@ def check_metrics(names: Sequence[str]) -> None:
         raise InputError(f"no metric is named {unknown[0]!r}; there are {', '.join(METRICS)}")
 
 
-def check_not_empty(dataset: Dataset[SegmentedImage]) -> None:
-    """Check that there is an image to evaluate on.
+def check_first_image(dataset: Dataset[SegmentedImage], n_spixels: Sequence[int]) -> None:
+    """Find out before any work whether a data set can be evaluated on, as far as its first image tells.
 
     Raises
     ------
     InputError
-        If not.
+        If it is empty, or its first image cannot be used or has too few pixels.
     """
-    if len(dataset) == 0:
-        raise InputError("there is no image to evaluate on")
+    _check_not_empty(dataset)
+    image = EvaluationImages(dataset)[0]
+    check_n_spixels(max(n_spixels), image.image_rgb.shape[:2], image.name)
 
 
 def evaluate(
@@ -115,23 +117,19 @@ def evaluate(
         If a worker process crashed.
     """
     check_metrics(metrics)
-    check_not_empty(dataset)
+    _check_not_empty(dataset)
     metrics = tuple(dict.fromkeys(("n_spixels", *metrics)))
     runs = list_runs(methods, n_spixels)
     pending: deque[tuple[str, Future]] = deque()
 
     def collect() -> dict[Run, ImageScores]:
         name, future = pending.popleft()
-        try:
-            scores = future.result()
-        except BrokenProcessPool as error:
-            raise RunError(
-                "a worker process crashed or was killed; fewer --nworkers need less memory"
-            ) from error
+        scores = future.result()
         return {run: ImageScores(name, of_run) for run, of_run in zip(runs, scores, strict=True)}
 
     loader = evaluation_loader(dataset, n_workers=n_workers, first_idx=first_idx)
     with (
+        _name_lost_worker(),
         metric_workers(n_workers) as executor,
         tqdm(total=len(dataset), initial=first_idx, desc=title, unit="image", disable=None) as progress,
     ):
@@ -152,6 +150,24 @@ def evaluate(
         while pending:
             yield collect()
             progress.update()
+
+
+def _check_not_empty(dataset: Dataset[SegmentedImage]) -> None:
+    if len(dataset) == 0:
+        raise InputError("there is no image to evaluate on")
+
+
+@contextmanager
+def _name_lost_worker() -> Iterator[None]:
+    """Turn the errors that a worker process leaves when it is gone into a `RunError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, BrokenProcessPool) or "DataLoader worker (pid" in str(error):
+            raise RunError(
+                "a worker process crashed or was killed; fewer --nworkers need less memory"
+            ) from error
+        raise
 
 
 def connected_superpixels(method: Method, image: EvaluationImage, setting: Setting) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What the command lines of the evaluation scripts share."""
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ import torch
 
 from lib import cli
 from lib.checkpoint import NO_NETWORK, LoadedModel, file_sha256
+from lib.datasets.bsds import BSDSDataset
 from lib.datasets.davis import DAVISDataset
 from lib.errors import InputError
 from lib.evaluation.methods import GridMethod, Method, NetworkMethod, SLICMethod
-from lib.evaluation.run import EvaluationSet
+from lib.evaluation.record import EvaluationSet
 from lib.evaluation.scoring import METRICS
 
 _SSN_PIX, _SLIC, _GRID = "ssn_pix", "slic", "grid"
+_METHOD_NAME = r"[\w.+-]+"  # what may be part of the name of a file and the cell of a table
 
 
 def add_evaluation_args(parser: argparse.ArgumentParser) -> None:
@@ -57,9 +60,12 @@ def evaluation_settings(args: argparse.Namespace, device: torch.device) -> dict[
     for name in ("resume", "overwrite"):
         if getattr(args, name) and args.out_dir is None:
             raise InputError(f"--{name} needs --out_dir")
+    metrics = list(args.metrics or METRICS)
+    if args.eval_iou_ignore_background and "mean_iou" in metrics and "mean_iou_foreground" not in metrics:
+        metrics.insert(metrics.index("mean_iou"), "mean_iou_foreground")
     return {
         "n_spixels": args.nspix,
-        "metrics": tuple(args.metrics or METRICS),
+        "metrics": tuple(metrics),
         "device": device,
         "n_workers": args.nworkers,
         "ignore_background": args.eval_iou_ignore_background,
@@ -73,7 +79,13 @@ def evaluation_settings(args: argparse.Namespace, device: torch.device) -> dict[
 
 def davis_set(dataset: DAVISDataset, split: str) -> EvaluationSet:
     """DAVIS videos as a data set to evaluate on, named after their split or the file that lists them."""
-    return EvaluationSet(f"DAVIS {split}", f"davis_{Path(split).stem}", dataset)
+    return EvaluationSet(f"DAVIS {split}", f"davis_{Path(split).stem}", dataset, dataset.source_names)
+
+
+def bsds_set(bsds_root: Path, split: str) -> EvaluationSet:
+    """A split of BSDS500 as a data set to evaluate on."""
+    dataset = BSDSDataset(bsds_root, split)
+    return EvaluationSet(f"BSDS500 {split}", f"bsds500_{split}", dataset, dataset.source_names)
 
 
 def network_method(
@@ -124,13 +136,17 @@ def compared_methods(
         elif text == _SSN_PIX:
             methods.append(network_method(_SSN_PIX, NO_NETWORK, load(NO_NETWORK), args, device))
         else:
-            name, _, path = text.rpartition("=")
+            name, path = _split_name(text)
             if not path.endswith(".pth") and not Path(path).is_file():
                 raise InputError(
                     f"--compare {text}: no such method; there are {_SLIC}, {_SSN_PIX}, {_GRID} and weight "
                     "files, FILE.pth or NAME=FILE.pth"
                 )
-            methods.append(network_method(name or Path(path).stem, path, load(path), args, device))
+            if not re.fullmatch(_METHOD_NAME, name):
+                raise InputError(
+                    f"--compare {text}: a name may hold letters, digits and ._+- only; use NAME=FILE.pth"
+                )
+            methods.append(network_method(name, path, load(path), args, device))
     names = [*taken, *(method.name for method in methods)]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -138,3 +154,11 @@ def compared_methods(
             f"--compare: two methods are named {twice[0]}; name a weight file with NAME=FILE.pth"
         )
     return methods
+
+
+def _split_name(text: str) -> tuple[str, str]:
+    """Name and file of a method given as FILE or NAME=FILE; files may have a "=" in their path."""
+    name, separator, path = text.partition("=")
+    if Path(text).is_file() or not separator:
+        return Path(text).stem, text
+    return name, path

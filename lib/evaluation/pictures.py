@@ -1,6 +1,5 @@
 """The picture files of an evaluation."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,7 +27,8 @@ def write_curves(folder: Path, file_name: str, result: DatasetResults, shown: Se
     if len({summary.run.n_spixels for summary in result.summaries}) == 1:
         return
     metrics = [name for name in METRICS if name in result.summaries[0].mean and name != "n_spixels"]
-    for name, panels in {"curves": shown, **{name: [name] for name in metrics}}.items():
+    pictures = {"curves": shown} if shown else {}
+    for name, panels in (pictures | {name: [name] for name in metrics}).items():
         figure = draw_curves(result.summaries, panels, result.name)
         for suffix in ("png", "svg"):
             save_figure(figure, folder / f"{file_name}_{name}.{suffix}")
@@ -45,7 +45,7 @@ def write_sheet(
 
     Images are ranked by the mean of their first metric with annotations, ASA unless that was left out, and
     shown with the annotation that fits worst. Writes `<file_name>_extremes_<method>.png`; nothing if no
-    metric needs annotations.
+    metric needs annotations, or none has a value.
     """
     runs = sorted((run for run in scored if run.method == method.name), key=lambda run: run.n_spixels)
     run = runs[len(runs) // 2]
@@ -56,7 +56,7 @@ def write_sheet(
     sign = 1 if metric.higher_is_better else -1
     values = np.array([summarize(run, [image]).mean[metric.name] for image in images])
     badness = -sign * values
-    from_worst = np.argsort(-badness, kind="stable")
+    from_worst = np.argsort(-badness, kind="stable")[: np.count_nonzero(~np.isnan(badness))]  # NaN is last
     worst = from_worst[:_N_SHEET_IMAGES]
     best = from_worst[len(worst) :][::-1][:_N_SHEET_IMAGES]
 
@@ -73,5 +73,5 @@ def write_sheet(
         "red: outside the segment that its superpixel takes, in the annotation that fits worst"
     )
     rows = [[sheet_image(int(idx)) for idx in extremes] for extremes in (worst, best) if len(extremes)]
-    safe_name = re.sub(r"[^\w.-]", "_", method.name)
-    save_figure(draw_sheet(rows, title), folder / f"{file_name}_extremes_{safe_name}.png")
+    if rows:
+        save_figure(draw_sheet(rows, title), folder / f"{file_name}_extremes_{method.name}.png")

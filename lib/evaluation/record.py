@@ -1,15 +1,18 @@
 """What an evaluation did: in words, and in all that is needed to repeat it."""
 
+import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils.data import Dataset
 
 from lib.connectivity import MIN_SIZE_SHARE
+from lib.datasets.segmented_image import SegmentedImage
 from lib.errors import InputError
 from lib.evaluation.methods import Method
 from lib.evaluation.summary import COUNT_RANGE
@@ -43,12 +46,39 @@ connectivity.
 
 Chance: no random number is drawn."""
 
-_PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "opencv-python-headless")
+_PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "pillow", "h5py")
+
+# Options that may change when a run goes on: they change no score, or the record tells what they lead to.
+_FREE_ON_RESUME = {
+    "base_model_weights",
+    "bsds_root",
+    "comp_model_weights",
+    "compare",
+    "davis2017_root",
+    "davis_optflow_folder",
+    "davis_split",
+    "device",
+    "eval_iou_ignore_background",
+    "nworkers",
+    "out_dir",
+    "overwrite",
+    "protocol",
+    "resume",
+}
+
+
+class EvaluationSet(NamedTuple):
+    """A data set to evaluate on."""
+
+    name: str  # in tables
+    file_name: str  # start of the names of its pictures
+    dataset: Dataset[SegmentedImage]
+    sources: Sequence[str] = ()  # what its images are read from, if known: a resumed run must have the same
 
 
 def make_record(
     methods: Sequence[Method],
-    n_images: Mapping[str, int],
+    sets: Sequence[EvaluationSet],
     *,
     n_spixels: Sequence[int],
     metrics: Sequence[str],
@@ -61,8 +91,8 @@ def make_record(
     ----------
     methods : sequence of Method
         What is evaluated.
-    n_images : mapping of str to int
-        Images by data set.
+    sets : sequence of EvaluationSet
+        What it is evaluated on.
     n_spixels, metrics
         As for `lib.evaluation.loop.evaluate`.
     device : torch.device
@@ -74,26 +104,48 @@ def make_record(
         "methods": {
             method.name: {**method.description, "pos_scales": list(method.pos_scales)} for method in methods
         },
-        "images": dict(n_images),
+        "data": {
+            each.name: {
+                "images": len(each.dataset),
+                "sources_sha256": hashlib.sha256("\n".join(each.sources).encode()).hexdigest(),
+            }
+            for each in sets
+        },
         "requested": list(n_spixels),
         "metrics": list(metrics),
         "device": str(device),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "protocol": PROTOCOL,
         "options": dict(options),
     }
 
 
+def describe(record: Mapping[str, Any]) -> str:
+    """What an evaluation did, in words: the protocol, then what it was applied to."""
+    sizes = [f"{name}, {data['images']} images" for name, data in record["data"].items()]
+    lines = [
+        f"Data: {'; '.join(sizes)}.",
+        f"Superpixels requested: {', '.join(map(str, record['requested']))}.",
+        f"Metrics: {', '.join(record['metrics'])}.",
+        "Methods:",
+    ]
+    for name, description in record["methods"].items():
+        known = ", ".join(f"{key} {value}" for key, value in description.items() if value is not None)
+        lines.append(f"- {name}: {known}")
+    lines.append(f"Device: {record['device']}.")
+    return f"{record['protocol']}\n\n" + "\n".join(lines)
+
+
 def write_record(record: Mapping[str, Any], out_dir: Path) -> None:
     """Write a record for `check_same_run` to find."""
     with atomic_path(out_dir / RECORD) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def check_same_run(record: Mapping[str, Any], out_dir: Path) -> None:
     """Check that results in a folder are those of the same evaluation, so that it can go on.
 
-    Options may differ as long as they change no score: where data sets lie, the number of workers.
+    Options may differ if they change no score, such as where data sets lie, or the number of workers.
 
     Raises
     ------
@@ -102,14 +154,15 @@ def check_same_run(record: Mapping[str, Any], out_dir: Path) -> None:
     """
     path = out_dir / RECORD
     try:
-        earlier = _flatten(json.loads(path.read_text()))
+        earlier = _flatten(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InputError(
             f"--resume: {path} does not tell of which run the results are; use --overwrite"
         ) from error
     ours = _flatten(json.loads(json.dumps(record)))
     for name in [*ours, *earlier]:
-        if not name.startswith("options.") and earlier.get(name) != ours.get(name):
+        is_free = name.removeprefix("options.") in _FREE_ON_RESUME and name.startswith("options.")
+        if not is_free and earlier.get(name) != ours.get(name):
             values = f"is {earlier.get(name, 'not set')}, not {ours.get(name, 'not set')}"
             raise InputError(
                 f"--resume: {out_dir} holds another run: {name} "
@@ -126,3 +179,10 @@ def _flatten(value: Any, name: str = "") -> dict[str, Any]:
     return {
         path: leaf for key, item in value.items() for path, leaf in _flatten(item, f"{prefix}{key}").items()
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # installed in a way that leaves no such name
+        return "unknown"

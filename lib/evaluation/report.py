@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from lib.evaluation.loop import Run
 from lib.evaluation.scoring import METRICS, PAIR_METRICS
-from lib.evaluation.summary import CurveMeans, Summary
+from lib.evaluation.summary import COUNT_RANGE, CurveMean, CurveMeans, Summary
 from lib.files import atomic_path
 
 RESULTS, SUMMARY_MARKDOWN, SUMMARY_CSV, CURVE_MEANS_CSV = (
@@ -37,7 +37,7 @@ class DatasetResults(NamedTuple):
     name: str
     summaries: list[Summary]
     groups: dict[str, list[Summary]]  # by folder of images, which is a video in DAVIS
-    curve_means: CurveMeans | None
+    curve_means: CurveMeans
 
 
 def table_metrics(metrics: Sequence[str], *, ignore_background: bool) -> list[str]:
@@ -45,9 +45,9 @@ def table_metrics(metrics: Sequence[str], *, ignore_background: bool) -> list[st
     main = [name for name in MAIN_METRICS if name in metrics]
     if set(metrics) != set(METRICS):
         main = [name for name in metrics if name != "n_spixels"]
-    if ignore_background:
+    if ignore_background and "mean_iou_foreground" in metrics:
         main = ["mean_iou_foreground" if name == "mean_iou" else name for name in main]
-    return [name for name in dict.fromkeys(main) if name in metrics]
+    return list(dict.fromkeys(main))
 
 
 def summary_table(summaries: Sequence[Summary], metrics: Sequence[str]) -> str:
@@ -71,6 +71,21 @@ def group_table(groups: Mapping[str, Sequence[Summary]], metrics: Sequence[str])
     )
 
 
+def curve_table(curves: Sequence[CurveMean], metrics: Sequence[str]) -> str:
+    """Markdown table with a row for each curve: the range of measured counts, means of `metrics`."""
+    return _markdown(
+        [
+            {
+                **_curve_cells(curve.method, curve.pos_scale),
+                "from": f"{curve.low:.1f}",
+                "to": f"{curve.high:.1f}",
+                **_metric_cells(curve.means, metrics),
+            }
+            for curve in curves
+        ]
+    )
+
+
 def write_results(
     out_dir: Path, results: Sequence[DatasetResults], record: Mapping[str, Any], metrics: Sequence[str]
 ) -> None:
@@ -85,7 +100,8 @@ def write_results(
     rows = [row for result in results for row in _summary_rows(result)]
     _write_csv(out_dir / SUMMARY_CSV, rows)
     curve_rows = [row for result in results for row in _curve_rows(result)]
-    _write_csv(out_dir / CURVE_MEANS_CSV, curve_rows)
+    if curve_rows:
+        _write_csv(out_dir / CURVE_MEANS_CSV, curve_rows)
     content = {**record, "summaries": rows, "curve_means": curve_rows}
     _write(out_dir / RESULTS, json.dumps(_without_nan(content), indent=2) + "\n")
 
@@ -103,17 +119,12 @@ def _markdown_page(results: Sequence[DatasetResults], metrics: Sequence[str]) ->
         if of_pairs:
             worst = [_row(summary, summary.worst, of_pairs) for summary in result.summaries]
             parts += ["## Worst annotation of each image", _markdown(worst)]
-        if result.curve_means:
-            low, high = result.curve_means.low, result.curve_means.high
-            parts += [
-                f"## Means over {low:.1f} to {high:.1f} measured superpixels",
-                _markdown(
-                    [
-                        {**_curve_cells(*curve), **_metric_cells(means, shown)}
-                        for curve, means in result.curve_means.curves.items()
-                    ]
-                ),
-            ]
+        if result.curve_means.common:
+            parts += ["## Means over the counts that all curves cover"]
+            parts += [curve_table(result.curve_means.common, shown)]
+        if result.curve_means.own:
+            parts += ["## Means over each curve's own part of {} to {}".format(*COUNT_RANGE)]
+            parts += [curve_table(result.curve_means.own, shown)]
         if result.groups:
             parts += ["## Videos", group_table(result.groups, shown)]
     abbreviations = ", ".join(f"{METRICS[name].symbol}: {METRICS[name].title}" for name in shown)
@@ -161,12 +172,18 @@ def _run_values(run: Run) -> dict[str, Any]:
 
 
 def _curve_rows(result: DatasetResults) -> list[dict[str, Any]]:
-    if result.curve_means is None:
-        return []
-    low, high, curves = result.curve_means
     return [
-        {"dataset": result.name, "method": method, "pos_scale": pos_scale, "from": low, "to": high, **means}
-        for (method, pos_scale), means in curves.items()
+        {
+            "dataset": result.name,
+            "range": kind,
+            "method": curve.method,
+            "pos_scale": curve.pos_scale,
+            "from": curve.low,
+            "to": curve.high,
+            **curve.means,
+        }
+        for kind, curves in result.curve_means._asdict().items()
+        for curve in curves
     ]
 
 
@@ -191,12 +208,12 @@ def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
 
 def _write(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -3,18 +3,29 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch.utils.data import Dataset
 
-from lib.datasets.segmented_image import SegmentedImage
 from lib.errors import InputError
 from lib.evaluation.journal import SCORES, SECONDS, Journal
-from lib.evaluation.loop import ImageScores, Run, check_metrics, evaluate, list_runs
+from lib.evaluation.loop import (
+    ImageScores,
+    Run,
+    check_first_image,
+    check_metrics,
+    evaluate,
+    list_runs,
+)
 from lib.evaluation.methods import Method
 from lib.evaluation.pictures import write_curves, write_sheet
-from lib.evaluation.record import PROTOCOL, RECORD, check_same_run, make_record, write_record
+from lib.evaluation.record import (
+    RECORD,
+    EvaluationSet,
+    check_same_run,
+    describe,
+    make_record,
+    write_record,
+)
 from lib.evaluation.report import (
     CURVE_MEANS_CSV,
     RESULTS,
@@ -37,14 +48,6 @@ logger = logging.getLogger(__name__)
 PICTURES = "pictures"  # folder
 
 _FILES = (RECORD, SCORES, SECONDS, RESULTS, SUMMARY_MARKDOWN, SUMMARY_CSV, CURVE_MEANS_CSV)
-
-
-class EvaluationSet(NamedTuple):
-    """A data set to evaluate on."""
-
-    name: str  # in tables
-    file_name: str  # start of the names of its pictures
-    dataset: Dataset[SegmentedImage]
 
 
 def run_evaluation(
@@ -101,14 +104,15 @@ def run_evaluation(
         On Ctrl-C or SIGTERM; what is done by then is in `out_dir`.
     """
     check_metrics(metrics)
+    for each in sets:
+        check_first_image(each.dataset, n_spixels)
     runs = list_runs(methods, n_spixels)
     journal = None
-    n_images = {each.name: len(each.dataset) for each in sets}
     record = make_record(
-        methods, n_images, n_spixels=n_spixels, metrics=metrics, device=device, options=options or {}
+        methods, sets, n_spixels=n_spixels, metrics=metrics, device=device, options=options or {}
     )
     if out_dir:
-        _prepare_results(out_dir, record, resume=resume, overwrite=overwrite)
+        _prepare_results(out_dir, sets, record, resume=resume, overwrite=overwrite)
         journal = Journal(out_dir, metrics, {each.name: runs for each in sets})
     results, scored_sets = [], []
     for each in sets:
@@ -131,7 +135,7 @@ def run_evaluation(
     for result in results:
         _tell(result, shown, ignore_background=ignore_background)
     if with_protocol:
-        logger.info("\n%s", PROTOCOL)
+        logger.info("\n%s", describe(record))
     if out_dir:
         write_results(out_dir, results, record, metrics)
         (out_dir / PICTURES).mkdir(exist_ok=True)
@@ -143,7 +147,14 @@ def run_evaluation(
     return {result.name: {summary.run: summary for summary in result.summaries} for result in results}
 
 
-def _prepare_results(out_dir: Path, record: Mapping[str, object], *, resume: bool, overwrite: bool) -> None:
+def _prepare_results(
+    out_dir: Path,
+    sets: Sequence[EvaluationSet],
+    record: Mapping[str, object],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
     prepare_out_dir(out_dir)
     present = [out_dir / name for name in _FILES if (out_dir / name).exists()]
     if present and resume:
@@ -154,9 +165,10 @@ def _prepare_results(out_dir: Path, record: Mapping[str, object], *, resume: boo
             f"--out_dir {out_dir} holds results already: --resume goes on with them, "
             "--overwrite replaces them"
         )
-    pictures = [path for suffix in ("png", "svg") for path in (out_dir / PICTURES).glob(f"*.{suffix}")]
-    for path in (*present, *pictures):
-        path.unlink()
+    if present:
+        pictures = [path for each in sets for path in (out_dir / PICTURES).glob(f"{each.file_name}_*.*")]
+        for path in (*present, *pictures):
+            path.unlink()
     write_record(record, out_dir)
 
 

@@ -1,7 +1,6 @@
 """From the scores of images to the figures that are reported."""
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -65,52 +64,65 @@ def summarize(run: Run, images: Sequence[ImageScores], seconds: float | None = N
 
 def summarize_groups(run: Run, images: Sequence[ImageScores]) -> dict[str, Summary]:
     """Average a run over each folder of images, which is a video in DAVIS; empty if there are no folders."""
-    folders = groupby(images, key=lambda image: image.image.rpartition("/")[0])
-    return {folder: summarize(run, list(images)) for folder, images in folders if folder}
+    folders: dict[str, list[ImageScores]] = {}
+    for image in images:
+        folders.setdefault(image.image.rpartition("/")[0], []).append(image)
+    return {folder: summarize(run, of_folder) for folder, of_folder in folders.items() if folder}
+
+
+class CurveMean(NamedTuple):
+    """Means of metrics along a curve: areas under it, divided by the range of measured counts."""
+
+    method: str
+    pos_scale: float | None
+    low: float
+    high: float
+    means: dict[str, float]
 
 
 class CurveMeans(NamedTuple):
-    """Means of metrics over a range of measured superpixel counts, by linear interpolation."""
+    """Means along curves that are compared."""
 
-    low: float  # the range, common to all curves that are compared
-    high: float
-    curves: dict[tuple[str, float | None], dict[str, float]]  # by (method, pos_scale), then by metric
+    own: list[CurveMean]  # over the part of `COUNT_RANGE` that each curve covers
+    common: list[CurveMean]  # over the part that all of those cover; empty if there is none
 
 
-def average_curves(summaries: Iterable[Summary]) -> CurveMeans | None:
-    """Area under the curve of each metric against the measured count, divided by the range of counts.
+def average_curves(summaries: Sequence[Summary]) -> CurveMeans:
+    """Average metrics over the measured count, by linear interpolation; nothing is extrapolated.
 
-    The range is the part of `COUNT_RANGE` that all curves cover, as nothing is extrapolated: methods are
-    compared over the same counts. Curves of a single point are left out.
+    Curves that cover no part of `COUNT_RANGE`, such as single points, are left out.
 
     Parameters
     ----------
-    summaries : iterable of Summary
+    summaries : sequence of Summary
         Of one data set.
-
-    Returns
-    -------
-    CurveMeans or None
-        None if no range is common to all curves.
     """
-    points = {curve: points for curve, points in curves_of(summaries).items() if len(points) > 1}
-    counts = {
-        curve: np.array([summary.mean["n_spixels"] for summary in points]) for curve, points in points.items()
-    }
-    low = max([COUNT_RANGE[0], *(count[0] for count in counts.values())])
-    high = min([COUNT_RANGE[1], *(count[-1] for count in counts.values())])
-    if not points or low >= high:
-        return None
+    own = [_average(*curve, points, *COUNT_RANGE) for curve, points in curves_of(summaries).items()]
+    covered = {curve[:2]: curve for curve in own if curve.low < curve.high}
+    low = max((curve.low for curve in covered.values()), default=0)
+    high = min((curve.high for curve in covered.values()), default=0)
+    common = []
+    if low < high:
+        curves = curves_of(summaries)
+        common = [_average(*curve, curves[curve], low, high) for curve in covered]
+    return CurveMeans(list(covered.values()), common)
+
+
+def _average(
+    method: str, pos_scale: float | None, points: Sequence[Summary], low: float, high: float
+) -> CurveMean:
+    """Average a curve over the part of a range that it covers; over nothing if that is not below `high`."""
+    counts = np.array([point.mean["n_spixels"] for point in points])
+    low, high = max(low, float(counts[0])), min(high, float(counts[-1]))
+    if low >= high:
+        return CurveMean(method, pos_scale, low, high, {})
+    knots = np.concatenate([[low], counts[(counts > low) & (counts < high)], [high]])
     means = {}
-    for curve, on_curve in points.items():
-        inside = (counts[curve] > low) & (counts[curve] < high)
-        knots = np.concatenate([[low], counts[curve][inside], [high]])
-        means[curve] = {
-            name: float(trapezoid(_interpolate(knots, counts[curve], on_curve, name), knots) / (high - low))
-            for name in on_curve[0].mean
-            if name != "n_spixels"
-        }
-    return CurveMeans(float(low), float(high), means)
+    for name in points[0].mean:
+        if name != "n_spixels":
+            values = np.interp(knots, counts, [point.mean[name] for point in points])
+            means[name] = float(trapezoid(values, knots) / (high - low))
+    return CurveMean(method, pos_scale, low, high, means)
 
 
 def curves_of(summaries: Iterable[Summary]) -> dict[tuple[str, float | None], list[Summary]]:
@@ -121,10 +133,6 @@ def curves_of(summaries: Iterable[Summary]) -> dict[tuple[str, float | None], li
     return {
         curve: sorted(points, key=lambda point: point.mean["n_spixels"]) for curve, points in curves.items()
     }
-
-
-def _interpolate(knots: np.ndarray, counts: np.ndarray, points: Sequence[Summary], name: str) -> np.ndarray:
-    return np.interp(knots, counts, [summary.mean[name] for summary in points])
 
 
 def _mean(values: Iterable[float]) -> float:

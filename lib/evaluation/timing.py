@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from lib.datasets.samples import EvaluationImages
 from lib.datasets.segmented_image import SegmentedImage
-from lib.evaluation.loop import Run, check_not_empty, list_settings
+from lib.evaluation.loop import Run, list_settings
 from lib.evaluation.methods import Method
 from lib.segmentation import check_n_spixels
 
@@ -28,7 +28,7 @@ def seconds_per_image(
     methods : sequence of Method
         What to time.
     dataset : Dataset of SegmentedImage
-        Its first five images are segmented, the first one twice, of which the first time does not count.
+        At least one image. The first five are segmented, the first one once more before, to warm up.
     n_spixels : sequence of int
         Requested numbers of superpixels.
 
@@ -40,9 +40,8 @@ def seconds_per_image(
     Raises
     ------
     InputError
-        If the data set is empty, or an image cannot be used.
+        If an image cannot be used, or has too few pixels.
     """
-    check_not_empty(dataset)
     images = [EvaluationImages(dataset)[idx] for idx in range(min(N_TIMED_IMAGES, len(dataset)))]
     for image in images:
         check_n_spixels(max(n_spixels), image.image_rgb.shape[:2], image.name)

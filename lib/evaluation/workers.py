@@ -6,7 +6,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from lib.interruption import blocked_stop_signals, end_with_main_process, leave_stop_signals
+from lib.interruption import blocked_stop_signals, start_worker
 
 
 @contextmanager
@@ -15,7 +15,7 @@ def metric_workers(n_workers: int) -> Iterator[Executor]:
     if n_workers == 0:
         yield _Here()
         return
-    with _Processes(min(n_workers, os.cpu_count() or 1), initializer=_start_worker) as executor:
+    with _Processes(min(n_workers, os.cpu_count() or 1), initializer=start_worker) as executor:
         try:
             yield executor
         finally:
@@ -37,8 +37,3 @@ class _Processes(ProcessPoolExecutor):
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         with blocked_stop_signals():  # submitting may start processes
             return super().submit(function, *args, **kwargs)
-
-
-def _start_worker() -> None:
-    leave_stop_signals()
-    end_with_main_process()
