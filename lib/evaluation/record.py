@@ -38,7 +38,8 @@ boundary within round({BOUNDARY_TOLERANCE} * diagonal) pixels, in a square windo
 only pixels that differ from their right or lower neighbour, with a window of 1 or 2 pixels to each side.
 
 Curves: linear between the measured counts. Means over counts are areas under these curves, divided by the
-range of counts, which is the part of {COUNT_RANGE[0]} to {COUNT_RANGE[1]} that all curves cover.
+range of counts: the part of {COUNT_RANGE[0]} to {COUNT_RANGE[1]} that a curve covers ("own"), and the part
+that all curves cover ("common"). Nothing is extrapolated.
 
 Seconds: the median time of the first {N_TIMED_IMAGES} images, segmented one by one while nothing else runs,
 connectivity excluded. Networks start from the image in CIELAB; SLIC includes its own colour conversion and
@@ -130,8 +131,8 @@ def describe(record: Mapping[str, Any]) -> str:
         "Methods:",
     ]
     for name, description in record["methods"].items():
-        known = ", ".join(f"{key} {value}" for key, value in description.items() if value is not None)
-        lines.append(f"- {name}: {known}")
+        known = {key: value for key, value in description.items() if value not in (None, [None])}
+        lines.append(f"- {name}: " + ", ".join(f"{key} {value}" for key, value in known.items()))
     lines.append(f"Device: {record['device']}.")
     return f"{record['protocol']}\n\n" + "\n".join(lines)
 

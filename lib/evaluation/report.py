@@ -54,7 +54,7 @@ def summary_table(summaries: Sequence[Summary], metrics: Sequence[str]) -> str:
     """Markdown table with a row for each run: requested, measured, means of `metrics`, seconds."""
     return _markdown(
         [
-            {**_row(summary, summary.mean, metrics), "s/image": f"{summary.seconds:.3f}"}
+            {**_row(summary, summary.mean, metrics), "s/image": _format_seconds(summary.seconds)}
             for summary in summaries
         ]
     )
@@ -138,6 +138,10 @@ def _row(summary: Summary, values: Mapping[str, float], metrics: Sequence[str]) 
         "measured": f"{summary.mean['n_spixels']:.1f}",
         **_metric_cells(values, metrics),
     }
+
+
+def _format_seconds(seconds: float) -> str:
+    return f"{seconds:.3f}" if seconds >= 0.0005 else "<0.001"
 
 
 def _curve_cells(method: str, pos_scale: float | None) -> dict[str, str]:
