@@ -20,7 +20,7 @@ from lib.connectivity import enforce_connectivity
 from lib.datasets.samples import EvaluationImages, evaluation_loader
 from lib.datasets.segmented_image import SegmentedImage
 from lib.evaluation.loop import connected_superpixels, evaluate
-from lib.evaluation.methods import GridMethod, NetworkMethod, Setting
+from lib.evaluation.methods import NetworkMethod, Setting
 from lib.evaluation.scoring import METRICS, score_label_maps
 
 HEIGHT, WIDTH = 321, 481
@@ -85,7 +85,7 @@ def main() -> None:
     print(f"all metrics: {1000 * fastest(lambda: score(*METRICS), 20):.1f} ms")
     several = fastest(lambda: score(*METRICS, n_annotations=N_ANNOTATIONS), 20)
     print(f"all metrics against {N_ANNOTATIONS} annotations: {1000 * several:.1f} ms")
-    raw = GridMethod().segment(image, [setting])[0].labels
+    (raw,) = method.segment(image, [setting])
     print(f"connectivity: {1000 * fastest(lambda: enforce_connectivity(raw, N_SPIXELS), 20):.1f} ms")
 
     def infer() -> None:

@@ -152,6 +152,12 @@ def evaluate(
             progress.update()
 
 
+def connected_superpixels(method: Method, image: EvaluationImage, setting: Setting) -> np.ndarray:
+    """The superpixels of an image that are scored, (H, W) int32."""
+    (labels,) = method.segment(image, [setting])
+    return enforce_connectivity(labels, setting.n_spixels)
+
+
 def _check_not_empty(dataset: Dataset[SegmentedImage]) -> None:
     if len(dataset) == 0:
         raise InputError("there is no image to evaluate on")
@@ -168,12 +174,6 @@ def _name_lost_worker() -> Iterator[None]:
                 "a worker process crashed or was killed; fewer --nworkers need less memory"
             ) from error
         raise
-
-
-def connected_superpixels(method: Method, image: EvaluationImage, setting: Setting) -> np.ndarray:
-    """The superpixels of an image that are scored, (H, W) int32."""
-    (labels,) = method.segment(image, [setting])
-    return enforce_connectivity(labels, setting.n_spixels)
 
 
 def _score(
