@@ -24,8 +24,8 @@ BOUNDARY_TOLERANCE = 0.0025  # of the image's diagonal
 class ContingencyTable:
     """How many pixels each superpixel shares with each segment; only pairs that share any are stored.
 
-    Superpixels are numbered without gaps, in the order of their labels. Segments keep their numbers, so that
-    0 is the background where there is one.
+    Superpixels are numbered without gaps, in the order of their labels. Segments have the numbers that
+    `lib.label_maps.check_label_map` gives them: their own, unless these are far apart; 0 stays 0.
 
     Parameters
     ----------

@@ -325,6 +325,13 @@ def test_area_under_a_bent_curve_ends_at_100_and_1000():
     assert mean.means["asa"] == pytest.approx((400 * (0.2 + 1) / 2 + 500) / 900)
 
 
+def test_points_of_one_count_take_their_mean():
+    points = [(100, 0.1), (200, 0.2), (200, 0.8), (300, 0.9)]
+    for order in (points, points[::-1]):
+        (mean,) = average_curves([summary_at("one", *point) for point in order]).own
+        assert mean.means["asa"] == pytest.approx(0.5)
+
+
 def test_curves_apart_have_no_common_range():
     ends = [("a", 200), ("a", 299), ("b", 500), ("b", 599), ("same", 400), ("same", 400)]
     own, common = average_curves([summary_at(method, count, 0.5) for method, count in ends])

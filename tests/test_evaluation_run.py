@@ -258,6 +258,33 @@ def test_pictures_of_others_are_left_alone(tmp_path):
     assert (tmp_path / "pictures" / "holiday.png").read_bytes() == b"sea"
 
 
+def test_overwriting_removes_pictures_of_other_sets(tmp_path, bsds_root):
+    for split, more in (("val", []), ("test", ["--overwrite"])):
+        argv = eval_argv(
+            bsds_root, f"--bsds_split={split}", f"--out_dir={tmp_path / 'o'}", "--nspix=24", *more
+        )
+        eval_base_model.main(argv)
+    assert [path.name for path in (tmp_path / "o/pictures").iterdir()] == [
+        "bsds500_test_extremes_ssn_pix.png"
+    ]
+
+
+def test_a_file_in_the_way_of_the_pictures_is_found_first(tmp_path):
+    (tmp_path / "pictures").write_text("in the way")
+    with pytest.raises(InputError, match=r"pictures cannot be written to"):
+        run_grids(tmp_path)
+
+
+def test_resume_refuses_other_files_of_the_same_names(bsds_root, tmp_path, capsys):
+    argv = eval_argv(bsds_root, f"--out_dir={tmp_path / 'o'}", "--nspix=24", "--metrics=asa")
+    eval_base_model.main(argv)
+    eval_base_model.main([*argv, "--resume"])
+    file = bsds_root / "BSDS500/data/images/test/101.jpg"
+    Image.fromarray(make_quadrants()[0][::-1]).save(file, quality=50)
+    error = fails_with(eval_base_model.main, [*argv, "--resume"], capsys)
+    assert "holds another run: data.BSDS500 test.sources_sha256 is" in error
+
+
 @pytest.mark.parametrize("metrics", [["n_spixels"], ["mean_iou_foreground", "size_spread"]])
 def test_metrics_that_leave_little_to_show(tmp_path, metrics):
     images = [
@@ -388,7 +415,7 @@ def test_side_by_side(bsds_root, base_weights, tmp_path, caplog):
     assert re.findall(r"[\w/]+", header) == columns
     assert re.fullmatch(
         r"BSDS500 test, anchor: ASA 0\.\d{4} mIoU 0\.\d{4} superpixels [\d.]+ \(2 images, 4 pairs\)",
-        caplog.messages[-2],
+        caplog.messages[-1],
     )
     record = json.loads((tmp_path / "results" / "run.json").read_text())
     assert record["methods"]["anchor"]["sha256"] == file_sha256(other)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from lib.boundaries import Boundary
-from lib.evaluation.scoring import METRICS, PAIR_METRICS, SPIXEL_METRICS, score_label_maps
+from lib.evaluation.scoring import METRICS, PAIR_METRICS, score_label_maps
 from lib.metrics import (
     ColorVariation,
     ContingencyTable,
@@ -385,33 +385,65 @@ def test_the_background_stays_the_background_among_far_apart_numbers():
 # Bad input
 
 
-@pytest.mark.parametrize("metric", PAIR_METRICS, ids=lambda metric: metric.name)
-def test_different_sizes_are_refused(metric):
-    with pytest.raises(ValueError, match=r"\(2, 5\).*\(5, 2\)|\(5, 2\).*\(2, 5\)"):
-        score(LABELS, GT.T, GREY, [metric.name])
+@pytest.mark.parametrize("metric", METRICS)
+def test_annotations_of_another_size_are_refused(metric):
+    with pytest.raises(ValueError, match=r"a label map is \(5, 2\), but the image is \(2, 5, 3\)"):
+        score(LABELS, GT.T, GREY, [metric])
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda: ContingencyTable(LABELS, GT.T),
+        lambda: boundary_recall(Boundary(LABELS), Boundary(GT.T), 1),
+        lambda: mean_distance_to_edge(Boundary(LABELS), Boundary(GT.T)),
+    ],
+)
+def test_different_sizes_are_refused(compute):
+    with pytest.raises(ValueError, match=r"superpixels are \(2, 5\), but the annotation is \(5, 2\)"):
+        compute()
+
+
+def test_unknown_metrics_are_refused():
+    with pytest.raises(ValueError, match=r"no metric is named 'accuracy'; there are n_spixels, .*asa"):
+        score(LABELS, GT, GREY, ["asa", "accuracy"])
 
 
 def test_an_image_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"the image is \(5, 2, 3\), but its superpixels are \(2, 5\)"):
-        score(LABELS, GT, GREY.transpose(1, 0, 2))
+        ColorVariation.measure(LABELS, GREY.transpose(1, 0, 2))
+    with pytest.raises(ValueError, match=r"a label map is \(2, 5\), but the image is \(5, 2, 3\)"):
+        score(LABELS, GT, GREY.transpose(1, 0, 2), ["asa"])
 
 
 def test_an_image_with_nan_is_refused():
     image = GREY.astype(np.float32)
     image[1, 2, 0] = np.nan
     with pytest.raises(ValueError, match="NaN"):
-        score(LABELS, GT, image)
+        ColorVariation.measure(LABELS, image)
+    with pytest.raises(ValueError, match=r"the image must be \(H, W, 3\) uint8, got float32"):
+        score(LABELS, GT, image, ["asa"])
 
 
-@pytest.mark.parametrize("metric", [*SPIXEL_METRICS, *PAIR_METRICS], ids=lambda metric: metric.name)
+@pytest.mark.parametrize(
+    "compute",
+    [
+        Boundary,
+        count_spixels,
+        size_spread,
+        lambda labels: ContingencyTable(labels, labels),
+        lambda labels: ColorVariation.measure(labels, GREY),
+        lambda labels: score(labels, GT, GREY[: len(labels)]) if labels.ndim == 2 else Boundary(labels),
+    ],
+)
 @pytest.mark.parametrize(
     "labels",
     [LABELS - 1, LABELS.astype(float), LABELS[0], LABELS[:0]],
     ids=["negative", "float", "1d", "empty"],
 )
-def test_what_is_no_label_map_is_refused(metric, labels):
-    with pytest.raises(ValueError, match="a label map must"):
-        score(labels, GT, GREY, [metric.name])
+def test_what_is_no_label_map_is_refused(compute, labels):
+    with pytest.raises(ValueError, match="a label map"):
+        compute(labels)
 
 
 def test_negative_annotations_are_refused():

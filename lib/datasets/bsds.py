@@ -59,9 +59,9 @@ class BSDSDataset(Dataset):
             )
 
     @property
-    def source_names(self) -> list[str]:
-        """Names of the image files, which tell one selection of images from another."""
-        return [file.name for file in self.image_files]
+    def sources(self) -> list[str]:
+        """Name and size of every file, which tell one set of images from another."""
+        return [f"{file.name} {file.stat().st_size}" for file in self.image_files + self.annotation_files]
 
     def __len__(self) -> int:
         return len(self.image_files)

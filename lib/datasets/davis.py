@@ -84,11 +84,13 @@ class DAVISDataset(Dataset):
             self.flows = [(archive, idx) for archive in archives for idx in range(archive.n_frames)]
 
     @property
-    def source_names(self) -> list[str]:
-        """Names of the frames and of the flow archives, which tell one selection from another."""
-        frames = [f"{file.parent.name}/{file.name}" for file in self.frame_files]
-        archives = {archive.path.name for archive, _ in self.flows or ()}
-        return [*frames, *sorted(archives)]
+    def sources(self) -> list[str]:
+        """Name and size of every frame, mask and flow archive, which tell one set of images from another."""
+        archives = dict.fromkeys(archive.path for archive, _ in self.flows or ())
+        return [
+            f"{file.parent.name}/{file.name} {file.stat().st_size}"
+            for file in self.frame_files + self.mask_files
+        ] + [f"{file.name} {file.stat().st_size}" for file in archives]
 
     def __len__(self) -> int:
         return len(self.frame_files)

@@ -19,7 +19,7 @@ from lib.datasets.samples import EvaluationImage, EvaluationImages, evaluation_l
 from lib.datasets.segmented_image import SegmentedImage
 from lib.errors import InputError, RunError
 from lib.evaluation.methods import Method, Setting
-from lib.evaluation.scoring import METRICS, Scores, score_label_maps
+from lib.evaluation.scoring import METRICS, Scores, check_metrics, score_label_maps
 from lib.evaluation.workers import metric_workers
 from lib.segmentation import check_n_spixels
 
@@ -47,19 +47,6 @@ def list_runs(methods: Sequence[Method], n_spixels: Sequence[int]) -> list[Run]:
 def list_settings(method: Method, n_spixels: Sequence[int]) -> list[Setting]:
     """All settings of a method, in the order in which they are evaluated."""
     return [Setting(count, pos_scale) for pos_scale in method.pos_scales for count in n_spixels]
-
-
-def check_metrics(names: Sequence[str]) -> None:
-    """Check that there are metrics of such names.
-
-    Raises
-    ------
-    InputError
-        If not; it lists those there are.
-    """
-    unknown = [name for name in names if name not in METRICS]
-    if unknown:
-        raise InputError(f"no metric is named {unknown[0]!r}; there are {', '.join(METRICS)}")
 
 
 def check_first_image(dataset: Dataset[SegmentedImage], n_spixels: Sequence[int]) -> None:

@@ -79,13 +79,13 @@ def evaluation_settings(args: argparse.Namespace, device: torch.device) -> dict[
 
 def davis_set(dataset: DAVISDataset, split: str) -> EvaluationSet:
     """DAVIS videos as a data set to evaluate on, named after their split or the file that lists them."""
-    return EvaluationSet(f"DAVIS {split}", f"davis_{Path(split).stem}", dataset, dataset.source_names)
+    return EvaluationSet(f"DAVIS {Path(split).name}", f"davis_{Path(split).stem}", dataset, dataset.sources)
 
 
 def bsds_set(bsds_root: Path, split: str) -> EvaluationSet:
     """A split of BSDS500 as a data set to evaluate on."""
     dataset = BSDSDataset(bsds_root, split)
-    return EvaluationSet(f"BSDS500 {split}", f"bsds500_{split}", dataset, dataset.source_names)
+    return EvaluationSet(f"BSDS500 {split}", f"bsds500_{split}", dataset, dataset.sources)
 
 
 def network_method(

@@ -41,7 +41,7 @@ def write_sheet(
     method: Method,
     scored: Mapping[Run, Sequence[ImageScores]],
 ) -> None:
-    """Draw the images that a method does worst and best on, at the middle one of its counts.
+    """Draw the images that a method does worst and best on, at the middle one of its runs by count.
 
     Images are ranked by the mean of their first metric with annotations, ASA unless that was left out, and
     shown with the annotation that fits worst. Writes `<file_name>_extremes_<method>.png`; nothing if no
@@ -68,8 +68,10 @@ def write_sheet(
         title = f"{image.name}: {metric.symbol} {values[idx]:.3f}"
         return SheetImage(title, image.image_rgb, labels, image.annotations[worst_pair])
 
+    scale = "" if run.pos_scale is None else f", pos_scale {run.pos_scale:g}"
     title = (
-        f"{method.name}, {run.n_spixels} superpixels requested: worst {metric.symbol} above, best below\n"
+        f"{method.name}, {run.n_spixels} superpixels requested{scale}: "
+        f"worst {metric.symbol} above, best below\n"
         "red: outside the segment that its superpixel takes, in the annotation that fits worst"
     )
     rows = [[sheet_image(int(idx)) for idx in extremes] for extremes in (worst, best) if len(extremes)]

@@ -39,7 +39,8 @@ only pixels that differ from their right or lower neighbour, with a window of 1 
 
 Curves: linear between the measured counts. Means over counts are areas under these curves, divided by the
 range of counts: the part of {COUNT_RANGE[0]} to {COUNT_RANGE[1]} that a curve covers ("own"), and the part
-that all curves cover ("common"). Nothing is extrapolated.
+of it that all these curves cover ("common"). Curves that cover none of it are left out, and nothing is
+extrapolated.
 
 Seconds: the median time of the first {N_TIMED_IMAGES} images, segmented one by one while nothing else runs,
 connectivity excluded. Networks start from the image in CIELAB; SLIC includes its own colour conversion and
@@ -49,7 +50,8 @@ Chance: no random number is drawn."""
 
 _PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "pillow", "h5py")
 
-# Options that may change when a run goes on: they change no score, or the record tells what they lead to.
+# Options that may change when a run goes on: they change no score, or the record holds checksums (or names and
+# sizes) of the files they lead to.
 _FREE_ON_RESUME = {
     "base_model_weights",
     "bsds_root",
@@ -59,7 +61,6 @@ _FREE_ON_RESUME = {
     "davis_optflow_folder",
     "davis_split",
     "device",
-    "eval_iou_ignore_background",
     "nworkers",
     "out_dir",
     "overwrite",
@@ -74,7 +75,7 @@ class EvaluationSet(NamedTuple):
     name: str  # in tables
     file_name: str  # start of the names of its pictures
     dataset: Dataset[SegmentedImage]
-    sources: Sequence[str] = ()  # what its images are read from, if known: a resumed run must have the same
+    sources: Sequence[str] = ()  # what it is read from, if known: a run goes on only with the same
 
 
 def make_record(
@@ -108,6 +109,7 @@ def make_record(
         "data": {
             each.name: {
                 "images": len(each.dataset),
+                "pictures": each.file_name,
                 "sources_sha256": hashlib.sha256("\n".join(each.sources).encode()).hexdigest(),
             }
             for each in sets
@@ -141,6 +143,14 @@ def write_record(record: Mapping[str, Any], out_dir: Path) -> None:
     """Write a record for `check_same_run` to find."""
     with atomic_path(out_dir / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def recorded_picture_names(out_dir: Path) -> list[str]:
+    """Starts of the names of the pictures among the results in a folder, as far as its record tells."""
+    try:
+        return [data["pictures"] for data in json.loads((out_dir / RECORD).read_text())["data"].values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def check_same_run(record: Mapping[str, Any], out_dir: Path) -> None:

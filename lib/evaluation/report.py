@@ -140,7 +140,9 @@ def _row(summary: Summary, values: Mapping[str, float], metrics: Sequence[str]) 
     }
 
 
-def _format_seconds(seconds: float) -> str:
+def _format_seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
     return f"{seconds:.3f}" if seconds >= 0.0005 else "<0.001"
 
 

@@ -12,7 +12,6 @@ from lib.evaluation.loop import (
     ImageScores,
     Run,
     check_first_image,
-    check_metrics,
     evaluate,
     list_runs,
 )
@@ -24,6 +23,7 @@ from lib.evaluation.record import (
     check_same_run,
     describe,
     make_record,
+    recorded_picture_names,
     write_record,
 )
 from lib.evaluation.report import (
@@ -37,7 +37,7 @@ from lib.evaluation.report import (
     table_metrics,
     write_results,
 )
-from lib.evaluation.scoring import METRICS
+from lib.evaluation.scoring import METRICS, check_metrics
 from lib.evaluation.summary import Summary, average_curves, summarize, summarize_groups
 from lib.evaluation.timing import seconds_per_image
 from lib.files import prepare_out_dir
@@ -112,7 +112,7 @@ def run_evaluation(
         methods, sets, n_spixels=n_spixels, metrics=metrics, device=device, options=options or {}
     )
     if out_dir:
-        _prepare_results(out_dir, sets, record, resume=resume, overwrite=overwrite)
+        _prepare_results(out_dir, record, resume=resume, overwrite=overwrite)
         journal = Journal(out_dir, metrics, {each.name: runs for each in sets})
     results, scored_sets = [], []
     for each in sets:
@@ -133,40 +133,37 @@ def run_evaluation(
 
     shown = table_metrics(metrics, ignore_background=ignore_background)
     for result in results:
-        _tell(result, shown, ignore_background=ignore_background)
+        _tell_tables(result, shown)
     if with_protocol:
         logger.info("\n%s", describe(record))
     if out_dir:
         write_results(out_dir, results, record, metrics)
-        (out_dir / PICTURES).mkdir(exist_ok=True)
         for each, result, scored in zip(sets, results, scored_sets, strict=True):
             write_curves(out_dir / PICTURES, each.file_name, result, shown)
             for method in methods:
                 write_sheet(out_dir / PICTURES, each.file_name, each.dataset, method, scored)
         logger.info("tables and pictures in %s", out_dir)
+    for result in results:
+        _tell_lines(result, ignore_background=ignore_background)
     return {result.name: {summary.run: summary for summary in result.summaries} for result in results}
 
 
-def _prepare_results(
-    out_dir: Path,
-    sets: Sequence[EvaluationSet],
-    record: Mapping[str, object],
-    *,
-    resume: bool,
-    overwrite: bool,
-) -> None:
+def _prepare_results(out_dir: Path, record: Mapping[str, object], *, resume: bool, overwrite: bool) -> None:
     prepare_out_dir(out_dir)
     present = [out_dir / name for name in _FILES if (out_dir / name).exists()]
     if present and resume:
         check_same_run(record, out_dir)
+        prepare_out_dir(out_dir / PICTURES)
         return
     if present and not overwrite:
         raise InputError(
             f"--out_dir {out_dir} holds results already: --resume goes on with them, "
             "--overwrite replaces them"
         )
+    prepare_out_dir(out_dir / PICTURES)
     if present:
-        pictures = [path for each in sets for path in (out_dir / PICTURES).glob(f"{each.file_name}_*.*")]
+        starts = tuple(f"{name}_" for name in recorded_picture_names(out_dir))
+        pictures = [path for path in (out_dir / PICTURES).iterdir() if path.name.startswith(starts)]
         for path in (*present, *pictures):
             path.unlink()
     write_record(record, out_dir)
@@ -227,12 +224,16 @@ def _summarize_set(
     return DatasetResults(name, summaries, groups, average_curves(summaries))
 
 
-def _tell(result: DatasetResults, shown: Sequence[str], *, ignore_background: bool) -> None:
+def _tell_tables(result: DatasetResults, shown: Sequence[str]) -> None:
     if result.groups:
         logger.info("\n%s\n\n%s", result.name, group_table(result.groups, shown))
     logger.info("\n%s\n\n%s\n", result.name, summary_table(result.summaries, shown))
+
+
+def _tell_lines(result: DatasetResults, *, ignore_background: bool) -> None:
+    """Tell the results in lines that stay the same over versions; not those of a sweep."""
     methods = [summary.run.method for summary in result.summaries]
-    if len(set(methods)) == len(methods):  # no sweep: a line each, which stays the same over versions
+    if len(set(methods)) == len(methods):
         for summary in result.summaries:
             name = f"{result.name}, {summary.run.method}" if len(methods) > 1 else result.name
             logger.info("%s: %s", name, summary.line(ignore_background=ignore_background))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lib.boundaries import Boundary
+from lib.errors import InputError
 from lib.metrics import (
     ColorVariation,
     ContingencyTable,
@@ -170,6 +171,19 @@ PAIR_METRICS = (
 METRICS = {metric.name: metric for metric in (*SPIXEL_METRICS, *PAIR_METRICS)}
 
 
+def check_metrics(names: Sequence[str]) -> None:
+    """Check that there are metrics of such names.
+
+    Raises
+    ------
+    InputError
+        If not; it lists those there are.
+    """
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise InputError(f"no metric is named {unknown[0]!r}; there are {', '.join(METRICS)}")
+
+
 class Scores(NamedTuple):
     """Values of metrics, by name."""
 
@@ -204,8 +218,15 @@ def score_label_maps(
     Raises
     ------
     ValueError
-        If the label maps, the annotations and the image differ in size, or are not what they should be.
+        If the label maps, the annotations and the image differ in size or are not what they should be, or a
+        metric is unknown.
     """
+    check_metrics(metrics)
+    if image_rgb.dtype != np.uint8 or image_rgb.ndim != 3:
+        raise ValueError(f"the image must be (H, W, 3) uint8, got {image_rgb.dtype} of {image_rgb.shape}")
+    for labels in (*label_maps, *annotations):
+        if labels.shape != image_rgb.shape[:2]:
+            raise ValueError(f"a label map is {labels.shape}, but the image is {image_rgb.shape}")
     gt_boundaries = [Boundary(annotation) for annotation in annotations]
     return [_score(Spixels(labels, image_rgb), gt_boundaries, metrics) for labels in label_maps]
 

@@ -112,7 +112,8 @@ def _average(
     method: str, pos_scale: float | None, points: Sequence[Summary], low: float, high: float
 ) -> CurveMean:
     """Average a curve over the part of a range that it covers; over nothing if that is not below `high`."""
-    counts = np.array([point.mean["n_spixels"] for point in points])
+    counts, count_idx = np.unique([point.mean["n_spixels"] for point in points], return_inverse=True)
+    n_points = np.bincount(count_idx)
     low, high = max(low, float(counts[0])), min(high, float(counts[-1]))
     if low >= high:
         return CurveMean(method, pos_scale, low, high, {})
@@ -120,7 +121,9 @@ def _average(
     means = {}
     for name in points[0].mean:
         if name != "n_spixels":
-            values = np.interp(knots, counts, [point.mean[name] for point in points])
+            # Points of the same count take their mean.
+            heights = np.bincount(count_idx, weights=[point.mean[name] for point in points]) / n_points
+            values = np.interp(knots, counts, heights)
             means[name] = float(trapezoid(values, knots) / (high - low))
     return CurveMean(method, pos_scale, low, high, means)
 
