@@ -50,8 +50,8 @@ Chance: no random number is drawn."""
 
 _PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "pillow", "h5py")
 
-# Options that may change when a run goes on: they change no score, or the record holds checksums (or names and
-# sizes) of the files they lead to.
+# Options that may change when a run goes on: they change no score, or the record holds checksums (or names
+# and sizes) of the files they lead to.
 _FREE_ON_RESUME = {
     "base_model_weights",
     "bsds_root",
