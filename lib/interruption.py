@@ -5,8 +5,8 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Self
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import ClassVar, Self
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -14,32 +14,41 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopSignals:
     """Turns SIGINT and SIGTERM into KeyboardInterrupt, but not inside a `deferred` block."""
 
+    _active: ClassVar[list[Self]] = []  # signal handlers are the process's, and so is this list
+
     def __init__(self) -> None:
-        self._is_deferring = False
+        self._n_deferring = 0
         self._is_pending = False
 
     def __enter__(self) -> Self:
         self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        self._active.append(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._active.remove(self)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let the block finish before a signal takes effect."""
-        self._is_deferring = True
+        """Let the block, and those it lies in, finish before a signal takes effect."""
+        self._n_deferring += 1
         try:
             yield
         finally:
-            self._is_deferring = False
-        if self._is_pending:
+            self._n_deferring -= 1
+        if self._is_pending and self._n_deferring == 0:
             self._is_pending = False
             raise KeyboardInterrupt
 
+    @classmethod
+    def deferred_if_active(cls) -> AbstractContextManager[None]:
+        """A `deferred` block of the instance in force; without one, the block is an ordinary one."""
+        return cls._active[-1].deferred() if cls._active else nullcontext()
+
     def _handle(self, number: int, frame: object) -> None:
-        if self._is_deferring:
+        if self._n_deferring > 0:
             self._is_pending = True
         else:
             raise KeyboardInterrupt

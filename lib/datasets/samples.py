@@ -13,7 +13,7 @@ from lib.datasets.augmentation import Crop
 from lib.datasets.segmented_image import SegmentedImage
 from lib.errors import InputError
 from lib.features import rgb_to_lab
-from lib.interruption import blocked_stop_signals, start_worker
+from lib.interruption import StopSignals, blocked_stop_signals, start_worker
 
 
 class TrainingCrops(Dataset):
@@ -121,11 +121,25 @@ def evaluation_loader(dataset: Dataset[SegmentedImage], *, n_workers: int, first
 
 
 class _Loader(DataLoader):
-    """A loader whose workers never see the signals that are meant to stop the main process."""
+    """A loader whose workers never see the signals that are meant to stop the main process.
+
+    Such a signal does not cut short the receipt of a batch either, on which the worker would complain.
+    """
 
     def __iter__(self) -> Iterator[Any]:
         with blocked_stop_signals():
-            return super().__iter__()
+            batches = super().__iter__()
+        return self._receive(batches)
+
+    @staticmethod
+    def _receive(batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            with StopSignals.deferred_if_active():
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+            yield batch
 
 
 def _check_image(image: SegmentedImage) -> None:

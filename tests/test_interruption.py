@@ -1,0 +1,49 @@
+"""Stop signals, taken at a moment that suits the work at hand."""
+
+import os
+import signal
+
+import pytest
+
+from lib.interruption import StopSignals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_outermost_block(number):
+    steps = []
+
+    def work():
+        with StopSignals() as signals:
+            with signals.deferred():
+                with StopSignals.deferred_if_active():
+                    os.kill(os.getpid(), number)
+                    steps.append("inner")
+                steps.append("outer")
+            steps.append("after")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert steps == ["inner", "outer"]
+
+
+def test_a_signal_outside_of_a_block_takes_effect_at_once():
+    def work():
+        with StopSignals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("the signal had no effect")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+
+
+def test_without_stop_signals_a_block_defers_nothing():
+    with StopSignals():
+        pass
+
+    def work():
+        with StopSignals.deferred_if_active():
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("the signal was deferred")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
