@@ -320,7 +320,7 @@ def test_results_are_not_overwritten_unasked(tmp_path):
         ({"metrics": ["asa"]}, r"metrics is \['asa', 'compactness'\], not \['asa'\]"),
         ({"dataset": Frames()[:3]}, "data.Quadrants.images is 4, not 3"),
         ({"sources": ["other.jpg"]}, "data.Quadrants.sources_sha256 is"),
-        ({"options": {"optflow_method": "gma"}}, "options.optflow_method is not set, not gma"),
+        ({"options": {"optflow_method": "gma"}}, "options.optflow_method is unset, not gma"),
         ({"device": torch.device("cuda")}, "device is cpu, not cuda"),
     ],
 )

@@ -174,7 +174,7 @@ def check_same_run(record: Mapping[str, Any], out_dir: Path) -> None:
     for name in [*ours, *earlier]:
         is_free = name.removeprefix("options.") in _FREE_ON_RESUME and name.startswith("options.")
         if not is_free and earlier.get(name) != ours.get(name):
-            values = f"is {earlier.get(name, 'not set')}, not {ours.get(name, 'not set')}"
+            values = f"is {earlier.get(name, 'unset')}, not {ours.get(name, 'unset')}"
             raise InputError(
                 f"--resume: {out_dir} holds another run: {name} "
                 f"{values if len(values) < 200 else 'differs'}; "
