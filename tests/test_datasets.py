@@ -123,6 +123,24 @@ def test_davis_frames_carry_their_flow(davis_with_flow):
     np.testing.assert_array_equal(last.extra[20, 30:71:40], [[0, 0, 0, 0], [0, 0, 0, -5]])
 
 
+def test_sources_tell_files_of_the_same_names_apart(davis_root, optflow_folder, bsds_root):
+    def sources():
+        davis = DAVISDataset(davis_root, str(davis_root / "both.txt"), optflow_folder=optflow_folder)
+        return davis.sources + BSDSDataset(bsds_root, "test").sources
+
+    seen = [sources()]
+    assert len(seen[0]) == 2 * (4 + 1) + 2 * 2  # frames and masks, archives; images and annotations
+    for file in (
+        optflow_folder / "optflow_gma_car.h5",
+        davis_root / "DAVIS/Annotations/480p/dogs/00001.png",
+        bsds_root / "BSDS500/data/groundTruth/test/100.mat",
+    ):
+        with file.open("ab") as longer:
+            longer.write(b"0")
+        seen.append(sources())
+        assert len({tuple(each) for each in seen}) == len(seen)
+
+
 def test_davis_archive_of_another_size_or_length(davis_root, optflow_folder):
     path = optflow_folder / "optflow_gma_dogs.h5"
     for shape, told in (
