@@ -15,7 +15,7 @@ from lib.datasets.augmentation import CROP_SIZE
 from lib.datasets.samples import TrainingCrops, training_loader
 from lib.datasets.segmented_image import SegmentedImage
 from lib.errors import InputError
-from lib.evaluation.loop import evaluate
+from lib.evaluation.loop import evaluate, list_runs
 from lib.evaluation.methods import NetworkMethod
 from lib.evaluation.summary import summarize
 from lib.features import InputScales
@@ -164,8 +164,8 @@ def run_training(
                 n_workers=n_workers,
                 title=name,
             )
-            scored = [image for by_run in images for image in by_run.items()]
-            summary = summarize(scored[0][0], [image for _, image in scored])
+            (run,) = list_runs([method], [recipe.n_spixels])
+            summary = summarize(run, [image[run] for image in images])
             logger.info("step %d %s: %s", state.step, name, summary.line(ignore_background=ignore_background))
             values = summary.figures(ignore_background=ignore_background)
             figures |= {f"{name}_{metric}": value for metric, value in values.items()}

@@ -148,7 +148,8 @@ def write_record(record: Mapping[str, Any], out_dir: Path) -> None:
 def recorded_picture_names(out_dir: Path) -> list[str]:
     """Starts of the names of the pictures among the results in a folder, as far as its record tells."""
     try:
-        return [data["pictures"] for data in json.loads((out_dir / RECORD).read_text())["data"].values()]
+        record = json.loads((out_dir / RECORD).read_text(encoding="utf-8"))
+        return [data["pictures"] for data in record["data"].values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
@@ -171,9 +172,9 @@ def check_same_run(record: Mapping[str, Any], out_dir: Path) -> None:
             f"--resume: {path} does not tell of which run the results are; use --overwrite"
         ) from error
     ours = _flatten(json.loads(json.dumps(record)))
+    free = {f"options.{name}" for name in _FREE_ON_RESUME}
     for name in [*ours, *earlier]:
-        is_free = name.removeprefix("options.") in _FREE_ON_RESUME and name.startswith("options.")
-        if not is_free and earlier.get(name) != ours.get(name):
+        if name not in free and earlier.get(name) != ours.get(name):
             values = f"is {earlier.get(name, 'unset')}, not {ours.get(name, 'unset')}"
             raise InputError(
                 f"--resume: {out_dir} holds another run: {name} "

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lib.evaluation.loop import Run
 from lib.evaluation.scoring import METRICS, PAIR_METRICS
 from lib.evaluation.summary import COUNT_RANGE, CurveMean, CurveMeans, Summary
 from lib.files import atomic_path
@@ -161,7 +160,9 @@ def _summary_rows(result: DatasetResults) -> list[dict[str, Any]]:
         {
             "dataset": result.name,
             "video": group,
-            **_run_values(summary.run),
+            "method": summary.run.method,
+            "requested": summary.run.n_spixels,
+            "pos_scale": summary.run.pos_scale,
             "images": summary.n_images,
             "pairs": summary.n_pairs,
             "seconds": summary.seconds,
@@ -171,10 +172,6 @@ def _summary_rows(result: DatasetResults) -> list[dict[str, Any]]:
         for group, summaries in groups
         for summary in summaries
     ]
-
-
-def _run_values(run: Run) -> dict[str, Any]:
-    return {"method": run.method, "requested": run.n_spixels, "pos_scale": run.pos_scale}
 
 
 def _curve_rows(result: DatasetResults) -> list[dict[str, Any]]:
@@ -194,7 +191,7 @@ def _curve_rows(result: DatasetResults) -> list[dict[str, Any]]:
 
 
 def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """A table whose columns line up; the first is text, the others are numbers."""
+    """A table whose columns line up: names at the left, numbers at the right."""
     columns = list(rows[0])
     lines = [columns, *([row[column] for column in columns] for row in rows)]
     widths = [max(3, *(len(line[idx]) for line in lines)) for idx in range(len(columns))]

@@ -1,11 +1,11 @@
 """Processes that compute metrics while the main one runs the network."""
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from lib.datasets.samples import usable_workers
 from lib.interruption import blocked_stop_signals, start_worker
 
 
@@ -15,7 +15,7 @@ def metric_workers(n_workers: int) -> Iterator[Executor]:
     if n_workers == 0:
         yield _Here()
         return
-    with _Processes(min(n_workers, os.cpu_count() or 1), initializer=start_worker) as executor:
+    with _Processes(usable_workers(n_workers), initializer=start_worker) as executor:
         try:
             yield executor
         finally:
