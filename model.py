@@ -92,6 +92,9 @@ class SSNModel(nn.Module):
         Iterations of the clustering.
     distance : {"euclidean", "squared"}
         Distance of the clustering.
+    sees_position : bool
+        Whether the network reads the position beside the colour, as in the paper; otherwise it reads zeros
+        in its place. The position is clustered in either case.
 
     Raises
     ------
@@ -101,17 +104,26 @@ class SSNModel(nn.Module):
 
     n_extra_channels = 0
 
-    def __init__(self, n_learned_features: int = 15, *, n_iter: int = 5, distance: str = "euclidean") -> None:
+    def __init__(
+        self,
+        n_learned_features: int = 15,
+        *,
+        n_iter: int = 5,
+        distance: str = "euclidean",
+        sees_position: bool = True,
+    ) -> None:
         _check_distance(distance)
         super().__init__()
         self.n_learned_features = n_learned_features
         self.n_iter = n_iter
         self.distance = distance
+        self.sees_position = sees_position
         self.feature_extract = FeatureExtractor(N_BASE_CHANNELS, n_learned_features)
 
-    def arguments(self) -> dict[str, int | str]:
+    def arguments(self) -> dict[str, int | str | bool]:
         """What rebuilds the model: arguments of its constructor."""
-        return {name: getattr(self, name) for name in ("n_learned_features", "n_iter", "distance")}
+        names = ("n_learned_features", "n_iter", "distance", "sees_position")
+        return {name: getattr(self, name) for name in names}
 
     def forward(self, labyx: Tensor, n_spixels: int) -> SSNOutput:
         """Segment scaled images (B, 5, H, W) of channels [L, a, b, y, x]; see `labyx_features`."""
@@ -119,11 +131,15 @@ class SSNModel(nn.Module):
 
     def pixel_features(self, labyx: Tensor) -> Tensor:
         """Features that are clustered, (B, n_learned_features + 5, H, W): [learned, L, a, b, y, x]."""
-        return self.feature_extract(labyx)
+        return _base_features(self.feature_extract, labyx, sees_position=self.sees_position)
 
     def position_invariant_features(self, labyx: Tensor) -> Tensor:
         """Learned features computed with position set to zero, (B, n_learned_features, H, W)."""
         return _learned_without_position(self.feature_extract, labyx)
+
+    def compile_network(self) -> None:
+        """Compile the trained network in place with `torch.compile`."""
+        self.feature_extract.compile()
 
 
 class CompositeSSNModel(nn.Module):
@@ -147,6 +163,8 @@ class CompositeSSNModel(nn.Module):
         Iterations of the clustering.
     distance : {"euclidean", "squared"}
         Distance of the clustering.
+    sees_position : bool
+        Whether the base network reads the position; see `SSNModel`.
 
     Raises
     ------
@@ -162,6 +180,7 @@ class CompositeSSNModel(nn.Module):
         n_extra_channels: int = N_FLOW_CHANNELS,
         n_iter: int = 5,
         distance: str = "euclidean",
+        sees_position: bool = True,
     ) -> None:
         _check_distance(distance)
         super().__init__()
@@ -170,6 +189,7 @@ class CompositeSSNModel(nn.Module):
         self.n_extra_channels = n_extra_channels
         self.n_iter = n_iter
         self.distance = distance
+        self.sees_position = sees_position
         self.feature_extract_color = FeatureExtractor(N_BASE_CHANNELS, n_learned_features)
         self.feature_extract_color.requires_grad_(False).eval()
         self.feature_extract_optflow = FeatureExtractor(
@@ -185,9 +205,16 @@ class CompositeSSNModel(nn.Module):
         composite.feature_extract_color.load_state_dict(base.feature_extract.state_dict())
         return composite
 
-    def arguments(self) -> dict[str, int | str]:
+    def arguments(self) -> dict[str, int | str | bool]:
         """What rebuilds the model: arguments of its constructor."""
-        names = ("n_learned_features", "n_extra_features", "n_extra_channels", "n_iter", "distance")
+        names = (
+            "n_learned_features",
+            "n_extra_features",
+            "n_extra_channels",
+            "n_iter",
+            "distance",
+            "sees_position",
+        )
         return {name: getattr(self, name) for name in names}
 
     def train(self, mode: bool = True) -> Self:
@@ -207,7 +234,9 @@ class CompositeSSNModel(nn.Module):
         """
         labyx = channels[:, :N_BASE_CHANNELS]
         with torch.no_grad():
-            base_features = self.feature_extract_color(labyx)
+            base_features = _base_features(
+                self.feature_extract_color, labyx, sees_position=self.sees_position
+            )
         if extra_features is None:
             extra_features = self.extra_features(channels)
         return torch.cat([base_features, extra_features], dim=1)
@@ -221,6 +250,11 @@ class CompositeSSNModel(nn.Module):
         labyx = channels[:, :N_BASE_CHANNELS]
         base_features = _learned_without_position(self.feature_extract_color, labyx)
         return torch.cat([base_features, self.extra_features(channels)], dim=1)
+
+    def compile_network(self) -> None:
+        """Compile both networks in place with `torch.compile`."""
+        self.feature_extract_color.compile()
+        self.feature_extract_optflow.compile()
 
 
 class SSNPix(nn.Module):
@@ -260,8 +294,15 @@ def _check_distance(distance: str) -> None:
         raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
 
 
+def _base_features(extractor: FeatureExtractor, labyx: Tensor, *, sees_position: bool) -> Tensor:
+    if sees_position:
+        return extractor(labyx)
+    return torch.cat([_learned_without_position(extractor, labyx), labyx], dim=1)
+
+
 def _learned_without_position(extractor: FeatureExtractor, labyx: Tensor) -> Tensor:
-    labyx = torch.cat([labyx[:, :3], torch.zeros_like(labyx[:, 3:])], dim=1)
+    labyx = labyx.clone()  # which keeps the channels innermost, as a concatenation would not
+    labyx[:, 3:] = 0
     return extractor(labyx)[:, :-N_BASE_CHANNELS]
 
 

@@ -1,28 +1,69 @@
-"""Train the base model, which sees colour and position, on BSDS500."""
+"""Train the base model, which sees colour and position, on BSDS500 or on images of your own."""
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from torch.utils.data import Dataset
 
 from lib import cli
+from lib.checkpoint import load_base_model
 from lib.datasets.bsds import BSDSDataset
+from lib.datasets.folder import FolderDataset, hold_out
+from lib.datasets.synthetic import SyntheticDataset
+from lib.errors import InputError
 from lib.features import InputScales
+from lib.slic import DISTANCES
 from lib.training import TrainingState
 from lib.training_run import run_training
 from model import SSNModel
 
+N_SYNTHETIC_IMAGES = 100
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    parser.add_argument(
-        "--bsds_root", type=cli.existing_dir, required=True, help="folder that holds BSDS500/"
+    data = parser.add_argument_group("data, of which one is needed")
+    data.add_argument("--bsds_root", type=cli.existing_dir, help="folder that holds BSDS500/")
+    data.add_argument(
+        "--data_root", type=cli.existing_dir, help="folder of images of your own with their label maps"
+    )
+    data.add_argument(
+        "--val_data_root",
+        type=cli.existing_dir,
+        help="folder of such images to validate on; default: every tenth image of --data_root",
+    )
+    cli.add_bool(
+        data,
+        "--synthetic_data",
+        default=False,
+        help="train on one batch of made-up images again and again, which tells the speed without a loader",
     )
     cli.add_davis_args(parser, default_split="val")
     cli.add_bool(parser, "--eval_on_davis", default=False, help="validate on DAVIS too")
     cli.add_iou_arg(parser)
-    cli.add_training_args(parser)
-    cli.add_spixel_args(parser, trained=False)
+    cli.add_training_args(parser, n_annotations=4)
+    cli.add_spixel_args(parser, trained=False, drawn=True)
+    parser.set_defaults(pos_scale=5.0)  # as chosen in docs/training.md; bare weight files imply 10
+    parser.add_argument(
+        "--distance",
+        choices=DISTANCES,
+        default="euclidean",
+        help="distance of the clustering; squared as in the paper",
+    )
+    cli.add_bool(
+        parser,
+        "--sees_position",
+        default=False,
+        help="let the network read the position beside the colour, as in the paper",
+    )
+    parser.add_argument(
+        "--init_weights",
+        type=Path,
+        metavar="FILE",
+        help="weights of a base model to start from; default: random ones",
+    )
     cli.add_device_arg(parser)
     return parser
 
@@ -30,23 +71,47 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> TrainingState:
     args = cli.parse_training_args(build_parser(), argv)
     device = cli.resolve_device(args.device)
-    train_set = BSDSDataset(args.bsds_root, "train")
-    validation_sets = {"bsds_val": BSDSDataset(args.bsds_root, "val")}
+    train_set, validation_sets = open_data(args)
     if args.eval_on_davis:
         validation_sets["davis"] = cli.open_davis(args.davis2017_root, args.davis_split)
 
     torch.manual_seed(args.seed)
+    model = SSNModel(
+        args.deepfdim, n_iter=args.niter, distance=args.distance, sees_position=args.sees_position
+    )
+    if args.init_weights and not cli.resumed_from(args):
+        start = load_base_model(args.init_weights, n_learned_features=args.deepfdim)
+        model.load_state_dict(start.model.state_dict())
     cli.log_options(args)
     return run_training(
-        SSNModel(args.deepfdim, n_iter=args.niter),
+        model,
         InputScales(args.color_scale, args.pos_scale),
-        cli.read_recipe(args),
+        cli.read_recipe(args, device),
         train_set=train_set,
         validation_sets=validation_sets,
-        score="bsds_val_asa",
+        score=f"{next(iter(validation_sets))}_asa",
         description={"options": cli.options_as_strings(args)},
         **cli.run_settings(args, device),
     )
+
+
+def open_data(args: argparse.Namespace) -> tuple[Dataset, dict[str, Dataset]]:
+    """The images to train on, and those that choose the best model, by name."""
+    sources = [args.bsds_root, args.data_root, args.synthetic_data or None]
+    if sum(source is not None for source in sources) != 1:
+        raise InputError("give one of --bsds_root, --data_root and --synthetic_data")
+    if args.val_data_root and not args.data_root:
+        raise InputError("--val_data_root needs --data_root")
+    if args.bsds_root:
+        return BSDSDataset(args.bsds_root, "train"), {"bsds_val": BSDSDataset(args.bsds_root, "val")}
+    if args.synthetic_data:
+        return SyntheticDataset(N_SYNTHETIC_IMAGES), {"synthetic": SyntheticDataset(1)}
+    if args.val_data_root:
+        return FolderDataset(args.data_root), {
+            "val": FolderDataset(args.val_data_root, asked_by="--val_data_root")
+        }
+    train_set, val_set = hold_out(FolderDataset(args.data_root))
+    return train_set, {"val": val_set}
 
 
 if __name__ == "__main__":

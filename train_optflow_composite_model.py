@@ -34,8 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cli.add_iou_arg(parser)
     cli.add_base_weights_arg(parser)
-    cli.add_training_args(parser)
-    cli.add_spixel_args(parser, trained=True)
+    cli.add_training_args(parser, n_annotations=1)  # DAVIS has one of each frame
+    cli.add_spixel_args(parser, trained=True, drawn=True)
     cli.add_optflow_args(parser, trained=False)
     cli.add_device_arg(parser)
     return parser
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
     )
 
     torch.manual_seed(args.seed)
-    if args.resume:
+    if cli.resumed_from(args):
         model, scales, base_sha256 = load_composite_model(args.resume, n_extra_channels=N_FLOW_CHANNELS)
     else:
         base = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
     return run_training(
         model,
         scales,
-        cli.read_recipe(args),
+        cli.read_recipe(args, device),
         train_set=train_set,
         validation_sets={"davis_val": val_set},
         score="davis_val_mean_iou",

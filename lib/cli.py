@@ -21,12 +21,15 @@ from lib.checkpoint import (
     read_checkpoint,
 )
 from lib.datasets.davis import DAVISDataset
-from lib.errors import InputError, RunError
+from lib.distributed import is_first_rank, joined_ranks, local_rank, n_ranks, on_first_rank
+from lib.errors import InputError, OtherRankError, RunError
 from lib.features import InputScales
 from lib.files import check_output_file
 from lib.inference import FEATURE_SUFFIXES, LABEL_SUFFIXES, PICTURE_SUFFIXES, Superpixels
 from lib.losses import RECONSTRUCTION_LOSSES
-from lib.training_run import Recipe
+from lib.precision import PRECISIONS, resolve_precision
+from lib.training_files import find_resumable
+from lib.training_run import CountRange, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,8 @@ _OUTPUT_SUFFIXES = {
 # Options that may change when a run is resumed: they do not change what a training step computes.
 _FREE_ON_RESUME = {
     "bsds_root",
+    "compile",
+    "data_root",
     "davis2017_root",
     "davis_optflow_folder",
     "davis_split",
@@ -54,11 +59,17 @@ _FREE_ON_RESUME = {
     "device",
     "eval_iou_ignore_background",
     "eval_on_davis",
+    "keep",
     "log_interval",
     "nworkers",
     "resume",
+    "save_interval",
     "test_interval",
+    "val_data_root",
+    "val_nspix",
 }
+
+AUTO = "auto"  # in place of a file to resume from
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,7 +83,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {message}\n" if is_first_rank() else None)
 
 
 class _Distinct(argparse.Action):
@@ -89,11 +100,18 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Run a script: bad input ends in one line and status 2, a run that failed in status 1."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    """Run a script: bad input ends in one line and status 2, a run that failed in status 1.
+
+    Of the processes that `torchrun` starts, the first tells what happens; errors are told by all.
+    """
     program = Path(sys.argv[0]).name
     try:
-        main()
+        with joined_ranks():
+            level = logging.INFO if is_first_rank() else logging.ERROR
+            logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
+            main()
+    except OtherRankError:
+        sys.exit(1)
     except (InputError, OSError) as error:
         sys.exit(_tell(program, error, 2))
     except RunError as error:
@@ -142,6 +160,20 @@ def positive_float(text: str) -> float:
 def non_negative_float(text: str) -> float:
     """Read a finite number of at least 0."""
     return _read_number(text, float, lambda value: 0 <= value < math.inf, "a number of at least 0")
+
+
+def count_range(text: str) -> CountRange:
+    """Read an integer of at least 1, or two with a hyphen between them."""
+    low, hyphen, high = text.partition("-")
+    counts = CountRange(positive_int(low), positive_int(high if hyphen else low))
+    if counts.low > counts.high:
+        raise argparse.ArgumentTypeError(f"expected the lower end of a range first, got {text!r}")
+    return counts
+
+
+def share_float(text: str) -> float:
+    """Read a number of at least 0 and below 1."""
+    return _read_number(text, float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
 
 
 def _read_number(
@@ -193,23 +225,31 @@ def resolve_device(name: str) -> torch.device:
         If it is not one of the choices, or is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name}: expected auto, cpu or cuda[:N]")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type == "cuda":
+        n_devices = torch.cuda.device_count()
+        if n_ranks() > 1 and device.index is not None:
+            raise InputError(f"--device {name}: each rank takes a device of its own; use cuda")
+        idx = local_rank() if n_ranks() > 1 else device.index or 0
+        if idx >= n_devices:
+            raise InputError(f"--device {name}: device {idx} is needed, but this machine has {n_devices}")
+        return torch.device("cuda", idx)
     return device
 
 
-def add_spixel_args(parser: argparse.ArgumentParser, *, trained: bool, swept: bool = False) -> None:
+def add_spixel_args(
+    parser: argparse.ArgumentParser, *, trained: bool, swept: bool = False, drawn: bool = False
+) -> None:
     """Add the options of the superpixels.
 
     With `trained`, what a weight file says is left to it: the defaults of those options are None. With
-    `swept`, `--nspix` and `--pos_scale` take several values.
+    `swept`, `--nspix` and `--pos_scale` take several values; with `drawn`, `--nspix` takes a range.
     """
 
     def default(value: float) -> dict[str, object]:
@@ -218,13 +258,29 @@ def add_spixel_args(parser: argparse.ArgumentParser, *, trained: bool, swept: bo
     otherwise = "; default: what the weight file says, else {}" if trained else ""
     group = parser.add_argument_group("superpixels")
     several = {"nargs": "+", "action": _Distinct} if swept else {}
-    group.add_argument(
-        "--nspix",
-        type=positive_int,
-        default=[200] if swept else 200,
-        help="requested number of superpixels" + (", one or several" if swept else ""),
-        **several,
-    )
+    if drawn:
+        group.add_argument(
+            "--nspix",
+            type=count_range,
+            default=Recipe.n_spixels,
+            metavar="N|LOW-HIGH",
+            help="requested number of superpixels in a crop of 200x200: a number, or a range from which it is "
+            "drawn for every batch, log-uniformly",
+        )
+        group.add_argument(
+            "--val_nspix",
+            type=positive_int,
+            default=200,
+            help="requested number of superpixels in a whole image at validation",
+        )
+    else:
+        group.add_argument(
+            "--nspix",
+            type=positive_int,
+            default=[200] if swept else 200,
+            help="requested number of superpixels" + (", one or several" if swept else ""),
+            **several,
+        )
     group.add_argument(
         "--niter",
         type=positive_int,
@@ -291,13 +347,34 @@ def add_optflow_folder_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_training_args(parser: argparse.ArgumentParser) -> None:
+def add_training_args(parser: argparse.ArgumentParser, *, n_annotations: int) -> None:
     """Add the options of a training run."""
     group = parser.add_argument_group("training")
     group.add_argument(
         "--lr", type=positive_float, default=Recipe.learning_rate, help="peak learning rate of AdamW"
     )
-    group.add_argument("--batchsize", type=positive_int, default=Recipe.batch_size, help="crops in a batch")
+    group.add_argument(
+        "--warmup_share",
+        type=share_float,
+        default=Recipe.warmup_share,
+        help="share of the steps in which the learning rate rises; it falls along half a cosine in the others",
+    )
+    group.add_argument(
+        "--max_grad_norm",
+        type=positive_float,
+        default=Recipe.max_grad_norm,
+        help="gradients longer than that are shortened to it",
+    )
+    group.add_argument(
+        "--ema_decay",
+        type=share_float,
+        default=Recipe.ema_decay,
+        help="what a step keeps of the moving average of the weights, which is the model that is validated and "
+        "saved; 0 for no average",
+    )
+    group.add_argument(
+        "--batchsize", type=positive_int, default=Recipe.batch_size, help="crops in a batch, of each rank"
+    )
     add_nworkers_arg(group)
     group.add_argument("--train_iter", type=positive_int, default=Recipe.n_steps, help="steps in all")
     group.add_argument("--test_interval", type=positive_int, default=10_000, help="steps between validations")
@@ -317,33 +394,52 @@ def add_training_args(parser: argparse.ArgumentParser) -> None:
         help="weight of the position loss, per square pixel",
     )
     group.add_argument(
-        "--precision",
-        choices=("fp32", "bf16"),
-        default="fp32",
-        help="bf16 runs the convolutions in bfloat16; the clustering stays in float32",
+        "--nannotations",
+        type=positive_int,
+        default=n_annotations,
+        help="annotations of each crop, over which the loss is averaged",
     )
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of the convolutions; bf16 is bfloat16, auto takes it where the device has it; the clustering and "
+        "the loss stay in float32",
+    )
+    add_bool(group, "--compile", default=False, help="compile the network with torch.compile")
     group.add_argument("--seed", type=seed_int, default=Recipe.seed, help="repeats a run")
     group.add_argument(
         "--out_dir", type=Path, default=Path("log"), help="folder of this run alone: its log and checkpoints"
     )
     group.add_argument(
+        "--save_interval",
+        type=positive_int,
+        default=10_000,
+        help="steps between checkpoints that are kept beside the last state",
+    )
+    group.add_argument("--keep", type=positive_int, default=3, help="how many of those are kept, the last ones")
+    group.add_argument(
         "--resume",
-        type=Path,
-        metavar="FILE",
-        help="last_model.pth of a run to continue; options left out are taken from it",
+        metavar="FILE|auto",
+        help="checkpoint of a run to continue; options left out are taken from it. auto takes the last one in "
+        "--out_dir, and starts anew if there is none",
     )
 
 
-def read_recipe(args: argparse.Namespace) -> Recipe:
+def read_recipe(args: argparse.Namespace, device: torch.device) -> Recipe:
     """Recipe of the training run that the options describe."""
     return Recipe(
         n_spixels=args.nspix,
+        n_annotations=args.nannotations,
         n_steps=args.train_iter,
         batch_size=args.batchsize,
         learning_rate=args.lr,
+        warmup_share=args.warmup_share,
+        ema_decay=args.ema_decay,
+        max_grad_norm=args.max_grad_norm,
         loss=args.loss,
         compactness=args.compactness,
-        with_bfloat16=args.precision == "bf16",
+        with_bfloat16=resolve_precision(args.precision, device) == "bf16",
         seed=args.seed,
     )
 
@@ -490,7 +586,13 @@ def parse_training_args(parser: argparse.ArgumentParser, argv: Sequence[str] | N
     argv = list(sys.argv[1:] if argv is None else argv)
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--resume", nargs="?")
-    resume_file = finder.parse_known_args(argv)[0].resume
+    finder.add_argument("--out_dir", nargs="?", type=Path, default=parser.get_default("out_dir"))
+    found = finder.parse_known_args(argv)[0]
+    resume_file = found.resume
+    if resume_file == AUTO and found.out_dir:
+        resume_file = on_first_rank(lambda: find_resumable(found.out_dir))
+        if resume_file:
+            argv += ["--resume", str(resume_file)]  # of two values the latter counts
     if resume_file is None:
         return parser.parse_args(argv)
     checkpoint = read_checkpoint(Path(resume_file))
@@ -520,6 +622,11 @@ def parse_training_args(parser: argparse.ArgumentParser, argv: Sequence[str] | N
     return args
 
 
+def resumed_from(args: argparse.Namespace) -> Path | None:
+    """The checkpoint that the run continues from; None for a new run."""
+    return None if args.resume in (None, AUTO) else Path(args.resume)
+
+
 def options_as_strings(args: argparse.Namespace) -> dict[str, str]:
     """Options of a run, as a checkpoint keeps them; unset ones are left out."""
     return {name: str(value) for name, value in sorted(vars(args).items()) if value is not None}
@@ -537,9 +644,15 @@ def run_settings(args: argparse.Namespace, device: torch.device) -> dict[str, ob
     return {
         "device": device,
         "out_dir": args.out_dir,
-        "resume": args.resume,
+        "resume": resumed_from(args),
+        "overwrite": args.resume == AUTO,
+        "val_n_spixels": args.val_nspix,
         "test_interval": args.test_interval,
         "log_interval": args.log_interval,
+        "save_interval": args.save_interval,
+        "n_kept": args.keep,
         "n_workers": args.nworkers,
         "ignore_background": args.eval_iou_ignore_background,
+        "compiled": args.compile,
+        "with_loader": not getattr(args, "synthetic_data", False),
     }

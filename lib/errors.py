@@ -1,4 +1,4 @@
-"""The error that means: the user's file or option is at fault, not the code."""
+"""The errors that end a script in one line: they mean that the user's files or settings are at fault."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """A run cannot go on for a reason that lies in its data or settings, such as a diverging loss."""
+
+
+class OtherRankError(Exception):
+    """Another process of a distributed run failed, and has told why."""

@@ -11,14 +11,27 @@ from typing import ClassVar, Self
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class Stop(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number  # of the signal
+
+
 class StopSignals:
-    """Turns SIGINT and SIGTERM into KeyboardInterrupt, but not inside a `deferred` block."""
+    """Turns SIGINT and SIGTERM into `Stop`, but not inside a `deferred` block.
+
+    Parameters
+    ----------
+    polled : bool
+        Never raise: the signal waits until `take_pending` asks for it.
+    """
 
     _active: ClassVar[list[Self]] = []  # signal handlers are the process's, and so is this list
 
-    def __init__(self) -> None:
-        self._n_deferring = 0
-        self._is_pending = False
+    def __init__(self, *, polled: bool = False) -> None:
+        self._n_deferring = int(polled)
+        self._pending: int | None = None
 
     def __enter__(self) -> Self:
         self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
@@ -38,20 +51,28 @@ class StopSignals:
             yield
         finally:
             self._n_deferring -= 1
-        if self._is_pending and self._n_deferring == 0:
-            self._is_pending = False
-            raise KeyboardInterrupt
+        if self._pending is not None and self._n_deferring == 0:
+            raise Stop(self._take())
 
     @classmethod
     def deferred_if_active(cls) -> AbstractContextManager[None]:
         """A `deferred` block of the instance in force; without one, the block is an ordinary one."""
         return cls._active[-1].deferred() if cls._active else nullcontext()
 
+    @classmethod
+    def take_pending(cls) -> int | None:
+        """Number of the signal that the instance in force has not raised yet; it will not raise it then."""
+        return cls._active[-1]._take() if cls._active else None
+
+    def _take(self) -> int | None:
+        number, self._pending = self._pending, None
+        return number
+
     def _handle(self, number: int, frame: object) -> None:
         if self._n_deferring > 0:
-            self._is_pending = True
+            self._pending = number
         else:
-            raise KeyboardInterrupt
+            raise Stop(number)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Training losses: how well superpixels can carry a segmentation, and how compact they are.
+"""Training losses: how well superpixels can carry segmentations, and how compact they are.
 
 Labels are averaged into superpixels with the soft assignment and spread back; the reconstruction losses
 compare the result with the labels. There is no limit on the number of labels.
@@ -32,12 +32,12 @@ def compute_loss_terms(
     ----------
     assignment, labels : SoftAssignment; Tensor, shape (B, H, W), int64
         Soft and hard result of a model.
-    gt_labels : Tensor, shape (B, H, W), int64
-        Ground-truth labels, 0 to `n_labels` - 1.
+    gt_labels : Tensor, shape (B, A, H, W), int64
+        Labels of A annotations of each image, 0 to `n_labels` - 1.
     n_labels : int
-        Number of labels.
+        Number of labels of an annotation.
     reconstruction : {"cross_entropy", "cross_entropy_logsoftmax", "soft_iou"}
-        Which reconstruction loss.
+        Which reconstruction loss; its mean over the annotations is taken.
     compactness : float
         Weight of the position term, per square pixel.
 
@@ -46,15 +46,18 @@ def compute_loss_terms(
     dict of str to Tensor
         Weighted scalars "reconstruction" and "position".
     """
-    reconstructed = reconstruct_labels(assignment, gt_labels, n_labels)
-    if reconstruction == "soft_iou":
-        loss = soft_iou_loss(reconstructed, gt_labels)
-    elif reconstruction == "cross_entropy":
-        loss = cross_entropy_loss(reconstructed, gt_labels)
-    elif reconstruction == "cross_entropy_logsoftmax":
-        loss = cross_entropy_loss(reconstructed, gt_labels, normalization="logsoftmax")
-    else:
+    if reconstruction not in RECONSTRUCTION_LOSSES:
         raise ValueError(f"reconstruction must be one of {RECONSTRUCTION_LOSSES}, got {reconstruction!r}")
+
+    def loss_of(annotation: Tensor) -> Tensor:
+        if reconstruction == "cross_entropy":
+            return _negative_log_likelihood(true_label_share(assignment, annotation, n_labels))
+        reconstructed = reconstruct_labels(assignment, annotation, n_labels)
+        if reconstruction == "soft_iou":
+            return soft_iou_loss(reconstructed, annotation)
+        return cross_entropy_loss(reconstructed, annotation, normalization="logsoftmax")
+
+    loss = torch.stack([loss_of(annotation) for annotation in gt_labels.unbind(1)]).mean()
     return {"reconstruction": loss, "position": compactness * position_loss(assignment, labels)}
 
 
@@ -106,6 +109,37 @@ def cross_entropy_loss(reconstructed: Tensor, gt_labels: Tensor, *, normalizatio
     if normalization != "linear":
         raise ValueError(f"normalization must be one of {NORMALIZATIONS}, got {normalization!r}")
     true_share = reconstructed.gather(1, gt_labels[:, None]).squeeze(1) / reconstructed.sum(dim=1)
+    return _negative_log_likelihood(true_share)
+
+
+def true_label_share(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
+    """Share of the true label in the labels that superpixels carry to each pixel.
+
+    That is `reconstruct_labels` gathered at `gt_labels`, without the shares of the other labels: no tensor
+    has labels and pixels among its dimensions.
+
+    Parameters
+    ----------
+    assignment, gt_labels, n_labels
+        As for `reconstruct_labels`.
+
+    Returns
+    -------
+    Tensor, shape (B, H, W)
+        In [0, 1]; differentiable.
+    """
+    grid, affinity = assignment.grid, assignment.affinity
+    # (B, S, 9, P): the label of a slot's pixel, for each of its candidates
+    label_idx = grid.to_cells(gt_labels[:, None]).expand_as(affinity)
+    shares = affinity * grid.pixel_mask[:, None]
+    of_labels = affinity.new_zeros(*affinity.shape[:3], n_labels).scatter_add(3, label_idx, shares)
+    of_labels = grid.sum_over_candidates(of_labels)  # (B, S, L)
+    carried = of_labels / (of_labels.sum(dim=2, keepdim=True) + _MIN_PROBABILITY)
+    carried = grid.to_candidates(carried).gather(3, label_idx)  # (B, S, 9, P)
+    return grid.to_pixels((affinity * carried).sum(dim=2, keepdim=True)).squeeze(1)
+
+
+def _negative_log_likelihood(true_share: Tensor) -> Tensor:
     return -true_share.clamp(min=_MIN_PROBABILITY).log().mean()
 
 

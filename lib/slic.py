@@ -104,7 +104,8 @@ class CellGrid:
         ValueError
             If `n_spixels` is not between 1 and the number of pixels.
         """
-        return _build_grid(height, width, n_spixels, torch.device(device))
+        grid_shape = compute_grid_shape(height, width, n_spixels)
+        return _build_grid(height, width, *grid_shape, torch.device(device))
 
     @property
     def n_cells(self) -> int:
@@ -313,9 +314,8 @@ def _update_centroids(local_sums: Tensor, origins: Tensor, spixel_features: Tens
     return (totals[..., :-1] + _INERTIA * spixel_features) / (totals[..., -1:] + _INERTIA)
 
 
-@lru_cache(maxsize=8)
-def _build_grid(height: int, width: int, n_spixels: int, device: torch.device) -> CellGrid:
-    n_rows, n_cols = compute_grid_shape(height, width, n_spixels)
+@lru_cache(maxsize=64)
+def _build_grid(height: int, width: int, n_rows: int, n_cols: int, device: torch.device) -> CellGrid:
     y, y_mask, y_slot = _split_axis(height, n_rows, device)
     x, x_mask, x_slot = _split_axis(width, n_cols, device)
     cell_height, cell_width = y.shape[1], x.shape[1]

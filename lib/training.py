@@ -1,10 +1,10 @@
-"""The training loop: steps, log, validation, checkpoints, interruption."""
+"""The training loop: steps, log, validation, checkpoints, interruption, on one or several ranks."""
 
-import json
 import logging
 import math
+import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,46 +14,63 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from lib.checkpoint import save_checkpoint
+from lib.distributed import is_first_rank, mean_over_ranks, n_ranks, on_first_rank, together
 from lib.errors import InputError, RunError
-from lib.files import atomic_path, name_failed_write, prepare_out_dir
-from lib.interruption import StopSignals
+from lib.interruption import Stop, StopSignals
+from lib.training_files import LAST_MODEL, RunFolder, Validation
+from lib.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
-
-BEST_MODEL, LAST_MODEL, LOG = "best_model.pth", "last_model.pth", "log.jsonl"
-
-WARMUP_SHARE = 0.1  # of all steps
 
 
 @dataclass
 class TrainingState:
     """All that a run has to remember between two steps.
 
-    There is no state of a random generator among it: what a step draws depends on the run's seed and the
-    step alone (`lib.datasets.samples.TrainingCrops`).
+    There is no state of a random generator among it: what a step draws depends on the run's seed, the step
+    and the number of samples before it alone.
     """
 
     model: nn.Module
     n_steps: int
-    learning_rate: float
+    learning_rate: float  # peak
+    warmup_share: float = 0.1  # of all steps
+    ema_decay: float = 0.0  # see WeightAverage
+    max_grad_norm: float = math.inf
     step: int = 0
+    n_samples: int = 0  # seen by all ranks
     validated_step: int = 0
     best_score: float = -math.inf
+    average: WeightAverage = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     scheduler: torch.optim.lr_scheduler.LRScheduler = field(init=False)
 
     def __post_init__(self) -> None:
-        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=self.learning_rate)
+        self.average = WeightAverage(self.model, self.ema_decay)
+        self.optimizer = torch.optim.AdamW(self.trained_weights(), lr=self.learning_rate, fused=True)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate_share(step, self.n_steps)
+            self.optimizer, lambda step: learning_rate_share(step, self.n_steps, self.warmup_share)
         )
 
-    def progress_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the weights to continue exactly."""
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps are done and the last one is validated."""
+        return self.step == self.validated_step == self.n_steps
+
+    def trained_weights(self) -> list[nn.Parameter]:
+        """The weights that training moves."""
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged weights: those to validate and to use."""
+        return self.average.model.state_dict()
+
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint needs beside `weights` to continue exactly."""
         return {
+            "last_weights": self.model.state_dict(),
             "step": self.step,
+            "n_samples": self.n_samples,
             "validated_step": self.validated_step,
             "best_score": self.best_score,
             "optimizer": self.optimizer.state_dict(),
@@ -69,10 +86,12 @@ class TrainingState:
             If it is of another model, or holds weights without the state of a run.
         """
         try:
-            self.model.load_state_dict(checkpoint["weights"])
+            self.average.model.load_state_dict(checkpoint["weights"])
+            self.model.load_state_dict(checkpoint["last_weights"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.scheduler.load_state_dict(checkpoint["scheduler"])
             self.step = checkpoint["step"]
+            self.n_samples = checkpoint["n_samples"]
             self.validated_step = checkpoint["validated_step"]
             self.best_score = checkpoint["best_score"]
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -81,28 +100,12 @@ class TrainingState:
             ) from error
 
 
-def prepare_run_dir(out_dir: Path, *, is_resumed: bool) -> None:
-    """Make the folder of a run, and find out now whether it can be written to.
-
-    Raises
-    ------
-    InputError
-        If not, or if a new run would overwrite an earlier one.
-    """
-    if not is_resumed and any((out_dir / name).exists() for name in (BEST_MODEL, LAST_MODEL, LOG)):
-        raise InputError(
-            f"--out_dir {out_dir} holds an earlier run: continue it with "
-            f"--resume {out_dir / LAST_MODEL}, or choose another folder"
-        )
-    prepare_out_dir(out_dir)
-
-
-def learning_rate_share(step: int, n_steps: int) -> float:
+def learning_rate_share(step: int, n_steps: int, warmup_share: float) -> float:
     """Share of the peak learning rate at a step, counted from 0.
 
-    Rises linearly over the first tenth of the run, then falls to zero along half a cosine.
+    Rises linearly over the first `warmup_share` of the run, then falls to zero along half a cosine.
     """
-    n_warmup = math.ceil(WARMUP_SHARE * n_steps)
+    n_warmup = math.ceil(warmup_share * n_steps)
     if step < n_warmup:
         return (step + 1) / n_warmup
     return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
@@ -112,60 +115,58 @@ def train(
     state: TrainingState,
     batches: Iterable[Any],
     compute_losses: Callable[[Any], dict[str, Tensor]],
-    validate: Callable[[], tuple[float, dict[str, float]]],
+    validate: Callable[[], Validation] | None,
     *,
     batch_size: int,
     test_interval: int,
     log_interval: int,
-    out_dir: Path,
-    description: dict[str, Any],
+    save_interval: int,
+    run_folder: RunFolder | None,
 ) -> None:
     """Train from `state.step` to `state.n_steps`.
 
-    Writes to `out_dir`: `log.jsonl`, a line per `log_interval` steps, before a validation, and for it;
-    `last_model.pth`, with every such line; `best_model.pth`, without the state of the run, whenever the
-    validation score rises. Ctrl-C and SIGTERM save `last_model.pth` after the step at hand.
+    Logs a line per `log_interval` steps, before a validation, and for it, and saves the state of the run
+    with every such line. Ctrl-C and SIGTERM save it after the step at hand; SIGTERM, by which clusters tell
+    that the time is up, then ends the function as if training were done.
 
     Parameters
     ----------
     state : TrainingState
         Changed in place.
     batches : iterable
-        The batches that remain, on any device.
+        The batches of this rank that remain, on any device.
     compute_losses : callable
         Maps a batch to the weighted terms of the loss, whose sum is minimised.
-    validate : callable
-        Returns the score that chooses the best model, higher is better, and all figures by name.
+    validate : callable, optional
+        Validates the averaged weights; its best score chooses the best model. Called on all ranks.
     batch_size : int
-        Images in a batch, for the images per second.
-    test_interval, log_interval : int
-        Steps between two validations, and between two lines of the log.
-    out_dir : Path
-        A folder that can be written to.
-    description : dict
-        What the checkpoints say about the model: "model_args", "input_args" and so on.
+        Samples in the batch of a rank.
+    test_interval, log_interval, save_interval : int
+        Steps between two validations, between two lines of the log, and between two checkpoints that are kept
+        beside the last state.
+    run_folder : RunFolder, optional
+        Where to write to; the first rank needs one.
 
     Raises
     ------
     RunError
         If the loss is not finite. The state on disk is that of the last line of the log.
     KeyboardInterrupt
-        On Ctrl-C or SIGTERM, after saving.
+        On Ctrl-C, after saving.
     """
-    log = _JsonLog(out_dir / LOG, up_to_step=state.step)
-    interval = _Interval(batch_size)
-
-    def save(name: str, **content: Any) -> None:
-        weights = state.model.state_dict()
-        save_checkpoint({"weights": weights, **description, **content}, out_dir / name)
+    interval = _Interval(batch_size * n_ranks())
 
     def report() -> None:
         if not interval.terms_of_steps:
             return
+
+        def log_and_save() -> None:
+            run_folder.add_interval(state.step, figures)
+            run_folder.save_last(state.weights(), state.progress())
+
         with signals.deferred():
             figures = interval.close(state.step)
-            log.write({"step": state.step, **figures})
-            save(LAST_MODEL, **state.progress_dict())
+            on_first_rank(log_and_save)
         shown = {name: f"{value:.3g}" for name, value in figures.items()}
         progress.set_postfix(shown, refresh=False)
         details = " ".join(f"{name} {value}" for name, value in shown.items())
@@ -176,42 +177,56 @@ def train(
         if not is_due or state.validated_step == state.step:
             return
         report()  # which never lets weights through that a NaN has reached
-        state.model.eval()
-        score, figures = validate()
+        validation = validate() if validate else None
+
+        def log_and_save() -> None:
+            if validation:
+                run_folder.add_validation(state.step, validation)
+                if is_best:
+                    run_folder.save_best(state.weights(), step=state.step, score=validation.score)
+            run_folder.save_last(state.weights(), state.progress())
+
         with signals.deferred():
             state.validated_step = state.step
-            log.write({"step": state.step, "score": score, **figures})
-            if score > state.best_score:
-                state.best_score = score
-                save(BEST_MODEL, step=state.step, score=score)
-            save(LAST_MODEL, **state.progress_dict())
+            is_best = validation is not None and validation.score > state.best_score
+            if is_best:
+                state.best_score = validation.score
+            on_first_rank(log_and_save)
         interval.restart()
 
-    progress = tqdm(total=state.n_steps, initial=state.step, desc="training", unit="step", disable=None)
-    with progress, logging_redirect_tqdm(), StopSignals() as signals:
+    def step_once(batch: Any) -> None:
+        interval.learning_rate = state.optimizer.param_groups[0]["lr"]
+        interval.terms_of_steps.append(_train_step(state, compute_losses, batch))
+        state.n_samples += batch_size * n_ranks()
+
+    is_hidden = None if is_first_rank() else True  # None: shown on a terminal
+    progress = tqdm(
+        total=state.n_steps, initial=state.step, desc="training", unit="step", disable=is_hidden
+    )
+    with progress, logging_redirect_tqdm(), StopSignals(polled=n_ranks() > 1) as signals:
         try:
             validate_if_due()  # a run may have been stopped between a step and its validation
             interval.restart()
             with signals.deferred():
                 remaining = iter(batches)  # may start worker processes
-            while True:
+            while state.step < state.n_steps:
                 # Neither the receipt of a batch from a worker nor a step may be cut short.
                 with signals.deferred():
-                    batch = next(remaining, None)
-                    if batch is None:
-                        break
-                    interval.learning_rate = state.optimizer.param_groups[0]["lr"]
-                    interval.terms_of_steps.append(_train_step(state, compute_losses, batch))
+                    step_once(together(lambda: interval.wait_for(remaining)))
                 progress.update()
                 if state.step % log_interval == 0:
                     report()
+                if state.step % save_interval == 0:
+                    report()
+                    with signals.deferred():
+                        on_first_rank(lambda: run_folder.save_periodic(state.weights(), state.progress()))
                 validate_if_due()
-        except KeyboardInterrupt:
+        except Stop as stop:
             report()
             if state.step > 0:
-                last_model = out_dir / LAST_MODEL
-                logger.info("stopped at step %d; continue with --resume %s", state.step, last_model)
-            raise
+                logger.info("stopped at step %d; continue with --resume auto", state.step)
+            if stop.number != signal.SIGTERM:
+                raise
 
 
 def _train_step(
@@ -223,17 +238,20 @@ def _train_step(
     loss = torch.stack(list(terms.values())).sum()
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    grad_norm = nn.utils.clip_grad_norm_(state.trained_weights(), state.max_grad_norm)
     state.optimizer.step()
     state.scheduler.step()
     state.step += 1
-    return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+    state.average.update(state.model, state.step)
+    terms = {name: term.detach() for name, term in terms.items()}
+    return {"loss": loss.detach(), **terms, "grad_norm": grad_norm}
 
 
 class _Interval:
     """The loss terms and the time since the last line of the log."""
 
     def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
+        self.batch_size = batch_size  # of all ranks
         self.restart()
 
     def restart(self) -> None:
@@ -241,9 +259,17 @@ class _Interval:
         self.terms_of_steps: list[dict[str, Tensor]] = []
         self.learning_rate = math.nan  # of the last step
         self.start = time.perf_counter()
+        self.loader_seconds = 0.0
+
+    def wait_for(self, batches: Iterator[Any]) -> Any:
+        """Receive the next batch, and count the time it takes."""
+        start = time.perf_counter()
+        batch = next(batches)
+        self.loader_seconds += time.perf_counter() - start
+        return batch
 
     def close(self, last_step: int) -> dict[str, float]:
-        """Return the mean of each term, the learning rate and the images per second; start again.
+        """Return the mean of each term over the steps and the ranks, and the speed; start again.
 
         The terms are fetched from the device here, all at once.
 
@@ -253,39 +279,27 @@ class _Interval:
             If a step's loss is not finite, with its terms.
         """
         names = list(self.terms_of_steps[0])
-        values = torch.stack([torch.stack(list(terms.values())) for terms in self.terms_of_steps]).cpu()
-        is_bad = ~values.isfinite().all(dim=1)
-        if is_bad.any():
-            first_bad = int(is_bad.nonzero()[0])
-            terms = zip(names, values[first_bad].tolist(), strict=True)
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in terms)
-            step = last_step - len(values) + 1 + first_bad
-            raise RunError(f"the loss of step {step} is not finite: {shown}; a lower --lr may help")
+        values = torch.stack([torch.stack(list(terms.values())) for terms in self.terms_of_steps])
+        values = mean_over_ranks(values).cpu()
+        on_first_rank(lambda: _check_finite(names, values, last_step))
         means = dict(zip(names, values.mean(dim=0).tolist(), strict=True))
-        images_per_s = len(values) * self.batch_size / (time.perf_counter() - self.start)
-        figures = {**means, "lr": self.learning_rate, "images_per_s": images_per_s}
+        seconds = time.perf_counter() - self.start
+        figures = {
+            **means,
+            "lr": self.learning_rate,
+            "images_per_s": len(values) * self.batch_size / seconds,
+            "loader_share": self.loader_seconds / seconds,
+        }
         self.restart()
         return figures
 
 
-class _JsonLog:
-    """A file with a JSON object a line, cut back to where a resumed run continues."""
-
-    def __init__(self, path: Path, *, up_to_step: int) -> None:
-        self.path = path
-        kept = []
-        if path.exists() and up_to_step > 0:
-            kept = [line for line in path.read_text().splitlines() if _logged_step(line) <= up_to_step]
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-
-    def write(self, entry: dict[str, float]) -> None:
-        with name_failed_write(self.path), self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-
-
-def _logged_step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # a line that a crash cut short
+def _check_finite(names: Sequence[str], values: Tensor, last_step: int) -> None:
+    """Raise a `RunError` if a value is not finite, of (steps, terms) up to `last_step`."""
+    is_bad = ~values.isfinite().all(dim=1)
+    if is_bad.any():
+        first_bad = int(is_bad.nonzero()[0])
+        terms = zip(names, values[first_bad].tolist(), strict=True)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in terms)
+        step = last_step - len(values) + 1 + first_bad
+        raise RunError(f"the loss of step {step} is not finite: {shown}; a lower --lr may help")

@@ -1,27 +1,33 @@
 """A whole training run: any model, any data set; what the training scripts share."""
 
+import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lib.checkpoint import read_checkpoint
 from lib.datasets.augmentation import CROP_SIZE
-from lib.datasets.samples import TrainingCrops, training_loader
+from lib.datasets.samples import EvaluationImages, TrainingCrops, training_loader
 from lib.datasets.segmented_image import SegmentedImage
+from lib.distributed import data_parallel, is_first_rank, n_ranks, on_first_rank, synchronize, together
 from lib.errors import InputError
-from lib.evaluation.loop import evaluate, list_runs
-from lib.evaluation.methods import NetworkMethod
+from lib.evaluation.loop import check_first_image, connected_superpixels, evaluate, list_runs
+from lib.evaluation.methods import NetworkMethod, Setting
 from lib.evaluation.summary import summarize
 from lib.features import InputScales
 from lib.losses import compute_loss_terms
-from lib.segmentation import segment_lab
-from lib.training import BEST_MODEL, TrainingState, prepare_run_dir, train
+from lib.segmentation import model_input
+from lib.training import TrainingState, train
+from lib.training_files import BEST_MODEL, RunFolder, Validation, prepare_run_folder
+from lib.visualization import draw_boundaries
 
 logger = logging.getLogger(__name__)
 
@@ -36,19 +42,41 @@ VALIDATION_METRICS = (
     "compactness",
 )
 
+N_PICTURES = 4  # overlays of each validation set
+
+
+class CountRange(NamedTuple):
+    """Numbers of superpixels from `low` to `high`."""
+
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is trained."""
+    """How a model is trained. The defaults are those of docs/training.md."""
 
-    n_spixels: int = 200  # requested in a crop of 200x200 pixels, and in a whole image at validation
+    n_spixels: CountRange = CountRange(50, 500)  # requested in a crop of 200x200: drawn anew for every batch
+    n_annotations: int = 4  # of each crop
     n_steps: int = 500_000
-    batch_size: int = 6
-    learning_rate: float = 1e-4  # peak
+    batch_size: int = 6  # of each rank
+    learning_rate: float = 2e-3  # peak
+    warmup_share: float = 0.1  # of all steps
+    ema_decay: float = 0.999  # of the averaged weights
+    max_grad_norm: float = 1.0  # longer gradients are shortened to it
     loss: str = "cross_entropy"  # see lib.losses.compute_loss_terms
     compactness: float = 1e-5
     with_bfloat16: bool = False  # the convolutions alone
     seed: int = 0
+
+    def draw_n_spixels(self, step: int) -> int:
+        """Number of superpixels of a step: log-uniform, a function of the seed and the step."""
+        low, high = self.n_spixels
+        exponent = np.random.default_rng([self.seed, 2, step]).random()
+        return round(low * (high / low) ** exponent)
 
 
 def run_training(
@@ -63,12 +91,20 @@ def run_training(
     out_dir: Path,
     description: Mapping[str, Any] | None = None,
     resume: Path | None = None,
+    overwrite: bool = False,
+    val_n_spixels: int = 200,
     test_interval: int = 10_000,
     log_interval: int = 100,
+    save_interval: int = 10_000,
+    n_kept: int = 3,
     n_workers: int = 4,
     ignore_background: bool = False,
+    compiled: bool = False,
+    with_loader: bool = True,
 ) -> TrainingState:
     """Train a model, validate it now and then, and keep the best; see `lib.training.train`.
+
+    Under `torchrun`, all ranks call it alike.
 
     Parameters
     ----------
@@ -93,13 +129,24 @@ def run_training(
         What the checkpoints say beside the arguments of the model and the scales of its input, as plain
         types: the options of the run, say.
     resume : Path, optional
-        `last_model.pth` of a run to continue, which must be this one.
-    test_interval, log_interval : int
-        Steps between two validations, and between two lines of the log.
+        Checkpoint of a run to continue, which must be this one.
+    overwrite : bool
+        Replace what an earlier run left in `out_dir`.
+    val_n_spixels : int
+        Number of superpixels requested in a whole image at validation.
+    test_interval, log_interval, save_interval : int
+        Steps between two validations, two lines of the log, and two checkpoints that are kept beside the last
+        state.
+    n_kept : int
+        How many of those checkpoints are kept.
     n_workers : int
-        Processes that read images, and as many that compute metrics in validation.
+        Processes of each rank that read images, and as many that compute metrics in validation.
     ignore_background : bool
         Leave segment 0 out of the mean IoU.
+    compiled : bool
+        Compile the network with `torch.compile`.
+    with_loader : bool
+        Otherwise all steps get the first batch, so that no time goes into loading.
 
     Returns
     -------
@@ -115,34 +162,110 @@ def run_training(
     RunError
         If the loss is not finite, or a file cannot be written.
     KeyboardInterrupt
-        On Ctrl-C or SIGTERM, after saving.
+        On Ctrl-C, after saving. SIGTERM saves and returns.
     """
-    if recipe.n_spixels > CROP_SIZE**2:
-        raise InputError(f"--nspix {recipe.n_spixels} is above the {CROP_SIZE**2} pixels of a crop")
+    _check_sets(recipe, train_set, validation_sets, val_n_spixels)
     scores = [f"{name}_{metric}" for name in validation_sets for metric in VALIDATION_METRICS]
     if score not in scores:
         raise ValueError(f"score must be one of {', '.join(scores)}, got {score!r}")
+    torch.backends.cudnn.benchmark = True  # all crops have one size
     model = model.to(device, memory_format=torch.channels_last)
-    state = TrainingState(model, n_steps=recipe.n_steps, learning_rate=recipe.learning_rate)
+    state = TrainingState(
+        model,
+        n_steps=recipe.n_steps,
+        learning_rate=recipe.learning_rate,
+        warmup_share=recipe.warmup_share,
+        ema_decay=recipe.ema_decay,
+        max_grad_norm=recipe.max_grad_norm,
+    )
     if resume:
         state.restore(read_checkpoint(resume), resume)
-    prepare_run_dir(out_dir, is_resumed=resume is not None)
-    n_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    on_first_rank(lambda: prepare_run_folder(out_dir, is_resumed=resume is not None or overwrite))
+    n_trained = sum(weight.numel() for weight in state.trained_weights())
     datasets = {"train": train_set, **validation_sets}
     sizes = ", ".join(f"{len(dataset)} images in {name}" for name, dataset in datasets.items())
-    logger.info("device: %s; %d trained parameters; %s", device, n_trained, sizes)
+    logger.info("device: %s, ranks: %d; %d trained parameters; %s", device, n_ranks(), n_trained, sizes)
+
+    input_args = {name: value for name, value in scales._asdict().items() if value is not None}
+    description = {"model_args": model.arguments(), "input_args": input_args, **(description or {})}
+    crops = TrainingCrops(train_set, n_annotations=recipe.n_annotations, seed=recipe.seed)
+    loader = training_loader(
+        crops,
+        batch_size=recipe.batch_size,
+        n_steps=recipe.n_steps - state.step,
+        first_sample=state.n_samples,
+        n_workers=n_workers,
+    )
+    run_folder = together(
+        lambda: RunFolder(out_dir, description, first_step=state.step, n_kept=n_kept)
+        if is_first_rank()
+        else None
+    )
+    method = NetworkMethod("model", state.average.model, scales, device)
+
+    def validate() -> Validation:
+        synchronize(state.average.model)
+        figures, pictures = {}, {}
+        for name, dataset in validation_sets.items():
+            figures |= _validate_on(
+                dataset, name, method, val_n_spixels, n_workers, ignore_background=ignore_background
+            )
+            draw = partial(_draw_overlays, dataset, name, method, val_n_spixels)
+            pictures |= together(draw if is_first_rank() else dict)
+        return Validation(figures[score], figures, pictures)
+
+    batches = loader if with_loader else itertools.repeat(next(iter(loader)))
+    train(
+        state,
+        batches,
+        _losses_of(state, recipe, scales, device, compiled=compiled),
+        validate,
+        batch_size=recipe.batch_size,
+        test_interval=test_interval,
+        log_interval=log_interval,
+        save_interval=save_interval,
+        run_folder=run_folder,
+    )
+    if state.is_finished:
+        logger.info("best validation score: %.4f, %s", state.best_score, out_dir / BEST_MODEL)
+    return state
+
+
+def _check_sets(
+    recipe: Recipe,
+    train_set: Dataset[SegmentedImage],
+    validation_sets: Mapping[str, Dataset[SegmentedImage]],
+    val_n_spixels: int,
+) -> None:
+    if max(recipe.n_spixels) > CROP_SIZE**2:
+        raise InputError(f"--nspix {max(recipe.n_spixels)} is above the {CROP_SIZE**2} pixels of a crop")
+    needed = n_ranks() * recipe.batch_size
+    if len(train_set) < needed:
+        raise InputError(
+            f"there are {len(train_set)} images to train on, fewer than the {needed} of a step "
+            f"({n_ranks()} ranks x --batchsize {recipe.batch_size})"
+        )
+    for dataset in validation_sets.values():
+        check_first_image(dataset, [val_n_spixels])
+
+
+def _losses_of(
+    state: TrainingState, recipe: Recipe, scales: InputScales, device: torch.device, *, compiled: bool
+) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """What maps a batch to the terms of the loss of the model in training."""
+    if compiled:
+        state.model.compile_network()
+    forward = data_parallel(state.model)
 
     def compute_losses(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        n_labels = int(batch["gt_labels"].max()) + 1
+        n_labels = int(batch["gt_labels"].max()) + 1  # before it is on the device, which would have to wait
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        output = segment_lab(
-            model,
-            batch["image_lab"],
-            recipe.n_spixels,
-            scales,
-            extra=batch.get("extra"),
-            with_bfloat16=recipe.with_bfloat16,
+        n_spixels = recipe.draw_n_spixels(state.step)
+        channels = model_input(
+            state.model, batch["image_lab"], n_spixels, scales, extra=batch.get("extra")
         )
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.with_bfloat16):
+            output = forward(channels, n_spixels)
         return compute_loss_terms(
             output.assignment,
             output.labels,
@@ -152,37 +275,42 @@ def run_training(
             compactness=recipe.compactness,
         )
 
-    def validate() -> tuple[float, dict[str, float]]:
-        figures = {}
-        for name, dataset in validation_sets.items():
-            method = NetworkMethod("model", model, scales, device)
-            images = evaluate(
-                [method],
-                dataset,
-                n_spixels=[recipe.n_spixels],
-                metrics=VALIDATION_METRICS,
-                n_workers=n_workers,
-                title=name,
-            )
-            (run,) = list_runs([method], [recipe.n_spixels])
-            summary = summarize(run, [image[run] for image in images])
-            logger.info("step %d %s: %s", state.step, name, summary.line(ignore_background=ignore_background))
-            values = summary.figures(ignore_background=ignore_background)
-            figures |= {f"{name}_{metric}": value for metric, value in values.items()}
-        return figures[score], figures
+    return compute_losses
 
-    input_args = {name: value for name, value in scales._asdict().items() if value is not None}
-    crops = TrainingCrops(train_set, recipe.n_steps * recipe.batch_size, seed=recipe.seed)
-    train(
-        state,
-        training_loader(crops, batch_size=recipe.batch_size, first_step=state.step, n_workers=n_workers),
-        compute_losses,
-        validate,
-        batch_size=recipe.batch_size,
-        test_interval=test_interval,
-        log_interval=log_interval,
-        out_dir=out_dir,
-        description={"model_args": model.arguments(), "input_args": input_args, **(description or {})},
+
+def _validate_on(
+    dataset: Dataset[SegmentedImage],
+    name: str,
+    method: NetworkMethod,
+    n_spixels: int,
+    n_workers: int,
+    *,
+    ignore_background: bool,
+) -> dict[str, float]:
+    """Figures of the model on a data set, by the name of the set and the metric."""
+    images = evaluate(
+        [method],
+        dataset,
+        n_spixels=[n_spixels],
+        metrics=VALIDATION_METRICS,
+        n_workers=n_workers,
+        title=name,
     )
-    logger.info("best validation score: %.4f, %s", state.best_score, out_dir / BEST_MODEL)
-    return state
+    (run,) = list_runs([method], [n_spixels])
+    summary = summarize(run, [image[run] for image in images])
+    logger.info("validation on %s: %s", name, summary.line(ignore_background=ignore_background))
+    values = summary.figures(ignore_background=ignore_background)
+    return {f"{name}_{metric}": value for metric, value in values.items()}
+
+
+def _draw_overlays(
+    dataset: Dataset[SegmentedImage], name: str, method: NetworkMethod, n_spixels: int
+) -> dict[str, np.ndarray]:
+    """The first images of a data set with their superpixels, by name."""
+    images = EvaluationImages(dataset)
+    pictures = {}
+    for idx in range(min(N_PICTURES, len(images))):
+        image = images[idx]
+        labels = connected_superpixels(method, image, Setting(n_spixels, method.pos_scales[0]))
+        pictures[f"{name}/{image.name}"] = draw_boundaries(image.image_rgb, labels)
+    return pictures

@@ -11,51 +11,58 @@ from torch.utils.data import DataLoader, Dataset
 
 from lib.datasets.augmentation import Crop
 from lib.datasets.segmented_image import SegmentedImage
-from lib.errors import InputError
+from lib.distributed import n_ranks, rank
+from lib.errors import InputError, RunError
 from lib.features import rgb_to_lab
 from lib.interruption import StopSignals, blocked_stop_signals, start_worker
 
+PREFETCHED_BATCHES = 4  # per worker
+
+LOST_WORKER = "a worker process crashed or was killed; fewer --nworkers need less memory"
+
 
 class TrainingCrops(Dataset):
-    """The endless stream of random crops that a training run sees, as far as it is asked for.
+    """The endless stream of random crops that a training run sees.
 
     Sample i is a function of the seed and of i alone: neither the number of workers nor an interruption
-    changes it. Every epoch visits all images in an order of its own. One annotation is drawn per sample.
+    changes it. Every epoch visits all images in an order of its own.
 
     Parameters
     ----------
     dataset : Dataset of SegmentedImage
         Source of the images.
-    n_samples : int
-        Length of the stream.
+    n_annotations : int
+        Annotations drawn per sample, without repetition until all of the image's have been drawn.
     seed : int
         Seed of all random choices.
     """
 
-    def __init__(self, dataset: Dataset[SegmentedImage], n_samples: int, *, seed: int) -> None:
+    def __init__(self, dataset: Dataset[SegmentedImage], *, n_annotations: int, seed: int) -> None:
         self.dataset = dataset
-        self.n_samples = n_samples
+        self.n_annotations = n_annotations
         self.seed = seed
-
-    def __len__(self) -> int:
-        return self.n_samples
 
     def __getitem__(self, sample_idx: int) -> dict[str, Tensor]:
         """Return `image_lab`, `gt_labels`, and `extra` where the data set has extra channels.
 
-        They are (3, 200, 200) float32, (200, 200) int64, numbered from 0 without gaps, and
-        (n_extra_channels, 200, 200) float32.
+        They are (3, 200, 200) float32, (n_annotations, 200, 200) int64, each annotation numbered from 0
+        without gaps, and (n_extra_channels, 200, 200) float32.
         """
         epoch, position = divmod(sample_idx, len(self.dataset))
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
         rng = np.random.default_rng([self.seed, 1, sample_idx])
         image = self.dataset[int(order[position])]
-        annotation = image.annotations[rng.integers(len(image.annotations))]
-        crop = Crop.draw(annotation, rng).apply(image._replace(annotations=[annotation]))
-        (crop_labels,) = crop.annotations
+        shuffled = rng.permutation(len(image.annotations))
+        annotations = [image.annotations[idx] for idx in np.resize(shuffled, self.n_annotations)]
+        crop = Crop.draw(annotations[0], rng).apply(image._replace(annotations=annotations))
         # The inverse is flat before NumPy 2.
-        gt_labels = np.unique(crop_labels, return_inverse=True)[1].reshape(crop_labels.shape)
-        sample = {"image_lab": rgb_to_lab(crop.image_rgb), "gt_labels": torch.from_numpy(gt_labels)}
+        gt_labels = [
+            np.unique(labels, return_inverse=True)[1].reshape(labels.shape) for labels in crop.annotations
+        ]
+        sample = {
+            "image_lab": rgb_to_lab(crop.image_rgb),
+            "gt_labels": torch.from_numpy(np.stack(gt_labels)),
+        }
         if crop.extra is not None:
             sample["extra"] = _channels_first(crop.extra)
         return sample
@@ -95,29 +102,46 @@ class EvaluationImages(Dataset):
         return EvaluationImage(image.name, image.image_rgb, image_lab, image.annotations, extra)
 
 
-def training_loader(crops: TrainingCrops, *, batch_size: int, first_step: int, n_workers: int) -> DataLoader:
-    """Batches of `crops` from step `first_step` on."""
+def training_loader(
+    crops: TrainingCrops, *, batch_size: int, n_steps: int, first_sample: int = 0, n_workers: int
+) -> DataLoader:
+    """Batches of crops for `n_steps` steps, from sample `first_sample` on; each rank gets its own."""
+    stride = batch_size * n_ranks()
+    starts = range(first_sample + rank() * batch_size, first_sample + n_steps * stride, stride)
     return _Loader(
         crops,
-        batch_size=batch_size,
-        sampler=range(first_step * batch_size, len(crops)),
+        batch_sampler=_Batches(starts, batch_size),
         num_workers=usable_workers(n_workers),
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
-        drop_last=True,
+        prefetch_factor=PREFETCHED_BATCHES if usable_workers(n_workers) else None,
     )
 
 
 def evaluation_loader(dataset: Dataset[SegmentedImage], *, n_workers: int, first_idx: int = 0) -> DataLoader:
-    """Yield an `EvaluationImage` at a time, in order, from `first_idx` on."""
+    """Yield an `EvaluationImage` at a time, in order, from `first_idx` on; with several ranks, every n-th."""
     return _Loader(
         EvaluationImages(dataset),
         batch_size=None,
-        sampler=range(first_idx, len(dataset)),
+        sampler=range(first_idx + rank(), len(dataset), n_ranks()),
         num_workers=usable_workers(n_workers),
         worker_init_fn=_start_worker,
         collate_fn=_leave_as_is,
     )
+
+
+class _Batches:
+    """The samples of each batch, given the first one."""
+
+    def __init__(self, starts: range, batch_size: int) -> None:
+        self.starts = starts
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[range]:
+        return (range(start, start + self.batch_size) for start in self.starts)
 
 
 class _Loader(DataLoader):
@@ -139,6 +163,10 @@ class _Loader(DataLoader):
                     batch = next(batches)
                 except StopIteration:
                     return
+                except RuntimeError as error:
+                    if "DataLoader worker (pid" in str(error):
+                        raise RunError(LOST_WORKER) from error
+                    raise
             yield batch
 
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from lib.connectivity import enforce_connectivity
-from lib.datasets.samples import EvaluationImage, EvaluationImages, evaluation_loader
+from lib.datasets.samples import LOST_WORKER, EvaluationImage, EvaluationImages, evaluation_loader
 from lib.datasets.segmented_image import SegmentedImage
+from lib.distributed import gather, is_first_rank, n_ranks
 from lib.errors import InputError, RunError
 from lib.evaluation.methods import Method, Setting
 from lib.evaluation.scoring import METRICS, Scores, check_metrics, score_label_maps
@@ -74,6 +75,8 @@ def evaluate(
 ) -> Iterator[dict[Run, ImageScores]]:
     """Score superpixels on the images of a data set, one after the other.
 
+    Several ranks share the images; each yields the scores of all.
+
     Parameters
     ----------
     methods : sequence of Method
@@ -106,6 +109,27 @@ def evaluate(
     check_metrics(metrics)
     _check_not_empty(dataset)
     metrics = tuple(dict.fromkeys(("n_spixels", *metrics)))
+    is_hidden = None if is_first_rank() else True  # None: shown on a terminal
+    own = _evaluate_own_share(methods, dataset, n_spixels, metrics, n_workers, first_idx)
+    with (
+        closing(own),
+        tqdm(total=len(dataset), initial=first_idx, desc=title, unit="image", disable=is_hidden) as progress,
+    ):
+        for _ in range(first_idx, len(dataset), n_ranks()):
+            for image in gather(lambda: next(own, None)):
+                if image is not None:  # as on ranks for which no image is left in the last round
+                    yield image
+                    progress.update()
+
+
+def _evaluate_own_share(
+    methods: Sequence[Method],
+    dataset: Dataset[SegmentedImage],
+    n_spixels: Sequence[int],
+    metrics: Sequence[str],
+    n_workers: int,
+    first_idx: int,
+) -> Iterator[dict[Run, ImageScores]]:
     runs = list_runs(methods, n_spixels)
     pending: deque[tuple[str, Future]] = deque()
 
@@ -115,11 +139,7 @@ def evaluate(
         return {run: ImageScores(name, of_run) for run, of_run in zip(runs, scores, strict=True)}
 
     loader = evaluation_loader(dataset, n_workers=n_workers, first_idx=first_idx)
-    with (
-        _name_lost_worker(),
-        metric_workers(n_workers) as executor,
-        tqdm(total=len(dataset), initial=first_idx, desc=title, unit="image", disable=None) as progress,
-    ):
+    with _name_lost_worker(), metric_workers(n_workers) as executor:
         for image in loader:
             check_n_spixels(max(n_spixels), image.image_rgb.shape[:2], image.name)
             label_maps = [
@@ -133,10 +153,8 @@ def evaluate(
             # Images that wait for a worker take memory: let no more than a few pile up.
             while pending and (pending[0][1].done() or len(pending) > 2 * n_workers + 1):
                 yield collect()
-                progress.update()
         while pending:
             yield collect()
-            progress.update()
 
 
 def connected_superpixels(method: Method, image: EvaluationImage, setting: Setting) -> np.ndarray:
@@ -155,12 +173,8 @@ def _name_lost_worker() -> Iterator[None]:
     """Turn the errors that a worker process leaves when it is gone into a `RunError`."""
     try:
         yield
-    except RuntimeError as error:
-        if isinstance(error, BrokenProcessPool) or "DataLoader worker (pid" in str(error):
-            raise RunError(
-                "a worker process crashed or was killed; fewer --nworkers need less memory"
-            ) from error
-        raise
+    except BrokenProcessPool as error:
+        raise RunError(LOST_WORKER) from error
 
 
 def _score(

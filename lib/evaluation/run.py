@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from lib.distributed import is_first_rank, n_ranks, on_first_rank, together
 from lib.errors import InputError
 from lib.evaluation.journal import SCORES, SECONDS, Journal
 from lib.evaluation.loop import (
@@ -112,11 +113,12 @@ def run_evaluation(
         methods, sets, n_spixels=n_spixels, metrics=metrics, device=device, options=options or {}
     )
     if out_dir:
-        _prepare_results(out_dir, record, resume=resume, overwrite=overwrite)
-        journal = Journal(out_dir, metrics, {each.name: runs for each in sets})
+        on_first_rank(lambda: _prepare_results(out_dir, record, resume=resume, overwrite=overwrite))
+        runs_of_sets = {each.name: runs for each in sets}
+        journal = together(lambda: Journal(out_dir, metrics, runs_of_sets) if is_first_rank() else None)
     results, scored_sets = [], []
     for each in sets:
-        with StopSignals() as signals:
+        with StopSignals(polled=n_ranks() > 1) as signals:
             seconds = _time_set(each, methods, journal, n_spixels)
             images = _score_set(
                 each,
@@ -136,7 +138,7 @@ def run_evaluation(
         _tell_tables(result, shown)
     if with_protocol:
         logger.info("\n%s", describe(record))
-    if out_dir:
+    if out_dir and is_first_rank():
         write_results(out_dir, results, record, metrics)
         for each, result, scored in zip(sets, results, scored_sets, strict=True):
             write_curves(out_dir / PICTURES, each.file_name, result, shown)
@@ -172,12 +174,15 @@ def _prepare_results(out_dir: Path, record: Mapping[str, object], *, resume: boo
 def _time_set(
     each: EvaluationSet, methods: Sequence[Method], journal: Journal | None, n_spixels: Sequence[int]
 ) -> dict[Run, float]:
-    seconds = journal.seconds(each.name) if journal else None
-    if seconds is None:
-        seconds = seconds_per_image(methods, each.dataset, n_spixels)
-        if journal:
-            journal.set_seconds(each.name, seconds)
-    return seconds
+    def measure_if_needed() -> dict[Run, float]:
+        seconds = journal.seconds(each.name) if journal else None
+        if seconds is None:
+            seconds = seconds_per_image(methods, each.dataset, n_spixels)
+            if journal:
+                journal.set_seconds(each.name, seconds)
+        return seconds
+
+    return on_first_rank(measure_if_needed)
 
 
 def _score_set(
@@ -190,7 +195,7 @@ def _score_set(
     metrics: Sequence[str],
     n_workers: int,
 ) -> list[dict[Run, ImageScores]]:
-    images = list(journal.done(each.name)) if journal else []
+    images = on_first_rank(lambda: list(journal.done(each.name)) if journal else [])
     try:
         for image in evaluate(
             methods,

@@ -1,0 +1,207 @@
+"""A folder of people's own images, with a label map or several each."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from PIL import ExifTags, Image
+from torch.utils.data import Dataset, Subset
+
+from lib.datasets.segmented_image import SegmentedImage
+from lib.errors import InputError
+from lib.images import read_image
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+HOLD_OUT_EVERY = 10  # a tenth is enough to pick a model by
+
+_NUMBER = re.compile(r"\.\d+\Z")  # of an annotation, at the end of the stem of its file
+
+
+class FolderDataset(Dataset):
+    """The images of a folder with their label maps, read lazily, in the order of the file names.
+
+    Expects a flat folder; hidden files and files of other types are ignored::
+
+        <root>/<name>.{jpg,jpeg,png,bmp,tif,tiff,webp}  an image, and with it
+        <root>/<name>.{png,npy}                         its label map, or
+        <root>/<name>.0.{png,npy}                       its label maps, if people drew several; any
+        <root>/<name>.1.{png,npy}                       numbers will do, and sort the annotations
+
+    So `<name>.png` is an image unless there is an image `<name>` of another type, and
+    `<name>.<number>.png` never is one. The case of the suffixes is ignored.
+
+    A label map has the size of its image, as the EXIF orientation turns it. It is a PNG with one channel
+    (grey values, or indices of a palette), or an array (H, W) of integers or bool. Labels of 0 to
+    2**31 - 1 are kept; where others occur, all are renumbered from 0, in their order.
+
+    Parameters
+    ----------
+    root : Path
+        The folder.
+    asked_by : str
+        The option that gives the folder, for error messages.
+
+    Raises
+    ------
+    InputError
+        If there is no image, images and label maps do not pair up, or the header of a file tells that it
+        cannot be used. Pixels are read later, which raises it as well if they are broken.
+    """
+
+    def __init__(self, root: Path, *, asked_by: str = "--data_root") -> None:
+        self.told_as = f"{asked_by} {root}"
+        if not Path(root).is_dir():
+            raise InputError(f"{self.told_as} is not a folder")
+        self.image_files, unpaired = _find_files(Path(root))
+        if not self.image_files:
+            raise InputError(
+                f"{self.told_as} holds no image with the suffix {', '.join(IMAGE_SUFFIXES)} "
+                "(<name>.<number>.png is a label map)"
+            )
+        self.label_files = _pair(self.image_files, unpaired, told_as=self.told_as)
+        for image_file, label_files in zip(self.image_files, self.label_files, strict=True):
+            image_shape = _read_shape(image_file)
+            for label_file in label_files:
+                with _open_label_map(label_file, image_shape):
+                    pass  # whatever its header tells has been checked
+
+    @property
+    def sources(self) -> list[str]:
+        """Name and size of every file, which tell one set of images from another."""
+        files = self.image_files + [file for files in self.label_files for file in files]
+        return [f"{file.name} {file.stat().st_size}" for file in files]
+
+    def __len__(self) -> int:
+        return len(self.image_files)
+
+    def __getitem__(self, idx: int) -> SegmentedImage:
+        image_file = self.image_files[idx]
+        image_rgb = read_image(image_file)
+        annotations = [_read_labels(file, image_rgb.shape[:2]) for file in self.label_files[idx]]
+        return SegmentedImage(image_file.stem, image_rgb, annotations)
+
+
+def hold_out(dataset: FolderDataset) -> tuple[Subset, Subset]:
+    """Divide a data set for which there is no separate validation set.
+
+    Returns
+    -------
+    training, validation : Subset
+        Validation has every tenth image, the first included; training has the others.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than 2 images.
+    """
+    if len(dataset) < 2:
+        raise InputError(
+            f"{dataset.told_as} holds a single image; at least 2 are needed to hold one out for validation"
+        )
+    indices = range(len(dataset))
+    training = [idx for idx in indices if idx % HOLD_OUT_EVERY]
+    return Subset(dataset, training), Subset(dataset, indices[::HOLD_OUT_EVERY])
+
+
+def _find_files(root: Path) -> tuple[list[Path], list[Path]]:
+    """Images and label maps of a folder, each in the order of the file names."""
+    files = sorted(
+        file
+        for file in root.iterdir()
+        if file.suffix.lower() in (*IMAGE_SUFFIXES, ".npy") and file.name[0] != "." and file.is_file()
+    )
+    stems = {file.stem for file in files if file.suffix.lower() not in (".png", ".npy")}  # surely of images
+    image_files, label_files = [], []
+    for file in files:
+        may_be_image = file.stem not in stems and not _NUMBER.search(file.stem)
+        if file.suffix.lower() == ".npy" or (file.suffix.lower() == ".png" and not may_be_image):
+            label_files.append(file)
+        else:
+            image_files.append(file)
+    return image_files, label_files
+
+
+def _pair(image_files: list[Path], label_files: list[Path], *, told_as: str) -> list[list[Path]]:
+    """Label maps of each image, in the order of their numbers; one without a number comes first."""
+    image_of_stem = {}
+    for file in image_files:
+        if file.stem in image_of_stem:
+            raise InputError(
+                f"{told_as}: {image_of_stem[file.stem].name} and {file.name} are two images of the same name"
+            )
+        image_of_stem[file.stem] = file
+    numbered = {stem: [] for stem in image_of_stem}
+    for file in label_files:
+        # Where there is an image a.1.jpg, a.1.png is its label map, not one of a.jpg.
+        stem = file.stem if file.stem in image_of_stem else _NUMBER.sub("", file.stem)
+        if stem not in image_of_stem:
+            raise InputError(f"{told_as}: the label map {file.name} has no image, such as {stem}.jpg")
+        number = int(file.stem[len(stem) + 1 :] or -1)
+        numbered[stem].append((number, file))
+    missing = [file for file in image_files if not numbered[file.stem]]
+    if missing:
+        stem = missing[0].stem
+        plain_png = "" if missing[0].suffix.lower() == ".png" else f"{stem}.png, "
+        raise InputError(
+            f"{told_as}: {len(missing)} images have no label map, the first is {missing[0].name}, expected "
+            f"{plain_png}{stem}.npy, {stem}.0.png, {stem}.0.npy, ..."
+        )
+    return [[file for _, file in sorted(numbered[image_file.stem])] for image_file in image_files]
+
+
+def _read_shape(image_file: Path) -> tuple[int, int]:
+    """Height and width of an image the right way up, from its header."""
+    try:
+        with Image.open(image_file) as image:
+            # PNG files have a getexif of their own: it decodes the pixels to look for EXIF behind them.
+            orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+            if orientation not in (5, 6, 7, 8):
+                return image.height, image.width
+            if image.format != "TIFF":
+                return image.width, image.height
+            image.load()  # Pillow turns TIFF files itself, by its version on opening or only now
+            return image.height, image.width
+    except Exception as error:  # Pillow raises whatever the broken bytes led it to
+        raise InputError(f"{image_file} is not a readable image ({error})") from error
+
+
+@contextmanager
+def _open_label_map(file: Path, image_shape: tuple[int, int]) -> Iterator[Image.Image | np.ndarray]:
+    """Check the header of a label map; what it yields is read when it becomes an array."""
+    try:
+        if file.suffix.lower() == ".npy":
+            labels = open_memmap(file, mode="r")  # refuses pickled objects
+            if labels.ndim != 2 or labels.dtype.kind not in "iub":
+                raise InputError(
+                    f"{file} must be an array (H, W) of integers, got {labels.dtype} of shape {labels.shape}"
+                )
+            _check_shape(file, labels.shape, image_shape)
+            yield labels
+        else:
+            with Image.open(file, formats=["PNG"]) as image:
+                if len(image.getbands()) != 1:
+                    raise InputError(f"{file} must be a PNG with one channel of labels, got {image.mode}")
+                _check_shape(file, (image.height, image.width), image_shape)
+                yield image
+    except InputError:
+        raise
+    except Exception as error:  # NumPy and Pillow raise whatever the broken bytes led them to
+        raise InputError(f"{file} is not a readable label map ({error})") from error
+
+
+def _check_shape(file: Path, shape: tuple[int, ...], image_shape: tuple[int, int]) -> None:
+    if shape != image_shape:
+        raise InputError(f"{file} is {shape}, but the image is {image_shape}")
+
+
+def _read_labels(file: Path, image_shape: tuple[int, int]) -> np.ndarray:
+    """Labels (H, W), int32, of at least 0."""
+    with _open_label_map(file, image_shape) as opened:
+        labels = np.array(opened, order="C")
+    if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
+        labels = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)  # flat before NumPy 2
+    return labels.astype(np.int32)

@@ -1,0 +1,139 @@
+"""Work that is split over processes, as `torchrun` starts them; a process on its own is a single rank.
+
+All ranks call the functions of this module in the same order. An error or a stop signal on one rank ends
+the others too: it is told to them the next time they do something `together`.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+from lib.errors import OtherRankError, RunError
+from lib.interruption import Stop, StopSignals
+
+T = TypeVar("T")
+
+# What a rank tells the others: nothing, the number of a signal that is to stop all, or that it failed.
+_GOES_ON, _FAILED = 0, 1000
+
+
+@contextmanager
+def joined_ranks() -> Iterator[None]:
+    """Join the processes that `torchrun` started, if it started this one; leave them at the end.
+
+    Raises
+    ------
+    RunError
+        If the connection to another rank breaks, as it does when that one is killed.
+    """
+    if not distributed.is_torchelastic_launched():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            raise RunError(f"rank {rank()} lost the connection to another one") from error
+        raise
+    finally:
+        distributed.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process among all, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def n_ranks() -> int:
+    """Number of processes that share the work."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """Number of this process among those on this machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def is_first_rank() -> bool:
+    """Whether this is the process that writes and tells."""
+    return rank() == 0
+
+
+def together(function: Callable[[], T]) -> T:
+    """Call a function on every rank; return what it returned here once all are done.
+
+    Raises
+    ------
+    Stop
+        If SIGINT or SIGTERM came to any rank; see `StopSignals`, which must be `polled`.
+    OtherRankError
+        If the function raised an error on other ranks only. Where it raised one, that goes on.
+    """
+    if n_ranks() == 1:
+        return function()
+    value, error, status = None, None, _GOES_ON
+    try:
+        value = function()
+    except BaseException as caught:
+        error = caught
+        status = _FAILED
+    verdict = torch.tensor(max(status, StopSignals.take_pending() or _GOES_ON))
+    distributed.all_reduce(verdict, distributed.ReduceOp.MAX)
+    if error is not None:
+        raise error
+    if verdict == _FAILED:
+        raise OtherRankError
+    if verdict != _GOES_ON:
+        raise Stop(int(verdict))
+    return value
+
+
+def gather(function: Callable[[], T]) -> list[T]:
+    """Call a function on every rank; return what it returned on each, in their order. Raises as `together`."""
+    value = together(function)
+    if n_ranks() == 1:
+        return [value]
+    values: list[Any] = [None] * n_ranks()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def on_first_rank(function: Callable[[], T]) -> T:
+    """Call a function on the first rank only; return what it returned there. Raises as `together`."""
+    return gather(lambda: function() if is_first_rank() else None)[0]
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Mean of a floating-point tensor, whose shape is the same on all ranks."""
+    if n_ranks() == 1:
+        return values
+    total = values.clone()
+    distributed.all_reduce(total)
+    return total / n_ranks()
+
+
+def data_parallel(model: nn.Module) -> nn.Module:
+    """Wrap a model so that its gradients are the means over the ranks.
+
+    On CUDA, batch norm takes its statistics over the batches of all ranks; on the CPU, where PyTorch has no
+    such layer, over the batch of each rank, and the running statistics are those of the first.
+    """
+    if n_ranks() == 1:
+        return model
+    if next(model.parameters()).device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+def synchronize(model: nn.Module) -> None:
+    """Give all ranks the weights and statistics that the model has on the first."""
+    if n_ranks() > 1:
+        for value in model.state_dict().values():
+            distributed.broadcast(value, 0)

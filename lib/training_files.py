@@ -1,0 +1,155 @@
+"""The folder of a training run: its checkpoints, its log, its curves."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lib.checkpoint import read_checkpoint, save_checkpoint
+from lib.errors import InputError
+from lib.files import atomic_path, name_failed_write, prepare_out_dir, remove_leftovers
+from lib.tensorboard_log import TensorBoardLog
+from lib.visualization import draw_training_curves
+
+logger = logging.getLogger(__name__)
+
+BEST_MODEL, LAST_MODEL, LOG = "best_model.pth", "last_model.pth", "log.jsonl"
+CURVES, TENSORBOARD = "curves.png", "tensorboard"
+
+_PERIODIC = "checkpoint_{step:08d}.pth"
+
+
+class Validation(NamedTuple):
+    """What a validation found."""
+
+    score: float  # chooses the best model, higher is better
+    figures: dict[str, float]  # all figures, by name
+    pictures: dict[str, np.ndarray]  # (H, W, 3) uint8, by name
+
+
+class RunFolder:
+    """Writes the files of a run; all are complete at any moment, whatever kills the run.
+
+    Parameters
+    ----------
+    folder : Path
+        A folder that can be written to; see `prepare_run_folder`.
+    description : dict
+        What the checkpoints say about the model: "model_args", "input_args" and so on.
+    first_step : int
+        Steps that are done. What the log holds beyond them is dropped.
+    n_kept : int
+        Periodic checkpoints to keep.
+    """
+
+    def __init__(
+        self, folder: Path, description: Mapping[str, Any], *, first_step: int, n_kept: int
+    ) -> None:
+        self.folder = folder
+        self.description = description
+        self.n_kept = n_kept
+        remove_leftovers(folder)
+        self._log = [entry for entry in _read_log(folder / LOG) if 0 < entry["step"] <= first_step]
+        with atomic_path(folder / LOG) as temporary:
+            temporary.write_text("".join(f"{json.dumps(entry)}\n" for entry in self._log))
+        self._tensorboard = TensorBoardLog(folder / TENSORBOARD, first_step=first_step)
+
+    def close(self) -> None:
+        """Close the files that are kept open."""
+        self._tensorboard.close()
+
+    def add_interval(self, step: int, figures: Mapping[str, float]) -> None:
+        """Log what training came to in the steps up to `step`."""
+        self._write_log({"step": step, **figures})
+        self._tensorboard.scalars(step, figures, group="train")
+
+    def add_validation(self, step: int, validation: Validation) -> None:
+        """Log a validation, and draw the curves anew."""
+        figures = {"score": validation.score, **validation.figures}
+        self._write_log({"step": step, **figures})
+        self._tensorboard.scalars(step, figures, group="validation")
+        for name, picture in validation.pictures.items():
+            self._tensorboard.picture(step, name, picture)
+        draw_training_curves(self._log, self.folder / CURVES)
+
+    def save_best(self, weights: Mapping[str, Any], *, step: int, score: float) -> None:
+        """Write `best_model.pth`, without the state of the run."""
+        save_checkpoint(
+            {"weights": weights, **self.description, "step": step, "score": score}, self.folder / BEST_MODEL
+        )
+
+    def save_last(self, weights: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+        """Write `last_model.pth`, from which the run can go on."""
+        save_checkpoint({"weights": weights, **self.description, **progress}, self.folder / LAST_MODEL)
+
+    def save_periodic(self, weights: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+        """Write a checkpoint named after its step, and remove those that are too many."""
+        path = self.folder / _PERIODIC.format(step=progress["step"])
+        save_checkpoint({"weights": weights, **self.description, **progress}, path)
+        for older in _periodic_checkpoints(self.folder)[self.n_kept :]:
+            older.unlink()
+
+    def _write_log(self, entry: dict[str, float]) -> None:
+        self._log.append(entry)
+        path = self.folder / LOG
+        with name_failed_write(path), path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def prepare_run_folder(folder: Path, *, is_resumed: bool) -> None:
+    """Make the folder of a run, and find out now whether it can be written to.
+
+    Raises
+    ------
+    InputError
+        If not, or if a new run would overwrite an earlier one.
+    """
+    if not is_resumed and any((folder / name).exists() for name in (BEST_MODEL, LAST_MODEL, LOG)):
+        raise InputError(
+            f"--out_dir {folder} holds an earlier run: continue it with --resume auto, or choose another folder"
+        )
+    prepare_out_dir(folder)
+
+
+def find_resumable(folder: Path) -> Path | None:
+    """The newest checkpoint of a run that can be read; None if there is none at all.
+
+    Raises
+    ------
+    InputError
+        If there are some, of which none can be read.
+    """
+    paths = [path for path in (folder / LAST_MODEL, *_periodic_checkpoints(folder)) if path.exists()]
+    for path in paths:
+        try:
+            read_checkpoint(path)
+        except InputError as error:
+            logger.warning("%s; looking for an earlier one", error)
+        else:
+            return path
+    if paths:
+        raise InputError(f"--resume auto: none of the checkpoints in {folder} can be read")
+    return None
+
+
+def _periodic_checkpoints(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted(folder.glob(_PERIODIC.replace("{step:08d}", "[0-9]*")), reverse=True)
+
+
+def _read_log(path: Path) -> list[dict[str, float]]:
+    if not path.exists():
+        return []
+    return [_read_entry(line) for line in path.read_text().splitlines()]
+
+
+def _read_entry(line: str) -> dict[str, float]:
+    try:
+        entry = json.loads(line)
+        return {**entry, "step": entry["step"]}
+    except (ValueError, KeyError, TypeError):
+        return {"step": math.inf}  # a line that a crash cut short
