@@ -1,4 +1,4 @@
-"""Score the base model's superpixels on BSDS500, on DAVIS 2017, or on both, beside other methods."""
+"""Score the base model's superpixels on BSDS500, DAVIS 2017 or own images, beside other methods."""
 
 import argparse
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from lib.evaluation.options import (
     compared_methods,
     davis_set,
     evaluation_settings,
+    folder_set,
     network_method,
 )
 from lib.evaluation.run import run_evaluation
@@ -26,6 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--bsds_root", type=cli.existing_dir, help="folder that holds BSDS500/; scores it")
     parser.add_argument(
         "--bsds_split", choices=bsds.SPLITS, default="test", help="images of BSDS500 to score"
+    )
+    parser.add_argument(
+        "--data_root", type=cli.existing_dir, help="folder of images with label maps of your own; scores it"
     )
     cli.add_davis_args(parser, default_split="test")
     cli.add_bool(
@@ -47,11 +51,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[Run, Summary]]:
     sets = []
     if args.bsds_root:
         sets.append(bsds_set(args.bsds_root, args.bsds_split))
+    if args.data_root:
+        sets.append(folder_set(args.data_root))
     with_davis = bool(args.davis2017_root) if args.eval_on_davis is None else args.eval_on_davis
     if with_davis:
         sets.append(davis_set(cli.open_davis(args.davis2017_root, args.davis_split), args.davis_split))
     if not sets:
-        raise InputError("nothing to score: give --bsds_root, --davis2017_root or both")
+        raise InputError("nothing to score: give --bsds_root, --data_root or --davis2017_root")
     loaded = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
     name = "ssn_pix" if str(args.base_model_weights) == NO_NETWORK else "base"
     base = network_method(name, args.base_model_weights, loaded, args, device)

@@ -57,7 +57,7 @@ def training_cost(device: torch.device, implementation: str, n_spixels: int, n_r
         terms = compute_loss_terms(
             output.assignment,
             output.labels,
-            gt_labels,
+            gt_labels[:, None],
             10,
             reconstruction="cross_entropy",
             compactness=COMPACTNESS,

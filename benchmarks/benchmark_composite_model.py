@@ -80,8 +80,9 @@ def reading_seconds(root: Path) -> float:
 def samples_per_second(root: Path, n_workers: int) -> float:
     """Training crops with flow that some workers make a second."""
     dataset = DAVISDataset(root, str(root / "videos.txt"), optflow_folder=root, optflow_method="medium")
-    crops = TrainingCrops(dataset, N_SAMPLES, seed=0)
-    batches = iter(training_loader(crops, batch_size=BATCH_SIZE, first_step=0, n_workers=n_workers))
+    crops = TrainingCrops(dataset, n_annotations=1, seed=0)
+    n_steps = N_SAMPLES // BATCH_SIZE
+    batches = iter(training_loader(crops, batch_size=BATCH_SIZE, n_steps=n_steps, n_workers=n_workers))
     next(batches)  # the workers have started
     start = time.perf_counter()
     n_batches = sum(1 for _ in batches)
@@ -102,7 +103,7 @@ def step_cost(device: torch.device, kind: str, with_bfloat16: bool, n_repeats: i
         terms = compute_loss_terms(
             output.assignment,
             output.labels,
-            gt_labels,
+            gt_labels[:, None],
             2,
             reconstruction="cross_entropy",
             compactness=1e-5,

@@ -264,8 +264,8 @@ def add_spixel_args(
             type=count_range,
             default=Recipe.n_spixels,
             metavar="N|LOW-HIGH",
-            help="requested number of superpixels in a crop of 200x200: a number, or a range from which it is "
-            "drawn for every batch, log-uniformly",
+            help="requested number of superpixels in a crop of 200x200: a number, or a range from which it "
+            "is drawn for every batch, log-uniformly",
         )
         group.add_argument(
             "--val_nspix",
@@ -357,7 +357,7 @@ def add_training_args(parser: argparse.ArgumentParser, *, n_annotations: int) ->
         "--warmup_share",
         type=share_float,
         default=Recipe.warmup_share,
-        help="share of the steps in which the learning rate rises; it falls along half a cosine in the others",
+        help="share of the steps in which the learning rate rises; then it falls along half a cosine",
     )
     group.add_argument(
         "--max_grad_norm",
@@ -369,8 +369,8 @@ def add_training_args(parser: argparse.ArgumentParser, *, n_annotations: int) ->
         "--ema_decay",
         type=share_float,
         default=Recipe.ema_decay,
-        help="what a step keeps of the moving average of the weights, which is the model that is validated and "
-        "saved; 0 for no average",
+        help="what a step keeps of the moving average of the weights, which is the model that is validated "
+        "and saved; 0 for no average",
     )
     group.add_argument(
         "--batchsize", type=positive_int, default=Recipe.batch_size, help="crops in a batch, of each rank"
@@ -403,8 +403,8 @@ def add_training_args(parser: argparse.ArgumentParser, *, n_annotations: int) ->
         "--precision",
         choices=PRECISIONS,
         default="auto",
-        help="of the convolutions; bf16 is bfloat16, auto takes it where the device has it; the clustering and "
-        "the loss stay in float32",
+        help="of the convolutions; bf16 is bfloat16, auto takes it where the device has it; the clustering "
+        "and the loss stay in float32",
     )
     add_bool(group, "--compile", default=False, help="compile the network with torch.compile")
     group.add_argument("--seed", type=seed_int, default=Recipe.seed, help="repeats a run")
@@ -417,12 +417,14 @@ def add_training_args(parser: argparse.ArgumentParser, *, n_annotations: int) ->
         default=10_000,
         help="steps between checkpoints that are kept beside the last state",
     )
-    group.add_argument("--keep", type=positive_int, default=3, help="how many of those are kept, the last ones")
+    group.add_argument(
+        "--keep", type=positive_int, default=3, help="how many of those are kept, the last ones"
+    )
     group.add_argument(
         "--resume",
         metavar="FILE|auto",
-        help="checkpoint of a run to continue; options left out are taken from it. auto takes the last one in "
-        "--out_dir, and starts anew if there is none",
+        help="checkpoint of a run to continue; options left out are taken from it. auto takes the last one "
+        "in --out_dir, and starts anew if there is none",
     )
 
 
@@ -606,7 +608,7 @@ def parse_training_args(parser: argparse.ArgumentParser, argv: Sequence[str] | N
     left_out = [option for name, option in stored.items() if name not in given]
     unknown = set(parser.parse_known_args(left_out + argv)[1]) & set(left_out)
     if unknown:
-        raise InputError(f"--resume {resume_file} is of another version: it has {min(unknown)}")
+        raise InputError(f"--resume {resume_file} is of another model or version: it has {min(unknown)}")
     recipe = [option for name, option in stored.items() if name not in _FREE_ON_RESUME]
     args = parser.parse_args(left_out + argv)
     stored_args = parser.parse_args(left_out + argv + recipe)  # of two values the latter counts

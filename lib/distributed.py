@@ -96,7 +96,7 @@ def together(function: Callable[[], T]) -> T:
 
 
 def gather(function: Callable[[], T]) -> list[T]:
-    """Call a function on every rank; return what it returned on each, in their order. Raises as `together`."""
+    """Call a function on every rank; return what it returned on each. Raises as `together`."""
     value = together(function)
     if n_ranks() == 1:
         return [value]

@@ -31,7 +31,9 @@ def resolve_precision(name: str, device: torch.device) -> str:
         return "bf16" if is_native else "fp32"
     if name == "bf16" and not is_native:
         if device.type == "cuda":
-            raise InputError(f"--precision bf16: {torch.cuda.get_device_name(device)} has no bfloat16; use fp32")
+            raise InputError(
+                f"--precision bf16: {torch.cuda.get_device_name(device)} has no bfloat16; use fp32"
+            )
         logger.warning("--precision bf16: this processor has no bfloat16, fp32 will be several times faster")
     return name
 

@@ -200,9 +200,7 @@ def train(
         state.n_samples += batch_size * n_ranks()
 
     is_hidden = None if is_first_rank() else True  # None: shown on a terminal
-    progress = tqdm(
-        total=state.n_steps, initial=state.step, desc="training", unit="step", disable=is_hidden
-    )
+    progress = tqdm(total=state.n_steps, initial=state.step, desc="training", unit="step", disable=is_hidden)
     with progress, logging_redirect_tqdm(), StopSignals(polled=n_ranks() > 1) as signals:
         try:
             validate_if_due()  # a run may have been stopped between a step and its validation

@@ -46,9 +46,7 @@ class RunFolder:
         Periodic checkpoints to keep.
     """
 
-    def __init__(
-        self, folder: Path, description: Mapping[str, Any], *, first_step: int, n_kept: int
-    ) -> None:
+    def __init__(self, folder: Path, description: Mapping[str, Any], *, first_step: int, n_kept: int) -> None:
         self.folder = folder
         self.description = description
         self.n_kept = n_kept
@@ -110,7 +108,8 @@ def prepare_run_folder(folder: Path, *, is_resumed: bool) -> None:
     """
     if not is_resumed and any((folder / name).exists() for name in (BEST_MODEL, LAST_MODEL, LOG)):
         raise InputError(
-            f"--out_dir {folder} holds an earlier run: continue it with --resume auto, or choose another folder"
+            f"--out_dir {folder} holds an earlier run: continue it with --resume auto, or choose another "
+            "folder"
         )
     prepare_out_dir(folder)
 

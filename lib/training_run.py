@@ -55,11 +55,14 @@ class CountRange(NamedTuple):
         return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
 
 
+DEFAULT_COUNT_RANGE = CountRange(50, 500)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a model is trained. The defaults are those of docs/training.md."""
 
-    n_spixels: CountRange = CountRange(50, 500)  # requested in a crop of 200x200: drawn anew for every batch
+    n_spixels: CountRange = DEFAULT_COUNT_RANGE  # requested in a crop of 200x200, drawn for every batch
     n_annotations: int = 4  # of each crop
     n_steps: int = 500_000
     batch_size: int = 6  # of each rank
@@ -197,9 +200,9 @@ def run_training(
         n_workers=n_workers,
     )
     run_folder = together(
-        lambda: RunFolder(out_dir, description, first_step=state.step, n_kept=n_kept)
-        if is_first_rank()
-        else None
+        lambda: (
+            RunFolder(out_dir, description, first_step=state.step, n_kept=n_kept) if is_first_rank() else None
+        )
     )
     method = NetworkMethod("model", state.average.model, scales, device)
 
@@ -261,9 +264,7 @@ def _losses_of(
         n_labels = int(batch["gt_labels"].max()) + 1  # before it is on the device, which would have to wait
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         n_spixels = recipe.draw_n_spixels(state.step)
-        channels = model_input(
-            state.model, batch["image_lab"], n_spixels, scales, extra=batch.get("extra")
-        )
+        channels = model_input(state.model, batch["image_lab"], n_spixels, scales, extra=batch.get("extra"))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.with_bfloat16):
             output = forward(channels, n_spixels)
         return compute_loss_terms(

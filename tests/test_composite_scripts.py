@@ -52,6 +52,7 @@ def train_argv(data_argv, davis_root, base_weights, tmp_path):
         "--batchsize=2",
         "--nworkers=0",
         "--nspix=24",
+        "--val_nspix=24",
         "--lr=0.01",
         "--optflow_deepfdim=3",
         "--optflow_scale=2",

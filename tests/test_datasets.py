@@ -162,10 +162,10 @@ def test_davis_names_all_missing_archives(davis_root, optflow_folder):
 
 
 def test_flow_is_read_in_worker_processes(davis_with_flow):
-    crops = TrainingCrops(davis_with_flow, 8, seed=0)
+    crops = TrainingCrops(davis_with_flow, n_annotations=1, seed=0)
     plain = [crops[idx] for idx in range(8)]
     assert plain[0]["extra"].shape == (4, CROP_SIZE, CROP_SIZE)
-    batches = list(training_loader(crops, batch_size=2, first_step=0, n_workers=2))
+    batches = list(training_loader(crops, batch_size=2, n_steps=4, n_workers=2))
     for step, batch in enumerate(batches):
         for name in ("image_lab", "gt_labels", "extra"):
             assert batch[name].equal(torch.stack([plain[2 * step][name], plain[2 * step + 1][name]]))
@@ -175,7 +175,7 @@ def test_flow_is_read_in_worker_processes(davis_with_flow):
 
 
 def test_crops_of_flow_are_scaled_and_flipped_with_the_image(davis_with_flow):
-    crops = TrainingCrops(davis_with_flow, 40, seed=1)
+    crops = TrainingCrops(davis_with_flow, n_annotations=1, seed=1)
     directions = set()
     for idx in range(40):
         flow = crops[idx]["extra"]  # either forward or backward: a video has two frames
@@ -249,26 +249,54 @@ def test_crops_flip_half_of_the_time_and_cover_all_scales():
 
 def test_samples_depend_on_seed_and_number_alone(bsds_root):
     dataset = BSDSDataset(bsds_root, "train")
-    crops = TrainingCrops(dataset, 12, seed=3)
+    crops = TrainingCrops(dataset, n_annotations=1, seed=3)
     plain = [crops[idx] for idx in range(12)]
-    loader = training_loader(crops, batch_size=2, first_step=2, n_workers=2)
+    loader = training_loader(crops, batch_size=2, n_steps=4, first_sample=4, n_workers=2)
     batches = list(loader)
     assert len(batches) == 4
     for step, batch in enumerate(batches, start=2):
         for name in ("image_lab", "gt_labels"):
             expected = torch.stack([plain[2 * step][name], plain[2 * step + 1][name]])
             assert batch[name].equal(expected)
-    other = TrainingCrops(dataset, 12, seed=4)
+    other = TrainingCrops(dataset, n_annotations=1, seed=4)
     assert not any(plain[idx]["image_lab"].equal(other[idx]["image_lab"]) for idx in range(12))
 
 
 def test_samples_differ_and_draw_every_annotation(bsds_root):
-    crops = TrainingCrops(BSDSDataset(bsds_root, "train"), 24, seed=0)
+    crops = TrainingCrops(BSDSDataset(bsds_root, "train"), n_annotations=1, seed=0)
     samples = [crops[idx] for idx in range(24)]
     assert len({sample["image_lab"].sum().item() for sample in samples}) == 24
     assert {int(sample["gt_labels"].max()) for sample in samples} >= {1, 3}
     for sample in samples:
         assert sample["gt_labels"].unique().tolist() == list(range(sample["gt_labels"].max() + 1))
+
+
+@pytest.mark.parametrize("n_annotations", [1, 2, 5])
+def test_annotations_are_drawn_without_repetition_until_all_are_drawn(bsds_root, n_annotations):
+    crops = TrainingCrops(BSDSDataset(bsds_root, "train"), n_annotations=n_annotations, seed=0)
+    for idx in range(6):
+        gt_labels = crops[idx]["gt_labels"]
+        assert gt_labels.shape == (n_annotations, CROP_SIZE, CROP_SIZE)
+        n_finer = sum(int(labels.max()) > 1 for labels in gt_labels)  # the other one has two labels at most
+        if gt_labels.max() > 1:
+            assert n_finer in (n_annotations // 2, -(-n_annotations // 2))
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2, 3])
+def test_ranks_share_the_samples(bsds_root, monkeypatch, n_ranks):
+    crops = TrainingCrops(BSDSDataset(bsds_root, "train"), n_annotations=1, seed=0)
+    monkeypatch.setattr("lib.datasets.samples.n_ranks", lambda: n_ranks)
+    taken = []
+    for rank in range(n_ranks):
+        monkeypatch.setattr("lib.datasets.samples.rank", lambda rank=rank: rank)
+        loader = training_loader(crops, batch_size=2, n_steps=3, first_sample=7, n_workers=0)
+        batches = [list(batch) for batch in loader.batch_sampler]
+        assert [len(batch) for batch in batches] == [2, 2, 2]
+        taken.append(batches)
+    for step in range(3):  # the samples of a step follow each other, whoever takes them
+        start = 7 + 2 * n_ranks * step
+        of_step = [idx for batches in taken for idx in batches[step]]
+        assert of_step == list(range(start, start + 2 * n_ranks))
 
 
 def test_every_epoch_visits_every_image(bsds_root):
@@ -279,7 +307,7 @@ def test_every_epoch_visits_every_image(bsds_root):
             self.seen.append(idx)
             return super().__getitem__(idx)
 
-    crops = TrainingCrops(Names(bsds_root, "train"), 40, seed=0)
+    crops = TrainingCrops(Names(bsds_root, "train"), n_annotations=1, seed=0)
     for idx in range(40):
         crops[idx]
     epochs = [Names.seen[start : start + 4] for start in range(0, 40, 4)]

@@ -13,6 +13,7 @@ from lib.losses import (
     position_loss,
     reconstruct_labels,
     soft_iou_loss,
+    true_label_share,
 )
 from lib.slic import slic
 
@@ -77,6 +78,7 @@ def test_position_loss_by_hand():
 @pytest.mark.parametrize("reconstruction", RECONSTRUCTION_LOSSES)
 def test_terms_have_right_gradients(reconstruction):
     gt_labels = torch.arange(6).view(1, 2, 3).repeat_interleave(3, 1).repeat_interleave(2, 2)
+    gt_labels = torch.stack([gt_labels, gt_labels.flip(2)], dim=1)
     features = torch.randn(1, 3, 6, 6, dtype=torch.float64, requires_grad=True)
 
     def total(features):
@@ -96,9 +98,32 @@ def test_terms_have_right_gradients(reconstruction):
 
 def test_compactness_weighs_the_position_term():
     assignment = slic(torch.randn(1, 3, 6, 6), 4)
-    labels, gt_labels = assignment.labels(), torch.zeros(1, 6, 6, dtype=torch.int64)
+    labels, gt_labels = assignment.labels(), torch.zeros(1, 1, 6, 6, dtype=torch.int64)
     terms = compute_loss_terms(
         assignment, labels, gt_labels, 1, reconstruction="cross_entropy", compactness=0.5
     )
     torch.testing.assert_close(terms["position"], 0.5 * position_loss(assignment, labels))
     assert terms["reconstruction"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_share_of_the_true_label_is_that_of_the_reconstruction():
+    assignment = slic(torch.randn(2, 3, 13, 17), 12)
+    gt_labels = torch.randint(0, 5, (2, 13, 17))
+    dense = reconstruct_labels(assignment, gt_labels, 5).gather(1, gt_labels[:, None])[:, 0]
+    torch.testing.assert_close(true_label_share(assignment, gt_labels, 5), dense)
+
+
+@pytest.mark.parametrize("reconstruction", RECONSTRUCTION_LOSSES)
+def test_loss_is_the_mean_over_annotations(reconstruction):
+    assignment = slic(torch.randn(2, 3, 12, 15), 9)
+    gt_labels = torch.randint(0, 4, (2, 3, 12, 15))
+
+    def loss_of(annotations):
+        terms = compute_loss_terms(
+            assignment, assignment.labels(), annotations, 4, reconstruction=reconstruction, compactness=0
+        )
+        return terms["reconstruction"]
+
+    each = torch.stack([loss_of(gt_labels[:, [idx]]) for idx in range(3)])
+    assert len(each.unique()) == 3
+    torch.testing.assert_close(loss_of(gt_labels), each.mean())

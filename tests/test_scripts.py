@@ -43,6 +43,7 @@ def train_argv(bsds_root, out_dir, *more):
         "--batchsize=2",
         "--nworkers=0",
         "--nspix=24",
+        "--val_nspix=24",
         "--lr=0.01",
         "--deepfdim=3",
         "--niter=2",
@@ -135,10 +136,10 @@ def test_signal_to_all_processes_saves_and_leaves_quietly(bsds_root, tmp_path, n
             break
     os.killpg(run.pid, number)  # as a terminal or a cluster does
     output, errors = run.communicate(timeout=60)
-    assert run.returncode == 130
+    assert run.returncode == (130 if number == signal.SIGINT else 0)
     assert errors == ""
     last_model = tmp_path / "run" / "last_model.pth"
-    assert f"continue with --resume {last_model}" in output
+    assert "continue with --resume auto" in output
     assert read_checkpoint(last_model)["step"] >= 3
 
 
@@ -179,6 +180,12 @@ def test_resume_after_the_data_moved(bsds_root, tmp_path):
         "--color_scale=0.5",
         "--pos_scale=2",
         "--nspix=60",
+        "--nspix=10-60",
+        "--nannotations=2",
+        "--distance=squared",
+        "--sees_position",
+        "--max_grad_norm=0.001",
+        "--warmup_share=0.9",
         "--seed=5",
     ],
 )
@@ -187,7 +194,8 @@ def test_training_options_have_an_effect(bsds_root, tmp_path, option):
     for run, more in (("plain", []), ("changed", [option])):
         state = train_base_model.main(train_argv(bsds_root, tmp_path / run, *more))
         assert all(value.isfinite().all() for value in state.model.state_dict().values())
-        losses.append(json.loads((tmp_path / run / "log.jsonl").read_text().splitlines()[0])["loss"])
+        lines = (tmp_path / run / "log.jsonl").read_text().splitlines()
+        losses.append([json.loads(line).get("loss") for line in lines])
     assert losses[0] != losses[1]
 
 
@@ -223,7 +231,93 @@ def test_resuming_from_a_checkpoint_of_another_version(bsds_root, tmp_path, caps
     checkpoint["options"]["momentum"] = "0.9"
     save_checkpoint(checkpoint, path)
     error = fails_with(train_base_model.main, [f"--resume={path}"], capsys)
-    assert f"--resume {path} is of another version: it has --momentum=0.9" in error
+    assert f"--resume {path} is of another model or version: it has --momentum=0.9" in error
+
+
+def test_resume_auto_starts_and_goes_on(bsds_root, tmp_path, monkeypatch, capsys):
+    argv = train_argv(bsds_root, tmp_path / "run", "--train_iter=4", "--resume=auto")
+    with ctrl_c_in_second_step(monkeypatch):
+        train_base_model.main(argv)
+    (tmp_path / "run" / "last_model.pth").rename(tmp_path / "kept.pth")
+    state = train_base_model.main(argv)  # nothing to go on with: starts anew, in the same folder
+    assert state.is_finished
+    (tmp_path / "kept.pth").rename(tmp_path / "run" / "last_model.pth")
+    resumed = train_base_model.main(argv)
+    assert resumed.is_finished
+    for name, value in state.weights().items():
+        assert value.equal(resumed.weights()[name]), name
+    error = fails_with(train_base_model.main, [*argv, "--lr=0.5"], capsys)
+    assert "--lr 0.5 contradicts 0.01 of --resume" in error
+
+
+def test_killed_run_leaves_checkpoints_that_load(bsds_root, tmp_path):
+    argv = train_argv(
+        bsds_root, tmp_path / "run", "--train_iter=100000", "--test_interval=100000", "--save_interval=2"
+    )
+    run = subprocess.Popen(
+        [sys.executable, REPO_ROOT / "train_base_model.py", *argv], stdout=subprocess.PIPE, text=True
+    )
+    for line in run.stdout:
+        if line.startswith("step 5/"):
+            break
+    run.kill()
+    run.communicate()
+    checkpoints = list((tmp_path / "run").glob("[!.]*.pth"))
+    assert len(checkpoints) >= 3
+    for checkpoint in checkpoints:
+        assert read_checkpoint(checkpoint)["step"] >= 2
+
+
+def test_training_on_a_folder_of_images(tmp_path, base_weights):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for idx in range(5):
+        image_rgb, labels = make_quadrants(seed=idx)
+        Image.fromarray(image_rgb).save(folder / f"photo{idx}.jpg", quality=95)
+        np.save(folder / f"photo{idx}.0.npy", labels - 7)
+        Image.fromarray(labels.astype(np.uint8)).save(folder / f"photo{idx}.1.png")
+    argv = [
+        f"--data_root={folder}",
+        f"--init_weights={base_weights}",
+        "--deepfdim=4",
+        "--niter=3",
+        *train_argv(None, tmp_path / "run")[1:-3],
+        "--lr=1e-9",
+        "--device=cpu",
+    ]
+    state = train_base_model.main(argv)
+    assert state.is_finished
+    start = load_base_model(base_weights).model.feature_extract.output_conv[0].weight
+    torch.testing.assert_close(state.model.feature_extract.output_conv[0].weight, start, atol=1e-6, rtol=0)
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    assert json.loads(log.splitlines()[-1])["val_asa"] > 0.5
+
+    results = eval_base_model.main(
+        [f"--data_root={folder}", f"--base_model_weights={base_weights}", "--nspix=24", "--nworkers=0"]
+    )
+    summary = only_summary(results)
+    assert (summary.n_images, summary.n_pairs) == (5, 10)
+
+
+def test_empty_data_folder(tmp_path, capsys):
+    (tmp_path / "own").mkdir()
+    argv = [f"--data_root={tmp_path / 'own'}", f"--out_dir={tmp_path / 'run'}"]
+    assert f"--data_root {tmp_path / 'own'} holds no image" in fails_with(train_base_model.main, argv, capsys)
+
+
+def test_synthetic_data_need_no_loader(tmp_path):
+    argv = ["--synthetic_data", *train_argv(None, tmp_path / "run")[1:], "--batchsize=1", "--val_nspix=24"]
+    assert train_base_model.main(argv).is_finished
+    first = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
+    assert first["loader_share"] < 0.01
+
+
+def test_resuming_a_run_of_the_other_model(bsds_root, tmp_path, composite_weights, capsys):
+    checkpoint = read_checkpoint(composite_weights)
+    path = tmp_path / "last_model.pth"
+    save_checkpoint({**checkpoint, "optimizer": {}, "options": {"optflow_deepfdim": "3"}}, path)
+    error = fails_with(train_base_model.main, [f"--resume={path}"], capsys)
+    assert f"--resume {path} is of another model or version: it has --optflow_deepfdim=3" in error
 
 
 def test_diverging_run_ends_with_its_terms_and_status_1(bsds_root, tmp_path, monkeypatch, capsys):
@@ -337,7 +431,7 @@ def test_cuda_without_cuda(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        ([], "nothing to score: give --bsds_root, --davis2017_root or both"),
+        ([], "nothing to score: give --bsds_root, --data_root or --davis2017_root"),
         (["--bsds_root=/no/such/folder"], "argument --bsds_root: no folder /no/such/folder"),
         (["--bsds_root={tmp}"], "no folder {tmp}/BSDS500/data/images/test"),
         (["--davis2017_root={tmp}"], "no folder {tmp}/DAVIS/JPEGImages/480p"),
@@ -378,14 +472,27 @@ def test_broken_image_ends_an_evaluation_in_one_line(bsds_root, n_workers, capsy
         (["--resume={file}"], "{file} is not a readable weight file"),
         (["--resume={base}"], "--resume {base} holds weights only, not a training run"),
         (["--resume"], "argument --resume: expected one argument"),
+        (["--nspix=20-10"], "argument --nspix: expected the lower end of a range first, got '20-10'"),
+        (["--nspix=10-"], "argument --nspix: expected an integer of at least 1, got ''"),
+        (["--precision=fp8"], "argument --precision"),
+        (["--ema_decay=1"], "argument --ema_decay: expected a number of at least 0 and below 1"),
+        (
+            ["--batchsize=5"],
+            "there are 4 images to train on, fewer than the 5 of a step (1 ranks x --batchsize 5)",
+        ),
+        (["--synthetic_data"], "give one of --bsds_root, --data_root and --synthetic_data"),
+        (["--val_data_root={tmp}"], "--val_data_root needs --data_root"),
+        (["--val_nspix=6000"], "--nspix 6000 is above the 5520 pixels of 100"),
+        (["--init_weights={base}"], "--deepfdim 3 contradicts {base}, made with 4"),
     ],
 )
 def test_bad_training_options(more, told, bsds_root, base_weights, tmp_path, capsys):
     file = tmp_path / "file"
     file.write_text("in the way")
-    more = [option.format(file=file, base=base_weights) for option in more]
+    names = {"file": file, "base": base_weights, "tmp": tmp_path}
+    more = [option.format(**names) for option in more]
     error = fails_with(train_base_model.main, train_argv(bsds_root, tmp_path / "run", *more), capsys)
-    assert told.format(file=file, base=base_weights) in error
+    assert told.format(**names) in error
     assert not (tmp_path / "run").exists()
 
 

@@ -3,13 +3,16 @@
 import json
 import os
 import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from lib.checkpoint import read_checkpoint
 from lib.errors import InputError, RunError
-from lib.training import TrainingState, learning_rate_share, prepare_run_dir, train
+from lib.training import TrainingState, _train_step, learning_rate_share, train
+from lib.training_files import RunFolder, Validation, find_resumable, prepare_run_folder
+from lib.weight_average import WeightAverage
 
 N_STEPS = 10
 
@@ -26,7 +29,9 @@ def make_batches(first_step=0):
     return batches[first_step:]
 
 
-def run(out_dir, state, *, scores=None, compute_losses=None, test_interval=4, log_interval=3):
+def run(
+    out_dir, state, *, scores=None, compute_losses=None, test_interval=4, log_interval=3, save_interval=100
+):
     out_dir.mkdir(exist_ok=True)
     validated = []
 
@@ -37,9 +42,11 @@ def run(out_dir, state, *, scores=None, compute_losses=None, test_interval=4, lo
 
     def validate():
         validated.append(state.step)
-        assert not state.model.training
+        assert not state.average.model.training
         score = scores[len(validated) - 1] if scores else float(state.step)
-        return score, {"asa": score}
+        return Validation(score, {"asa": score}, {})
+
+    run_folder = RunFolder(out_dir, {"model_args": {}}, first_step=state.step, n_kept=2)
 
     train(
         state,
@@ -49,9 +56,10 @@ def run(out_dir, state, *, scores=None, compute_losses=None, test_interval=4, lo
         batch_size=4,
         test_interval=test_interval,
         log_interval=log_interval,
-        out_dir=out_dir,
-        description={"model_args": {}},
+        save_interval=save_interval,
+        run_folder=run_folder,
     )
+    run_folder.close()
     return validated
 
 
@@ -71,8 +79,10 @@ def test_log_has_a_line_per_interval_and_per_validation(tmp_path):
     assert [line["step"] for line in training] == [3, 4, 6, 8, 9, 10]
     for line in training:
         assert line["loss"] == pytest.approx(line["fit"] + line["size"], rel=1e-5)
-        assert line["lr"] == pytest.approx(0.1 * learning_rate_share(line["step"] - 1, N_STEPS))
+        assert line["lr"] == pytest.approx(0.1 * learning_rate_share(line["step"] - 1, N_STEPS, 0.1))
         assert line["images_per_s"] > 0
+        assert 0 <= line["loader_share"] < 1
+        assert line["grad_norm"] > 0
     assert [(line["step"], line["asa"]) for line in log if "score" in line] == [
         (4, 4.0),
         (8, 8.0),
@@ -105,8 +115,10 @@ def test_interrupted_and_resumed_run_equals_uninterrupted(tmp_path, number, stop
         size = 0.01 * interrupted.model.weight.square().sum()
         return {"fit": residual.square().mean(), "size": size}
 
-    with pytest.raises(KeyboardInterrupt):
+    # SIGTERM, by which clusters tell that the time is up, ends a run without an error.
+    with pytest.raises(KeyboardInterrupt) if number == signal.SIGINT else nullcontext():
         run(tmp_path / "parts", interrupted, compute_losses=losses_with_signal)
+    assert not interrupted.is_finished
     assert interrupted.step == stop_at
     last_model = tmp_path / "parts" / "last_model.pth"
     resumed = make_state()
@@ -179,20 +191,98 @@ def test_resuming_from_something_else_is_refused(tmp_path, damage):
 @pytest.mark.parametrize("name", ["log.jsonl", "last_model.pth", "best_model.pth"])
 def test_a_new_run_never_overwrites_an_earlier_one(tmp_path, name):
     (tmp_path / name).write_text("precious")
-    with pytest.raises(
-        InputError, match=r"holds an earlier run: continue it with --resume .*last_model\.pth"
-    ):
-        prepare_run_dir(tmp_path, is_resumed=False)
-    prepare_run_dir(tmp_path, is_resumed=True)
+    with pytest.raises(InputError, match=r"holds an earlier run: continue it with --resume auto"):
+        prepare_run_folder(tmp_path, is_resumed=False)
+    prepare_run_folder(tmp_path, is_resumed=True)
     assert (tmp_path / name).read_text() == "precious"
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 10, 1000])
 def test_learning_rate_rises_then_falls(n_steps):
-    shares = [learning_rate_share(step, n_steps) for step in range(n_steps + 1)]
+    shares = [learning_rate_share(step, n_steps, 0.1) for step in range(n_steps + 1)]
     n_warmup = -(-n_steps // 10)
     assert max(shares) == shares[n_warmup - 1] == 1
     assert all(0 < share <= 1 for share in shares[:n_steps])
     assert sorted(shares[:n_warmup]) == shares[:n_warmup]
     assert sorted(shares[n_warmup:], reverse=True) == shares[n_warmup:]
     assert shares[n_steps] == pytest.approx(0) or n_steps == 1
+
+
+def test_learning_rate_without_warm_up_starts_at_its_peak():
+    assert learning_rate_share(0, 10, 0) == 1
+
+
+def test_gradients_are_shortened_to_the_norm():
+    lengths = []
+    for max_grad_norm in (0.5, 100):
+        state = TrainingState(LineFit(), n_steps=1, learning_rate=0.1, max_grad_norm=max_grad_norm)
+        terms = _train_step(
+            state, lambda batch, model=state.model: {"fit": model.weight @ batch}, torch.tensor([3.0, 4, 0])
+        )
+        assert terms["grad_norm"] == pytest.approx(5)  # as it was
+        lengths.append(state.model.weight.grad.norm().item())
+    assert lengths == pytest.approx([0.5, 5], rel=1e-4)
+
+
+def test_average_follows_the_weights_and_is_what_is_saved(tmp_path):
+    state = TrainingState(LineFit(), n_steps=N_STEPS, learning_rate=0.1, ema_decay=0.6)
+    seen = []
+
+    def losses(batch):
+        seen.append(state.model.weight.detach().clone())
+        return {"fit": (batch @ state.model.weight - batch.sum(1)).square().mean()}
+
+    run(tmp_path, state, compute_losses=losses)
+    average = torch.zeros(3)
+    for step, weight in enumerate([*seen[1:], state.model.weight.detach()], start=1):
+        decay = min(0.6, step / (10 + step))
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(state.average.model.weight.detach(), average)
+    assert not average.equal(state.model.weight)
+    last = read_checkpoint(tmp_path / "last_model.pth")
+    assert last["weights"]["weight"].equal(state.average.model.weight)
+    assert last["last_weights"]["weight"].equal(state.model.weight)
+
+
+def test_average_takes_in_batch_norm_statistics():
+    model = torch.nn.BatchNorm1d(2)
+    average = WeightAverage(model, decay=0.5)
+    model(torch.full((4, 2), 8.0))
+    average.update(model, 100)
+    torch.testing.assert_close(average.model.running_mean, torch.full((2,), 0.4))  # half of 0.1 * 8
+    assert average.model.num_batches_tracked == 1
+
+
+def test_the_last_periodic_checkpoints_are_kept(tmp_path):
+    run(tmp_path, make_state(), save_interval=2)
+    names = sorted(path.name for path in tmp_path.glob("checkpoint_*"))
+    assert names == ["checkpoint_00000008.pth", "checkpoint_00000010.pth"]
+    assert read_checkpoint(tmp_path / names[0])["step"] == 8
+
+
+def test_newest_checkpoint_that_can_be_read_is_resumed(tmp_path):
+    assert find_resumable(tmp_path) is None
+    run(tmp_path, make_state(), save_interval=4)
+    assert find_resumable(tmp_path) == tmp_path / "last_model.pth"
+    for name, next_one in (
+        ("last_model.pth", "checkpoint_00000008.pth"),
+        ("checkpoint_00000008.pth", "checkpoint_00000004.pth"),
+    ):
+        (tmp_path / name).write_bytes(b"cut short")
+        assert find_resumable(tmp_path) == tmp_path / next_one
+    (tmp_path / "checkpoint_00000004.pth").unlink()
+    with pytest.raises(InputError, match=r"none of the checkpoints in .* can be read"):
+        find_resumable(tmp_path)
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    (tmp_path / ".last_model.123.pth").write_bytes(b"half")
+    (tmp_path / ".gitkeep").touch()
+    run(tmp_path, make_state())
+    assert [path.name for path in tmp_path.glob(".*")] == [".gitkeep"]
+
+
+def test_curves_and_events_are_written_at_a_validation(tmp_path):
+    run(tmp_path, make_state())
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "tensorboard").iterdir())

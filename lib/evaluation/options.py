@@ -12,6 +12,7 @@ from lib import cli
 from lib.checkpoint import NO_NETWORK, LoadedModel, file_sha256
 from lib.datasets.bsds import BSDSDataset
 from lib.datasets.davis import DAVISDataset
+from lib.datasets.folder import FolderDataset
 from lib.errors import InputError
 from lib.evaluation.methods import GridMethod, Method, NetworkMethod, SLICMethod
 from lib.evaluation.record import EvaluationSet
@@ -86,6 +87,13 @@ def bsds_set(bsds_root: Path, split: str) -> EvaluationSet:
     """A split of BSDS500 as a data set to evaluate on."""
     dataset = BSDSDataset(bsds_root, split)
     return EvaluationSet(f"BSDS500 {split}", f"bsds500_{split}", dataset, dataset.sources)
+
+
+def folder_set(data_root: Path) -> EvaluationSet:
+    """A folder of people's own images as a data set to evaluate on, named after it."""
+    dataset = FolderDataset(data_root)
+    name = data_root.resolve().name
+    return EvaluationSet(name, re.sub(r"[^\w.+-]", "_", name), dataset, dataset.sources)
 
 
 def network_method(
