@@ -145,6 +145,7 @@ def test_bare_state_dict_of_a_composite_tells_its_architecture(tmp_path):
         "n_extra_channels": 1,
         "n_iter": 8,
         "distance": "euclidean",
+        "sees_position": True,
     }
     assert scales == InputScales(color_scale=0.26, pos_scale=10.0, extra_scale=15.0)
     assert base_sha256 is None

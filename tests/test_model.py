@@ -172,3 +172,39 @@ def test_distances_stay_float32_under_autocast():
 def test_model_without_network_clusters_its_input():
     labyx = torch.randn(1, 5, 20, 31)
     assert SSNPix()(labyx, 12).pixel_features.equal(labyx)
+
+
+@pytest.mark.parametrize("sees_position", [False, True])
+def test_only_a_network_that_sees_the_position_depends_on_it(sees_position):
+    model = SSNModel(3, sees_position=sees_position).eval()
+    composite = CompositeSSNModel.on_top_of(model, 2, n_extra_channels=1).eval()
+    assert composite.sees_position == sees_position
+    labyx = torch.randn(1, 5, 20, 31)
+    moved = labyx.clone()
+    moved[:, 3:] += 5
+    extra = torch.randn(1, 1, 20, 31)
+    for features, of_moved in (
+        (model.pixel_features(labyx), model.pixel_features(moved)),
+        (
+            composite.pixel_features(torch.cat([labyx, extra], 1)),
+            composite.pixel_features(torch.cat([moved, extra], 1)),
+        ),
+    ):
+        assert features[:, :3].equal(of_moved[:, :3]) != sees_position
+        assert features[:, 3:8].equal(labyx)  # the position is clustered in either case
+    assert SSNModel(**model.arguments()).sees_position == sees_position
+
+
+def test_compiled_network_keeps_the_names_of_its_weights(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    model, composite = SSNModel(3), CompositeSSNModel(3)
+    names = [list(each.state_dict()) for each in (model, composite)]
+    model.compile_network()
+    composite.compile_network()
+    assert compiled == [
+        model.feature_extract,
+        composite.feature_extract_color,
+        composite.feature_extract_optflow,
+    ]
+    assert names == [list(each.state_dict()) for each in (model, composite)]
