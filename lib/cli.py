@@ -238,7 +238,8 @@ def resolve_device(name: str) -> torch.device:
             raise InputError(f"--device {name}: each rank takes a device of its own; use cuda")
         idx = local_rank() if n_ranks() > 1 else device.index or 0
         if idx >= n_devices:
-            raise InputError(f"--device {name}: device {idx} is needed, but this machine has {n_devices}")
+            needed = f", and each of {n_ranks()} ranks needs one" if n_ranks() > 1 else ""
+            raise InputError(f"--device {name}: this machine has {n_devices} CUDA devices{needed}")
         return torch.device("cuda", idx)
     return device
 
