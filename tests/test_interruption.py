@@ -26,6 +26,14 @@ def test_a_signal_waits_for_the_outermost_block(number):
     assert steps == ["inner", "outer"]
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_interrupts():
+    """A test run in the background of a shell inherits that Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_signal_outside_of_a_block_takes_effect_at_once():
     def work():
         with StopSignals():
