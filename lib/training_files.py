@@ -32,7 +32,7 @@ class Validation(NamedTuple):
 
 
 class RunFolder:
-    """Writes the files of a run; all are complete at any moment, whatever kills the run.
+    """Writes the files of a run; its checkpoints are complete at any moment, whatever kills the run.
 
     Parameters
     ----------

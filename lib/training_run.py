@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -218,17 +219,18 @@ def run_training(
         return Validation(figures[score], figures, pictures)
 
     batches = loader if with_loader else itertools.repeat(next(iter(loader)))
-    train(
-        state,
-        batches,
-        _losses_of(state, recipe, scales, device, compiled=compiled),
-        validate,
-        batch_size=recipe.batch_size,
-        test_interval=test_interval,
-        log_interval=log_interval,
-        save_interval=save_interval,
-        run_folder=run_folder,
-    )
+    with closing(run_folder) if run_folder else nullcontext():
+        train(
+            state,
+            batches,
+            _losses_of(state, recipe, scales, device, compiled=compiled),
+            validate,
+            batch_size=recipe.batch_size,
+            test_interval=test_interval,
+            log_interval=log_interval,
+            save_interval=save_interval,
+            run_folder=run_folder,
+        )
     if state.is_finished:
         logger.info("best validation score: %.4f, %s", state.best_score, out_dir / BEST_MODEL)
     return state
