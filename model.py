@@ -129,13 +129,24 @@ class SSNModel(nn.Module):
         """Segment scaled images (B, 5, H, W) of channels [L, a, b, y, x]; see `labyx_features`."""
         return cluster(self.pixel_features(labyx), n_spixels, n_iter=self.n_iter, distance=self.distance)
 
-    def pixel_features(self, labyx: Tensor) -> Tensor:
-        """Features that are clustered, (B, n_learned_features + 5, H, W): [learned, L, a, b, y, x]."""
-        return _base_features(self.feature_extract, labyx, sees_position=self.sees_position)
+    def pixel_features(self, labyx: Tensor, *, base_features: Tensor | None = None) -> Tensor:
+        """Features that are clustered, (B, n_learned_features + 5, H, W): [learned, L, a, b, y, x].
+
+        The learned ones are not computed again if they are given.
+        """
+        if base_features is None and self.sees_position:
+            return self.feature_extract(labyx)
+        if base_features is None:
+            base_features = self.position_invariant_features(labyx)
+        return torch.cat([base_features, labyx], dim=1)
 
     def position_invariant_features(self, labyx: Tensor) -> Tensor:
         """Learned features computed with position set to zero, (B, n_learned_features, H, W)."""
         return _learned_without_position(self.feature_extract, labyx)
+
+    def shareable_features(self, labyx: Tensor) -> dict[str, Tensor]:
+        """What `pixel_features` takes as given, if computed for the same image with another position."""
+        return {} if self.sees_position else {"base_features": self.position_invariant_features(labyx)}
 
     def compile_network(self) -> None:
         """Compile the trained network in place with `torch.compile`."""
@@ -227,19 +238,23 @@ class CompositeSSNModel(nn.Module):
         """Segment scaled images (B, 5 + n_extra_channels, H, W); see `input_channels`."""
         return cluster(self.pixel_features(channels), n_spixels, n_iter=self.n_iter, distance=self.distance)
 
-    def pixel_features(self, channels: Tensor, *, extra_features: Tensor | None = None) -> Tensor:
+    def pixel_features(
+        self,
+        channels: Tensor,
+        *,
+        base_features: Tensor | None = None,
+        extra_features: Tensor | None = None,
+    ) -> Tensor:
         """Features that are clustered, (B, C, H, W): [base, L, a, b, y, x, extra].
 
-        `extra_features`, if they are there already, are not computed again.
+        Learned ones are not computed again if they are given.
         """
         labyx = channels[:, :N_BASE_CHANNELS]
-        with torch.no_grad():
-            base_features = _base_features(
-                self.feature_extract_color, labyx, sees_position=self.sees_position
-            )
+        if base_features is None:
+            base_features = self._base_features(labyx)
         if extra_features is None:
             extra_features = self.extra_features(channels)
-        return torch.cat([base_features, extra_features], dim=1)
+        return torch.cat([base_features, labyx, extra_features], dim=1)
 
     def extra_features(self, channels: Tensor) -> Tensor:
         """The learned features of the extra channels alone, (B, n_extra_features, H, W)."""
@@ -250,6 +265,19 @@ class CompositeSSNModel(nn.Module):
         labyx = channels[:, :N_BASE_CHANNELS]
         base_features = _learned_without_position(self.feature_extract_color, labyx)
         return torch.cat([base_features, self.extra_features(channels)], dim=1)
+
+    def shareable_features(self, channels: Tensor) -> dict[str, Tensor]:
+        """What `pixel_features` takes as given, if computed for the same image with another position."""
+        shareable = {"extra_features": self.extra_features(channels)}
+        if not self.sees_position:
+            shareable["base_features"] = self._base_features(channels[:, :N_BASE_CHANNELS])
+        return shareable
+
+    @torch.no_grad()
+    def _base_features(self, labyx: Tensor) -> Tensor:
+        if not self.sees_position:
+            return _learned_without_position(self.feature_extract_color, labyx)
+        return self.feature_extract_color(labyx)[:, :-N_BASE_CHANNELS]
 
     def compile_network(self) -> None:
         """Compile both networks in place with `torch.compile`."""
@@ -281,6 +309,10 @@ class SSNPix(nn.Module):
         """Features that are clustered: the input itself."""
         return labyx
 
+    def shareable_features(self, labyx: Tensor) -> dict[str, Tensor]:
+        """Nothing, as nothing is learned; see `SSNModel.shareable_features`."""
+        return {}
+
 
 def cluster(pixel_features: Tensor, n_spixels: int, *, n_iter: int, distance: str) -> SSNOutput:
     """Cluster (B, C, H, W) pixel features, in float32 or wider even under autocast; see `slic`."""
@@ -292,12 +324,6 @@ def cluster(pixel_features: Tensor, n_spixels: int, *, n_iter: int, distance: st
 def _check_distance(distance: str) -> None:
     if distance not in DISTANCES:
         raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
-
-
-def _base_features(extractor: FeatureExtractor, labyx: Tensor, *, sees_position: bool) -> Tensor:
-    if sees_position:
-        return extractor(labyx)
-    return torch.cat([_learned_without_position(extractor, labyx), labyx], dim=1)
 
 
 def _learned_without_position(extractor: FeatureExtractor, labyx: Tensor) -> Tensor:

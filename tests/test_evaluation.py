@@ -210,7 +210,16 @@ def first_image(height=40, width=62, n_extra_channels=0):
     return EvaluationImages([SegmentedImage("noise", image_rgb, [labels], extra)])[0]
 
 
-@pytest.mark.parametrize("model", [SSNModel(3, n_iter=2), SSNPix(), CompositeSSNModel(3, 2, n_iter=2)])
+@pytest.mark.parametrize(
+    "model",
+    [
+        SSNModel(3, n_iter=2),
+        SSNModel(3, n_iter=2, sees_position=False),
+        SSNPix(),
+        CompositeSSNModel(3, 2, n_iter=2),
+        CompositeSSNModel(3, 2, n_iter=2, sees_position=False),
+    ],
+)
 def test_shared_features_change_nothing(model):
     image = first_image(n_extra_channels=model.n_extra_channels)
     scales = InputScales(0.26, 4.0, 2.0 if model.n_extra_channels else None)
@@ -223,24 +232,20 @@ def test_shared_features_change_nothing(model):
     assert len({labels.tobytes() for labels in together}) > 5
 
 
-def test_features_are_shared_where_they_can_be():
+@pytest.mark.parametrize("sees_position", [False, True])
+def test_features_are_shared_where_they_can_be(sees_position):
+    model = CompositeSSNModel(3, 2, sees_position=sees_position).eval()
     calls = []
-
-    class Counting(CompositeSSNModel):
-        def pixel_features(self, channels, **kwargs):
-            calls.append("pixel")
-            return super().pixel_features(channels, **kwargs)
-
-        def extra_features(self, channels):
-            calls.append("extra")
-            return super().extra_features(channels)
-
-    method = NetworkMethod("model", Counting(3, 2).eval(), InputScales(0.26, 4.0, 2.0), CPU)
+    model.feature_extract_color.register_forward_hook(lambda *_: calls.append("base"))
+    model.feature_extract_optflow.register_forward_hook(lambda *_: calls.append("extra"))
+    method = NetworkMethod("model", model, InputScales(0.26, 4.0, 2.0), CPU)
     # floor(sqrt(16)) * 8 = floor(sqrt(17)) * 8 = floor(sqrt(64)) * 4, which gives the network the same input.
     method.segment(first_image(n_extra_channels=4), [Setting(16, 8.0), Setting(17, 8.0), Setting(64, 4.0)])
-    assert calls == ["extra", "pixel"]
+    assert sorted(calls) == ["base", "extra"]
+    calls.clear()
     method.segment(first_image(n_extra_channels=4), [Setting(16, 8.0), Setting(16, 4.0)])
-    assert calls[2:] == ["extra", "pixel", "pixel"]
+    assert calls.count("extra") == 1
+    assert calls.count("base") == (2 if sees_position else 1)
 
 
 def test_grid_is_where_the_clustering_starts():

@@ -50,8 +50,9 @@ class Method(Protocol):
 class NetworkMethod:
     """A model of this repo.
 
-    Its features are computed once for all settings that give its network the same input (see
-    `lib.features.pixel_pos_scale`), those of extra channels once for all settings.
+    Its features are computed once for all settings that give its network the same input: for all of them
+    if the network does not see the position, otherwise for those that scale it alike (see
+    `lib.features.pixel_pos_scale`). Those of extra channels are always computed once.
 
     Parameters
     ----------
@@ -97,12 +98,12 @@ class NetworkMethod:
             sharing.setdefault(scale, []).append(setting)
 
         labels = {}
-        given: dict[str, Tensor] = {}
+        shared: dict[str, Tensor] | None = None
         for group in sharing.values():
             channels = self._channels(image_lab, extra, group[0])
-            if self.model.n_extra_channels > 0 and not given:
-                given["extra_features"] = self.model.extra_features(channels)
-            features = self.model.pixel_features(channels, **given)
+            if shared is None:
+                shared = self.model.shareable_features(channels)
+            features = self.model.pixel_features(channels, **shared)
             for setting in group:
                 output = cluster(
                     features, setting.n_spixels, n_iter=self.model.n_iter, distance=self.model.distance
