@@ -1,4 +1,4 @@
-"""Cut one image into superpixels with the base model, and draw them over it."""
+"""Cut images into superpixels with the base model, and draw them over the images."""
 
 import argparse
 import time
@@ -6,47 +6,67 @@ from collections.abc import Sequence
 
 from lib import cli
 from lib.checkpoint import NO_NETWORK, load_base_model
+from lib.distributed import n_ranks, on_first_rank
 from lib.errors import InputError
+from lib.image_run import RunSummary, segment_files
 from lib.images import read_image
-from lib.inference import Superpixels, segment_to_files
+from lib.inference import Segmenter
+from lib.inference_options import (
+    add_many_images_args,
+    add_output_args,
+    choose_batch_size,
+    is_single_image,
+    log_superpixels,
+    plan_jobs,
+    report,
+)
+from lib.outputs import write_outputs
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    cli.add_inference_args(parser, demo_image=cli.REPO_ROOT / "demo" / "cat.jpg")
+    add_many_images_args(parser, demo_image=cli.REPO_ROOT / "demo" / "cat.jpg")
+    add_output_args(parser, several=True)
     cli.add_base_weights_arg(parser)
     cli.add_spixel_args(parser, trained=True)
     cli.add_device_arg(parser)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> Superpixels:
+def main(argv: Sequence[str] | None = None) -> RunSummary:
     args = build_parser().parse_args(argv)
-    cli.check_inference_files(
-        image=args.image, out=args.out, save_labels=args.save_labels, save_features=args.save_features
-    )
+    jobs = plan_jobs(args)
     if args.save_features and str(args.base_model_weights) == NO_NETWORK:
         raise InputError(f"--save_features {args.save_features}: without a network nothing is learned")
     device = cli.resolve_device(args.device)
     loaded = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
     scales = cli.choose_scales(loaded.scales, color_scale=args.color_scale, pos_scale=args.pos_scale)
+    segmenter = Segmenter(loaded.model, scales, device=device)
 
-    start = time.perf_counter()
-    superpixels = segment_to_files(
-        loaded.model.to(device),
-        scales,
-        read_image(args.image),
+    if is_single_image(args.image) and n_ranks() == 1:
+        (job,) = jobs
+        start = time.perf_counter()
+        superpixels = segmenter(
+            read_image(job.image),
+            args.nspix,
+            connected=args.enforce_connectivity,
+            with_features=args.save_features is not None,
+        )
+        write_outputs(superpixels, job.files)
+        seconds = time.perf_counter() - start
+        log_superpixels(job.image, args.nspix, superpixels, seconds, device, job.files.overlay)
+        return RunSummary(n_done=1, n_skipped=0, failures=[], seconds=seconds)
+
+    summary = segment_files(
+        segmenter,
+        jobs,
         args.nspix,
         connected=args.enforce_connectivity,
-        device=device,
-        image_name=str(args.image),
-        overlay_file=args.out,
-        labels_file=args.save_labels,
-        features_file=args.save_features,
+        batch_size=choose_batch_size(args.batchsize, device),
+        skip_existing=args.skip_existing,
     )
-    seconds = time.perf_counter() - start
-    cli.log_superpixels(args.image, args.nspix, superpixels, seconds, device, args.out)
-    return superpixels
+    on_first_rank(lambda: report(summary))
+    return summary
 
 
 if __name__ == "__main__":

@@ -10,8 +10,11 @@ from lib import cli
 from lib.checkpoint import load_composite_model
 from lib.errors import InputError
 from lib.images import read_image
-from lib.inference import Superpixels, segment_to_files
+from lib.inference import Segmenter
+from lib.inference_options import add_output_args, check_files, log_superpixels, output_files
 from lib.optflow import FlowArchive, FrameFlow
+from lib.outputs import write_outputs
+from lib.superpixels import Superpixels
 from lib.visualization import draw_flow
 from model import N_FLOW_CHANNELS
 
@@ -24,7 +27,8 @@ DEMO_FLOW, DEMO_FRAME_IDX = DEMO_DIR / "optflow_dis_clip.h5", 1
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    cli.add_inference_args(parser, demo_image=DEMO_IMAGE)
+    parser.add_argument("--image", type=Path, default=DEMO_IMAGE, help="image to segment")
+    add_output_args(parser)
     parser.add_argument(
         "--optflow_data",
         type=Path,
@@ -34,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--optflow_data_fr_idx", type=int, metavar="N", help="which frame of its video the image is, from 0"
     )
-    parser.add_argument("--save_flow", type=Path, help="picture of the flow to write, any common format")
+    parser.add_argument("--save_flow", help="picture of the flow to write, any common format")
     cli.add_composite_weights_arg(parser)
     cli.add_spixel_args(parser, trained=True)
     cli.add_optflow_args(parser, trained=True)
@@ -49,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> Superpixels:
         optflow_data, frame_idx = DEMO_FLOW, DEMO_FRAME_IDX
     if optflow_data is None or frame_idx is None:
         raise InputError("--optflow_data and --optflow_data_fr_idx must be given, both of them")
-    cli.check_inference_files(
+    files = check_files(
         image=args.image,
         optflow_data=optflow_data,
         out=args.out,
@@ -71,27 +75,26 @@ def main(argv: Sequence[str] | None = None) -> Superpixels:
         pos_scale=args.pos_scale,
         extra_scale=args.optflow_scale,
     )
+    segmenter = Segmenter(loaded.model, scales, device=device)
 
     start = time.perf_counter()
     image_rgb = read_image(args.image)
     frame_flow = _read_flow(optflow_data, frame_idx, image_rgb.shape[:2])
-    superpixels = segment_to_files(
-        loaded.model.to(device),
-        scales,
+    superpixels = segmenter(
         image_rgb,
         args.nspix,
         extra=frame_flow.flow,
         connected=args.enforce_connectivity,
-        device=device,
-        image_name=str(args.image),
-        overlay_file=args.out,
-        labels_file=args.save_labels,
-        features_file=args.save_features,
-        more_pictures={args.save_flow: draw_flow(frame_flow.flow)} if args.save_flow else None,
+        with_features=args.save_features is not None,
+    )
+    write_outputs(
+        superpixels,
+        output_files(out=args.out, save_labels=args.save_labels, save_features=args.save_features),
+        more_pictures={files["save_flow"]: draw_flow(frame_flow.flow)} if args.save_flow else None,
     )
     seconds = time.perf_counter() - start
     logger.info("%s, frame %d: %s", optflow_data, frame_idx, _describe(frame_flow))
-    cli.log_superpixels(args.image, args.nspix, superpixels, seconds, device, args.out)
+    log_superpixels(args.image, args.nspix, superpixels, seconds, device, files["out"])
     return superpixels
 
 

@@ -20,8 +20,9 @@ from lib.cli import DEFAULT_BASE_WEIGHTS
 from lib.connectivity import enforce_connectivity
 from lib.features import InputScales, input_channels, pixel_positions, rgb_to_lab
 from lib.images import read_image
-from lib.inference import segment_image, segment_to_files
+from lib.inference import Segmenter
 from lib.losses import compute_loss_terms, cross_entropy_loss
+from lib.outputs import OutputFiles, write_outputs
 from lib.segmentation import model_input, segment_lab
 from lib.slic import slic
 from model import SSNModel
@@ -84,7 +85,8 @@ def inference_cost(device: torch.device, part: str, n_repeats: int) -> Cost:
     `part` is "network", "connectivity" or "whole".
     """
     n_spixels = 1000
-    model = load_base_model(DEFAULT_BASE_WEIGHTS).model.to(device)
+    model = load_base_model(DEFAULT_BASE_WEIGHTS).model
+    segmenter = Segmenter(model, SCALES, device=device)
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         image_file, overlay_file = Path(folder, "image.jpg"), Path(folder, "overlay.png")
@@ -92,12 +94,12 @@ def inference_cost(device: torch.device, part: str, n_repeats: int) -> Cost:
         Image.fromarray(image_rgb).save(image_file)
         image_lab = rgb_to_lab(image_rgb)[None]
         labyx = model_input(model, image_lab.to(device), n_spixels, SCALES)
-        superpixels = segment_image(model, SCALES, image_rgb, n_spixels, connected=False, device=device)
+        superpixels = segmenter(image_rgb, n_spixels, connected=False)
         steps = {
             "network": lambda: model.pixel_features(labyx),
             "connectivity": lambda: enforce_connectivity(superpixels.labels, n_spixels),
-            "whole": lambda: segment_to_files(
-                model, SCALES, read_image(image_file), n_spixels, device=device, overlay_file=overlay_file
+            "whole": lambda: write_outputs(
+                segmenter(read_image(image_file), n_spixels), OutputFiles(overlay_file)
             ),
         }
         return measure(steps[part], device, n_repeats)

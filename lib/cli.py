@@ -1,7 +1,6 @@
 """What the command lines of the scripts share: options, their types, and how errors are told."""
 
 import argparse
-import itertools
 import logging
 import math
 import sys
@@ -24,8 +23,6 @@ from lib.datasets.davis import DAVISDataset
 from lib.distributed import is_first_rank, joined_ranks, local_rank, n_ranks, on_first_rank
 from lib.errors import InputError, OtherRankError, RunError
 from lib.features import InputScales
-from lib.files import check_output_file
-from lib.inference import FEATURE_SUFFIXES, LABEL_SUFFIXES, PICTURE_SUFFIXES, Superpixels
 from lib.losses import RECONSTRUCTION_LOSSES
 from lib.precision import PRECISIONS, resolve_precision
 from lib.training_files import find_resumable
@@ -38,14 +35,6 @@ Number = TypeVar("Number", int, float)
 REPO_ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_BASE_WEIGHTS = REPO_ROOT / "trained_models" / "best_model.pth"
 DEFAULT_COMPOSITE_WEIGHTS = REPO_ROOT / "trained_models" / "best_composite_model.pth"
-
-# What an inference script may write, by option, and the suffixes that choose the format.
-_OUTPUT_SUFFIXES = {
-    "out": PICTURE_SUFFIXES,
-    "save_labels": LABEL_SUFFIXES,
-    "save_features": FEATURE_SUFFIXES,
-    "save_flow": PICTURE_SUFFIXES,
-}
 
 # Options that may change when a run is resumed: they do not change what a training step computes.
 _FREE_ON_RESUME = {
@@ -467,47 +456,6 @@ def add_nworkers_arg(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_inference_args(parser: argparse.ArgumentParser, *, demo_image: Path) -> None:
-    """Add the options for one image in and its superpixels out."""
-    parser.add_argument("--image", type=Path, default=demo_image, help="image to segment")
-    parser.add_argument(
-        "--out", type=Path, default=Path("results.png"), help="overlay to write, any common format"
-    )
-    parser.add_argument("--save_labels", type=Path, help="label map to write: .npy (int32) or .png (16 bits)")
-    parser.add_argument(
-        "--save_features",
-        type=Path,
-        help="position-invariant features of pixels and superpixels to write: .npz",
-    )
-    add_bool(
-        parser,
-        "--enforce_connectivity",
-        default=True,
-        help="make superpixels connected and merge crumbs; False gives the raw argmax",
-    )
-
-
-def check_inference_files(**files: Path | None) -> None:
-    """Find out, before any work, whether the files asked for can be written and are different ones.
-
-    Parameters
-    ----------
-    **files : Path or None
-        Files by the name of their option; those in `_OUTPUT_SUFFIXES` are written, others are read.
-
-    Raises
-    ------
-    InputError
-        If not.
-    """
-    files = {name: file for name, file in files.items() if file is not None}
-    for name in files.keys() & _OUTPUT_SUFFIXES.keys():
-        check_output_file(f"--{name}", files[name], _OUTPUT_SUFFIXES[name])
-    for (name, file), (other_name, other_file) in itertools.combinations(files.items(), 2):
-        if file.resolve() == other_file.resolve():
-            raise InputError(f"--{name} and --{other_name} are the same file, {file}")
-
-
 def add_davis_args(parser: argparse.ArgumentParser, *, default_split: str) -> None:
     """Add the options that name DAVIS videos."""
     parser.add_argument("--davis2017_root", type=existing_dir, help="folder that holds DAVIS/")
@@ -534,21 +482,6 @@ def open_davis(root: Path | None, split: str) -> DAVISDataset:
     if root is None:
         raise InputError("--eval_on_davis needs --davis2017_root")
     return DAVISDataset(root, split)
-
-
-def log_superpixels(
-    image: Path, n_spixels: int, superpixels: Superpixels, seconds: float, device: torch.device, out: Path
-) -> None:
-    """Tell in one line what came out of an image."""
-    logger.info(
-        "%s: %d superpixels requested, %d measured, %.2f s on %s, overlay in %s",
-        image,
-        n_spixels,
-        superpixels.n_measured,
-        seconds,
-        device,
-        out,
-    )
 
 
 def add_base_weights_arg(parser: argparse.ArgumentParser) -> None:

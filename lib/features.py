@@ -23,15 +23,16 @@ def rgb_to_lab(image_rgb: np.ndarray) -> Tensor:
 
     Parameters
     ----------
-    image_rgb : ndarray, shape (H, W, 3), uint8
-        The image as read from a file.
+    image_rgb : ndarray, shape (H, W, 3)
+        uint8 as read from a file, or floats in [0, 1].
 
     Returns
     -------
     Tensor, shape (3, H, W), float32
         L in [0, 100], a and b roughly in [-128, 127].
     """
-    image_lab = rgb2lab(image_rgb.astype(np.float32) / 255)
+    scale = 255 if image_rgb.dtype == np.uint8 else 1
+    image_lab = rgb2lab(image_rgb.astype(np.float32) / scale)
     return torch.from_numpy(np.ascontiguousarray(image_lab.transpose(2, 0, 1)))
 
 
@@ -105,25 +106,3 @@ def input_channels(image_lab: Tensor, extra: Tensor | None, n_spixels: int, scal
     """
     labyx = labyx_features(image_lab, n_spixels, color_scale=scales.color_scale, pos_scale=scales.pos_scale)
     return labyx if extra is None else torch.cat([labyx, scales.extra_scale * extra], dim=1)
-
-
-def mean_per_spixel(pixel_features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Mean of every feature over the pixels of each superpixel.
-
-    Parameters
-    ----------
-    pixel_features : ndarray, shape (C, H, W)
-        Any per-pixel values.
-    labels : ndarray, shape (H, W), integer
-        Superpixels, numbered from 0.
-
-    Returns
-    -------
-    ndarray, shape (max label + 1, C), float32
-        NaN for numbers that do not occur in `labels`.
-    """
-    labels = labels.ravel()
-    n_pixels = np.bincount(labels)
-    sums = np.stack([np.bincount(labels, weights=channel.ravel()) for channel in pixel_features], axis=1)
-    with np.errstate(invalid="ignore"):
-        return (sums / n_pixels[:, None]).astype(np.float32)

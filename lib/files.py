@@ -66,8 +66,8 @@ def check_output_file(option: str, path: Path, suffixes: tuple[str, ...]) -> Non
         ) from error
 
 
-def prepare_out_dir(out_dir: Path) -> None:
-    """Make a folder, and find out now whether it can be written to.
+def prepare_out_dir(out_dir: Path, *, option: str = "--out_dir") -> None:
+    """Make a folder that an option names, and find out now whether it can be written to.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def prepare_out_dir(out_dir: Path) -> None:
         out_dir.mkdir(parents=True, exist_ok=True)
         _try_writing_to(out_dir)
     except OSError as error:
-        raise InputError(f"--out_dir {out_dir} cannot be written to ({error.strerror})") from error
+        raise InputError(f"{option} {out_dir} cannot be written to ({error.strerror})") from error
 
 
 def _try_writing_to(folder: Path) -> None:

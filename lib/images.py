@@ -7,6 +7,8 @@ from PIL import Image, ImageOps
 
 from lib.errors import InputError
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")  # of images in a folder
+
 
 def read_image(path: Path) -> np.ndarray:
     """Read an image as 8-bit RGB, the right way up.
@@ -39,6 +41,43 @@ def read_image(path: Path) -> np.ndarray:
         raise InputError(f"{path} {error}") from error
     except Exception as error:  # Pillow raises whatever the broken bytes led it to
         raise InputError(f"{path} is not a readable image ({error})") from error
+
+
+def to_rgb_array(image: np.ndarray | Image.Image, *, name: str = "the image") -> np.ndarray:
+    """Turn an image in memory into RGB.
+
+    Parameters
+    ----------
+    image : ndarray or PIL image
+        An array (H, W, 3), or grey (H, W), of uint8 or of floats in [0, 1]; or any PIL image, which is
+        converted as by `read_image`.
+    name : str
+        Used in error messages.
+
+    Returns
+    -------
+    ndarray, shape (H, W, 3)
+        uint8, or float32 in [0, 1].
+
+    Raises
+    ------
+    InputError
+        If it is none of these.
+    """
+    if isinstance(image, Image.Image):
+        try:
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+        except InputError as error:
+            raise InputError(f"{name} {error}") from error
+    is_bytes = image.dtype == np.uint8
+    if image.size == 0 or image.shape[2:] not in ((), (3,)) or image.ndim not in (2, 3):
+        raise InputError(f"{name} must be (H, W, 3), or grey (H, W), got {image.shape}")
+    if not is_bytes and image.dtype.kind != "f":
+        raise InputError(f"{name} must be of uint8, or of floats in [0, 1], got {image.dtype}")
+    if not is_bytes and not ((image >= 0) & (image <= 1)).all():
+        raise InputError(f"{name} must have floats in [0, 1], got {image.min()} to {image.max()}")
+    pixels = image if is_bytes else image.astype(np.float32)
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
 
 def resize_image(image_rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -1,7 +1,6 @@
-"""From an image to superpixels and their features, and to files of them: what the inference scripts share."""
+"""From an image in memory to its superpixels: the library call that the inference scripts make too."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -10,216 +9,218 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lib.connectivity import enforce_connectivity
+from lib.checkpoint import load_model
 from lib.errors import InputError
-from lib.features import InputScales, mean_per_spixel, rgb_to_lab
-from lib.files import atomic_path
-from lib.segmentation import check_n_spixels, model_input, segment_lab
-from lib.visualization import draw_boundaries
+from lib.features import InputScales, rgb_to_lab
+from lib.images import to_rgb_array
+from lib.segmentation import check_n_spixels, model_input
+from lib.superpixels import Superpixels
+from model import SSNPix, cluster
 
 CPU = torch.device("cpu")
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-LABEL_SUFFIXES = (".npy", ".png")
-FEATURE_SUFFIXES = (".npz",)
-MAX_PNG_LABEL = 2**16 - 1
 
-# Pictures are written about four times faster than at Pillow's default level, 6.
-_PNG_COMPRESS_LEVEL = 1
+class PreparedImage(NamedTuple):
+    """An image as a network reads it; see `Segmenter.prepare`."""
 
-
-class Superpixels(NamedTuple):
-    """Superpixels of one image."""
-
-    labels: np.ndarray  # (H, W), int32
-    n_measured: int  # labels that occur
+    image_rgb: np.ndarray  # (H, W, 3), uint8
+    image_lab: Tensor  # (3, H, W), float32, on the CPU
+    extra: Tensor | None  # (n_extra_channels, H, W), float32, on the CPU
 
 
-class Features(NamedTuple):
-    """Learned features of an image that do not depend on where in the image a pixel lies."""
-
-    pixel_features: np.ndarray  # (C, H, W), float32
-    spixel_features: np.ndarray  # (max label + 1, C), float32; NaN for labels that do not occur
-    n_base_features: int  # the first ones, which come from colour; the others come from extra channels
-
-    @property
-    def base(self) -> Self:
-        """The features of the base model alone."""
-        return self._replace(
-            pixel_features=self.pixel_features[: self.n_base_features],
-            spixel_features=self.spixel_features[:, : self.n_base_features],
-        )
-
-
-@torch.inference_mode()
-def segment_image(
-    model: nn.Module,
-    scales: InputScales,
-    image_rgb: np.ndarray,
-    n_spixels: int,
-    *,
-    extra: np.ndarray | None = None,
-    connected: bool = True,
-    device: torch.device = CPU,
-    image_name: str = "the image",
-) -> Superpixels:
-    """Cut an image into superpixels.
+class Segmenter:
+    """Cuts images into superpixels with a trained model.
 
     Parameters
     ----------
     model : SSNModel, CompositeSSNModel or SSNPix
-        In evaluation mode; see `lib.checkpoint`.
+        Put into evaluation mode and moved to `device`.
     scales : InputScales
         Weights of the input channels.
-    image_rgb : ndarray, shape (H, W, 3), uint8
-        The image.
-    n_spixels : int
-        Requested number of superpixels.
-    extra : ndarray, shape (H, W, n_extra_channels), float32, optional
-        Extra channels, for a composite model: the flow of the frame, say.
-    connected : bool
-        Enforce connectivity; otherwise labels are the most likely superpixel of each pixel, in up to
-        n_rows * n_cols numbers of which some may not occur.
-    device : torch.device
-        Where the model is.
-    image_name : str
-        Used in error messages.
+    device : torch.device or str
+        Where to compute.
+    with_bfloat16 : bool
+        Run the convolutions in bfloat16; the clustering stays in float32.
 
-    Raises
-    ------
-    InputError
-        If the image has fewer than `n_spixels` pixels, or the extra channels are not what the model reads,
-        of another size or not finite.
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from lib.images import read_image
+    >>> from lib.inference import Segmenter
+    >>> segmenter = Segmenter.from_checkpoint("trained_models/best_model.pth")
+    >>> superpixels = segmenter(read_image(Path("demo/cat.jpg")), 200, with_features=True)
+    >>> superpixels.labels.shape
+    (300, 451)
+    >>> superpixels.n_measured == len(superpixels.colors) == len(superpixels.features)
+    True
+
+    What a graph network takes: a vector for each superpixel, and which of them are neighbours.
+
+    >>> nodes = np.concatenate([superpixels.features, superpixels.positions], axis=1)
+    >>> nodes.shape[1]
+    17
+    >>> superpixels.edges.shape[1]
+    2
     """
-    check_n_spixels(n_spixels, image_rgb.shape[:2], image_name)
-    image_lab, extra_channels = _to_tensors(image_rgb, extra, device)
-    output = segment_lab(model, image_lab, n_spixels, scales, extra=extra_channels)
-    labels = output.labels[0].cpu().numpy().astype(np.int32)
-    if connected:
-        labels = enforce_connectivity(labels, n_spixels)
-    return Superpixels(labels, int(np.count_nonzero(np.bincount(labels.ravel()))))
 
+    def __init__(
+        self,
+        model: nn.Module,
+        scales: InputScales,
+        *,
+        device: torch.device | str = CPU,
+        with_bfloat16: bool = False,
+    ) -> None:
+        self.device = torch.device(device)
+        self.model = model.eval().to(self.device, memory_format=torch.channels_last)
+        self.scales = scales
+        self.with_bfloat16 = with_bfloat16
 
-@torch.inference_mode()
-def compute_features(
-    model: nn.Module,
-    scales: InputScales,
-    image_rgb: np.ndarray,
-    labels: np.ndarray,
-    *,
-    extra: np.ndarray | None = None,
-    device: torch.device = CPU,
-) -> Features:
-    """Position-invariant features of an image's pixels, and their means over its superpixels.
+    @classmethod
+    def from_checkpoint(
+        cls, path: Path | str, *, device: torch.device | str = CPU, with_bfloat16: bool = False
+    ) -> Self:
+        """Load a base or a composite model, whichever a weight file holds.
 
-    Parameters
-    ----------
-    model, scales, image_rgb, extra, device
-        As for `segment_image`; the model must have a network.
-    labels : ndarray, shape (H, W), integer
-        Superpixels, numbered from 0.
-    """
-    image_lab, extra_channels = _to_tensors(image_rgb, extra, device)
-    # The number of superpixels only scales the position, which is set to zero.
-    channels = model_input(model, image_lab, 1, scales, extra=extra_channels)
-    pixel_features = model.position_invariant_features(channels)[0].cpu().numpy()
-    pixel_features = np.ascontiguousarray(pixel_features)
-    return Features(pixel_features, mean_per_spixel(pixel_features, labels), model.n_learned_features)
+        Parameters
+        ----------
+        path : Path or str
+            One of our checkpoints, a published state dict, or "none" for the model without a network.
+        device, with_bfloat16
+            As for the class.
 
+        Raises
+        ------
+        InputError
+            If the file cannot be used.
+        """
+        loaded = load_model(path)
+        return cls(loaded.model, loaded.scales, device=device, with_bfloat16=with_bfloat16)
 
-def segment_to_files(
-    model: nn.Module,
-    scales: InputScales,
-    image_rgb: np.ndarray,
-    n_spixels: int,
-    *,
-    extra: np.ndarray | None = None,
-    connected: bool = True,
-    device: torch.device = CPU,
-    image_name: str = "the image",
-    overlay_file: Path,
-    labels_file: Path | None = None,
-    features_file: Path | None = None,
-    more_pictures: Mapping[Path, np.ndarray] | None = None,
-) -> Superpixels:
-    """Segment an image, and write what is asked for. Either all files are written or none.
+    @property
+    def learns_features(self) -> bool:
+        """Whether the model has a network."""
+        return not isinstance(self.model, SSNPix)
 
-    Parameters
-    ----------
-    model, scales, image_rgb, n_spixels, extra, connected, device, image_name
-        As for `segment_image`.
-    overlay_file : Path
-        Picture of the image with the borders of its superpixels, in the format of its suffix.
-    labels_file : Path, optional
-        Label map, .npy (int32) or 16-bit .png.
-    features_file : Path, optional
-        Arrays `pixel_features`, `spixel_features`, `n_base_features` of `Features`, and `labels`, .npz.
-    more_pictures : mapping of Path to ndarray, optional
-        Further pictures (H, W, 3) uint8 to write.
+    def __call__(
+        self,
+        image: np.ndarray | Image.Image | Tensor,
+        n_spixels: int = 200,
+        *,
+        extra: np.ndarray | Tensor | None = None,
+        connected: bool = True,
+        with_features: bool = False,
+        with_soft_assignment: bool = False,
+    ) -> Superpixels | list[Superpixels]:
+        """Cut an image, or each image of a batch, into superpixels.
 
-    Raises
-    ------
-    InputError
-        If the image cannot be segmented, or a file's format cannot hold its content.
-    RunError
-        If a file cannot be written.
-    """
-    superpixels = segment_image(
-        model,
-        scales,
-        image_rgb,
-        n_spixels,
-        extra=extra,
-        connected=connected,
-        device=device,
-        image_name=image_name,
-    )
-    pictures = {overlay_file: draw_boundaries(image_rgb, superpixels.labels), **(more_pictures or {})}
-    with ExitStack() as files:
-        for path, picture in pictures.items():
-            _write_picture(picture, files.enter_context(atomic_path(path)), path)
-        if labels_file:
-            _write_labels(superpixels.labels, files.enter_context(atomic_path(labels_file)), labels_file)
-        if features_file:
-            features = compute_features(
-                model, scales, image_rgb, superpixels.labels, extra=extra, device=device
+        Parameters
+        ----------
+        image : ndarray, PIL image or Tensor
+            An array (H, W, 3) or grey (H, W), of uint8 or of floats in [0, 1]; any PIL image; or a batch of
+            tensors (B, 3, H, W) with such values.
+        n_spixels : int
+            Requested number of superpixels.
+        extra : ndarray or Tensor, optional
+            Extra channels, for a composite model, say the flow of the frame: (H, W, n_extra_channels), or
+            (B, n_extra_channels, H, W) for a batch.
+        connected : bool
+            Enforce connectivity; otherwise labels are the most likely superpixel of each pixel, in up to
+            n_rows * n_cols numbers of which some may not occur.
+        with_features, with_soft_assignment : bool
+            Keep the learned features, or the soft assignment; see `Superpixels`.
+
+        Returns
+        -------
+        Superpixels
+            Of a batch, a list of them.
+
+        Raises
+        ------
+        InputError
+            If the image has another layout or fewer than `n_spixels` pixels, or the extra channels are not
+            what the model reads, of another size or not finite.
+        """
+        if isinstance(image, Tensor):
+            prepared = self._prepare_batch(image, extra)
+        else:
+            prepared = [self.prepare(image, extra)]
+        superpixels = self.cluster(
+            prepared,
+            n_spixels,
+            with_features=with_features,
+            with_soft_assignment=with_soft_assignment,
+        )
+        if connected:
+            superpixels = [each.connected(n_spixels) for each in superpixels]
+        return superpixels if isinstance(image, Tensor) else superpixels[0]
+
+    def prepare(
+        self, image: np.ndarray | Image.Image, extra: np.ndarray | None = None, *, name: str = "the image"
+    ) -> PreparedImage:
+        """Do what comes before the network, which needs no device and may run in another thread.
+
+        `name` is used in error messages; the other parameters are those of the call.
+        """
+        pixels = to_rgb_array(image, name=name)
+        as_bytes = pixels if pixels.dtype == np.uint8 else np.round(255 * pixels).astype(np.uint8)
+        return PreparedImage(as_bytes, rgb_to_lab(pixels), _extra_channels(extra, pixels.shape[:2]))
+
+    @torch.inference_mode()
+    def cluster(
+        self,
+        images: Sequence[PreparedImage],
+        n_spixels: int,
+        *,
+        with_features: bool = False,
+        with_soft_assignment: bool = False,
+    ) -> list[Superpixels]:
+        """Cut images of one size into superpixels that may be in pieces; parameters as for the call."""
+        check_n_spixels(n_spixels, images[0].image_rgb.shape[:2], "the image")
+        image_lab = torch.stack([image.image_lab for image in images]).to(self.device)
+        extra = None
+        if images[0].extra is not None:
+            extra = torch.stack([image.extra for image in images]).to(self.device)
+        channels = model_input(self.model, image_lab, n_spixels, self.scales, extra=extra)
+        n_base_features, pixel_features = 0, [None] * len(images)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.with_bfloat16):
+            clustered = self.model.pixel_features(channels)
+            if with_features:
+                if not self.learns_features:
+                    raise InputError("without a network nothing is learned: there are no features")
+                n_base_features = self.model.n_learned_features
+                features = self.model.position_invariant_features(channels)
+                pixel_features = features.float().contiguous().cpu().numpy()
+        output = cluster(clustered, n_spixels, n_iter=self.model.n_iter, distance=self.model.distance)
+        labels = output.labels.to(torch.int32).cpu().numpy()
+        return [
+            Superpixels(
+                labels[idx],
+                image.image_rgb,
+                pixel_features=pixel_features[idx],
+                n_base_features=n_base_features,
+                soft_assignment=output.assignment.of_image(idx) if with_soft_assignment else None,
             )
-            temporary = files.enter_context(atomic_path(features_file))
-            with temporary.open("wb") as file:  # given a name, NumPy may add a suffix to it
-                np.savez(file, **features._asdict(), labels=superpixels.labels)
-    return superpixels
+            for idx, image in enumerate(images)
+        ]
+
+    def _prepare_batch(self, images: Tensor, extra: Tensor | None) -> list[PreparedImage]:
+        if images.ndim != 4 or len(images) == 0:
+            raise InputError(f"a batch of tensors must be (B, 3, H, W), got {tuple(images.shape)}")
+        if extra is not None and (extra.ndim != 4 or len(extra) != len(images)):
+            raise InputError(
+                f"extra channels of a batch must be (B, n_extra_channels, H, W), got {tuple(extra.shape)}"
+            )
+        arrays = images.movedim(1, -1).cpu().numpy()
+        extras = [None] * len(images) if extra is None else extra.movedim(1, -1).cpu().numpy()
+        return [self.prepare(image, channels) for image, channels in zip(arrays, extras, strict=True)]
 
 
-def _to_tensors(
-    image_rgb: np.ndarray, extra: np.ndarray | None, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """The image in CIELAB and its extra channels, as batches of one."""
-    image_lab = rgb_to_lab(image_rgb)[None].to(device)
+def _extra_channels(extra: np.ndarray | None, image_shape: tuple[int, int]) -> Tensor | None:
     if extra is None:
-        return image_lab, None
-    if extra.ndim != 3 or extra.shape[:2] != image_rgb.shape[:2]:
-        raise InputError(f"extra channels are {extra.shape}, but the image is {image_rgb.shape[:2]}")
+        return None
+    if extra.ndim != 3 or extra.shape[:2] != image_shape:
+        raise InputError(f"extra channels are {extra.shape}, but the image is {image_shape}")
     if not np.isfinite(extra).all():
         raise InputError("extra channels hold NaN or infinite values")
-    channels = np.ascontiguousarray(extra.transpose(2, 0, 1), dtype=np.float32)
-    return image_lab, torch.from_numpy(channels)[None].to(device)
-
-
-def _write_picture(picture: np.ndarray, temporary: Path, path: Path) -> None:
-    try:
-        Image.fromarray(picture).save(temporary, compress_level=_PNG_COMPRESS_LEVEL)
-    except ValueError as error:  # say, WebP ends at 16,383 pixels a side
-        raise InputError(f"{path}: the format cannot hold this image ({error})") from error
-
-
-def _write_labels(labels: np.ndarray, temporary: Path, path: Path) -> None:
-    if path.suffix.lower() == ".npy":
-        with temporary.open("wb") as file:  # given a name, NumPy may add a suffix to it
-            np.save(file, labels)
-    elif labels.max() > MAX_PNG_LABEL:
-        raise InputError(
-            f"--save_labels {path}: label {labels.max()} does not fit a 16-bit PNG; "
-            "use a name that ends in .npy"
-        )
-    else:
-        Image.fromarray(labels.astype(np.uint16)).save(temporary)
+    return torch.from_numpy(np.ascontiguousarray(extra.transpose(2, 0, 1), dtype=np.float32))

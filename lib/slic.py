@@ -12,8 +12,9 @@ column -1 wraps around to the end of the previous row.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -151,6 +152,10 @@ class SoftAssignment:
 
     grid: CellGrid
     affinity: Tensor
+
+    def of_image(self, idx: int) -> Self:
+        """The part of one image of the batch."""
+        return replace(self, affinity=self.affinity[idx : idx + 1])
 
     def labels(self) -> Tensor:
         """Most likely superpixel of every pixel (H in the paper), shape (B, H, W), int64."""

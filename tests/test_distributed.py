@@ -222,3 +222,21 @@ def test_too_few_images_for_the_ranks(bsds_root, tmp_path):
     done = torchrun("train_base_model.py", *argv)
     assert done.returncode != 0
     assert "fewer than the 6 of a step (2 ranks x --batchsize 3)" in done.stderr
+
+
+def test_images_are_shared_by_the_ranks(bsds_root, tmp_path):
+    photos = bsds_root / "BSDS500/data/images"  # nine images
+    (photos / "val/101.jpg").write_bytes(b"broken")
+    done = torchrun(
+        "inference_base_model.py",
+        f"--image={photos}",
+        "--base_model_weights=none",
+        "--nspix=24",
+        f"--out={tmp_path / 'overlays'}",
+        "--device=cpu",
+    )
+    assert done.returncode != 0
+    assert done.stdout.count("101.jpg is not a readable image") == 1
+    assert done.stdout.count("8 images segmented, 0 skipped, 1 failed") == 1
+    assert done.stderr.count("inference_base_model.py: error: 1 images failed") == 1
+    assert len(list((tmp_path / "overlays").rglob("*.png"))) == 8

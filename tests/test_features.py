@@ -8,7 +8,6 @@ from lib.features import (
     InputScales,
     input_channels,
     labyx_features,
-    mean_per_spixel,
     pixel_positions,
     rgb_to_lab,
 )
@@ -48,11 +47,3 @@ def test_extra_channels_follow_the_others():
     assert channels[:, :5].equal(labyx_features(image_lab, 12, color_scale=0.26, pos_scale=2.5))
     assert channels[:, 5:].equal(3 * extra)
     assert input_channels(image_lab, None, 12, scales).equal(channels[:, :5])
-
-
-def test_means_per_superpixel_and_gaps():
-    labels = np.array([[0, 0, 2], [2, 2, 0]])
-    features = np.array([[[1, 2, 3], [4, 5, 6]], [[0, 0, 1], [1, 1, 3]]], dtype=np.float32)
-    means = mean_per_spixel(features, labels)
-    np.testing.assert_allclose(means[[0, 2]], [[3, 1], [4, 1]])
-    assert np.isnan(means[1]).all()

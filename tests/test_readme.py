@@ -18,10 +18,10 @@ def _in_a_copy_of_the_repo(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_features_as_a_library_call(capsys):
-    (example,) = (example for example in EXAMPLES if "compute_features" in example)
+def test_library_call(capsys):
+    (example,) = (example for example in EXAMPLES if "Segmenter" in example)
     exec(example, {})
-    n_spixels, n_features = re.search(r"\(15, 300, 451\) \((\d+), (\d+)\)", capsys.readouterr().out).groups()
+    n_spixels, n_features = re.search(r"\((\d+), (\d+)\) \(\d+, 2\)", capsys.readouterr().out).groups()
     assert 150 < int(n_spixels) < 300
     assert int(n_features) == 15
 

@@ -7,7 +7,13 @@ import pytest
 from PIL import Image
 
 from lib.errors import RunError
-from lib.visualization import draw_training_curves, training_figure
+from lib.visualization import (
+    BOUNDARY_COLOR,
+    draw_boundaries,
+    draw_flow,
+    draw_training_curves,
+    training_figure,
+)
 
 
 def training_line(step, **figures):
@@ -146,3 +152,25 @@ def test_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch
         draw_training_curves([], path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_borders_are_drawn_and_the_rest_is_kept():
+    image_rgb = np.full((10, 12, 3), 100, dtype=np.uint8)
+    labels = np.zeros((10, 12), dtype=np.int32)
+    labels[:, 6:] = 1
+    overlay = draw_boundaries(image_rgb, labels)
+    is_border = np.zeros((10, 12), dtype=bool)
+    is_border[:, 5:7] = True
+    np.testing.assert_array_equal(overlay[is_border], np.tile(BOUNDARY_COLOR, (20, 1)))
+    assert (overlay[~is_border] == 100).all()
+
+
+def test_flow_colours():
+    flow = np.zeros((50, 60, 4), dtype=np.float32)
+    flow[..., 1] = 3  # to the right in the next frame, unmoved since the previous one
+    picture = draw_flow(flow)
+    assert picture.shape == (50, 120, 3)
+    assert (picture[:, :60] == (255, 0, 0)).all()
+    assert (picture[30, 60:] == 255).all()
+    assert (picture[5, -1] == (255, 0, 0)).all()  # the wheel tells the same
+    assert (draw_flow(np.zeros((50, 60, 4)))[:, :60] == 255).all()

@@ -12,9 +12,7 @@ from torch.utils.data import Dataset, Subset
 
 from lib.datasets.segmented_image import SegmentedImage
 from lib.errors import InputError
-from lib.images import read_image
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+from lib.images import IMAGE_SUFFIXES, read_image
 
 HOLD_OUT_EVERY = 10  # a tenth is enough to pick a model by
 

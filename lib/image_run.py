@@ -1,0 +1,180 @@
+"""Many image files in, the files of their superpixels out: reading, network and writing overlap."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from lib.distributed import gather, is_first_rank, n_ranks, rank
+from lib.errors import InputError, RunError
+from lib.images import read_image
+from lib.inference import PreparedImage, Segmenter
+from lib.outputs import OutputFiles, write_outputs
+from lib.superpixels import Superpixels
+
+logger = logging.getLogger(__name__)
+
+_N_THREADS = 2  # that read, and as many that write
+_MAX_WAITING = 4  # batches that are read, or wait to be written
+
+
+class ImageJob(NamedTuple):
+    """An image and the files to make of it."""
+
+    image: Path
+    files: OutputFiles
+
+
+class RunSummary(NamedTuple):
+    """What came of a run, over all ranks."""
+
+    n_done: int
+    n_skipped: int
+    failures: list[str]  # a message for each image of which nothing was written
+    seconds: float
+
+
+def segment_files(
+    segmenter: Segmenter,
+    jobs: Sequence[ImageJob],
+    n_spixels: int,
+    *,
+    connected: bool = True,
+    batch_size: int = 1,
+    skip_existing: bool = False,
+) -> RunSummary:
+    """Segment image files, and write what is asked for of each.
+
+    Consecutive images of one size form a batch. An image that cannot be read, segmented or written is told of
+    in the summary and does not stop the others. Several ranks share the images.
+
+    Parameters
+    ----------
+    segmenter : Segmenter
+        Of a model without extra channels.
+    jobs : sequence of ImageJob
+        Images and their files, no file twice; missing folders are made.
+    n_spixels : int
+        Requested number of superpixels of an image.
+    connected : bool
+        Enforce connectivity.
+    batch_size : int
+        Images of one size that go through the network together.
+    skip_existing : bool
+        Leave out images of which all files are there.
+    """
+    start = time.perf_counter()
+    own = jobs[rank() :: n_ranks()]
+    is_hidden = None if is_first_rank() else True  # None: shown on a terminal
+    with tqdm(total=len(own), desc="segmenting", unit="image", disable=is_hidden) as progress:
+        todo = [job for job in own if not (skip_existing and all(path.exists() for path in job.files.paths))]
+        progress.update(len(own) - len(todo))
+        run = _Run(segmenter, n_spixels, connected=connected, progress=progress)
+        with ThreadPoolExecutor(_N_THREADS) as readers, ThreadPoolExecutor(_N_THREADS) as writers:
+            try:
+                run.segment(todo, batch_size, readers, writers)
+            except BaseException:  # Ctrl-C: what is being written is finished
+                readers.shutdown(cancel_futures=True)
+                writers.shutdown(cancel_futures=True)
+                raise
+    shares = gather(lambda: (len(own) - len(todo), run.failures, len(todo)))
+    failures = [failure for share in shares for failure in share[1]]
+    return RunSummary(
+        n_done=sum(share[2] for share in shares) - len(failures),
+        n_skipped=sum(share[0] for share in shares),
+        failures=failures,
+        seconds=time.perf_counter() - start,
+    )
+
+
+class _Run:
+    """The state of `segment_files`."""
+
+    def __init__(self, segmenter: Segmenter, n_spixels: int, *, connected: bool, progress: tqdm) -> None:
+        self.segmenter = segmenter
+        self.n_spixels = n_spixels
+        self.connected = connected
+        self.progress = progress
+        self.failures: list[str] = []
+        self._written: deque[Future[None]] = deque()
+
+    def segment(
+        self,
+        jobs: Sequence[ImageJob],
+        batch_size: int,
+        readers: ThreadPoolExecutor,
+        writers: ThreadPoolExecutor,
+    ) -> None:
+        prepared = _map_ahead(readers, self._read, jobs, n_ahead=_MAX_WAITING * batch_size)
+        for batch in _equal_sizes(zip(jobs, prepared, strict=True), batch_size):
+            for job, superpixels in self._cluster(batch):
+                self._written.append(writers.submit(self._write, job, superpixels))
+            while len(self._written) > _MAX_WAITING * batch_size:
+                self._written.popleft().result()
+        while self._written:
+            self._written.popleft().result()
+
+    def _read(self, job: ImageJob) -> PreparedImage | None:
+        try:
+            return self.segmenter.prepare(read_image(job.image))
+        except InputError as error:
+            self._fail(str(error))
+            return None
+
+    def _cluster(self, batch: list[tuple[ImageJob, PreparedImage]]) -> list[tuple[ImageJob, Superpixels]]:
+        jobs, images = zip(*batch, strict=True)
+        with_features = jobs[0].files.features is not None
+        try:
+            superpixels = self.segmenter.cluster(images, self.n_spixels, with_features=with_features)
+        except InputError as error:
+            for job in jobs:
+                self._fail(f"{job.image}: {error}")
+            return []
+        return list(zip(jobs, superpixels, strict=True))
+
+    def _write(self, job: ImageJob, superpixels: Superpixels) -> None:
+        try:
+            if self.connected:
+                superpixels = superpixels.connected(self.n_spixels)
+            for path in job.files.paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_outputs(superpixels, job.files)
+        except (InputError, RunError, OSError) as error:
+            self._fail(f"{job.image}: {error}")
+        else:
+            self.progress.update()
+
+    def _fail(self, message: str) -> None:
+        self.failures.append(message)
+        self.progress.update()
+
+
+def _map_ahead(executor: ThreadPoolExecutor, function, items: Iterable, *, n_ahead: int) -> Iterator:
+    """Results of a function in the order of the items, computed up to `n_ahead` items in advance."""
+    items = iter(items)
+    pending = deque(executor.submit(function, item) for item in islice(items, n_ahead))
+    while pending:
+        yield pending.popleft().result()
+        pending.extend(executor.submit(function, item) for item in islice(items, 1))
+
+
+def _equal_sizes(
+    images: Iterable[tuple[ImageJob, PreparedImage | None]], batch_size: int
+) -> Iterator[list[tuple[ImageJob, PreparedImage]]]:
+    """Batches of consecutive images of one size; images that could not be read are left out."""
+    batch: list[tuple[ImageJob, PreparedImage]] = []
+    for job, image in images:
+        if image is None:
+            continue
+        if batch and (len(batch) == batch_size or batch[0][1].image_rgb.shape != image.image_rgb.shape):
+            yield batch
+            batch = []
+        batch.append((job, image))
+    if batch:
+        yield batch

@@ -1,0 +1,170 @@
+"""Many image files in, the files of their superpixels out."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import inference_base_model
+from conftest import fails_with, make_quadrants
+from lib import cli, image_run
+from lib.errors import RunError
+from lib.features import InputScales
+from lib.image_run import ImageJob, segment_files
+from lib.inference import Segmenter
+from lib.outputs import OutputFiles
+from model import SSNModel
+
+SIZES = [(60, 92), (60, 92), (60, 92), (48, 92), (60, 92)]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with five images of two sizes, one of them below another folder, and what is no image."""
+    folder = tmp_path / "photos"
+    (folder / "trip" / "day 1").mkdir(parents=True)
+    (folder / ".cache").mkdir()
+    names = ["a.png", "b.jpg", "c.PNG", "trip/d.png", "trip/day 1/e.png"]
+    for seed, (name, size) in enumerate(zip(names, SIZES, strict=True)):
+        Image.fromarray(make_quadrants(*size, seed=seed)[0]).save(folder / name)
+    shutil.copy(folder / "a.png", folder / ".cache" / "hidden.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def segment(*argv):
+    """Run the script without a network, which is fast."""
+    return inference_base_model.main(["--base_model_weights=none", "--nspix=24", "--device=cpu", *argv])
+
+
+def files_below(folder):
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+def test_folder_keeps_its_structure(photos, in_tmp_path, caplog):
+    caplog.set_level("INFO")
+    summary = segment("--image", str(photos), "--out=overlays", "--save_labels=labels/x_{name}.tif")
+    assert (summary.n_done, summary.n_skipped, summary.failures) == (5, 0, [])
+    names = ["a", "b", "c", "trip/d", "trip/day 1/e"]
+    assert files_below(in_tmp_path / "overlays") == sorted(f"{name}.png" for name in names)
+    assert files_below(in_tmp_path / "labels") == sorted(f"x_{name}.tif" for name in names)
+    assert "5 images segmented, 0 skipped, 0 failed" in caplog.text
+
+
+def test_files_and_patterns(photos, in_tmp_path):
+    segment("--image", str(photos / "**" / "?.png"), "--out=by_pattern")
+    assert files_below(in_tmp_path / "by_pattern") == ["a.png", "trip/d.png", "trip/day 1/e.png"]
+    segment("--image", str(photos / "a.png"), str(photos / "trip"), "--out={name}_o.png")
+    assert (in_tmp_path / "a_o.png").is_file()
+    assert (in_tmp_path / "day 1" / "e_o.png").is_file()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_batches_equal_one_by_one(photos, tmp_path, batch_size):
+    segmenter = Segmenter(SSNModel(4), InputScales(0.26, 2.5))
+    images = sorted(photos.rglob("?.*"))
+    jobs = [
+        ImageJob(image, OutputFiles(tmp_path / f"{image.stem}.png", labels=tmp_path / f"{image.stem}.npy"))
+        for image in images
+    ]
+    assert segment_files(segmenter, jobs, 24, batch_size=batch_size).n_done == 5
+    for job in jobs:
+        expected = segmenter(np.asarray(Image.open(job.image)), 24).labels
+        np.testing.assert_array_equal(np.load(job.files.labels), expected)
+
+
+def test_batches_hold_images_of_one_size(photos, tmp_path, monkeypatch):
+    sizes = []
+    original = Segmenter.cluster
+
+    def cluster(self, images, *args, **kwargs):
+        sizes.append((len(images), images[0].image_rgb.shape[0]))
+        return original(self, images, *args, **kwargs)
+
+    monkeypatch.setattr(Segmenter, "cluster", cluster)
+    segment("--image", str(photos), f"--out={tmp_path / 'o'}", "--batchsize=2")
+    assert sizes == [(2, 60), (1, 60), (1, 48), (1, 60)]
+
+
+def test_bad_files_do_not_stop_the_others(photos, in_tmp_path, capsys):
+    (photos / "aa.jpg").write_bytes(b"no image")
+    Image.fromarray(make_quadrants(4, 5)[0]).save(photos / "small.png")
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: segment("--image", str(photos), "--out=overlays"))
+    assert caught.value.code == 1
+    assert len(files_below(in_tmp_path / "overlays")) == 5
+    assert "2 images failed" in capsys.readouterr().err
+
+
+def test_failures_name_the_image(photos, in_tmp_path, caplog):
+    (photos / "aa.jpg").write_bytes(b"no image")
+    Image.fromarray(make_quadrants(4, 5)[0]).save(photos / "small.png")
+    with pytest.raises(RunError):
+        segment("--image", str(photos), "--out=overlays")
+    assert "aa.jpg is not a readable image" in caplog.text
+    assert "small.png: --nspix 24 is above the 20 pixels" in caplog.text
+
+
+def test_full_disk_leaves_no_half_written_file(photos, in_tmp_path, monkeypatch):
+    original = image_run.write_outputs
+
+    def fail_once(superpixels, files):
+        if files.overlay.name == "b.png":
+            raise RunError("cannot write b.png (No space left on device)")
+        original(superpixels, files)
+
+    monkeypatch.setattr(image_run, "write_outputs", fail_once)
+    with pytest.raises(RunError, match="1 images failed"):
+        segment("--image", str(photos), "--out=overlays")
+    assert len(files_below(in_tmp_path / "overlays")) == 4
+
+
+def test_skip_existing(photos, in_tmp_path):
+    argv = ["--image", str(photos), "--out=overlays", "--save_labels=labels", "--skip_existing"]
+    segment(*argv)
+    (in_tmp_path / "labels" / "a.npy").unlink()
+    before = (in_tmp_path / "overlays" / "b.png").stat().st_mtime_ns
+    summary = segment(*argv)
+    assert (summary.n_done, summary.n_skipped) == (1, 4)
+    assert (in_tmp_path / "labels" / "a.npy").is_file()
+    assert (in_tmp_path / "overlays" / "b.png").stat().st_mtime_ns == before
+
+
+def test_features_of_a_folder(photos, in_tmp_path, base_weights):
+    argv = [f"--base_model_weights={base_weights}", "--nspix=24", "--save_features=features"]
+    inference_base_model.main(["--image", str(photos), *argv])
+    with np.load(in_tmp_path / "features" / "trip" / "d.npz") as saved:
+        assert saved["pixel_features"].shape == (4, 48, 92)
+    assert len(files_below(in_tmp_path / "results")) == 5
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--image=empty"], "--image empty: no image in that folder"),
+        (["--image=no_*.jpg"], "--image no_*.jpg: no file is named like that"),
+        (["--image=photos", "--out=o.png"], "--out o.png is one file, but there may be several images"),
+        (["--image=photos", "--out={name}.xyz"], "--out {name}.xyz: the name must end in"),
+        (["--image=photos", "--out=photos/notes.txt"], "--out photos/notes.txt cannot be written to"),
+        (["--image=photos", "--out=photos"], "--out of photos/a.png and the image photos/a.png are the same"),
+        (
+            ["--image=photos", "--out=o/{name}.png", "--save_labels=o/{name}.png"],
+            "--save_labels of photos/a.png and --out of photos/a.png are the same file, o/a.png",
+        ),
+        (
+            ["--image", "photos/a.png", "photos/trip/../a.png", "--out=o"],
+            "are the same file, o/a.png",
+        ),
+    ],
+)
+def test_bad_options(photos, in_tmp_path, argv, told, capsys):
+    (in_tmp_path / "empty").mkdir()
+    assert told in fails_with(inference_base_model.main, ["--base_model_weights=none", *argv], capsys)
+    assert not (in_tmp_path / "o" / "a.png").exists()

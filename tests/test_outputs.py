@@ -1,0 +1,99 @@
+"""Files of superpixels."""
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import make_quadrants
+from lib.errors import InputError
+from lib.files import check_output_file
+from lib.outputs import OutputFiles, write_outputs
+from lib.superpixels import Superpixels
+from lib.visualization import draw_boundaries
+
+
+def make_superpixels(height=60, width=92, **more):
+    image_rgb, quadrants = make_quadrants(height, width)
+    return Superpixels(quadrants, image_rgb, **more)
+
+
+def every_pixel(height, width):
+    """A superpixel for every pixel."""
+    labels = np.arange(height * width, dtype=np.int32).reshape(height, width)
+    return Superpixels(labels, np.zeros((height, width, 3), dtype=np.uint8))
+
+
+def read_labels(path):
+    if path.suffix == ".npy":
+        return np.load(path)
+    if path.suffix == ".h5":
+        with h5py.File(path) as file:
+            return file["labels"][:]
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize("suffix", ["npy", "png", "tif", "h5"])
+def test_labels_come_back(tmp_path, suffix):
+    superpixels = every_pixel(256, 256)
+    path = tmp_path / f"labels.{suffix}"
+    write_outputs(superpixels, OutputFiles(tmp_path / "overlay.png", labels=path))
+    np.testing.assert_array_equal(read_labels(path), superpixels.labels)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, "overlay.png"]
+
+
+@pytest.mark.parametrize("suffix", ["NPY", "tif", "h5"])
+def test_labels_above_16_bits(tmp_path, suffix):
+    superpixels = every_pixel(256, 257)
+    overlay, path = tmp_path / "overlay.png", tmp_path / f"labels.{suffix}"
+    with pytest.raises(InputError, match=r"--save_labels .*does not fit a 16-bit PNG.*\.npy, \.tif or \.h5"):
+        write_outputs(superpixels, OutputFiles(overlay, labels=tmp_path / "labels.png"))
+    assert list(tmp_path.iterdir()) == []
+    write_outputs(superpixels, OutputFiles(overlay, labels=path))
+    labels = np.load(path) if suffix == "NPY" else read_labels(path)
+    np.testing.assert_array_equal(labels, superpixels.labels)
+
+
+def test_overlay_too_large_for_its_format_leaves_nothing(tmp_path):
+    files = OutputFiles(tmp_path / "overlay.webp", labels=tmp_path / "labels.npy")
+    with pytest.raises(InputError, match=r"overlay\.webp: the format cannot hold this image"):
+        write_outputs(make_superpixels(2, 16400), files)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overlay_and_further_pictures(tmp_path):
+    superpixels = make_superpixels()
+    picture = np.zeros((5, 6, 3), dtype=np.uint8)
+    write_outputs(
+        superpixels, OutputFiles(tmp_path / "overlay.png"), more_pictures={tmp_path / "flow.png": picture}
+    )
+    overlay = np.asarray(Image.open(tmp_path / "overlay.png"))
+    np.testing.assert_array_equal(overlay, draw_boundaries(superpixels.image_rgb, superpixels.labels))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "flow.png")), picture)
+
+
+def test_saved_features(tmp_path):
+    features = np.random.default_rng(0).random((4, 60, 92), dtype=np.float32)
+    superpixels = make_superpixels(pixel_features=features, n_base_features=4)
+    write_outputs(superpixels, OutputFiles(tmp_path / "o.png", features=tmp_path / "features.NPZ"))
+    with np.load(tmp_path / "features.NPZ") as saved:
+        assert sorted(saved) == ["labels", "n_base_features", "pixel_features", "spixel_features"]
+        np.testing.assert_array_equal(saved["labels"], superpixels.labels)
+        np.testing.assert_array_equal(saved["pixel_features"], features)
+        np.testing.assert_array_equal(saved["spixel_features"], superpixels.features)
+        assert saved["n_base_features"] == 4
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["features.NPZ", "o.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("labels.txt", r"must end in \.npy, \.png"),
+        ("no/labels.npy", "cannot write to folder"),
+        ("folder.npy", "is a folder"),
+    ],
+)
+def test_output_that_cannot_be_written_is_found_early(tmp_path, name, message):
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(InputError, match=f"--save_labels .*{message}"):
+        check_output_file("--save_labels", tmp_path / name, (".npy", ".png"))
