@@ -133,9 +133,14 @@ class CellGrid:
         columns = shares.permute(0, 3, 2, 1).reshape(batch, channels * 9, n_cells)
         return F.fold(columns, self.grid_shape, kernel_size=3, padding=1).flatten(2).transpose(1, 2)
 
-    def initial_centroids(self, pixels: Tensor) -> Tensor:
-        """Mean pixel of every cell: (B, C, H, W) to (B, S, C)."""
-        return F.adaptive_avg_pool2d(pixels, self.grid_shape).flatten(2).transpose(1, 2)
+    def initial_centroids(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mean pixel of every cell: (B, C, H, W) to (B, S, C); of those in a mask (B, H, W), or else zero."""
+        if mask is None:
+            return F.adaptive_avg_pool2d(pixels, self.grid_shape).flatten(2).transpose(1, 2)
+        weight = mask[:, None].to(pixels.dtype)
+        sums = F.adaptive_avg_pool2d(torch.where(mask[:, None], pixels, 0), self.grid_shape)
+        share = F.adaptive_avg_pool2d(weight, self.grid_shape)
+        return torch.where(share > 0, sums / share, 0).flatten(2).transpose(1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +152,8 @@ class SoftAssignment:
     grid : CellGrid
         Which pixels and which candidates the shares belong to.
     affinity : Tensor, shape (B, S, 9, P)
-        Sums to 1 over the nine candidates; differentiable. Arbitrary in empty slots.
+        Sums to 1 over the nine candidates, but is zero where a mask left a pixel out; differentiable.
+        Without a mask, arbitrary in empty slots.
     """
 
     grid: CellGrid
@@ -214,7 +220,12 @@ class SoftAssignment:
 
 
 def slic(
-    pixel_features: Tensor, n_spixels: int, *, n_iter: int = 5, distance: str = "euclidean"
+    pixel_features: Tensor,
+    n_spixels: int,
+    *,
+    n_iter: int = 5,
+    distance: str = "euclidean",
+    mask: Tensor | None = None,
 ) -> SoftAssignment:
     """Cluster pixel features into superpixels.
 
@@ -231,6 +242,9 @@ def slic(
         Number of iterations, at least 1.
     distance : {"euclidean", "squared"}
         Euclidean as in the published PyTorch weights, squared as in the paper.
+    mask : Tensor, shape (B, H, W), bool, optional
+        Pixels to cluster, by default all. Others move no superpixel and have no affinity to any; a cell
+        without any pixel to cluster has no superpixel.
 
     Returns
     -------
@@ -257,25 +271,31 @@ def slic(
     if distance not in DISTANCES:
         raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
     grid = CellGrid.for_image(*pixel_features.shape[2:], n_spixels, pixel_features.device)
+    occupied = grid.pixel_mask[None]  # (1 or B, S, P)
+    exists = grid.neighbor_mask[None]  # (1 or B, S, 9)
+    if mask is not None:
+        occupied = grid.to_cells(mask[:, None]).squeeze(2)
+        exists = exists & occupied.any(dim=2)[:, grid.neighbor_idx]
 
     # Channels are read one at a time, which is slow where a convolution left them innermost.
     pixel_features = pixel_features.contiguous()
 
     # A cell's pixels and candidates are taken relative to its first centroid: differences of large
     # squares would cost float32 the small distances.
-    origins = grid.initial_centroids(pixel_features)  # (B, S, C)
-    points = _LocalPoints.apply(pixel_features, origins, grid)
+    origins = grid.initial_centroids(pixel_features, mask)  # (B, S, C)
+    points = _LocalPoints.apply(pixel_features, origins, occupied.to(pixel_features.dtype), grid)
     chunks = points.flatten(0, 1).split(_cells_per_chunk(points))  # each (cells, C+2, P)
     spixel_features = origins
     for _ in range(n_iter - 1):
         local_sums = [
             affinity @ points.transpose(1, 2)
-            for points, affinity in _soft_assign(chunks, spixel_features, origins, grid, distance)
+            for points, affinity in _soft_assign(chunks, spixel_features, origins, exists, grid, distance)
         ]
         local_sums = torch.cat(local_sums).unflatten(0, origins.shape[:2])  # (B, S, 9, C+2)
         spixel_features = _update_centroids(local_sums, origins, spixel_features, grid)
-    affinities = [affinity for _, affinity in _soft_assign(chunks, spixel_features, origins, grid, distance)]
-    return SoftAssignment(grid, torch.cat(affinities).unflatten(0, origins.shape[:2]))
+    last = _soft_assign(chunks, spixel_features, origins, exists, grid, distance)
+    affinity = torch.cat([affinity for _, affinity in last]).unflatten(0, origins.shape[:2])
+    return SoftAssignment(grid, affinity if mask is None else affinity * occupied[:, :, None])
 
 
 def _cells_per_chunk(points: Tensor) -> int:
@@ -286,12 +306,12 @@ def _cells_per_chunk(points: Tensor) -> int:
     return max(1, _CHUNK_BYTES // ((n_rows + 9) * n_slots * points.element_size()))
 
 
-def _distance_weights(spixel_features: Tensor, origins: Tensor, grid: CellGrid) -> Tensor:
+def _distance_weights(spixel_features: Tensor, origins: Tensor, exists: Tensor, grid: CellGrid) -> Tensor:
     """What turns points into squared distances to a cell's candidates: (B, S, 9, C+2).
 
     |p - s|^2 = [-2 s, |s|^2, 1] . [p, 1, |p|^2]
     """
-    beyond = ~grid.neighbor_mask[None, :, :, None]
+    beyond = ~exists[..., None]
     candidates = grid.to_candidates(spixel_features) - origins[:, :, None]  # (B, S, 9, C)
     candidates = candidates.masked_fill(beyond, 0)
     squared_norm = candidates.square().sum(dim=3, keepdim=True).masked_fill(beyond, _BEYOND_BORDER)
@@ -299,10 +319,15 @@ def _distance_weights(spixel_features: Tensor, origins: Tensor, grid: CellGrid) 
 
 
 def _soft_assign(
-    chunks: Sequence[Tensor], spixel_features: Tensor, origins: Tensor, grid: CellGrid, distance: str
+    chunks: Sequence[Tensor],
+    spixel_features: Tensor,
+    origins: Tensor,
+    exists: Tensor,
+    grid: CellGrid,
+    distance: str,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield every chunk of cells with the affinity of its points, (cells, 9, P)."""
-    weights = _distance_weights(spixel_features, origins, grid).flatten(0, 1)
+    weights = _distance_weights(spixel_features, origins, exists, grid).flatten(0, 1)
     for points, chunk_weights in zip(chunks, weights.split(len(chunks[0])), strict=True):
         squared_distance = chunk_weights @ points
         if distance == "squared":
@@ -363,16 +388,15 @@ def _split_axis(length: int, n_cells: int, device: torch.device) -> tuple[Tensor
 class _LocalPoints(torch.autograd.Function):
     """Stack [p, 1, |p|^2] for the pixels p of every cell, relative to its origin: (B, S, C+2, P).
 
-    All rows are zero in empty slots. The 1 makes sums of weights, and |s|^2, part of the same products.
-    Written channel by channel, because at full image size every temporary tensor costs as much time as
-    the arithmetic.
+    All rows are zero in slots that are not occupied. The 1 makes sums of weights, and |s|^2, part of the same
+    products. Written channel by channel, because at full image size every temporary tensor costs as much
+    time as the arithmetic.
     """
 
     @staticmethod
-    def forward(ctx, pixels: Tensor, origins: Tensor, grid: CellGrid) -> Tensor:
+    def forward(ctx, pixels: Tensor, origins: Tensor, occupied: Tensor, grid: CellGrid) -> Tensor:
         batch, n_channels = pixels.shape[:2]
         n_cells, n_slots = grid.pixel_idx.shape
-        occupied = grid.pixel_mask.to(pixels.dtype)
         # One flat index over the batch: `index_select` is fastest along a single dimension.
         offset = torch.arange(batch, device=pixels.device) * math.prod(grid.image_shape)
         flat_idx = (grid.pixel_idx + offset[:, None, None]).flatten()
@@ -387,16 +411,16 @@ class _LocalPoints(torch.autograd.Function):
         points[:, :, -2] = occupied
         points[:, :, -1] = squared_norm
         ctx.grid = grid
-        ctx.save_for_backward(points)
+        ctx.save_for_backward(points, occupied)
         return points
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        (points,) = ctx.saved_tensors
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        points, occupied = ctx.saved_tensors
         grad_local = torch.addcmul(grad[:, :, :-2], points[:, :, :-2], grad[:, :, -1:], value=2)
-        grad_origins = -(grad_local @ ctx.grid.pixel_mask[:, :, None].to(grad.dtype)).squeeze(3)
-        return ctx.grid.to_pixels(grad_local), grad_origins, None
+        grad_local.mul_(occupied[:, :, None])
+        return ctx.grid.to_pixels(grad_local), -grad_local.sum(dim=3), None, None
 
 
 class _EuclideanSoftmin(torch.autograd.Function):
