@@ -9,7 +9,6 @@ from lib.checkpoint import NO_NETWORK, load_base_model
 from lib.distributed import n_ranks, on_first_rank
 from lib.errors import InputError
 from lib.image_run import RunSummary, segment_files
-from lib.images import read_image
 from lib.inference import Segmenter
 from lib.inference_options import (
     add_many_images_args,
@@ -17,6 +16,7 @@ from lib.inference_options import (
     choose_batch_size,
     is_single_image,
     log_superpixels,
+    overlay_style,
     plan_jobs,
     report,
 )
@@ -46,13 +46,12 @@ def main(argv: Sequence[str] | None = None) -> RunSummary:
     if is_single_image(args.image) and n_ranks() == 1:
         (job,) = jobs
         start = time.perf_counter()
-        superpixels = segmenter(
-            read_image(job.image),
-            args.nspix,
-            connected=args.enforce_connectivity,
-            with_features=args.save_features is not None,
+        (superpixels,) = segmenter.cluster(
+            [job.read(segmenter)], args.nspix, with_features=args.save_features is not None
         )
-        write_outputs(superpixels, job.files)
+        if args.enforce_connectivity:
+            superpixels = superpixels.connected()
+        write_outputs(superpixels, job.files, style=overlay_style(args))
         seconds = time.perf_counter() - start
         log_superpixels(job.image, args.nspix, superpixels, seconds, device, job.files.overlay)
         return RunSummary(n_done=1, n_skipped=0, failures=[], seconds=seconds)
@@ -62,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> RunSummary:
         jobs,
         args.nspix,
         connected=args.enforce_connectivity,
+        style=overlay_style(args),
         batch_size=choose_batch_size(args.batchsize, device),
         skip_existing=args.skip_existing,
     )

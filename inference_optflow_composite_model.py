@@ -11,7 +11,7 @@ from lib.checkpoint import load_composite_model
 from lib.errors import InputError
 from lib.images import read_image
 from lib.inference import Segmenter
-from lib.inference_options import add_output_args, check_files, log_superpixels, output_files
+from lib.inference_options import add_output_args, check_files, log_superpixels, output_files, overlay_style
 from lib.optflow import FlowArchive, FrameFlow
 from lib.outputs import write_outputs
 from lib.superpixels import Superpixels
@@ -90,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> Superpixels:
     write_outputs(
         superpixels,
         output_files(out=args.out, save_labels=args.save_labels, save_features=args.save_features),
+        style=overlay_style(args),
         more_pictures={files["save_flow"]: draw_flow(frame_flow.flow)} if args.save_flow else None,
     )
     seconds = time.perf_counter() - start

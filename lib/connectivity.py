@@ -9,24 +9,30 @@ from skimage.measure import label
 MIN_SIZE_SHARE = 0.06  # of the mean requested superpixel size: smaller pieces are merged
 
 
-def enforce_connectivity(labels: np.ndarray, n_spixels: int) -> np.ndarray:
+OUTSIDE = -1  # label of pixels that belong to no superpixel
+
+
+def enforce_connectivity(labels: np.ndarray, n_spixels: int, *, mask: np.ndarray | None = None) -> np.ndarray:
     """Turn a label map into 4-connected superpixels without crumbs.
 
     Every 4-connected piece of a label becomes a superpixel of its own. Pieces smaller than
     0.06 * H * W / `n_spixels` then join, smallest first, the neighbour they share the longest border with
-    (the larger one of equals, then the one that starts first). Nothing is split.
+    (the larger one of equals, then the one that starts first). Nothing is split. Only a part of the mask that
+    is that small itself stays so.
 
     Parameters
     ----------
     labels : ndarray, shape (H, W), integer
         Label map; any values.
     n_spixels : int
-        Requested number of superpixels, which sets the least size of a piece.
+        Number of superpixels requested of H * W pixels, which sets the least size of a piece.
+    mask : ndarray, shape (H, W), bool, optional
+        Pixels that belong to superpixels, by default all.
 
     Returns
     -------
     ndarray, shape (H, W), int32
-        Labels 0 to n - 1 without gaps, numbered by first pixel in reading order.
+        Labels 0 to n - 1 without gaps, numbered by first pixel in reading order; -1 outside the mask.
 
     Raises
     ------
@@ -41,15 +47,18 @@ def enforce_connectivity(labels: np.ndarray, n_spixels: int) -> np.ndarray:
     if n_spixels < 1:
         raise ValueError(f"n_spixels must be at least 1, got {n_spixels}")
     # `label` treats one value as background: shift the labels so that none has it.
-    pieces = label(labels.astype(np.int64) - int(labels.min()) + 1, background=0, connectivity=1) - 1
-    sizes = np.bincount(pieces.ravel())
+    shifted = labels.astype(np.int64) - int(labels.min()) + 1
+    if mask is not None:
+        shifted[~mask] = 0
+    pieces = label(shifted, background=0, connectivity=1) - 1
+    sizes = np.bincount(pieces[pieces != OUTSIDE])
     min_size = MIN_SIZE_SHARE * labels.size / n_spixels
     target = _merge_small_pieces(sizes, _small_borders(pieces, sizes < min_size), min_size)
     # Pieces are numbered by first pixel. A merged region keeps the number of its first piece.
     first_of_region = np.full(len(sizes), len(sizes))
     np.minimum.at(first_of_region, target, np.arange(len(sizes)))
     number = np.unique(first_of_region[target], return_inverse=True)[1].astype(np.int32)
-    return number[pieces]
+    return np.append(number, np.int32(OUTSIDE))[pieces]  # of which -1 is the last
 
 
 def _small_borders(pieces: np.ndarray, is_small: np.ndarray) -> dict[int, Counter[int]]:
@@ -57,7 +66,7 @@ def _small_borders(pieces: np.ndarray, is_small: np.ndarray) -> dict[int, Counte
     n_pieces = len(is_small)
     sides = []
     for one, other in ((pieces[:, :-1], pieces[:, 1:]), (pieces[:-1], pieces[1:])):
-        at_border = one != other
+        at_border = (one != other) & (one != OUTSIDE) & (other != OUTSIDE)
         sides.append(np.stack([one[at_border], other[at_border]]))
     one, other = np.concatenate(sides, axis=1)
     owner, neighbor = np.concatenate([one, other]), np.concatenate([other, one])
@@ -95,7 +104,7 @@ def _merge_small_pieces(sizes: np.ndarray, borders: dict[int, Counter[int]], min
             shared[find(adjacent)] += sides_shared
         del shared[piece]
         if not shared:
-            break  # one piece is the whole image
+            continue  # nothing beside it: one piece is the whole image, or an island of the mask
         into = max(shared, key=lambda other: (shared[other], size[other], -other))
         target[piece] = into
         size[into] += size[piece]

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from lib.distributed import gather, is_first_rank, n_ranks, rank
 from lib.errors import InputError, RunError
-from lib.images import read_image
+from lib.images import read_image, read_mask
 from lib.inference import PreparedImage, Segmenter
-from lib.outputs import OutputFiles, write_outputs
+from lib.outputs import DEFAULT_STYLE, OutputFiles, OverlayStyle, write_outputs
 from lib.superpixels import Superpixels
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,12 @@ class ImageJob(NamedTuple):
 
     image: Path
     files: OutputFiles
+    mask: Path | None = None  # picture of the pixels to segment
+
+    def read(self, segmenter: Segmenter) -> PreparedImage:
+        """Read the image, and prepare it for the network."""
+        mask = None if self.mask is None else read_mask(self.mask)
+        return segmenter.prepare(read_image(self.image), mask=mask, name=str(self.image))
 
 
 class RunSummary(NamedTuple):
@@ -46,6 +52,7 @@ def segment_files(
     n_spixels: int,
     *,
     connected: bool = True,
+    style: OverlayStyle = DEFAULT_STYLE,
     batch_size: int = 1,
     skip_existing: bool = False,
 ) -> RunSummary:
@@ -64,8 +71,10 @@ def segment_files(
         Requested number of superpixels of an image.
     connected : bool
         Enforce connectivity.
+    style : OverlayStyle
+        How the overlays look.
     batch_size : int
-        Images of one size that go through the network together.
+        Images of one size, without masks, that go through the network together.
     skip_existing : bool
         Leave out images of which all files are there.
     """
@@ -75,7 +84,7 @@ def segment_files(
     with tqdm(total=len(own), desc="segmenting", unit="image", disable=is_hidden) as progress:
         todo = [job for job in own if not (skip_existing and all(path.exists() for path in job.files.paths))]
         progress.update(len(own) - len(todo))
-        run = _Run(segmenter, n_spixels, connected=connected, progress=progress)
+        run = _Run(segmenter, n_spixels, connected=connected, style=style, progress=progress)
         with ThreadPoolExecutor(_N_THREADS) as readers, ThreadPoolExecutor(_N_THREADS) as writers:
             try:
                 run.segment(todo, batch_size, readers, writers)
@@ -96,10 +105,19 @@ def segment_files(
 class _Run:
     """The state of `segment_files`."""
 
-    def __init__(self, segmenter: Segmenter, n_spixels: int, *, connected: bool, progress: tqdm) -> None:
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        n_spixels: int,
+        *,
+        connected: bool,
+        style: OverlayStyle,
+        progress: tqdm,
+    ) -> None:
         self.segmenter = segmenter
         self.n_spixels = n_spixels
         self.connected = connected
+        self.style = style
         self.progress = progress
         self.failures: list[str] = []
         self._written: deque[Future[None]] = deque()
@@ -122,7 +140,7 @@ class _Run:
 
     def _read(self, job: ImageJob) -> PreparedImage | None:
         try:
-            return self.segmenter.prepare(read_image(job.image))
+            return job.read(self.segmenter)
         except InputError as error:
             self._fail(str(error))
             return None
@@ -133,18 +151,18 @@ class _Run:
         try:
             superpixels = self.segmenter.cluster(images, self.n_spixels, with_features=with_features)
         except InputError as error:
-            for job in jobs:
-                self._fail(f"{job.image}: {error}")
+            for _ in jobs:
+                self._fail(str(error))
             return []
         return list(zip(jobs, superpixels, strict=True))
 
     def _write(self, job: ImageJob, superpixels: Superpixels) -> None:
         try:
             if self.connected:
-                superpixels = superpixels.connected(self.n_spixels)
+                superpixels = superpixels.connected()
             for path in job.files.paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            write_outputs(superpixels, job.files)
+            write_outputs(superpixels, job.files, style=self.style)
         except (InputError, RunError, OSError) as error:
             self._fail(f"{job.image}: {error}")
         else:
@@ -172,9 +190,13 @@ def _equal_sizes(
     for job, image in images:
         if image is None:
             continue
-        if batch and (len(batch) == batch_size or batch[0][1].image_rgb.shape != image.image_rgb.shape):
+        if batch and (len(batch) == batch_size or not _go_together(batch[0][1], image)):
             yield batch
             batch = []
         batch.append((job, image))
     if batch:
         yield batch
+
+
+def _go_together(one: PreparedImage, other: PreparedImage) -> bool:
+    return one.image_rgb.shape == other.image_rgb.shape and one.mask is None and other.mask is None

@@ -9,6 +9,8 @@ from lib.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")  # of images in a folder
 
+_UNKNOWN = 0.5  # what the network sees where a pixel is NaN
+
 
 def read_image(path: Path) -> np.ndarray:
     """Read an image as 8-bit RGB, the right way up.
@@ -43,21 +45,44 @@ def read_image(path: Path) -> np.ndarray:
         raise InputError(f"{path} is not a readable image ({error})") from error
 
 
-def to_rgb_array(image: np.ndarray | Image.Image, *, name: str = "the image") -> np.ndarray:
+def read_mask(path: Path) -> np.ndarray:
+    """Read an image as a mask: (H, W) bool, True where any channel is not 0.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or not a readable image.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no mask file {path}")
+    try:
+        with Image.open(path) as image:
+            values = np.asarray(ImageOps.exif_transpose(image))
+    except Exception as error:  # Pillow raises whatever the broken bytes led it to
+        raise InputError(f"{path} is not a readable mask ({error})") from error
+    return values.astype(bool) if values.ndim == 2 else values.any(axis=2)
+
+
+def to_rgb_array(
+    image: np.ndarray | Image.Image, *, name: str = "the image"
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Turn an image in memory into RGB.
 
     Parameters
     ----------
     image : ndarray or PIL image
-        An array (H, W, 3), or grey (H, W), of uint8 or of floats in [0, 1]; or any PIL image, which is
-        converted as by `read_image`.
+        An array (H, W, 3), or grey (H, W), of uint8 or of floats in [0, 1], NaN where there is nothing; or
+        any PIL image, which is converted as by `read_image`.
     name : str
         Used in error messages.
 
     Returns
     -------
-    ndarray, shape (H, W, 3)
-        uint8, or float32 in [0, 1].
+    image_rgb : ndarray, shape (H, W, 3)
+        uint8, or float32 in [0, 1]: mid-grey where the image is NaN.
+    is_known : ndarray, shape (H, W), bool, or None
+        Where the image is not NaN; None if it is so nowhere.
 
     Raises
     ------
@@ -66,18 +91,22 @@ def to_rgb_array(image: np.ndarray | Image.Image, *, name: str = "the image") ->
     """
     if isinstance(image, Image.Image):
         try:
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image))), None
         except InputError as error:
             raise InputError(f"{name} {error}") from error
-    is_bytes = image.dtype == np.uint8
-    if image.size == 0 or image.shape[2:] not in ((), (3,)) or image.ndim not in (2, 3):
+    if image.size == 0 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
         raise InputError(f"{name} must be (H, W, 3), or grey (H, W), got {image.shape}")
-    if not is_bytes and image.dtype.kind != "f":
+    pixels = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+    if pixels.dtype == np.uint8:
+        return pixels, None
+    if pixels.dtype.kind != "f":
         raise InputError(f"{name} must be of uint8, or of floats in [0, 1], got {image.dtype}")
-    if not is_bytes and not ((image >= 0) & (image <= 1)).all():
-        raise InputError(f"{name} must have floats in [0, 1], got {image.min()} to {image.max()}")
-    pixels = image if is_bytes else image.astype(np.float32)
-    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+    is_known = ~np.isnan(pixels).any(axis=2)
+    if not is_known.all():
+        pixels = np.where(is_known[..., None], pixels, _UNKNOWN)
+    if pixels.min() < 0 or pixels.max() > 1:
+        raise InputError(f"{name} must have floats in [0, 1], got {pixels.min()} to {pixels.max()}")
+    return pixels.astype(np.float32), None if is_known.all() else is_known
 
 
 def resize_image(image_rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

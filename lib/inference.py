@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lib.checkpoint import load_model
+from lib.connectivity import OUTSIDE
 from lib.errors import InputError
 from lib.features import InputScales, rgb_to_lab
 from lib.images import to_rgb_array
@@ -26,6 +27,14 @@ class PreparedImage(NamedTuple):
     image_rgb: np.ndarray  # (H, W, 3), uint8
     image_lab: Tensor  # (3, H, W), float32, on the CPU
     extra: Tensor | None  # (n_extra_channels, H, W), float32, on the CPU
+    mask: np.ndarray | None  # (H, W), bool: pixels to segment; None for all
+    name: str  # for error messages
+
+    def n_spixels_on_grid(self, n_spixels: int) -> int:
+        """Superpixels to request of all pixels, so that `n_spixels` fall on those in the mask."""
+        if self.mask is None:
+            return n_spixels
+        return min(self.mask.size, round(n_spixels * self.mask.size / np.count_nonzero(self.mask)))
 
 
 class Segmenter:
@@ -108,6 +117,7 @@ class Segmenter:
         n_spixels: int = 200,
         *,
         extra: np.ndarray | Tensor | None = None,
+        mask: np.ndarray | Tensor | None = None,
         connected: bool = True,
         with_features: bool = False,
         with_soft_assignment: bool = False,
@@ -118,12 +128,15 @@ class Segmenter:
         ----------
         image : ndarray, PIL image or Tensor
             An array (H, W, 3) or grey (H, W), of uint8 or of floats in [0, 1]; any PIL image; or a batch of
-            tensors (B, 3, H, W) with such values.
+            tensors (B, 3, H, W) with such values. Pixels that are NaN are left out, as outside a mask.
         n_spixels : int
-            Requested number of superpixels.
+            Requested number of superpixels; with a mask, of those in it.
         extra : ndarray or Tensor, optional
             Extra channels, for a composite model, say the flow of the frame: (H, W, n_extra_channels), or
             (B, n_extra_channels, H, W) for a batch.
+        mask : ndarray or Tensor, bool, optional
+            Pixels to segment, (H, W), or (B, H, W) for a batch; the others get the label -1. The network sees
+            them all the same.
         connected : bool
             Enforce connectivity; otherwise labels are the most likely superpixel of each pixel, in up to
             n_rows * n_cols numbers of which some may not occur.
@@ -138,33 +151,39 @@ class Segmenter:
         Raises
         ------
         InputError
-            If the image has another layout or fewer than `n_spixels` pixels, or the extra channels are not
-            what the model reads, of another size or not finite.
+            If the image has another layout or fewer than `n_spixels` pixels, the extra channels are not
+            what the model reads, of another size or not finite, or the mask is of another size or empty.
         """
+        keep = {"with_features": with_features, "with_soft_assignment": with_soft_assignment}
         if isinstance(image, Tensor):
-            prepared = self._prepare_batch(image, extra)
+            prepared = self._prepare_batch(image, extra, mask)
         else:
-            prepared = [self.prepare(image, extra)]
-        superpixels = self.cluster(
-            prepared,
-            n_spixels,
-            with_features=with_features,
-            with_soft_assignment=with_soft_assignment,
-        )
+            prepared = [self.prepare(image, extra, mask)]
+        if mask is None and len(prepared) > 1:
+            superpixels = self.cluster(prepared, n_spixels, **keep)
+        else:  # masks may ask for grids of their own
+            superpixels = [each for one in prepared for each in self.cluster([one], n_spixels, **keep)]
         if connected:
-            superpixels = [each.connected(n_spixels) for each in superpixels]
+            superpixels = [each.connected() for each in superpixels]
         return superpixels if isinstance(image, Tensor) else superpixels[0]
 
     def prepare(
-        self, image: np.ndarray | Image.Image, extra: np.ndarray | None = None, *, name: str = "the image"
+        self,
+        image: np.ndarray | Image.Image,
+        extra: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+        *,
+        name: str = "the image",
     ) -> PreparedImage:
         """Do what comes before the network, which needs no device and may run in another thread.
 
         `name` is used in error messages; the other parameters are those of the call.
         """
-        pixels = to_rgb_array(image, name=name)
+        pixels, is_known = to_rgb_array(image, name=name)
+        mask = _combine_masks(mask, is_known, pixels.shape[:2], name=name)
         as_bytes = pixels if pixels.dtype == np.uint8 else np.round(255 * pixels).astype(np.uint8)
-        return PreparedImage(as_bytes, rgb_to_lab(pixels), _extra_channels(extra, pixels.shape[:2]))
+        channels = _extra_channels(extra, pixels.shape[:2], name=name)
+        return PreparedImage(as_bytes, rgb_to_lab(pixels), channels, mask, name)
 
     @torch.inference_mode()
     def cluster(
@@ -175,8 +194,12 @@ class Segmenter:
         with_features: bool = False,
         with_soft_assignment: bool = False,
     ) -> list[Superpixels]:
-        """Cut images of one size into superpixels that may be in pieces; parameters as for the call."""
-        check_n_spixels(n_spixels, images[0].image_rgb.shape[:2], "the image")
+        """Cut images into superpixels that may be in pieces; parameters as for the call.
+
+        The images must be of one size, and have no mask if there are several.
+        """
+        check_n_spixels(n_spixels, images[0].image_rgb.shape[:2], images[0].name)
+        n_spixels = images[0].n_spixels_on_grid(n_spixels)
         image_lab = torch.stack([image.image_lab for image in images]).to(self.device)
         extra = None
         if images[0].extra is not None:
@@ -191,12 +214,22 @@ class Segmenter:
                 n_base_features = self.model.n_learned_features
                 features = self.model.position_invariant_features(channels)
                 pixel_features = features.float().contiguous().cpu().numpy()
-        output = cluster(clustered, n_spixels, n_iter=self.model.n_iter, distance=self.model.distance)
+        mask = images[0].mask
+        output = cluster(
+            clustered,
+            n_spixels,
+            n_iter=self.model.n_iter,
+            distance=self.model.distance,
+            mask=None if mask is None else torch.from_numpy(mask)[None].to(self.device),
+        )
         labels = output.labels.to(torch.int32).cpu().numpy()
+        if mask is not None:
+            labels[:, ~mask] = OUTSIDE
         return [
             Superpixels(
                 labels[idx],
                 image.image_rgb,
+                n_spixels,
                 pixel_features=pixel_features[idx],
                 n_base_features=n_base_features,
                 soft_assignment=output.assignment.of_image(idx) if with_soft_assignment else None,
@@ -204,23 +237,44 @@ class Segmenter:
             for idx, image in enumerate(images)
         ]
 
-    def _prepare_batch(self, images: Tensor, extra: Tensor | None) -> list[PreparedImage]:
+    def _prepare_batch(
+        self, images: Tensor, extra: Tensor | None, mask: Tensor | None
+    ) -> list[PreparedImage]:
         if images.ndim != 4 or len(images) == 0:
             raise InputError(f"a batch of tensors must be (B, 3, H, W), got {tuple(images.shape)}")
-        if extra is not None and (extra.ndim != 4 or len(extra) != len(images)):
-            raise InputError(
-                f"extra channels of a batch must be (B, n_extra_channels, H, W), got {tuple(extra.shape)}"
-            )
+        for name, values, n_dims in (("extra channels", extra, 4), ("masks", mask, 3)):
+            if values is not None and (values.ndim != n_dims or len(values) != len(images)):
+                raise InputError(
+                    f"the {name} of a batch must have {n_dims} dimensions and one entry for each of the "
+                    f"{len(images)} images, got {tuple(values.shape)}"
+                )
+        nothing = [None] * len(images)
         arrays = images.movedim(1, -1).cpu().numpy()
-        extras = [None] * len(images) if extra is None else extra.movedim(1, -1).cpu().numpy()
-        return [self.prepare(image, channels) for image, channels in zip(arrays, extras, strict=True)]
+        extras = nothing if extra is None else extra.movedim(1, -1).cpu().numpy()
+        masks = nothing if mask is None else mask.cpu().numpy()
+        return [self.prepare(*parts) for parts in zip(arrays, extras, masks, strict=True)]
 
 
-def _extra_channels(extra: np.ndarray | None, image_shape: tuple[int, int]) -> Tensor | None:
+def _extra_channels(extra: np.ndarray | None, image_shape: tuple[int, int], *, name: str) -> Tensor | None:
     if extra is None:
         return None
     if extra.ndim != 3 or extra.shape[:2] != image_shape:
-        raise InputError(f"extra channels are {extra.shape}, but the image is {image_shape}")
+        raise InputError(f"extra channels are {extra.shape}, but {name} is {image_shape}")
     if not np.isfinite(extra).all():
-        raise InputError("extra channels hold NaN or infinite values")
+        raise InputError(f"extra channels of {name} hold NaN or infinite values")
     return torch.from_numpy(np.ascontiguousarray(extra.transpose(2, 0, 1), dtype=np.float32))
+
+
+def _combine_masks(
+    mask: np.ndarray | None, is_known: np.ndarray | None, image_shape: tuple[int, int], *, name: str
+) -> np.ndarray | None:
+    """Pixels in the mask that are not NaN; None for all."""
+    if mask is not None and mask.shape != image_shape:
+        raise InputError(f"the mask is {mask.shape}, but {name} is {image_shape}")
+    given = [each.astype(bool) for each in (mask, is_known) if each is not None]
+    if not given:
+        return None
+    combined = np.logical_and.reduce(given)
+    if not combined.any():
+        raise InputError(f"the mask of {name} leaves no pixel to segment")
+    return combined

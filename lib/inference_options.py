@@ -9,13 +9,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from PIL import ImageColor
 
 from lib.cli import add_bool, positive_int
 from lib.errors import InputError, RunError
 from lib.files import check_output_file, prepare_out_dir
 from lib.image_run import ImageJob, RunSummary
 from lib.images import IMAGE_SUFFIXES
-from lib.outputs import FEATURE_SUFFIXES, LABEL_SUFFIXES, PICTURE_SUFFIXES, OutputFiles
+from lib.outputs import (
+    FEATURE_SUFFIXES,
+    LABEL_SUFFIXES,
+    OVERLAYS,
+    PICTURE_SUFFIXES,
+    OutputFiles,
+    OverlayStyle,
+)
 from lib.superpixels import Superpixels
 
 logger = logging.getLogger(__name__)
@@ -60,6 +68,20 @@ def add_output_args(parser: argparse.ArgumentParser, *, several: bool = False) -
         "--save_features",
         help=f"position-invariant features of pixels and superpixels to write: .npz{in_folder}",
     )
+    parser.add_argument(
+        "--overlay",
+        choices=OVERLAYS,
+        default="boundaries",
+        help="draw the borders of the superpixels over the image, or paint each in its mean colour",
+    )
+    parser.add_argument(
+        "--boundary_color",
+        type=_rgb_color,
+        default="yellow",
+        metavar="COLOR",
+        help="of the borders: a name, or #rrggbb",
+    )
+    parser.add_argument("--boundary_width", type=positive_int, default=2, help="of the borders, in pixels")
     add_bool(
         parser,
         "--enforce_connectivity",
@@ -77,6 +99,11 @@ def add_many_images_args(parser: argparse.ArgumentParser, *, demo_image: Path) -
         metavar="IMAGE",
         help="images to segment: files, folders with all that is below them, or patterns such as '*.jpg'",
     )
+    parser.add_argument(
+        "--mask",
+        help="picture of the pixels to segment, all that are not black; for several images, a folder or a "
+        "name with {name}",
+    )
     add_bool(
         parser, "--skip_existing", default=False, help="leave out images of which all files are there already"
     )
@@ -86,6 +113,11 @@ def add_many_images_args(parser: argparse.ArgumentParser, *, demo_image: Path) -
         help="images of one size that go through the network together; default: "
         f"{_CUDA_BATCH_SIZE} on CUDA, else 1",
     )
+
+
+def overlay_style(args: argparse.Namespace) -> OverlayStyle:
+    """The overlays that the options describe."""
+    return OverlayStyle(args.overlay, args.boundary_color, args.boundary_width)
 
 
 def choose_batch_size(given: int | None, device: torch.device) -> int:
@@ -109,6 +141,7 @@ def plan_jobs(args: argparse.Namespace) -> list[ImageJob]:
     images = [found for given in args.image for found in _find_images(given)]
     is_single = is_single_image(args.image)
     templates = {}
+    mask_template = _mask_template(args.mask, is_single=is_single)
     for option in ("out", "save_labels", "save_features"):
         template = _template_of(option, getattr(args, option), n_images=None if is_single else len(images))
         if template is not None:
@@ -116,15 +149,14 @@ def plan_jobs(args: argparse.Namespace) -> list[ImageJob]:
     jobs = []
     users: dict[Path, str] = {file.resolve(): f"the image {file}" for file, _ in images}
     for file, name in images:
-        paths = {
-            option: Path(template.replace(NAME, str(name.with_suffix(""))))
-            for option, template in templates.items()
-        }
+        stem = str(name.with_suffix(""))
+        paths = {option: Path(template.replace(NAME, stem)) for option, template in templates.items()}
+        mask = Path(mask_template.replace(NAME, stem)) if mask_template else None
         for option, path in paths.items():
             user = f"--{option} of {file}"
             if users.setdefault(path.resolve(), user) != user:
                 raise InputError(f"{user} and {users[path.resolve()]} are the same file, {path}")
-        jobs.append(ImageJob(file, _output_files(paths)))
+        jobs.append(ImageJob(file, _output_files(paths), mask))
     return jobs
 
 
@@ -247,6 +279,24 @@ def _template_of(option: str, given: str | None, *, n_images: int | None) -> str
         template = str(Path(template) / f"{NAME}{output.suffixes[0]}")
     prepare_out_dir(Path(template[: template.index(NAME)] + "_").parent, option=f"--{option}")
     return template
+
+
+def _mask_template(given: str | None, *, is_single: bool) -> str | None:
+    if given is None or is_single or NAME in given:
+        return given
+    if not Path(given).is_dir():
+        raise InputError(
+            f"--mask {given}: for several images, give a folder of masks, or a name such as masks/{NAME}.png"
+        )
+    return str(Path(given) / f"{NAME}.png")
+
+
+def _rgb_color(text: str) -> tuple[int, int, int]:
+    """Read the name of a colour, or #rrggbb."""
+    try:
+        return ImageColor.getrgb(text)[:3]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected the name of a colour or #rrggbb, got {text!r}") from None
 
 
 def _output_files(paths: Mapping[str, Path]) -> OutputFiles:

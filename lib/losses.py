@@ -12,7 +12,7 @@ from lib.features import pixel_positions
 from lib.slic import SoftAssignment
 
 NORMALIZATIONS = ("linear", "logsoftmax")
-RECONSTRUCTION_LOSSES = ("cross_entropy", "cross_entropy_logsoftmax", "soft_iou")
+RECONSTRUCTION_LOSSES = ("expected_error", "cross_entropy", "cross_entropy_logsoftmax", "soft_iou")
 
 _MIN_PROBABILITY = 1e-8  # keeps the logarithm and its gradient finite
 
@@ -36,8 +36,9 @@ def compute_loss_terms(
         Labels of A annotations of each image, 0 to `n_labels` - 1.
     n_labels : int
         Number of labels of an annotation.
-    reconstruction : {"cross_entropy", "cross_entropy_logsoftmax", "soft_iou"}
-        Which reconstruction loss; its mean over the annotations is taken.
+    reconstruction : {"expected_error", "cross_entropy", "cross_entropy_logsoftmax", "soft_iou"}
+        Which reconstruction loss; its mean over the annotations is taken. "expected_error" is the mean share
+        of wrong labels in what the superpixels carry to a pixel, which is 0 if each lies within one segment.
     compactness : float
         Weight of the position term, per square pixel.
 
@@ -50,6 +51,8 @@ def compute_loss_terms(
         raise ValueError(f"reconstruction must be one of {RECONSTRUCTION_LOSSES}, got {reconstruction!r}")
 
     def loss_of(annotation: Tensor) -> Tensor:
+        if reconstruction == "expected_error":
+            return 1 - true_label_share(assignment, annotation, n_labels).mean()
         if reconstruction == "cross_entropy":
             return _negative_log_likelihood(true_label_share(assignment, annotation, n_labels))
         reconstructed = reconstruct_labels(assignment, annotation, n_labels)

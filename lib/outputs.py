@@ -12,7 +12,7 @@ from PIL import Image
 from lib.errors import InputError
 from lib.files import atomic_path
 from lib.superpixels import Superpixels
-from lib.visualization import draw_boundaries
+from lib.visualization import BOUNDARY_COLOR, draw_boundaries, draw_mean_colors
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 LABEL_SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".h5")
@@ -23,13 +23,44 @@ MAX_PNG_LABEL = 2**16 - 1
 _PNG_COMPRESS_LEVEL = 1
 
 
+OVERLAYS = ("boundaries", "mean_colors")
+
+
+class OverlayStyle(NamedTuple):
+    """How an overlay looks.
+
+    Attributes
+    ----------
+    kind : {"boundaries", "mean_colors"}
+        Borders over the image, or every superpixel in its mean colour.
+    color : tuple of int
+        RGB of the borders.
+    width : int
+        Pixels across a border.
+    """
+
+    kind: str = "boundaries"
+    color: tuple[int, int, int] = BOUNDARY_COLOR
+    width: int = 2
+
+    def draw(self, superpixels: Superpixels) -> np.ndarray:
+        """The overlay of an image, (H, W, 3) uint8."""
+        image_rgb, labels = superpixels.image_rgb, superpixels.labels
+        if self.kind == "mean_colors":
+            return draw_mean_colors(image_rgb, labels, superpixels.colors)
+        return draw_boundaries(image_rgb, labels, color=self.color, width=self.width)
+
+
+DEFAULT_STYLE = OverlayStyle()
+
+
 class OutputFiles(NamedTuple):
     """Where to write what about an image; the format is that of the suffix.
 
     Attributes
     ----------
     overlay : Path
-        Picture of the image with the borders of its superpixels.
+        Picture of the image with its superpixels.
     labels : Path, optional
         Label map: .npy (int32), .png (16 bits), .tif (32 bits), or .h5 (data set `labels`, compressed).
     features : Path, optional
@@ -46,7 +77,11 @@ class OutputFiles(NamedTuple):
 
 
 def write_outputs(
-    superpixels: Superpixels, files: OutputFiles, *, more_pictures: Mapping[Path, np.ndarray] | None = None
+    superpixels: Superpixels,
+    files: OutputFiles,
+    *,
+    style: OverlayStyle = DEFAULT_STYLE,
+    more_pictures: Mapping[Path, np.ndarray] | None = None,
 ) -> None:
     """Write what is asked for about an image. Either all files are written or none.
 
@@ -56,6 +91,8 @@ def write_outputs(
         With features, if these are to be written.
     files : OutputFiles
         Files to write.
+    style : OverlayStyle
+        How the overlay looks.
     more_pictures : mapping of Path to ndarray, optional
         Further pictures (H, W, 3) uint8.
 
@@ -66,7 +103,7 @@ def write_outputs(
     RunError
         If a file cannot be written.
     """
-    pictures = {files.overlay: draw_boundaries(superpixels.image_rgb, superpixels.labels)}
+    pictures = {files.overlay: style.draw(superpixels)}
     with ExitStack() as stack:
         for path, picture in (pictures | dict(more_pictures or {})).items():
             _write_picture(picture, stack.enter_context(atomic_path(path)), path)
@@ -102,6 +139,11 @@ def _write_labels(labels: np.ndarray, temporary: Path, path: Path) -> None:
         case ".tif" | ".tiff":
             Image.fromarray(labels).save(temporary, compression="tiff_adobe_deflate")
         case _:
+            if labels.min() < 0:
+                raise InputError(
+                    f"--save_labels {path}: a PNG cannot hold -1, the label of pixels outside the mask; "
+                    "use a name that ends in .npy, .tif or .h5"
+                )
             if labels.max() > MAX_PNG_LABEL:
                 raise InputError(
                     f"--save_labels {path}: label {labels.max()} does not fit a 16-bit PNG; "

@@ -6,10 +6,8 @@ from typing import Self
 
 import numpy as np
 
-from lib.connectivity import enforce_connectivity
+from lib.connectivity import OUTSIDE, enforce_connectivity
 from lib.slic import SoftAssignment
-
-OUTSIDE = -1  # label of pixels that belong to no superpixel
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +27,8 @@ class Superpixels:
         Learned features that do not depend on where in the image a pixel lies, if they were asked for.
     n_base_features : int
         The first ones of them, which come from colour; the others come from extra channels.
+    n_spixels : int
+        Superpixels requested for as many pixels as the image has: with a mask, more than in the mask.
     soft_assignment : SoftAssignment, optional
         Share of every pixel in the superpixels around it, if it was asked for. It is that of the clustering,
         whose superpixels are those of the grid: enforcing connectivity afterwards renumbers them.
@@ -36,13 +36,16 @@ class Superpixels:
 
     labels: np.ndarray
     image_rgb: np.ndarray
+    n_spixels: int
     pixel_features: np.ndarray | None = None
     n_base_features: int = 0
     soft_assignment: SoftAssignment | None = None
 
-    def connected(self, n_spixels: int) -> Self:
+    def connected(self) -> Self:
         """The same with connectivity enforced; see `enforce_connectivity`."""
-        return replace(self, labels=enforce_connectivity(self.labels, n_spixels))
+        mask = self.labels != OUTSIDE
+        labels = enforce_connectivity(self.labels, self.n_spixels, mask=None if mask.all() else mask)
+        return replace(self, labels=labels)
 
     @cached_property
     def sizes(self) -> np.ndarray:

@@ -77,6 +77,34 @@ def test_promises(labels, n_spixels):
     assert (np.diff(first_pixels) > 0).all()
 
 
+@settings(deadline=None, max_examples=150)
+@given(
+    maps=st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(
+        lambda shape: st.tuples(
+            arrays(np.int64, shape, elements=st.integers(0, 3)), arrays(bool, shape, elements=st.booleans())
+        )
+    ),
+    n_spixels=st.integers(1, 20),
+)
+def test_promises_in_a_mask(maps, n_spixels):
+    labels, mask = maps
+    mask[0, 0] = True
+    result = enforce_connectivity(labels, n_spixels, mask=mask)
+    np.testing.assert_array_equal(result == -1, ~mask)
+    np.testing.assert_array_equal(np.unique(result[mask]), np.arange(result.max() + 1))
+    assert label(result + 1, background=0, connectivity=1).max() == result.max() + 1
+    islands = label(mask, connectivity=1)
+    for number, size in enumerate(np.bincount(result[mask])):
+        island = islands[result == number][0]
+        assert size >= MIN_SIZE_SHARE * labels.size / n_spixels or size == (islands == island).sum()
+
+
+def test_a_mask_of_all_pixels_changes_nothing():
+    labels = np.random.default_rng(0).integers(0, 4, (15, 17))
+    whole = enforce_connectivity(labels, 12, mask=np.ones(labels.shape, dtype=bool))
+    np.testing.assert_array_equal(whole, enforce_connectivity(labels, 12))
+
+
 @pytest.mark.parametrize(
     ("labels", "n_spixels", "message"),
     [

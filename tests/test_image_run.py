@@ -107,18 +107,18 @@ def test_failures_name_the_image(photos, in_tmp_path, caplog):
     (photos / "aa.jpg").write_bytes(b"no image")
     Image.fromarray(make_quadrants(4, 5)[0]).save(photos / "small.png")
     with pytest.raises(RunError):
-        segment("--image", str(photos), "--out=overlays")
+        segment("--image", "photos", "--out=overlays")
     assert "aa.jpg is not a readable image" in caplog.text
-    assert "small.png: --nspix 24 is above the 20 pixels" in caplog.text
+    assert "--nspix 24 is above the 20 pixels of photos/small.png" in caplog.text
 
 
 def test_full_disk_leaves_no_half_written_file(photos, in_tmp_path, monkeypatch):
     original = image_run.write_outputs
 
-    def fail_once(superpixels, files):
+    def fail_once(superpixels, files, **style):
         if files.overlay.name == "b.png":
             raise RunError("cannot write b.png (No space left on device)")
-        original(superpixels, files)
+        original(superpixels, files, **style)
 
     monkeypatch.setattr(image_run, "write_outputs", fail_once)
     with pytest.raises(RunError, match="1 images failed"):
@@ -135,6 +135,40 @@ def test_skip_existing(photos, in_tmp_path):
     assert (summary.n_done, summary.n_skipped) == (1, 4)
     assert (in_tmp_path / "labels" / "a.npy").is_file()
     assert (in_tmp_path / "overlays" / "b.png").stat().st_mtime_ns == before
+
+
+def write_masks(photos, folder):
+    """Masks of all photos, in which the left half is white."""
+    for image in photos.rglob("?.*"):
+        path = folder / image.relative_to(photos).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        height, width = np.asarray(Image.open(image)).shape[:2]
+        mask = np.zeros((height, width), dtype=np.uint8)
+        mask[:, : width // 2] = 255
+        Image.fromarray(mask).save(path)
+
+
+def test_masks(photos, in_tmp_path):
+    write_masks(photos, in_tmp_path / "masks")
+    segment("--image", str(photos), "--mask=masks", "--save_labels=many", "--batchsize=4")
+    segment("--image=photos/a.png", "--mask=masks/a.png", "--save_labels=one.npy")
+    many = np.load(in_tmp_path / "many" / "a.npy")
+    assert (many[:, 46:] == -1).all()
+    assert many[:, :46].min() == 0
+    np.testing.assert_array_equal(many, np.load(in_tmp_path / "one.npy"))
+
+
+def test_style_of_overlays(photos, in_tmp_path):
+    style = ["--boundary_color=#ff0000", "--boundary_width=1"]
+    segment("--image=photos/a.png", *style, "--out=one.png")
+    segment("--image=photos", *style)
+    segment("--image=photos/a.png", "--overlay=mean_colors", "--out=means.png")
+    one, many, means = (
+        np.asarray(Image.open(in_tmp_path / name)) for name in ("one.png", "results/a.png", "means.png")
+    )
+    assert (one == (255, 0, 0)).all(axis=2).any()
+    np.testing.assert_array_equal(one, many)
+    assert len(np.unique(means.reshape(-1, 3), axis=0)) < 40
 
 
 def test_features_of_a_folder(photos, in_tmp_path, base_weights):
@@ -154,6 +188,11 @@ def test_features_of_a_folder(photos, in_tmp_path, base_weights):
         (["--image=photos", "--out={name}.xyz"], "--out {name}.xyz: the name must end in"),
         (["--image=photos", "--out=photos/notes.txt"], "--out photos/notes.txt cannot be written to"),
         (["--image=photos", "--out=photos"], "--out of photos/a.png and the image photos/a.png are the same"),
+        (["--image=photos", "--mask=no"], "--mask no: for several images, give a folder of masks, or a name"),
+        (["--image=photos/a.png", "--mask=no.png"], "no mask file no.png"),
+        (["--image=photos/a.png", "--mask=photos/notes.txt"], "photos/notes.txt is not a readable mask"),
+        (["--image=photos/a.png", "--mask=photos/trip/d.png"], "the mask is (48, 92), but photos/a.png is"),
+        (["--boundary_color=nocolour"], "expected the name of a colour or #rrggbb, got 'nocolour'"),
         (
             ["--image=photos", "--out=o/{name}.png", "--save_labels=o/{name}.png"],
             "--save_labels of photos/a.png and --out of photos/a.png are the same file, o/a.png",

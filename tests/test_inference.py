@@ -124,7 +124,7 @@ def test_extra_channels_change_the_superpixels_of_a_composite():
         (np.zeros((60, 92, 3)), "reads 4 extra channels, but the image has 3"),
         (np.zeros((60, 91, 4)), r"extra channels are \(60, 91, 4\), but the image is \(60, 92\)"),
         (np.zeros((60, 92)), r"extra channels are \(60, 92\), but"),
-        (np.full((60, 92, 4), np.nan), "extra channels hold NaN or infinite values"),
+        (np.full((60, 92, 4), np.nan), "extra channels of the image hold NaN or infinite values"),
     ],
 )
 def test_unusable_extra_channels(extra, message):
@@ -156,7 +156,7 @@ def test_extra_channels_need_a_scale():
         (np.zeros(9, np.uint8), r"got \(9,\)"),
         (np.zeros((8, 9, 3), np.int64), "must be of uint8, or of floats in .*, got int64"),
         (np.full((8, 9, 3), 200.0), r"must have floats in \[0, 1\], got 200.0 to 200.0"),
-        (np.full((8, 9, 3), np.nan), r"must have floats in \[0, 1\], got nan"),
+        (np.full((8, 9, 3), np.nan), "the mask of the image leaves no pixel to segment"),
         (Image.new("F", (9, 8)), "the image has 32-bit float pixels of unknown range"),
         (torch.zeros(3, 8, 9), r"a batch of tensors must be \(B, 3, H, W\), got \(3, 8, 9\)"),
         (np.zeros((2, 2, 3), np.uint8), "--nspix 24 is above the 4 pixels of the image"),
@@ -165,6 +165,56 @@ def test_extra_channels_need_a_scale():
 def test_images_that_cannot_be_used(image, message):
     with pytest.raises(InputError, match=message):
         Segmenter(SSNPix(), SCALES)(image, 24)
+
+
+def test_masked_and_unmasked_agree_away_from_the_mask():
+    image_rgb = make_quadrants(96, 144)[0]
+    mask = np.zeros((96, 144), dtype=bool)
+    mask[:, :72] = True  # whose border is one between cells too
+    segmenter = Segmenter(SSNModel(4), SCALES)
+    whole, masked = segmenter(image_rgb, 96), segmenter(image_rgb, 48, mask=mask)
+    assert (masked.labels[:, 72:] == -1).all()
+    assert masked.labels[:, :72].min() == 0
+    assert masked.n_measured == masked.labels.max() + 1 == len(masked.colors)
+    away = np.s_[:, :48]  # two cells from it
+    pairs = np.unique(np.stack([whole.labels[away].ravel(), masked.labels[away].ravel()]), axis=1)
+    n_regions = len(np.unique(whole.labels[away]))
+    assert pairs.shape[1] <= 1.1 * n_regions  # nearly one to one
+
+
+def test_nan_pixels_are_masked():
+    image = make_quadrants()[0] / 255
+    mask = np.ones((60, 92), dtype=bool)
+    mask[10:20, 30:50] = False
+    holes = np.where(mask[..., None], image, np.nan)
+    segmenter = Segmenter(SSNPix(), SCALES)
+    labels = segmenter(holes, 24).labels
+    np.testing.assert_array_equal(labels == -1, ~mask)
+    np.testing.assert_array_equal(labels, segmenter(image, 24, mask=mask).labels)
+    holes[:2] = np.nan
+    assert (segmenter(holes, 24, mask=mask).labels[:2] == -1).all()
+
+
+def test_masks_of_a_batch():
+    images = np.stack([make_quadrants(seed=seed)[0] for seed in range(2)])
+    masks = np.random.default_rng(0).random((2, 60, 92)) < 0.8
+    masks[1, :40] = False
+    segmenter = Segmenter(SSNModel(4), SCALES)
+    together = segmenter(torch.from_numpy(images).movedim(-1, 1), 24, mask=torch.from_numpy(masks))
+    for superpixels, image, mask in zip(together, images, masks, strict=True):
+        np.testing.assert_array_equal(superpixels.labels, segmenter(image, 24, mask=mask).labels)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.ones((60, 91), dtype=bool), r"the mask is \(60, 91\), but the image is \(60, 92\)"),
+        (np.zeros((60, 92), dtype=bool), "the mask of the image leaves no pixel to segment"),
+    ],
+)
+def test_unusable_masks(mask, message):
+    with pytest.raises(InputError, match=message):
+        Segmenter(SSNPix(), SCALES)(make_quadrants()[0], 24, mask=mask)
 
 
 @pytest.mark.parametrize(("shape", "n_spixels"), [((1, 1), 1), ((1, 300), 20), ((2000, 2), 50)])

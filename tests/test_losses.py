@@ -113,6 +113,20 @@ def test_share_of_the_true_label_is_that_of_the_reconstruction():
     torch.testing.assert_close(true_label_share(assignment, gt_labels, 5), dense)
 
 
+def test_expected_error_by_hand():
+    # One superpixel of three pixels, two of label 0: they get a share of 2/3, the third gets 1/3.
+    assignment = slic(torch.zeros(1, 2, 1, 3), 1)
+    terms = compute_loss_terms(
+        assignment,
+        assignment.labels(),
+        torch.tensor([[[[0, 0, 1]]]]),
+        2,
+        reconstruction="expected_error",
+        compactness=0,
+    )
+    assert terms["reconstruction"].item() == pytest.approx(1 - (2 / 3 + 2 / 3 + 1 / 3) / 3)
+
+
 @pytest.mark.parametrize("reconstruction", RECONSTRUCTION_LOSSES)
 def test_loss_is_the_mean_over_annotations(reconstruction):
     assignment = slic(torch.randn(2, 3, 12, 15), 9)

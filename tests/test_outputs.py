@@ -8,20 +8,20 @@ from PIL import Image
 from conftest import make_quadrants
 from lib.errors import InputError
 from lib.files import check_output_file
-from lib.outputs import OutputFiles, write_outputs
+from lib.outputs import OutputFiles, OverlayStyle, write_outputs
 from lib.superpixels import Superpixels
 from lib.visualization import draw_boundaries
 
 
 def make_superpixels(height=60, width=92, **more):
     image_rgb, quadrants = make_quadrants(height, width)
-    return Superpixels(quadrants, image_rgb, **more)
+    return Superpixels(quadrants, image_rgb, 4, **more)
 
 
 def every_pixel(height, width):
     """A superpixel for every pixel."""
     labels = np.arange(height * width, dtype=np.int32).reshape(height, width)
-    return Superpixels(labels, np.zeros((height, width, 3), dtype=np.uint8))
+    return Superpixels(labels, np.zeros((height, width, 3), dtype=np.uint8), labels.size)
 
 
 def read_labels(path):
@@ -70,6 +70,27 @@ def test_overlay_and_further_pictures(tmp_path):
     overlay = np.asarray(Image.open(tmp_path / "overlay.png"))
     np.testing.assert_array_equal(overlay, draw_boundaries(superpixels.image_rgb, superpixels.labels))
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "flow.png")), picture)
+
+
+def test_styles_of_overlays(tmp_path):
+    superpixels = make_superpixels()
+    path = tmp_path / "overlay.png"
+    write_outputs(superpixels, OutputFiles(path), style=OverlayStyle("mean_colors"))
+    painted = np.asarray(Image.open(path))
+    assert len(np.unique(painted.reshape(-1, 3), axis=0)) == 4
+    write_outputs(superpixels, OutputFiles(path), style=OverlayStyle(color=(255, 0, 0), width=1))
+    expected = draw_boundaries(superpixels.image_rgb, superpixels.labels, color=(255, 0, 0), width=1)
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
+
+
+def test_png_cannot_hold_pixels_outside(tmp_path):
+    superpixels = make_superpixels()
+    superpixels.labels[0, 0] = -1
+    files = OutputFiles(tmp_path / "o.png", labels=tmp_path / "labels.png")
+    with pytest.raises(InputError, match="a PNG cannot hold -1"):
+        write_outputs(superpixels, files)
+    write_outputs(superpixels, files._replace(labels=tmp_path / "labels.tif"))
+    np.testing.assert_array_equal(read_labels(tmp_path / "labels.tif"), superpixels.labels)
 
 
 def test_saved_features(tmp_path):

@@ -174,6 +174,7 @@ def test_resume_after_the_data_moved(bsds_root, tmp_path):
     "option",
     [
         "--precision=bf16",
+        "--loss=cross_entropy",
         "--loss=cross_entropy_logsoftmax",
         "--loss=soft_iou",
         "--compactness=0.1",

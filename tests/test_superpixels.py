@@ -14,7 +14,7 @@ IMAGE_RGB = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
 
 def test_means_gaps_and_pixels_outside():
     features = np.array([[[1, 2, 3], [4, 5, 99]], [[0, 0, 1], [1, 1, 99]]], dtype=np.float32)
-    superpixels = Superpixels(LABELS, IMAGE_RGB, pixel_features=features, n_base_features=2)
+    superpixels = Superpixels(LABELS, IMAGE_RGB, 2, pixel_features=features, n_base_features=2)
     assert superpixels.n_measured == 2
     np.testing.assert_array_equal(superpixels.sizes, [2, 0, 3])
     np.testing.assert_allclose(superpixels.features[[0, 2]], [[1.5, 0], [4, 1]])
@@ -26,19 +26,19 @@ def test_means_gaps_and_pixels_outside():
 
 
 def test_without_features_there_are_none():
-    assert Superpixels(LABELS, IMAGE_RGB).features is None
+    assert Superpixels(LABELS, IMAGE_RGB, 2).features is None
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (2, 3, 1, 1), (2, 4, 3)])
 def test_values_of_another_size(shape):
     with pytest.raises(ValueError, match=r"values must be \(H, W\) or \(H, W, K\) of an image \(2, 3\)"):
-        Superpixels(LABELS, IMAGE_RGB).mean_of(np.zeros(shape))
+        Superpixels(LABELS, IMAGE_RGB, 2).mean_of(np.zeros(shape))
 
 
 def test_edges_by_hand():
     labels = np.array([[0, 1, 1], [2, 2, 1], [2, -1, 3]])
-    np.testing.assert_array_equal(Superpixels(labels, None).edges, [[0, 1], [0, 2], [1, 2], [1, 3]])
-    assert Superpixels(np.zeros((2, 2), dtype=np.int32), None).edges.shape == (0, 2)
+    np.testing.assert_array_equal(Superpixels(labels, None, 2).edges, [[0, 1], [0, 2], [1, 2], [1, 3]])
+    assert Superpixels(np.zeros((2, 2), dtype=np.int32), None, 2).edges.shape == (0, 2)
 
 
 @given(arrays(np.int32, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(-1, 4)))
@@ -50,4 +50,4 @@ def test_edges_against_a_loop(labels):
         for other in (*labels[row + 1 : row + 2, col], *labels[row, col + 1 : col + 2]):
             if label != other and -1 not in (label, other):
                 expected.add((min(label, other), max(label, other)))
-    assert [tuple(edge) for edge in Superpixels(labels, None).edges] == sorted(expected)
+    assert [tuple(edge) for edge in Superpixels(labels, None, 2).edges] == sorted(expected)

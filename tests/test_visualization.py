@@ -11,6 +11,7 @@ from lib.visualization import (
     BOUNDARY_COLOR,
     draw_boundaries,
     draw_flow,
+    draw_mean_colors,
     draw_training_curves,
     training_figure,
 )
@@ -163,6 +164,25 @@ def test_borders_are_drawn_and_the_rest_is_kept():
     is_border[:, 5:7] = True
     np.testing.assert_array_equal(overlay[is_border], np.tile(BOUNDARY_COLOR, (20, 1)))
     assert (overlay[~is_border] == 100).all()
+
+
+@pytest.mark.parametrize(("width", "drawn"), [(1, [5]), (2, [5, 6]), (3, [4, 5, 6]), (4, [4, 5, 6, 7])])
+def test_width_and_colour_of_borders(width, drawn):
+    labels = np.zeros((10, 12), dtype=np.int32)
+    labels[:, 6:] = 1
+    overlay = draw_boundaries(np.zeros((10, 12, 3), np.uint8), labels, color=(255, 0, 0), width=width)
+    assert np.flatnonzero(overlay[4, :, 0]).tolist() == drawn
+    assert not overlay[..., 1:].any()
+
+
+def test_mean_colours_and_pixels_outside():
+    image_rgb = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    labels = np.array([[0, 0, -1], [2, 2, -1]])
+    colors = np.array([[10.4, 20.6, 0], [np.nan] * 3, [1, 2, 3]])
+    painted = draw_mean_colors(image_rgb, labels, colors)
+    assert painted[0, 0].tolist() == [10, 21, 0]
+    assert painted[1, 1].tolist() == [1, 2, 3]
+    np.testing.assert_array_equal(painted[:, 2], image_rgb[:, 2])
 
 
 def test_flow_colours():
