@@ -9,10 +9,11 @@ from lib.checkpoint import NO_NETWORK, load_base_model
 from lib.distributed import n_ranks, on_first_rank
 from lib.errors import InputError
 from lib.image_run import RunSummary, segment_files
-from lib.inference import Segmenter
+from lib.inference import Segmenter, finish
 from lib.inference_options import (
     add_many_images_args,
     add_output_args,
+    check_count_args,
     choose_batch_size,
     is_single_image,
     log_superpixels,
@@ -35,13 +36,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> RunSummary:
     args = build_parser().parse_args(argv)
+    check_count_args(args)
     jobs = plan_jobs(args)
     if args.save_features and str(args.base_model_weights) == NO_NETWORK:
         raise InputError(f"--save_features {args.save_features}: without a network nothing is learned")
     device = cli.resolve_device(args.device)
     loaded = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
     scales = cli.choose_scales(loaded.scales, color_scale=args.color_scale, pos_scale=args.pos_scale)
-    segmenter = Segmenter(loaded.model, scales, device=device)
+    segmenter = Segmenter(loaded.model, scales, device=device, pos_scale_dist=args.pos_scale_dist)
 
     if is_single_image(args.image) and n_ranks() == 1:
         (job,) = jobs
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> RunSummary:
             [job.read(segmenter)], args.nspix, with_features=args.save_features is not None
         )
         if args.enforce_connectivity:
-            superpixels = superpixels.connected()
+            superpixels = finish(superpixels, args.nspix, exact=args.exact_nspix)
         write_outputs(superpixels, job.files, style=overlay_style(args))
         seconds = time.perf_counter() - start
         log_superpixels(job.image, args.nspix, superpixels, seconds, device, job.files.overlay)
@@ -61,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> RunSummary:
         jobs,
         args.nspix,
         connected=args.enforce_connectivity,
+        exact=args.exact_nspix,
         style=overlay_style(args),
         batch_size=choose_batch_size(args.batchsize, device),
         skip_existing=args.skip_existing,

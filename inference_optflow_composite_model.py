@@ -11,7 +11,14 @@ from lib.checkpoint import load_composite_model
 from lib.errors import InputError
 from lib.images import read_image
 from lib.inference import Segmenter
-from lib.inference_options import add_output_args, check_files, log_superpixels, output_files, overlay_style
+from lib.inference_options import (
+    add_output_args,
+    check_count_args,
+    check_files,
+    log_superpixels,
+    output_files,
+    overlay_style,
+)
 from lib.optflow import FlowArchive, FrameFlow
 from lib.outputs import write_outputs
 from lib.superpixels import Superpixels
@@ -48,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> Superpixels:
     args = build_parser().parse_args(argv)
+    check_count_args(args)
     optflow_data, frame_idx = args.optflow_data, args.optflow_data_fr_idx
     if args.image.resolve() == DEMO_IMAGE and optflow_data is None and frame_idx is None:
         optflow_data, frame_idx = DEMO_FLOW, DEMO_FRAME_IDX
@@ -75,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> Superpixels:
         pos_scale=args.pos_scale,
         extra_scale=args.optflow_scale,
     )
-    segmenter = Segmenter(loaded.model, scales, device=device)
+    segmenter = Segmenter(loaded.model, scales, device=device, pos_scale_dist=args.pos_scale_dist)
 
     start = time.perf_counter()
     image_rgb = read_image(args.image)
@@ -85,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> Superpixels:
         args.nspix,
         extra=frame_flow.flow,
         connected=args.enforce_connectivity,
+        exact=args.exact_nspix,
         with_features=args.save_features is not None,
     )
     write_outputs(

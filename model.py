@@ -144,6 +144,11 @@ class SSNModel(nn.Module):
         """Learned features computed with position set to zero, (B, n_learned_features, H, W)."""
         return _learned_without_position(self.feature_extract, labyx)
 
+    @property
+    def position_channels(self) -> slice:
+        """Where the position is in `pixel_features`."""
+        return slice(self.n_learned_features + 3, self.n_learned_features + N_BASE_CHANNELS)
+
     def shareable_features(self, labyx: Tensor) -> dict[str, Tensor]:
         """What `pixel_features` takes as given, if computed for the same image with another position."""
         return {} if self.sees_position else {"base_features": self.position_invariant_features(labyx)}
@@ -266,6 +271,11 @@ class CompositeSSNModel(nn.Module):
         base_features = _learned_without_position(self.feature_extract_color, labyx)
         return torch.cat([base_features, self.extra_features(channels)], dim=1)
 
+    @property
+    def position_channels(self) -> slice:
+        """Where the position is in `pixel_features`."""
+        return slice(self.n_learned_features + 3, self.n_learned_features + N_BASE_CHANNELS)
+
     def shareable_features(self, channels: Tensor) -> dict[str, Tensor]:
         """What `pixel_features` takes as given, if computed for the same image with another position."""
         shareable = {"extra_features": self.extra_features(channels)}
@@ -296,6 +306,7 @@ class SSNPix(nn.Module):
 
     n_extra_channels = 0
     distance = "euclidean"
+    position_channels = slice(3, N_BASE_CHANNELS)
 
     def __init__(self, *, n_iter: int = 5) -> None:
         super().__init__()

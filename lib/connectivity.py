@@ -4,6 +4,7 @@ import heapq
 from collections import Counter
 
 import numpy as np
+from skimage.graph import MCP
 from skimage.measure import label
 
 MIN_SIZE_SHARE = 0.06  # of the mean requested superpixel size: smaller pieces are merged
@@ -53,16 +54,82 @@ def enforce_connectivity(labels: np.ndarray, n_spixels: int, *, mask: np.ndarray
     pieces = label(shifted, background=0, connectivity=1) - 1
     sizes = np.bincount(pieces[pieces != OUTSIDE])
     min_size = MIN_SIZE_SHARE * labels.size / n_spixels
-    target = _merge_small_pieces(sizes, _small_borders(pieces, sizes < min_size), min_size)
-    # Pieces are numbered by first pixel. A merged region keeps the number of its first piece.
-    first_of_region = np.full(len(sizes), len(sizes))
-    np.minimum.at(first_of_region, target, np.arange(len(sizes)))
+    target = _merge_small_pieces(sizes, _borders_of(pieces, sizes < min_size), min_size)
+    return _merged(pieces, target)
+
+
+def enforce_count(labels: np.ndarray, n_spixels: int) -> np.ndarray:
+    """Merge or split superpixels until there are exactly as many as wanted.
+
+    Of too many, the smallest joins the neighbour it shares the longest border with, again and again. Of too
+    few, the largest is halved: into the pixels that are nearer to one end of it, along ways within it, and
+    the others.
+
+    Parameters
+    ----------
+    labels : ndarray, shape (H, W), int32
+        From `enforce_connectivity`.
+    n_spixels : int
+        Wanted number, at most that of the pixels inside.
+
+    Returns
+    -------
+    ndarray, shape (H, W), int32
+        4-connected superpixels numbered by first pixel in reading order; -1 where `labels` are.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer pixels, or more parts of the mask that lie apart.
+    """
+    sizes = np.bincount(labels[labels != OUTSIDE])
+    if not 1 <= n_spixels <= sizes.sum():
+        raise ValueError(f"{n_spixels} superpixels of {sizes.sum()} pixels cannot be made")
+    borders = _borders_of(labels, np.full(len(sizes), len(sizes) > n_spixels))
+    target = _merge_small_pieces(sizes, borders, np.inf, n_least=n_spixels)
+    result = _merged(labels, target)
+    n_parts = result.max() + 1
+    if n_parts > n_spixels:
+        raise ValueError(f"{n_spixels} superpixels cannot cover the {n_parts} parts of the mask")
+    sizes = np.bincount(result[result != OUTSIDE])
+    for new in range(n_parts, n_spixels):
+        _halve(result, int(sizes.argmax()), new)
+        sizes = np.bincount(result[result != OUTSIDE])
+    return (label(result + 1, background=0, connectivity=1) - 1).astype(np.int32)  # by first pixel
+
+
+def _halve(labels: np.ndarray, old: int, new: int) -> None:
+    """Give one of two connected parts of a superpixel another label, in place."""
+    rows, cols = np.nonzero(labels == old)
+    window = np.s_[rows.min() : rows.max() + 1, cols.min() : cols.max() + 1]
+    inside = labels[window] == old
+    ways = MCP(np.where(inside, 1.0, np.inf), fully_connected=False)
+    start = np.argwhere(inside)[0]
+    for _ in range(2):  # the pixel that is farthest from any other lies at an end
+        distance = np.where(inside, ways.find_costs([start])[0], -1)
+        start = np.unravel_index(distance.argmax(), distance.shape)
+    order = np.sort(distance[inside])
+    far = inside & (distance > order[(len(order) - 1) // 2])
+    # The near half is connected, as every way to a pixel leads over nearer ones. Of the far half one piece
+    # becomes the new superpixel; the others touch the near half.
+    pieces = label(far, connectivity=1)
+    if pieces.max() == 0:  # all pixels beyond the first are equally far from it
+        pieces = label(inside & (distance > order[0]), connectivity=1)
+    largest = np.bincount(pieces.ravel())[1:].argmax() + 1
+    labels[window][pieces == largest] = new
+
+
+def _merged(pieces: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Regions that pieces, numbered by first pixel, are merged into, numbered likewise; -1 stays."""
+    # A merged region keeps the number of its first piece.
+    first_of_region = np.full(len(target), len(target))
+    np.minimum.at(first_of_region, target, np.arange(len(target)))
     number = np.unique(first_of_region[target], return_inverse=True)[1].astype(np.int32)
     return np.append(number, np.int32(OUTSIDE))[pieces]  # of which -1 is the last
 
 
-def _small_borders(pieces: np.ndarray, is_small: np.ndarray) -> dict[int, Counter[int]]:
-    """Border length, in pixel sides, of every small piece with each of its neighbours."""
+def _borders_of(pieces: np.ndarray, is_small: np.ndarray) -> dict[int, Counter[int]]:
+    """Border length, in pixel sides, of every piece that counts as small with each of its neighbours."""
     n_pieces = len(is_small)
     sides = []
     for one, other in ((pieces[:, :-1], pieces[:, 1:]), (pieces[:-1], pieces[1:])):
@@ -82,8 +149,10 @@ def _small_borders(pieces: np.ndarray, is_small: np.ndarray) -> dict[int, Counte
     return borders
 
 
-def _merge_small_pieces(sizes: np.ndarray, borders: dict[int, Counter[int]], min_size: float) -> np.ndarray:
-    """Piece that each piece ends up in, after merging all that are smaller than `min_size`."""
+def _merge_small_pieces(
+    sizes: np.ndarray, borders: dict[int, Counter[int]], min_size: float, *, n_least: int = 1
+) -> np.ndarray:
+    """Piece that each piece ends up in, after merging all below `min_size` unless only `n_least` remain."""
     size = sizes.tolist()
     target = list(range(len(size)))
 
@@ -95,7 +164,8 @@ def _merge_small_pieces(sizes: np.ndarray, borders: dict[int, Counter[int]], min
 
     queue = [(size[piece], piece) for piece in borders]
     heapq.heapify(queue)
-    while queue:
+    n_left = len(size)
+    while queue and n_left > n_least:
         queued_size, piece = heapq.heappop(queue)
         if target[piece] != piece or queued_size != size[piece]:
             continue  # merged since it was queued
@@ -107,6 +177,7 @@ def _merge_small_pieces(sizes: np.ndarray, borders: dict[int, Counter[int]], min
             continue  # nothing beside it: one piece is the whole image, or an island of the mask
         into = max(shared, key=lambda other: (shared[other], size[other], -other))
         target[piece] = into
+        n_left -= 1
         size[into] += size[piece]
         if into in borders:
             borders[into].update(shared)

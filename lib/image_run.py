@@ -14,7 +14,7 @@ from tqdm import tqdm
 from lib.distributed import gather, is_first_rank, n_ranks, rank
 from lib.errors import InputError, RunError
 from lib.images import read_image, read_mask
-from lib.inference import PreparedImage, Segmenter
+from lib.inference import PreparedImage, Segmenter, finish
 from lib.outputs import DEFAULT_STYLE, OutputFiles, OverlayStyle, write_outputs
 from lib.superpixels import Superpixels
 
@@ -52,6 +52,7 @@ def segment_files(
     n_spixels: int,
     *,
     connected: bool = True,
+    exact: bool = False,
     style: OverlayStyle = DEFAULT_STYLE,
     batch_size: int = 1,
     skip_existing: bool = False,
@@ -71,6 +72,8 @@ def segment_files(
         Requested number of superpixels of an image.
     connected : bool
         Enforce connectivity.
+    exact : bool
+        Make exactly `n_spixels`, which must be connected.
     style : OverlayStyle
         How the overlays look.
     batch_size : int
@@ -84,7 +87,7 @@ def segment_files(
     with tqdm(total=len(own), desc="segmenting", unit="image", disable=is_hidden) as progress:
         todo = [job for job in own if not (skip_existing and all(path.exists() for path in job.files.paths))]
         progress.update(len(own) - len(todo))
-        run = _Run(segmenter, n_spixels, connected=connected, style=style, progress=progress)
+        run = _Run(segmenter, n_spixels, connected=connected, exact=exact, style=style, progress=progress)
         with ThreadPoolExecutor(_N_THREADS) as readers, ThreadPoolExecutor(_N_THREADS) as writers:
             try:
                 run.segment(todo, batch_size, readers, writers)
@@ -111,12 +114,14 @@ class _Run:
         n_spixels: int,
         *,
         connected: bool,
+        exact: bool,
         style: OverlayStyle,
         progress: tqdm,
     ) -> None:
         self.segmenter = segmenter
         self.n_spixels = n_spixels
         self.connected = connected
+        self.exact = exact
         self.style = style
         self.progress = progress
         self.failures: list[str] = []
@@ -159,7 +164,7 @@ class _Run:
     def _write(self, job: ImageJob, superpixels: Superpixels) -> None:
         try:
             if self.connected:
-                superpixels = superpixels.connected()
+                superpixels = finish(superpixels, self.n_spixels, exact=self.exact)
             for path in job.files.paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
             write_outputs(superpixels, job.files, style=self.style)

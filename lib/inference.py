@@ -30,11 +30,14 @@ class PreparedImage(NamedTuple):
     mask: np.ndarray | None  # (H, W), bool: pixels to segment; None for all
     name: str  # for error messages
 
+    @property
+    def n_pixels(self) -> int:
+        """Pixels to segment."""
+        return self.image_lab[0].numel() if self.mask is None else np.count_nonzero(self.mask)
+
     def n_spixels_on_grid(self, n_spixels: int) -> int:
-        """Superpixels to request of all pixels, so that `n_spixels` fall on those in the mask."""
-        if self.mask is None:
-            return n_spixels
-        return min(self.mask.size, round(n_spixels * self.mask.size / np.count_nonzero(self.mask)))
+        """Superpixels to request of all pixels, so that `n_spixels` fall on those to segment."""
+        return round(n_spixels * self.image_lab[0].numel() / self.n_pixels)
 
 
 class Segmenter:
@@ -50,6 +53,9 @@ class Segmenter:
         Where to compute.
     with_bfloat16 : bool
         Run the convolutions in bfloat16; the clustering stays in float32.
+    pos_scale_dist : float
+        Factor of the position in the distances of the clustering, beside the one that the network may see:
+        superpixels get more compact the higher it is.
 
     Examples
     --------
@@ -79,15 +85,22 @@ class Segmenter:
         *,
         device: torch.device | str = CPU,
         with_bfloat16: bool = False,
+        pos_scale_dist: float = 1.0,
     ) -> None:
         self.device = torch.device(device)
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
         self.scales = scales
         self.with_bfloat16 = with_bfloat16
+        self.pos_scale_dist = pos_scale_dist
 
     @classmethod
     def from_checkpoint(
-        cls, path: Path | str, *, device: torch.device | str = CPU, with_bfloat16: bool = False
+        cls,
+        path: Path | str,
+        *,
+        device: torch.device | str = CPU,
+        with_bfloat16: bool = False,
+        pos_scale_dist: float = 1.0,
     ) -> Self:
         """Load a base or a composite model, whichever a weight file holds.
 
@@ -95,7 +108,7 @@ class Segmenter:
         ----------
         path : Path or str
             One of our checkpoints, a published state dict, or "none" for the model without a network.
-        device, with_bfloat16
+        device, with_bfloat16, pos_scale_dist
             As for the class.
 
         Raises
@@ -104,7 +117,13 @@ class Segmenter:
             If the file cannot be used.
         """
         loaded = load_model(path)
-        return cls(loaded.model, loaded.scales, device=device, with_bfloat16=with_bfloat16)
+        return cls(
+            loaded.model,
+            loaded.scales,
+            device=device,
+            with_bfloat16=with_bfloat16,
+            pos_scale_dist=pos_scale_dist,
+        )
 
     @property
     def learns_features(self) -> bool:
@@ -119,6 +138,7 @@ class Segmenter:
         extra: np.ndarray | Tensor | None = None,
         mask: np.ndarray | Tensor | None = None,
         connected: bool = True,
+        exact: bool = False,
         with_features: bool = False,
         with_soft_assignment: bool = False,
     ) -> Superpixels | list[Superpixels]:
@@ -140,6 +160,8 @@ class Segmenter:
         connected : bool
             Enforce connectivity; otherwise labels are the most likely superpixel of each pixel, in up to
             n_rows * n_cols numbers of which some may not occur.
+        exact : bool
+            Merge or split superpixels, which must be connected, until there are exactly `n_spixels`.
         with_features, with_soft_assignment : bool
             Keep the learned features, or the soft assignment; see `Superpixels`.
 
@@ -152,8 +174,11 @@ class Segmenter:
         ------
         InputError
             If the image has another layout or fewer than `n_spixels` pixels, the extra channels are not
-            what the model reads, of another size or not finite, or the mask is of another size or empty.
+            what the model reads, of another size or not finite, or the mask is of another size, empty, or in
+            more parts than superpixels wanted.
         """
+        if exact and not connected:
+            raise InputError("an exact number of superpixels needs connected ones")
         keep = {"with_features": with_features, "with_soft_assignment": with_soft_assignment}
         if isinstance(image, Tensor):
             prepared = self._prepare_batch(image, extra, mask)
@@ -164,7 +189,7 @@ class Segmenter:
         else:  # masks may ask for grids of their own
             superpixels = [each for one in prepared for each in self.cluster([one], n_spixels, **keep)]
         if connected:
-            superpixels = [each.connected() for each in superpixels]
+            superpixels = [finish(each, n_spixels, exact=exact) for each in superpixels]
         return superpixels if isinstance(image, Tensor) else superpixels[0]
 
     def prepare(
@@ -198,7 +223,7 @@ class Segmenter:
 
         The images must be of one size, and have no mask if there are several.
         """
-        check_n_spixels(n_spixels, images[0].image_rgb.shape[:2], images[0].name)
+        check_n_spixels(n_spixels, images[0].n_pixels, images[0].name)
         n_spixels = images[0].n_spixels_on_grid(n_spixels)
         image_lab = torch.stack([image.image_lab for image in images]).to(self.device)
         extra = None
@@ -214,6 +239,8 @@ class Segmenter:
                 n_base_features = self.model.n_learned_features
                 features = self.model.position_invariant_features(channels)
                 pixel_features = features.float().contiguous().cpu().numpy()
+        if self.pos_scale_dist != 1:
+            clustered[:, self.model.position_channels] *= self.pos_scale_dist
         mask = images[0].mask
         output = cluster(
             clustered,
@@ -253,6 +280,23 @@ class Segmenter:
         extras = nothing if extra is None else extra.movedim(1, -1).cpu().numpy()
         masks = nothing if mask is None else mask.cpu().numpy()
         return [self.prepare(*parts) for parts in zip(arrays, extras, masks, strict=True)]
+
+
+def finish(superpixels: Superpixels, n_spixels: int, *, exact: bool = False) -> Superpixels:
+    """Do what comes after the clustering: connectivity and, with `exact`, the number of superpixels.
+
+    Raises
+    ------
+    InputError
+        If the mask is in more parts than superpixels wanted.
+    """
+    connected = superpixels.connected()
+    if not exact:
+        return connected
+    try:
+        return connected.with_count(n_spixels)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _extra_channels(extra: np.ndarray | None, image_shape: tuple[int, int], *, name: str) -> Tensor | None:

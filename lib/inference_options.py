@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from PIL import ImageColor
 
-from lib.cli import add_bool, positive_int
+from lib.cli import add_bool, positive_float, positive_int
 from lib.errors import InputError, RunError
 from lib.files import check_output_file, prepare_out_dir
 from lib.image_run import ImageJob, RunSummary
@@ -88,6 +88,30 @@ def add_output_args(parser: argparse.ArgumentParser, *, several: bool = False) -
         default=True,
         help="make superpixels connected and merge crumbs; False gives the raw argmax",
     )
+    add_bool(
+        parser,
+        "--exact_nspix",
+        default=False,
+        help="merge or split superpixels until there are exactly --nspix",
+    )
+    parser.add_argument(
+        "--pos_scale_dist",
+        type=positive_float,
+        default=1.0,
+        help="factor of the position in the distances alone, beside --pos_scale; higher is more compact",
+    )
+
+
+def check_count_args(args: argparse.Namespace) -> None:
+    """Check that `--exact_nspix` has what it needs.
+
+    Raises
+    ------
+    InputError
+        If not.
+    """
+    if args.exact_nspix and not args.enforce_connectivity:
+        raise InputError("--exact_nspix needs --enforce_connectivity")
 
 
 def add_many_images_args(parser: argparse.ArgumentParser, *, demo_image: Path) -> None:

@@ -1,7 +1,5 @@
 """One call from an image to superpixels, shared by training, evaluation and inference."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -64,7 +62,7 @@ def model_input(
     return channels.contiguous(memory_format=torch.channels_last)
 
 
-def check_n_spixels(n_spixels: int, image_shape: Sequence[int], image_name: str) -> None:
+def check_n_spixels(n_spixels: int, n_pixels: int, image_name: str) -> None:
     """Check that an image has as many pixels as superpixels are asked for.
 
     Raises
@@ -72,8 +70,5 @@ def check_n_spixels(n_spixels: int, image_shape: Sequence[int], image_name: str)
     InputError
         If not.
     """
-    height, width = image_shape
-    if n_spixels > height * width:
-        raise InputError(
-            f"--nspix {n_spixels} is above the {height * width} pixels of {image_name} ({width}x{height})"
-        )
+    if n_spixels > n_pixels:
+        raise InputError(f"--nspix {n_spixels} is above the {n_pixels} pixels of {image_name}")

@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 
-from lib.connectivity import OUTSIDE, enforce_connectivity
+from lib.connectivity import OUTSIDE, enforce_connectivity, enforce_count
 from lib.slic import SoftAssignment
 
 
@@ -46,6 +46,10 @@ class Superpixels:
         mask = self.labels != OUTSIDE
         labels = enforce_connectivity(self.labels, self.n_spixels, mask=None if mask.all() else mask)
         return replace(self, labels=labels)
+
+    def with_count(self, n_spixels: int) -> Self:
+        """The same with exactly so many superpixels; they must be connected. See `enforce_count`."""
+        return replace(self, labels=enforce_count(self.labels, n_spixels))
 
     @cached_property
     def sizes(self) -> np.ndarray:

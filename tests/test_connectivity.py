@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.measure import label
 
-from lib.connectivity import MIN_SIZE_SHARE, enforce_connectivity
+from lib.connectivity import MIN_SIZE_SHARE, enforce_connectivity, enforce_count
 
 
 def test_clean_map_is_kept():
@@ -103,6 +103,46 @@ def test_a_mask_of_all_pixels_changes_nothing():
     labels = np.random.default_rng(0).integers(0, 4, (15, 17))
     whole = enforce_connectivity(labels, 12, mask=np.ones(labels.shape, dtype=bool))
     np.testing.assert_array_equal(whole, enforce_connectivity(labels, 12))
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    maps=st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(
+        lambda shape: st.tuples(
+            arrays(np.int64, shape, elements=st.integers(0, 3)),
+            arrays(bool, shape, elements=st.booleans()),
+            st.integers(1, shape[0] * shape[1]),
+        )
+    )
+)
+def test_promises_of_an_exact_count(maps):
+    labels, mask, n_wanted = maps
+    mask |= labels > 0  # few islands
+    mask[0, 0] = True
+    connected = enforce_connectivity(labels, 5, mask=mask)
+    n_islands = label(mask, connectivity=1).max()
+    if not n_islands <= n_wanted <= mask.sum():
+        with pytest.raises(ValueError, match=r"cannot be made|cannot cover"):
+            enforce_count(connected, n_wanted)
+        return
+    result = enforce_count(connected, n_wanted)
+    assert result.dtype == np.int32
+    np.testing.assert_array_equal(result == -1, ~mask)
+    assert result.max() + 1 == n_wanted == len(np.unique(result[mask]))
+    assert label(result + 1, background=0, connectivity=1).max() == n_wanted
+    # Either all are merged or all are split.
+    coarse, fine = (result, connected) if n_wanted <= connected.max() + 1 else (connected, result)
+    for idx in range(fine.max() + 1):
+        assert len(np.unique(coarse[fine == idx])) == 1
+
+
+def test_exact_count_halves_the_largest():
+    labels = np.zeros((4, 12), dtype=np.int32)
+    labels[:, 9:] = 1
+    result = enforce_count(labels, 3)
+    sizes = np.bincount(result.ravel())
+    assert sorted(sizes)[0] == 12
+    assert sorted(sizes)[1] >= 15
 
 
 @pytest.mark.parametrize(

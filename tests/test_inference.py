@@ -167,6 +167,50 @@ def test_images_that_cannot_be_used(image, message):
         Segmenter(SSNPix(), SCALES)(image, 24)
 
 
+@pytest.mark.parametrize("n_spixels", [1, 7, 24, 60, 500])
+def test_exact_counts(n_spixels):
+    segmenter = Segmenter(SSNModel(4), SCALES)
+    image_rgb = make_quadrants()[0]
+    mask = np.ones((60, 92), dtype=bool)
+    mask[20:] = False
+    for superpixels in (
+        segmenter(image_rgb, n_spixels, exact=True),
+        segmenter(image_rgb, n_spixels, exact=True, mask=mask),
+    ):
+        assert superpixels.n_measured == superpixels.labels.max() + 1 == n_spixels
+        assert label(superpixels.labels + 1, background=0, connectivity=1).max() == n_spixels
+
+
+def test_exact_counts_that_cannot_be():
+    segmenter = Segmenter(SSNPix(), SCALES)
+    mask = np.zeros((60, 92), dtype=bool)
+    mask[::20, ::30] = True
+    with pytest.raises(InputError, match="2 superpixels cannot cover the 12 parts of the mask"):
+        segmenter(make_quadrants()[0], 2, exact=True, mask=mask)
+    with pytest.raises(InputError, match="an exact number of superpixels needs connected ones"):
+        segmenter(make_quadrants()[0], 2, exact=True, connected=False)
+
+
+@pytest.mark.parametrize("model", [SSNModel(4, sees_position=False), SSNPix()])
+def test_position_in_the_distances_alone(model):
+    image_rgb = make_quadrants()[0]
+    doubled = Segmenter(model, SCALES, pos_scale_dist=2.0)(image_rgb, 24)
+    expected = Segmenter(model, SCALES._replace(pos_scale=2 * SCALES.pos_scale))(image_rgb, 24)
+    np.testing.assert_array_equal(doubled.labels, expected.labels)
+    assert not np.array_equal(doubled.labels, Segmenter(model, SCALES)(image_rgb, 24).labels)
+
+
+def test_position_in_the_distances_leaves_the_network_alone():
+    image_rgb, flow = make_quadrants()[0], np.ones((60, 92, 4), dtype=np.float32)
+    model = CompositeSSNModel(4, 2)
+    plain, doubled = (
+        Segmenter(model, WITH_EXTRA, pos_scale_dist=factor)(image_rgb, 24, extra=flow, with_features=True)
+        for factor in (1.0, 2.0)
+    )
+    np.testing.assert_array_equal(plain.pixel_features, doubled.pixel_features)
+    assert not np.array_equal(plain.labels, doubled.labels)
+
+
 def test_masked_and_unmasked_agree_away_from_the_mask():
     image_rgb = make_quadrants(96, 144)[0]
     mask = np.zeros((96, 144), dtype=bool)

@@ -377,7 +377,14 @@ def test_segmenting_the_demo_image_needs_no_option(tmp_path):
 
 @pytest.mark.parametrize(
     "option",
-    ["--enforce_connectivity=False", "--pos_scale=3", "--color_scale=0.1", "--nspix=150"],
+    [
+        "--enforce_connectivity=False",
+        "--pos_scale=3",
+        "--color_scale=0.1",
+        "--nspix=150",
+        "--exact_nspix",
+        "--pos_scale_dist=2",
+    ],
 )
 def test_inference_options_have_an_effect(base_weights, tmp_path, option):
     argv = [f"--base_model_weights={base_weights}", "--device=cpu"]
@@ -404,6 +411,7 @@ def test_segmenting_without_network(tmp_path):
         (["--nspix=-5"], "argument --nspix"),
         (["--nspix=100000000"], "--nspix 100000000 is above the 135300 pixels of"),
         (["--niter=0"], "argument --niter"),
+        (["--exact_nspix", "--enforce_connectivity=False"], "--exact_nspix needs --enforce_connectivity"),
         (["--out=results.xyz"], "--out results.xyz"),
         (["--out=/no/such/folder/o.png"], "--out /no/such/folder/o.png"),
         (["--save_labels=labels.txt"], "--save_labels labels.txt"),

@@ -60,7 +60,7 @@ def check_first_image(dataset: Dataset[SegmentedImage], n_spixels: Sequence[int]
     """
     _check_not_empty(dataset)
     image = EvaluationImages(dataset)[0]
-    check_n_spixels(max(n_spixels), image.image_rgb.shape[:2], image.name)
+    check_n_spixels(max(n_spixels), image.image_lab[0, 0].numel(), image.name)
 
 
 def evaluate(
@@ -141,7 +141,7 @@ def _evaluate_own_share(
     loader = evaluation_loader(dataset, n_workers=n_workers, first_idx=first_idx)
     with _name_lost_worker(), metric_workers(n_workers) as executor:
         for image in loader:
-            check_n_spixels(max(n_spixels), image.image_rgb.shape[:2], image.name)
+            check_n_spixels(max(n_spixels), image.image_lab[0, 0].numel(), image.name)
             label_maps = [
                 labels
                 for method in methods

@@ -44,7 +44,7 @@ def seconds_per_image(
     """
     images = [EvaluationImages(dataset)[idx] for idx in range(min(N_TIMED_IMAGES, len(dataset)))]
     for image in images:
-        check_n_spixels(max(n_spixels), image.image_rgb.shape[:2], image.name)
+        check_n_spixels(max(n_spixels), image.image_lab[0, 0].numel(), image.name)
     work = [(method, setting) for method in methods for setting in list_settings(method, n_spixels)]
     medians = {}
     for method, setting in tqdm(work, desc="timing", unit="setting", leave=False, disable=None):
