@@ -18,24 +18,13 @@ from lib import cli
 from lib.datasets import davis
 from lib.errors import InputError
 from lib.files import prepare_out_dir
+from lib.frames import FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
 from lib.interruption import StopSignals
 from lib.optflow import archive_name
 from lib.optflow_production import ArchiveJob, ArchiveReport, make_archives
-from lib.optflow_sources import (
-    DIS_PRESETS,
-    FLOW_SUFFIXES,
-    FRAME_SUFFIXES,
-    DISFlow,
-    FlowFiles,
-    FlowSource,
-    FrameFolder,
-    VideoFile,
-    list_in_order,
-)
+from lib.optflow_sources import DEFAULT_PRESET, DIS_PRESETS, FLOW_SUFFIXES, DISFlow, FlowFiles, FlowSource
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_PRESET = "medium"
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Cut images into superpixels with the base model, and draw them over the images."""
+"""Cut images, or the frames of a video, into superpixels with the base model, and draw them."""
 
 import argparse
 import time
@@ -13,6 +13,7 @@ from lib.inference import Segmenter, finish
 from lib.inference_options import (
     add_many_images_args,
     add_output_args,
+    add_video_args,
     check_count_args,
     choose_batch_size,
     is_single_image,
@@ -20,13 +21,16 @@ from lib.inference_options import (
     overlay_style,
     plan_jobs,
     report,
+    segment_given_video,
 )
 from lib.outputs import write_outputs
+from lib.video import VideoSummary
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
     add_many_images_args(parser, demo_image=cli.REPO_ROOT / "demo" / "cat.jpg")
+    add_video_args(parser)
     add_output_args(parser, several=True)
     cli.add_base_weights_arg(parser)
     cli.add_spixel_args(parser, trained=True)
@@ -34,16 +38,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> RunSummary:
+def main(argv: Sequence[str] | None = None) -> RunSummary | VideoSummary:
     args = build_parser().parse_args(argv)
     check_count_args(args)
-    jobs = plan_jobs(args)
+    jobs = plan_jobs(args) if args.video is None else []
     if args.save_features and str(args.base_model_weights) == NO_NETWORK:
         raise InputError(f"--save_features {args.save_features}: without a network nothing is learned")
     device = cli.resolve_device(args.device)
     loaded = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
     scales = cli.choose_scales(loaded.scales, color_scale=args.color_scale, pos_scale=args.pos_scale)
     segmenter = Segmenter(loaded.model, scales, device=device, pos_scale_dist=args.pos_scale_dist)
+
+    if args.video is not None:
+        return segment_given_video(args, segmenter)
 
     if is_single_image(args.image) and n_ranks() == 1:
         (job,) = jobs

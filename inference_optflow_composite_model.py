@@ -1,4 +1,4 @@
-"""Cut one video frame into superpixels with the composite model, and draw them over it."""
+"""Cut a video, or one of its frames, into superpixels with the composite model, and draw them."""
 
 import argparse
 import logging
@@ -13,15 +13,19 @@ from lib.images import read_image
 from lib.inference import Segmenter
 from lib.inference_options import (
     add_output_args,
+    add_video_args,
     check_count_args,
     check_files,
+    default_overlay,
     log_superpixels,
     output_files,
     overlay_style,
+    segment_given_video,
 )
 from lib.optflow import FlowArchive, FrameFlow
 from lib.outputs import write_outputs
 from lib.superpixels import Superpixels
+from lib.video import VideoSummary
 from lib.visualization import draw_flow
 from model import N_FLOW_CHANNELS
 
@@ -29,18 +33,21 @@ logger = logging.getLogger(__name__)
 
 DEMO_DIR = cli.REPO_ROOT / "demo"
 DEMO_IMAGE = DEMO_DIR / "clip" / "00001.jpg"
+AUTO = "auto"  # in place of a flow archive: estimate the flow
 DEMO_FLOW, DEMO_FRAME_IDX = DEMO_DIR / "optflow_dis_clip.h5", 1
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
     parser.add_argument("--image", type=Path, default=DEMO_IMAGE, help="image to segment")
+    add_video_args(parser)
     add_output_args(parser)
     parser.add_argument(
         "--optflow_data",
         type=Path,
-        metavar="FILE",
-        help="flow archive of the image's video, as estimate_optflow.py makes them",
+        metavar="FILE|auto",
+        help="flow archive of the video, as estimate_optflow.py makes them; for a --video, auto, the "
+        "default, estimates the flow",
     )
     parser.add_argument(
         "--optflow_data_fr_idx", type=int, metavar="N", help="which frame of its video the image is, from 0"
@@ -53,37 +60,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> Superpixels:
+def main(argv: Sequence[str] | None = None) -> Superpixels | VideoSummary:
     args = build_parser().parse_args(argv)
     check_count_args(args)
+    if args.video is not None:
+        archive = None if args.optflow_data in (None, Path(AUTO)) else FlowArchive(args.optflow_data)
+        return segment_given_video(args, open_segmenter(args), archive=archive)
+
     optflow_data, frame_idx = args.optflow_data, args.optflow_data_fr_idx
     if args.image.resolve() == DEMO_IMAGE and optflow_data is None and frame_idx is None:
         optflow_data, frame_idx = DEMO_FLOW, DEMO_FRAME_IDX
     if optflow_data is None or frame_idx is None:
         raise InputError("--optflow_data and --optflow_data_fr_idx must be given, both of them")
-    files = check_files(
-        image=args.image,
-        optflow_data=optflow_data,
-        out=args.out,
-        save_labels=args.save_labels,
-        save_features=args.save_features,
-        save_flow=args.save_flow,
-    )
-    device = cli.resolve_device(args.device)
-    loaded = load_composite_model(
-        args.comp_model_weights,
-        n_learned_features=args.deepfdim,
-        n_extra_features=args.optflow_deepfdim,
-        n_iter=args.niter,
-        n_extra_channels=N_FLOW_CHANNELS,
-    )
-    scales = cli.choose_scales(
-        loaded.scales,
-        color_scale=args.color_scale,
-        pos_scale=args.pos_scale,
-        extra_scale=args.optflow_scale,
-    )
-    segmenter = Segmenter(loaded.model, scales, device=device, pos_scale_dist=args.pos_scale_dist)
+    outputs = {
+        "out": default_overlay(args.out),
+        "save_labels": args.save_labels,
+        "save_features": args.save_features,
+    }
+    files = check_files(image=args.image, optflow_data=optflow_data, save_flow=args.save_flow, **outputs)
+    segmenter = open_segmenter(args)
 
     start = time.perf_counter()
     image_rgb = read_image(args.image)
@@ -98,14 +93,33 @@ def main(argv: Sequence[str] | None = None) -> Superpixels:
     )
     write_outputs(
         superpixels,
-        output_files(out=args.out, save_labels=args.save_labels, save_features=args.save_features),
+        output_files(**outputs),
         style=overlay_style(args),
         more_pictures={files["save_flow"]: draw_flow(frame_flow.flow)} if args.save_flow else None,
     )
     seconds = time.perf_counter() - start
     logger.info("%s, frame %d: %s", optflow_data, frame_idx, _describe(frame_flow))
-    log_superpixels(args.image, args.nspix, superpixels, seconds, device, files["out"])
+    log_superpixels(args.image, args.nspix, superpixels, seconds, segmenter.device, files["out"])
     return superpixels
+
+
+def open_segmenter(args: argparse.Namespace) -> Segmenter:
+    """The composite model that the options name."""
+    device = cli.resolve_device(args.device)
+    loaded = load_composite_model(
+        args.comp_model_weights,
+        n_learned_features=args.deepfdim,
+        n_extra_features=args.optflow_deepfdim,
+        n_iter=args.niter,
+        n_extra_channels=N_FLOW_CHANNELS,
+    )
+    scales = cli.choose_scales(
+        loaded.scales,
+        color_scale=args.color_scale,
+        pos_scale=args.pos_scale,
+        extra_scale=args.optflow_scale,
+    )
+    return Segmenter(loaded.model, scales, device=device, pos_scale_dist=args.pos_scale_dist)
 
 
 def _read_flow(optflow_data: Path, frame_idx: int, frame_shape: tuple[int, int]) -> FrameFlow:

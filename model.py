@@ -326,11 +326,17 @@ class SSNPix(nn.Module):
 
 
 def cluster(
-    pixel_features: Tensor, n_spixels: int, *, n_iter: int, distance: str, mask: Tensor | None = None
+    pixel_features: Tensor,
+    n_spixels: int,
+    *,
+    n_iter: int,
+    distance: str,
+    mask: Tensor | None = None,
+    start: Tensor | None = None,
 ) -> SSNOutput:
     """Cluster (B, C, H, W) pixel features, in float32 or wider even under autocast; see `slic`."""
     with torch.autocast(pixel_features.device.type, enabled=False):
-        assignment = slic(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask)
+        assignment = slic(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask, start=start)
         return SSNOutput(assignment, assignment.labels(), pixel_features)
 
 

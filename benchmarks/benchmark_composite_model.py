@@ -20,11 +20,12 @@ from lib.checkpoint import DEFAULT_COLOR_SCALE, DEFAULT_OPTFLOW_SCALE, DEFAULT_P
 from lib.datasets.davis import FRAME_SHAPE, DAVISDataset, find_frames
 from lib.datasets.samples import TrainingCrops, training_loader
 from lib.features import InputScales, pixel_positions
+from lib.frames import FrameFolder
 from lib.losses import compute_loss_terms
 from lib.opencv import cv2
 from lib.optflow import FlowArchive, archive_name
 from lib.optflow_production import ArchiveJob, make_archives
-from lib.optflow_sources import DIS_PRESETS, DISFlow, FrameFolder
+from lib.optflow_sources import DIS_PRESETS, DISFlow
 from lib.segmentation import segment_lab
 from model import N_FLOW_CHANNELS, CompositeSSNModel, SSNModel
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from lib.checkpoint import load_model
 from lib.connectivity import OUTSIDE
 from lib.errors import InputError
-from lib.features import InputScales, rgb_to_lab
+from lib.features import InputScales, pixel_pos_scale, rgb_to_lab
 from lib.images import to_rgb_array
 from lib.segmentation import check_n_spixels, model_input
 from lib.superpixels import Superpixels
-from model import SSNPix, cluster
+from model import SSNOutput, SSNPix, cluster
 
 CPU = torch.device("cpu")
 
@@ -224,45 +224,87 @@ class Segmenter:
         The images must be of one size, and have no mask if there are several.
         """
         check_n_spixels(n_spixels, images[0].n_pixels, images[0].name)
-        n_spixels = images[0].n_spixels_on_grid(n_spixels)
-        image_lab = torch.stack([image.image_lab for image in images]).to(self.device)
-        extra = None
-        if images[0].extra is not None:
-            extra = torch.stack([image.extra for image in images]).to(self.device)
-        channels = model_input(self.model, image_lab, n_spixels, self.scales, extra=extra)
-        n_base_features, pixel_features = 0, [None] * len(images)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.with_bfloat16):
-            clustered = self.model.pixel_features(channels)
-            if with_features:
-                if not self.learns_features:
-                    raise InputError("without a network nothing is learned: there are no features")
-                n_base_features = self.model.n_learned_features
-                features = self.model.position_invariant_features(channels)
-                pixel_features = features.float().contiguous().cpu().numpy()
-        if self.pos_scale_dist != 1:
-            clustered[:, self.model.position_channels] *= self.pos_scale_dist
-        mask = images[0].mask
-        output = cluster(
-            clustered,
-            n_spixels,
-            n_iter=self.model.n_iter,
-            distance=self.model.distance,
-            mask=None if mask is None else torch.from_numpy(mask)[None].to(self.device),
-        )
+        n_on_grid = images[0].n_spixels_on_grid(n_spixels)
+        channels = self._channels(images, n_on_grid)
+        output = self._cluster(channels, n_on_grid, mask=images[0].mask)
         labels = output.labels.to(torch.int32).cpu().numpy()
-        if mask is not None:
-            labels[:, ~mask] = OUTSIDE
+        n_base_features, pixel_features = 0, [None] * len(images)
+        if with_features:
+            n_base_features, pixel_features = self._learned_features(channels)
         return [
             Superpixels(
-                labels[idx],
+                labels[idx] if image.mask is None else np.where(image.mask, labels[idx], OUTSIDE),
                 image.image_rgb,
-                n_spixels,
+                n_on_grid,
                 pixel_features=pixel_features[idx],
                 n_base_features=n_base_features,
                 soft_assignment=output.assignment.of_image(idx) if with_soft_assignment else None,
             )
             for idx, image in enumerate(images)
         ]
+
+    @torch.inference_mode()
+    def cluster_from(
+        self, image: PreparedImage, n_spixels: int, start: Tensor | None
+    ) -> tuple[Superpixels, Tensor]:
+        """Cut a frame into superpixels that start from given features, (C, S), NaN where there are none.
+
+        Returns
+        -------
+        superpixels : Superpixels
+            As from `cluster`.
+        spixel_features : Tensor, shape (C, S)
+            Where they ended.
+        """
+        check_n_spixels(n_spixels, image.n_pixels, image.name)
+        channels = self._channels([image], n_spixels)
+        output = self._cluster(channels, n_spixels, start=None if start is None else start[None])
+        labels = output.labels[0].to(torch.int32).cpu().numpy()
+        return Superpixels(labels, image.image_rgb, n_spixels), output.spixel_features[0]
+
+    def position_scale(self, image_shape: tuple[int, int], n_spixels: int) -> float:
+        """What a pixel of distance is in the position channels that are clustered."""
+        return self.pos_scale_dist * pixel_pos_scale(image_shape, n_spixels, self.scales.pos_scale)
+
+    def _channels(self, images: Sequence[PreparedImage], n_spixels: int) -> Tensor:
+        image_lab = torch.stack([image.image_lab for image in images]).to(self.device)
+        extra = None
+        if images[0].extra is not None:
+            extra = torch.stack([image.extra for image in images]).to(self.device)
+        return model_input(self.model, image_lab, n_spixels, self.scales, extra=extra)
+
+    def _cluster(
+        self,
+        channels: Tensor,
+        n_spixels: int,
+        *,
+        mask: np.ndarray | None = None,
+        start: Tensor | None = None,
+    ) -> SSNOutput:
+        with self._autocast():
+            pixel_features = self.model.pixel_features(channels)
+        if self.pos_scale_dist != 1:
+            pixel_features = pixel_features.clone()
+            pixel_features[:, self.model.position_channels] *= self.pos_scale_dist
+        return cluster(
+            pixel_features,
+            n_spixels,
+            n_iter=self.model.n_iter,
+            distance=self.model.distance,
+            mask=None if mask is None else torch.from_numpy(mask)[None].to(self.device),
+            start=start,
+        )
+
+    def _learned_features(self, channels: Tensor) -> tuple[int, np.ndarray]:
+        """How many come from colour, and all of them, (B, C, H, W)."""
+        if not self.learns_features:
+            raise InputError("without a network nothing is learned: there are no features")
+        with self._autocast():
+            features = self.model.position_invariant_features(channels)
+        return self.model.n_learned_features, features.float().contiguous().cpu().numpy()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.with_bfloat16)
 
     def _prepare_batch(
         self, images: Tensor, extra: Tensor | None, mask: Tensor | None

@@ -4,6 +4,7 @@ import argparse
 import glob
 import itertools
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,10 +13,15 @@ import torch
 from PIL import ImageColor
 
 from lib.cli import add_bool, positive_float, positive_int
+from lib.distributed import n_ranks
 from lib.errors import InputError, RunError
 from lib.files import check_output_file, prepare_out_dir
+from lib.frames import FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
 from lib.image_run import ImageJob, RunSummary
 from lib.images import IMAGE_SUFFIXES
+from lib.inference import Segmenter
+from lib.optflow import FlowArchive
+from lib.optflow_sources import DEFAULT_PRESET
 from lib.outputs import (
     FEATURE_SUFFIXES,
     LABEL_SUFFIXES,
@@ -25,12 +31,34 @@ from lib.outputs import (
     OverlayStyle,
 )
 from lib.superpixels import Superpixels
+from lib.video import (
+    VIDEO_LABEL_SUFFIXES,
+    VIDEO_SUFFIXES,
+    VideoSummary,
+    frames_with_estimated_flow,
+    frames_with_flow_of,
+    frames_without_flow,
+    segment_video,
+)
 
 logger = logging.getLogger(__name__)
 
 NAME = "{name}"  # in the path of an output: the image's path in the folder that was given, without its suffix
 
 _CUDA_BATCH_SIZE = 8
+
+
+_DEFAULT_VIDEO = "results.mp4"
+_FOR_IMAGES_ALONE = {
+    "mask": None,
+    "save_features": None,
+    "save_flow": None,
+    "exact_nspix": False,
+    "enforce_connectivity": True,
+    "skip_existing": False,
+    "batchsize": None,
+    "optflow_data_fr_idx": None,
+}
 
 
 class _Output(NamedTuple):
@@ -54,15 +82,16 @@ _OUTPUTS = {
 def add_output_args(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     """Add the options that say what to write; with `several`, for several images too."""
     in_folder = "; for several images, a folder or a name with {name}" if several else ""
+    default = f"{_OUTPUTS['out'].default}, {_DEFAULT_VIDEO} for a video"
     parser.add_argument(
         "--out",
-        default=None if several else _OUTPUTS["out"].default,
-        help=f"overlay to write, any common format{in_folder}"
-        + (f"; default: {_OUTPUTS['out'].default}, or folder results" if several else ""),
+        help=f"overlay to write, any common format, .mp4 for a video{in_folder}; default: {default}"
+        + (f", folder {_OUTPUTS['out'].default_for_many} for several images" if several else ""),
     )
     parser.add_argument(
         "--save_labels",
-        help=f"label map to write: .npy (int32), .png (16 bits), .tif (32 bits) or .h5{in_folder}",
+        help="label map to write: .npy (int32), .png (16 bits), .tif (32 bits) or .h5, which alone holds "
+        f"those of a video{in_folder}",
     )
     parser.add_argument(
         "--save_features",
@@ -100,6 +129,87 @@ def add_output_args(parser: argparse.ArgumentParser, *, several: bool = False) -
         default=1.0,
         help="factor of the position in the distances alone, beside --pos_scale; higher is more compact",
     )
+
+
+def add_video_args(parser: argparse.ArgumentParser) -> None:
+    """Add the options for a video."""
+    parser.add_argument(
+        "--video",
+        type=Path,
+        metavar="FILE|FOLDER",
+        help="video to segment: a file, or a folder of its frames",
+    )
+    add_bool(
+        parser,
+        "--temporal",
+        default=False,
+        help="let superpixels of a video keep their label from frame to frame, with the optical flow",
+    )
+
+
+def segment_given_video(
+    args: argparse.Namespace, segmenter: Segmenter, *, archive: FlowArchive | None = None
+) -> VideoSummary:
+    """Segment the video that the options name.
+
+    Parameters
+    ----------
+    args : Namespace
+        Of a parser with the options of the outputs and of a video.
+    segmenter : Segmenter
+        What segments.
+    archive : FlowArchive, optional
+        Flow of the video; where it is needed and not given, it is estimated.
+
+    Raises
+    ------
+    InputError
+        If the video cannot be opened, files cannot be written, or options are for images alone.
+    """
+    for option, default in _FOR_IMAGES_ALONE.items():
+        if getattr(args, option, default) != default:
+            raise InputError(f"--{option} is for images, not for a --video")
+    if n_ranks() > 1:
+        raise InputError("a --video is segmented by a single process")
+    out = Path(args.out or _DEFAULT_VIDEO)
+    labels = Path(args.save_labels) if args.save_labels else None
+    check_output_file("--out", out, VIDEO_SUFFIXES)
+    if labels:
+        check_output_file("--save_labels", labels, VIDEO_LABEL_SUFFIXES)
+    if args.video.is_dir():
+        video = FrameFolder(args.video.resolve().name, list_in_order(args.video, FRAME_SUFFIXES))
+    else:
+        video = VideoFile(args.video.stem, args.video)
+    if archive is not None:
+        frames = frames_with_flow_of(video, archive)
+    elif args.temporal or segmenter.model.n_extra_channels:
+        frames = frames_with_estimated_flow(video, DEFAULT_PRESET)
+    else:
+        frames = frames_without_flow(video)
+    start = time.perf_counter()
+    summary = segment_video(
+        segmenter,
+        frames,
+        args.nspix,
+        overlay_file=out,
+        labels_file=labels,
+        style=overlay_style(args),
+        tracked=args.temporal,
+        n_frames=len(video),
+    )
+    follows = summary.share_that_follows
+    logger.info(
+        "%s: %d frames, %d superpixels requested, %.1f measured, %.2f frames/s on %s%s, overlay in %s",
+        args.video,
+        summary.n_frames,
+        args.nspix,
+        summary.n_measured,
+        summary.n_frames / (time.perf_counter() - start),
+        segmenter.device,
+        "" if follows is None else f", labels of {100 * follows:.1f} % of the pixels follow the flow",
+        out,
+    )
+    return summary
 
 
 def check_count_args(args: argparse.Namespace) -> None:
@@ -209,6 +319,11 @@ def check_files(**files: str | Path | None) -> dict[str, Path]:
         if path.resolve() == other_path.resolve():
             raise InputError(f"--{name} and --{other_name} are the same file, {path}")
     return paths
+
+
+def default_overlay(given: str | None) -> str:
+    """The value of `--out` for a single image, or its default."""
+    return given or _OUTPUTS["out"].default
 
 
 def output_files(**files: str | None) -> OutputFiles:

@@ -9,7 +9,6 @@ The last axis is (dy, dx) in pixels of the frames, which are 480x854 for DAVIS. 
 vvarga90/ssn-pytorch-optflow.
 """
 
-import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ import h5py
 import numpy as np
 
 from lib.errors import InputError
-from lib.files import atomic_path
+from lib.hdf5 import HDF5Writing, write_hdf5
 
 FORWARD, BACKWARD = "flows", "inv_flows"
 
@@ -127,14 +126,12 @@ class FlowArchive:
 class FlowArchiveWriter:
     """Appends pairs of flows to an archive; made by `write_flow_archive`."""
 
-    def __init__(
-        self, file: h5py.File, storage: "_EnduringFile", path: Path, frame_shape: tuple[int, int]
-    ) -> None:
-        self._storage = storage
+    def __init__(self, writing: HDF5Writing, path: Path, frame_shape: tuple[int, int]) -> None:
+        self._writing = writing
         self._path = path
         shape = (*frame_shape, 2)
         self._datasets = [
-            file.create_dataset(
+            writing.file.create_dataset(
                 name,
                 shape=(0, *shape),
                 maxshape=(None, *shape),
@@ -170,7 +167,7 @@ class FlowArchiveWriter:
                 )
             dataset.resize(len(dataset) + 1, axis=0)
             dataset[-1] = flow
-        self._storage.raise_failed_write()
+        self._writing.raise_failed_write()
 
 
 @contextmanager
@@ -193,40 +190,9 @@ def write_flow_archive(
     RunError
         If writing fails, say because the disk is full.
     """
-    with atomic_path(path) as temporary, _EnduringFile(temporary, "w+") as storage:
-        with h5py.File(storage, "w") as file:
-            file.attrs.update(attributes)
-            yield FlowArchiveWriter(file, storage, path, frame_shape)
-        storage.raise_failed_write()
-
-
-class _EnduringFile(io.FileIO):
-    """A file that remembers a failed write, say to a full disk, and goes on as if nothing had happened.
-
-    HDF5 crashes the process when it cannot finish a file.
-    """
-
-    _error: OSError | None = None
-
-    def write(self, content: memoryview) -> int:
-        remaining = memoryview(content).cast("B")
-        while remaining and self._error is None:
-            try:
-                remaining = remaining[super().write(remaining) :]
-            except OSError as error:
-                self._error = error
-        return len(content)
-
-    def truncate(self, size: int) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self._error = self._error or error
-            return size
-
-    def raise_failed_write(self) -> None:
-        if self._error is not None:
-            raise self._error
+    with write_hdf5(path) as writing:
+        writing.file.attrs.update(attributes)
+        yield FlowArchiveWriter(writing, path, frame_shape)
 
 
 def archive_name(method: str, video: str) -> str:

@@ -4,7 +4,6 @@ A source yields the flow of one pair of neighbouring frames after the other, for
 (H, W, 2) float32 with last axis (dy, dx) in pixels.
 """
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.errors import InputError
-from lib.images import read_image, resize_image
+from lib.frames import FrameFolder, VideoFile
 from lib.opencv import cv2
 
 # Presets of OpenCV's implementation, from fast to accurate.
@@ -22,14 +21,12 @@ DIS_PRESETS = {
     "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
 }
 
+DEFAULT_PRESET = "medium"
+
 # With fewer rows or columns, OpenCV's implementation may crash.
 MIN_FRAME_SIDE = 16
 
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 FLOW_SUFFIXES = (".flo", ".png")
-
-# Some containers announce a few frames more than they hold.
-ANNOUNCED_SHARE = 0.95
 
 _FLO_MAGIC = b"PIEH"
 _FLO_UNKNOWN = 1e9  # the Middlebury code marks unknown flow by values above
@@ -67,7 +64,7 @@ class DISFlow(FlowSource):
     .. [1] Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016.
     """
 
-    def __init__(self, frames: "FrameFolder | VideoFile", preset: str) -> None:
+    def __init__(self, frames: FrameFolder | VideoFile, preset: str) -> None:
         self.name = frames.name
         self.frames = frames
         self.preset = preset
@@ -84,116 +81,59 @@ class DISFlow(FlowSource):
         InputError
             If the video has one frame, or frames of different sizes.
         """
-        estimator = cv2.DISOpticalFlow_create(DIS_PRESETS[self.preset])
-        previous = None
+        estimator = DISEstimator(self.name, self.preset)
         n_frames = 0
-        for n_frames, image_rgb in enumerate(self.frames.read(), start=1):
-            current = cv2.cvtColor(image_rgb, cv2.COLOR_RGB2GRAY)
-            if previous is not None:
-                if current.shape != previous.shape:
-                    raise InputError(
-                        f"{self.name}: frame {n_frames - 1} is {_size(current)}, before {_size(previous)}"
-                    )
-                forward = self._estimate(estimator, previous, current)
-                backward = self._estimate(estimator, current, previous)
-                yield forward, backward
-            previous = current
+        for image_rgb in self.frames.read():
+            n_frames += 1
+            pair = estimator.flow_from_last(image_rgb)
+            if pair is not None:
+                yield pair
         if n_frames < 2:
             raise InputError(f"{self.name} has {n_frames} frame; optical flow needs at least two")
 
-    def _estimate(self, estimator: cv2.DISOpticalFlow, frame: np.ndarray, other: np.ndarray) -> np.ndarray:
-        if min(frame.shape) < MIN_FRAME_SIDE:
-            raise InputError(
-                f"{self.name}: frames of {_size(frame)} are too small, DIS needs {MIN_FRAME_SIDE} both ways"
-            )
-        return estimator.calc(frame, other, None)[..., ::-1]  # OpenCV has (dx, dy)
 
-
-class FrameFolder:
-    """The frames of a video as image files.
+class DISEstimator:
+    """Flow between one frame and the next, which come one at a time, by OpenCV's Dense Inverse Search.
 
     Parameters
     ----------
     name : str
-        The video's name.
-    files : list of Path
-        Its frames, in order.
-    frame_shape : tuple of int, optional
-        (H, W) to resize frames of another size to.
+        The video's name, for error messages.
+    preset : str
+        One of `DIS_PRESETS`.
     """
 
-    def __init__(self, name: str, files: list[Path], frame_shape: tuple[int, int] | None = None) -> None:
-        self.name = name
-        self.files = files
-        self.frame_shape = frame_shape
+    def __init__(self, name: str, preset: str) -> None:
+        self._name = name
+        self._estimator = cv2.DISOpticalFlow_create(DIS_PRESETS[preset])
+        self._last: np.ndarray | None = None
+        self._n_frames = 0
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(self) -> Iterator[np.ndarray]:
-        """Yield the frames, each (H, W, 3) uint8 RGB."""
-        for file in self.files:
-            image_rgb = read_image(file)
-            if self.frame_shape is not None and image_rgb.shape[:2] != self.frame_shape:
-                image_rgb = resize_image(image_rgb, self.frame_shape)
-            yield image_rgb
-
-
-class VideoFile:
-    """A video in any format that OpenCV decodes.
-
-    Parameters
-    ----------
-    name : str
-        The video's name.
-    path : Path
-        Its file.
-
-    Raises
-    ------
-    InputError
-        If the file is missing or cannot be decoded.
-    """
-
-    def __init__(self, name: str, path: Path) -> None:
-        self.name = name
-        self.path = path
-        capture = self._open()
-        self._n_frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))  # what the file's header says
-        capture.release()
-
-    def __len__(self) -> int:
-        return self._n_frames
-
-    def read(self) -> Iterator[np.ndarray]:
-        """Yield the frames, each (H, W, 3) uint8 RGB.
+    def flow_from_last(self, image_rgb: np.ndarray) -> FlowPair | None:
+        """Flow from the frame of the last call to this one, and back; None at the first call.
 
         Raises
         ------
         InputError
-            If decoding stops well before the number of frames that the file announces.
+            If the frame has another size than the last, or is too small.
         """
-        capture = self._open()
-        n_read = 0
-        try:
-            while True:
-                is_there, image_bgr = capture.read()
-                if not is_there:
-                    break
-                n_read += 1
-                yield cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)
-        finally:
-            capture.release()
-        if n_read < ANNOUNCED_SHARE * self._n_frames - 1:
-            raise InputError(f"{self.path}: decoding stopped after {n_read} of {self._n_frames} frames")
+        last, self._last = self._last, cv2.cvtColor(image_rgb, cv2.COLOR_RGB2GRAY)
+        self._n_frames += 1
+        if min(self._last.shape) < MIN_FRAME_SIDE:
+            raise InputError(
+                f"{self._name}: frames of {_size(self._last)} are too small, DIS needs {MIN_FRAME_SIDE} both "
+                "ways"
+            )
+        if last is None:
+            return None
+        if self._last.shape != last.shape:
+            raise InputError(
+                f"{self._name}: frame {self._n_frames - 1} is {_size(self._last)}, before {_size(last)}"
+            )
+        return self._estimate(last, self._last), self._estimate(self._last, last)
 
-    def _open(self) -> cv2.VideoCapture:
-        if not self.path.is_file():
-            raise InputError(f"no video file {self.path}")
-        capture = cv2.VideoCapture(str(self.path))
-        if not capture.isOpened():
-            raise InputError(f"{self.path} is not a video that can be decoded")
-        return capture
+    def _estimate(self, frame: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return self._estimator.calc(frame, other, None)[..., ::-1]  # OpenCV has (dx, dy)
 
 
 class FlowFiles(FlowSource):
@@ -299,28 +239,6 @@ def _read_kitti(path: Path) -> np.ndarray:
     flow = (flow.astype(np.float32) - 2**15) / 64
     flow[is_known == 0] = np.nan
     return flow
-
-
-def list_in_order(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files in a folder, ordered by name, with numbers in it ordered by value.
-
-    Raises
-    ------
-    InputError
-        If none has one of `suffixes`, or they have several of them: masks beside frames, say.
-    """
-    files = [file for file in folder.iterdir() if file.suffix.lower() in suffixes and file.is_file()]
-    present = sorted({file.suffix.lower() for file in files})
-    if not present:
-        raise InputError(f"{folder} holds no {', '.join(suffixes)} file")
-    if len(present) > 1:
-        raise InputError(f"{folder} holds {' and '.join(present)} files; it must be files of one kind")
-    return sorted(files, key=_natural_order)
-
-
-def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
-    parts = re.split(r"(\d+)", path.name)
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def _size(pixels: np.ndarray) -> str:

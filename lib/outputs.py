@@ -5,12 +5,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 from PIL import Image
 
 from lib.errors import InputError
 from lib.files import atomic_path
+from lib.hdf5 import write_hdf5
 from lib.superpixels import Superpixels
 from lib.visualization import BOUNDARY_COLOR, draw_boundaries, draw_mean_colors
 
@@ -134,8 +134,8 @@ def _write_labels(labels: np.ndarray, temporary: Path, path: Path) -> None:
             with temporary.open("wb") as file:  # given a name, NumPy may add a suffix to it
                 np.save(file, labels)
         case ".h5":
-            with h5py.File(temporary, "w") as file:
-                file.create_dataset("labels", data=labels, compression="gzip", shuffle=True)
+            with write_hdf5(temporary) as writing:
+                writing.file.create_dataset("labels", data=labels, compression="gzip", shuffle=True)
         case ".tif" | ".tiff":
             Image.fromarray(labels).save(temporary, compression="tiff_adobe_deflate")
         case _:

@@ -226,6 +226,7 @@ def slic(
     n_iter: int = 5,
     distance: str = "euclidean",
     mask: Tensor | None = None,
+    start: Tensor | None = None,
 ) -> SoftAssignment:
     """Cluster pixel features into superpixels.
 
@@ -245,6 +246,9 @@ def slic(
     mask : Tensor, shape (B, H, W), bool, optional
         Pixels to cluster, by default all. Others move no superpixel and have no affinity to any; a cell
         without any pixel to cluster has no superpixel.
+    start : Tensor, shape (B, C, S), optional
+        Features that the superpixels start from, by default the means of their cells; NaN for single
+        superpixels does the same.
 
     Returns
     -------
@@ -286,6 +290,9 @@ def slic(
     points = _LocalPoints.apply(pixel_features, origins, occupied.to(pixel_features.dtype), grid)
     chunks = points.flatten(0, 1).split(_cells_per_chunk(points))  # each (cells, C+2, P)
     spixel_features = origins
+    if start is not None:
+        start = start.transpose(1, 2)
+        spixel_features = torch.where(start.isnan().any(dim=2, keepdim=True), origins, start)
     for _ in range(n_iter - 1):
         local_sums = [
             affinity @ points.transpose(1, 2)

@@ -47,6 +47,10 @@ class Superpixels:
         labels = enforce_connectivity(self.labels, self.n_spixels, mask=None if mask.all() else mask)
         return replace(self, labels=labels)
 
+    def with_labels(self, labels: np.ndarray) -> Self:
+        """The same with other labels."""
+        return replace(self, labels=labels)
+
     def with_count(self, n_spixels: int) -> Self:
         """The same with exactly so many superpixels; they must be connected. See `enforce_count`."""
         return replace(self, labels=enforce_count(self.labels, n_spixels))

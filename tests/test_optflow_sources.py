@@ -9,13 +9,11 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from lib.datasets.augmentation import CROP_SIZE, Crop
 from lib.datasets.segmented_image import SegmentedImage
 from lib.errors import InputError
+from lib.frames import FrameFolder, VideoFile, list_in_order
 from lib.optflow_sources import (
     DIS_PRESETS,
     DISFlow,
     FlowFiles,
-    FrameFolder,
-    VideoFile,
-    list_in_order,
     read_flow_file,
 )
 

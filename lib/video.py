@@ -1,0 +1,257 @@
+"""A video in, an overlay video and its labels out, frame by frame."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+from lib.errors import InputError, RunError
+from lib.files import atomic_path
+from lib.frames import FrameFolder, VideoFile
+from lib.hdf5 import HDF5Writing, write_hdf5
+from lib.inference import Segmenter, finish
+from lib.optflow import FlowArchive
+from lib.optflow_sources import DISEstimator
+from lib.outputs import DEFAULT_STYLE, OverlayStyle
+from lib.superpixels import Superpixels
+from lib.tracking import Tracker, share_that_follows
+
+VIDEO_SUFFIXES = (".mp4",)
+VIDEO_LABEL_SUFFIXES = (".h5",)
+FRAME_RATE = 24  # of the overlay video
+
+_CODEC, _QUALITY = "libx264", {"crf": "18", "preset": "veryfast"}
+
+
+class VideoFrame(NamedTuple):
+    """A frame with its flow.
+
+    Attributes
+    ----------
+    image_rgb : ndarray, shape (H, W, 3), uint8
+    flow : ndarray, shape (H, W, 4), float32, or None
+        [fwd_dy, fwd_dx, bwd_dy, bwd_dx] in pixels, zeros where there is no next or previous frame.
+    """
+
+    image_rgb: np.ndarray
+    flow: np.ndarray | None
+
+
+class VideoSummary(NamedTuple):
+    """What came of a video."""
+
+    n_frames: int
+    n_measured: float  # superpixels of a frame, mean
+    share_that_follows: float | None  # of pixels whose label follows the flow, mean; None without flow
+
+
+def frames_without_flow(frames: FrameFolder | VideoFile) -> Iterator[VideoFrame]:
+    """Yield the frames of a video."""
+    for image_rgb in frames.read():
+        yield VideoFrame(image_rgb, None)
+
+
+def frames_with_estimated_flow(frames: FrameFolder | VideoFile, preset: str) -> Iterator[VideoFrame]:
+    """Yield the frames of a video with the flow that DIS estimates as they come.
+
+    Raises
+    ------
+    InputError
+        If the frames are too small, or of different sizes.
+    """
+    estimator = DISEstimator(frames.name, preset)
+    waiting, backward = None, None
+    for image_rgb in frames.read():
+        pair = estimator.flow_from_last(image_rgb)
+        if pair is not None:
+            yield VideoFrame(waiting, _join(pair[0], backward))
+            backward = pair[1]
+        waiting = image_rgb
+    if waiting is not None:
+        yield VideoFrame(waiting, _join(np.zeros((*waiting.shape[:2], 2), np.float32), backward))
+
+
+def frames_with_flow_of(frames: FrameFolder | VideoFile, archive: FlowArchive) -> Iterator[VideoFrame]:
+    """Yield the frames of a video with the flow in an archive.
+
+    Raises
+    ------
+    InputError
+        If the archive is of frames of another size or number.
+    """
+    n_read = 0
+    for image_rgb in frames.read():
+        if image_rgb.shape[:2] != archive.frame_shape:
+            raise InputError(
+                f"the flow in {archive.path} is {archive.frame_shape}, but frame {n_read} of {frames.name} "
+                f"is {image_rgb.shape[:2]}"
+            )
+        yield VideoFrame(image_rgb, archive.read_frame(n_read).flow)
+        n_read += 1
+    if n_read != archive.n_frames:
+        raise InputError(f"{archive.path} covers {archive.n_frames} frames, but {frames.name} has {n_read}")
+
+
+def segment_video(
+    segmenter: Segmenter,
+    frames: Iterator[VideoFrame],
+    n_spixels: int,
+    *,
+    overlay_file: Path,
+    labels_file: Path | None = None,
+    style: OverlayStyle = DEFAULT_STYLE,
+    tracked: bool = False,
+    n_frames: int | None = None,
+) -> VideoSummary:
+    """Segment a video, holding no more than a few frames of it in memory.
+
+    Parameters
+    ----------
+    segmenter : Segmenter
+        Of a base or of a composite model, which takes the flow of the frames.
+    frames : iterator of VideoFrame
+        The video; see the other functions of this module.
+    n_spixels : int
+        Requested number of superpixels of a frame.
+    overlay_file : Path
+        Video to write, .mp4.
+    labels_file : Path, optional
+        HDF5 file to write, with a compressed data set `labels`, (frames, H, W) int32.
+    style : OverlayStyle
+        How the overlays look.
+    tracked : bool
+        Let superpixels keep their label from frame to frame, for which frames need flow; see `Tracker`.
+    n_frames : int, optional
+        Frames to expect, for the progress bar.
+
+    Raises
+    ------
+    InputError
+        If there is no frame, or one cannot be used. Files then hold the frames before.
+    RunError
+        If a file cannot be written, which is then not there.
+    """
+    run = _VideoRun(segmenter, n_spixels, Tracker(segmenter, n_spixels) if tracked else None)
+    problem: InputError | None = None
+    with ExitStack() as stack:
+        progress = stack.enter_context(
+            tqdm(total=n_frames or None, desc="segmenting", unit="frame", disable=None)
+        )
+        video = labels = None
+        try:
+            for frame in frames:
+                superpixels = run.segment(frame)
+                if video is None:
+                    temporary = stack.enter_context(atomic_path(overlay_file))
+                    video = stack.enter_context(_VideoWriter(temporary, frame.image_rgb.shape[:2]))
+                    if labels_file:
+                        labels = _LabelWriter(stack.enter_context(write_hdf5(labels_file)), frame)
+                video.append(style.draw(superpixels))
+                if labels:
+                    labels.append(superpixels.labels)
+                progress.update()
+        except InputError as error:
+            problem = error
+        if video is None and problem is None:
+            problem = InputError("the video has no frame")
+    if problem is not None:
+        kept = f"; {run.n_frames} frames are in {overlay_file}" if run.n_frames else ""
+        raise RunError(f"{problem}{kept}") from problem
+    return run.summary()
+
+
+class _VideoRun:
+    """Segments frame after frame, and counts."""
+
+    def __init__(self, segmenter: Segmenter, n_spixels: int, tracker: Tracker | None) -> None:
+        self._segmenter = segmenter
+        self._n_spixels = n_spixels
+        self._tracker = tracker
+        self._last: tuple[np.ndarray, np.ndarray] | None = None  # labels and forward flow
+        self._shape: tuple[int, ...] | None = None
+        self._share_sum, self._n_shares = 0.0, 0
+        self._n_measured = 0
+        self.n_frames = 0
+
+    def segment(self, frame: VideoFrame) -> Superpixels:
+        name = f"frame {self.n_frames}"
+        self._shape = self._shape or frame.image_rgb.shape
+        if frame.image_rgb.shape != self._shape:
+            raise InputError(f"{name} is {frame.image_rgb.shape[:2]}, those before are {self._shape[:2]}")
+        extra = frame.flow if self._segmenter.model.n_extra_channels else None
+        image = self._segmenter.prepare(frame.image_rgb, extra, name=name)
+        if self._tracker:
+            superpixels = self._tracker.segment(image, self._last[1] if self._last else None)
+        else:
+            (clustered,) = self._segmenter.cluster([image], self._n_spixels)
+            superpixels = finish(clustered, self._n_spixels)
+        if frame.flow is not None:
+            if self._last:
+                share = share_that_follows(self._last[0], superpixels.labels, self._last[1])
+                if not np.isnan(share):
+                    self._share_sum, self._n_shares = self._share_sum + share, self._n_shares + 1
+            self._last = superpixels.labels, frame.flow[..., :2]
+        self._n_measured += len(np.unique(superpixels.labels))  # identities are not counted from 0
+        self.n_frames += 1
+        return superpixels
+
+    def summary(self) -> VideoSummary:
+        share = self._share_sum / self._n_shares if self._n_shares else None
+        return VideoSummary(self.n_frames, self._n_measured / self.n_frames, share)
+
+
+class _VideoWriter:
+    """Encodes pictures of one size as H.264 in MP4."""
+
+    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
+        # The codec halves the resolution of colours, which takes even sides: an odd one loses a pixel.
+        self._height, self._width = (max(2, side - side % 2) for side in shape)
+        self._container = av.open(str(path), "w")
+        self._stream = self._container.add_stream(_CODEC, rate=FRAME_RATE, options=_QUALITY)
+        self._stream.height, self._stream.width = self._height, self._width
+        self._stream.pix_fmt = "yuv420p"
+
+    def __enter__(self) -> "_VideoWriter":
+        return self
+
+    def __exit__(self, kind: type | None, *exception: object) -> None:
+        try:
+            if kind is None:
+                self._container.mux(self._stream.encode())
+        finally:
+            self._container.close()
+
+    def append(self, picture: np.ndarray) -> None:
+        picture = np.ascontiguousarray(picture[: self._height, : self._width])
+        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+
+
+class _LabelWriter:
+    """Appends label maps to an HDF5 file."""
+
+    def __init__(self, writing: HDF5Writing, frame: VideoFrame) -> None:
+        shape = frame.image_rgb.shape[:2]
+        self._writing = writing
+        self._labels = writing.file.create_dataset(
+            "labels",
+            shape=(0, *shape),
+            maxshape=(None, *shape),
+            chunks=(1, *shape),
+            dtype=np.int32,
+            compression="gzip",
+            shuffle=True,
+        )
+
+    def append(self, labels: np.ndarray) -> None:
+        self._labels.resize(len(self._labels) + 1, axis=0)
+        self._labels[-1] = labels
+        self._writing.raise_failed_write()
+
+
+def _join(forward: np.ndarray, backward: np.ndarray | None) -> np.ndarray:
+    backward = np.zeros_like(forward) if backward is None else backward
+    return np.concatenate([forward, backward], axis=2)

@@ -1,0 +1,157 @@
+"""A video in, an overlay video and labels out."""
+
+import tracemalloc
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+import inference_base_model
+import inference_optflow_composite_model
+from conftest import fails_with, make_quadrants
+from lib.errors import RunError
+from lib.features import InputScales
+from lib.frames import VideoFile
+from lib.inference import Segmenter
+from lib.optflow import write_flow_archive
+from lib.video import VideoFrame, segment_video
+from model import SSNPix
+
+SEGMENTER = Segmenter(SSNPix(), InputScales(0.26, 2.5))
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A folder with four frames of 61x92, in which an odd number of rows tests the codec."""
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for idx in range(4):
+        Image.fromarray(np.roll(make_quadrants(61, 92)[0], idx, axis=1)).save(folder / f"{idx}.png")
+    return folder
+
+
+def read_labels(path):
+    with h5py.File(path) as file:
+        assert file["labels"].compression == "gzip"
+        return file["labels"][:]
+
+
+def frames_of(clip):
+    return [np.asarray(Image.open(file)) for file in sorted(clip.iterdir())]
+
+
+def test_folder_of_frames(clip, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.chdir(tmp_path)
+    summary = inference_base_model.main(
+        ["--base_model_weights=none", "--video=clip", "--nspix=24", "--save_labels=labels.h5"]
+    )
+    assert (summary.n_frames, summary.share_that_follows) == (4, None)
+    labels = read_labels("labels.h5")
+    segmenter = Segmenter(SSNPix(), InputScales(0.26, 10.0))
+    for frame, of_frame in zip(frames_of(clip), labels, strict=True):
+        np.testing.assert_array_equal(of_frame, segmenter(frame, 24).labels)
+    overlays = list(VideoFile("results", tmp_path / "results.mp4").read())
+    assert [overlay.shape for overlay in overlays] == 4 * [(60, 92, 3)]
+    assert np.abs(overlays[0].astype(int) - frames_of(clip)[0][:60]).mean() < 60
+    assert "clip: 4 frames, 24 superpixels requested" in caplog.text
+
+
+def test_video_file_with_tracking(clip, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.chdir(tmp_path)
+    argv = ["--base_model_weights=none", "--nspix=24", "--temporal"]
+    inference_base_model.main([*argv, "--video=clip", "--out=clip.mp4"])
+    summary = inference_base_model.main([*argv, "--video=clip.mp4", "--save_labels=labels.h5"])
+    assert summary.n_frames == 4
+    assert summary.share_that_follows > 0.6
+    assert "% of the pixels follow the flow" in caplog.text
+    labels = read_labels("labels.h5")
+    assert len(np.intersect1d(labels[0], labels[-1])) > 12
+
+
+def test_composite_estimates_or_reads_its_flow(clip, composite_weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = [f"--comp_model_weights={composite_weights}", "--video=clip", "--nspix=24", "--device=cpu"]
+    main = inference_optflow_composite_model.main
+    main([*argv, "--save_labels=estimated.h5"])
+    main([*argv, "--optflow_data=auto", "--save_labels=auto.h5"])
+    with write_flow_archive(tmp_path / "flow.h5", (61, 92), {}) as archive:
+        for _ in range(3):
+            flow = np.zeros((61, 92, 2), dtype=np.float32)
+            flow[..., 1] = 30
+            archive.append(flow, -flow)
+    main([*argv, "--optflow_data=flow.h5", "--save_labels=read.h5"])
+    estimated, auto, read = (read_labels(f"{name}.h5") for name in ("estimated", "auto", "read"))
+    np.testing.assert_array_equal(estimated, auto)
+    assert not np.array_equal(estimated, read)
+
+    (clip / "4.png").write_bytes((clip / "3.png").read_bytes())
+    with pytest.raises(RunError, match="covers frames 0 to 3, there is no frame 4; 4 frames are in results"):
+        main([*argv, "--optflow_data=flow.h5"])
+
+
+def test_frames_before_a_broken_one_are_kept(clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (clip / "2.png").write_bytes(b"broken")
+    argv = ["--base_model_weights=none", "--video=clip", "--nspix=24", "--save_labels=labels.h5"]
+    with pytest.raises(RunError, match=r"2\.png is not a readable image.*; 2 frames are in results\.mp4"):
+        inference_base_model.main(argv)
+    assert len(read_labels("labels.h5")) == 2
+    assert len(list(VideoFile("results", tmp_path / "results.mp4").read())) == 2
+
+
+def test_frames_of_another_size(clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(make_quadrants()[0]).save(clip / "1.png")
+    with pytest.raises(RunError, match=r"frame 1 is \(60, 92\), those before are \(61, 92\); 1 frames are"):
+        inference_base_model.main(["--base_model_weights=none", "--video=clip", "--nspix=24"])
+
+
+def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
+    def full(self, picture):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lib.video._VideoWriter.append", full)
+    frames = iter([VideoFrame(make_quadrants()[0], None)])
+    with pytest.raises(RunError, match="No space left on device"):
+        segment_video(
+            SEGMENTER, frames, 24, overlay_file=tmp_path / "o.mp4", labels_file=tmp_path / "labels.h5"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_does_not_grow_with_the_length(tmp_path):
+    image_rgb = make_quadrants(120, 180)[0]
+
+    def peak(n_frames):
+        frames = (VideoFrame(image_rgb.copy(), np.zeros((120, 180, 4), np.float32)) for _ in range(n_frames))
+        tracemalloc.start()
+        segment_video(SEGMENTER, frames, 12, overlay_file=tmp_path / "o.mp4", tracked=True)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(2)  # what is made once
+    assert peak(200) < 1.2 * peak(20)
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--video=no.mp4"], "no video file no.mp4"),
+        (["--video=empty"], "empty holds no .jpg"),
+        (["--video=text.mp4"], "text.mp4 is not a video that can be decoded"),
+        (["--video=clip", "--out=o.png"], "--out o.png: the name must end in .mp4"),
+        (["--video=clip", "--save_labels=l.npy"], "--save_labels l.npy: the name must end in .h5"),
+        (["--video=clip", "--mask=m.png"], "--mask is for images, not for a --video"),
+        (["--video=clip", "--exact_nspix"], "--exact_nspix is for images"),
+    ],
+)
+def test_bad_options(clip, tmp_path, argv, told, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.mp4").write_text("no video")
+    assert told in fails_with(inference_base_model.main, ["--base_model_weights=none", *argv], capsys)
+    assert not (tmp_path / "results.mp4").exists()
