@@ -56,6 +56,8 @@ class Segmenter:
     pos_scale_dist : float
         Factor of the position in the distances of the clustering, beside the one that the network may see:
         superpixels get more compact the higher it is.
+    n_iter : int, optional
+        Iterations of the clustering, by default those the model was trained with.
 
     Examples
     --------
@@ -86,12 +88,14 @@ class Segmenter:
         device: torch.device | str = CPU,
         with_bfloat16: bool = False,
         pos_scale_dist: float = 1.0,
+        n_iter: int | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
         self.scales = scales
         self.with_bfloat16 = with_bfloat16
         self.pos_scale_dist = pos_scale_dist
+        self.n_iter = n_iter or model.n_iter
 
     @classmethod
     def from_checkpoint(
@@ -289,7 +293,7 @@ class Segmenter:
         return cluster(
             pixel_features,
             n_spixels,
-            n_iter=self.model.n_iter,
+            n_iter=self.n_iter,
             distance=self.model.distance,
             mask=None if mask is None else torch.from_numpy(mask)[None].to(self.device),
             start=start,

@@ -47,6 +47,10 @@ class Superpixels:
         labels = enforce_connectivity(self.labels, self.n_spixels, mask=None if mask.all() else mask)
         return replace(self, labels=labels)
 
+    def with_image(self, image_rgb: np.ndarray) -> Self:
+        """The same on another image."""
+        return replace(self, image_rgb=image_rgb)
+
     def with_labels(self, labels: np.ndarray) -> Self:
         """The same with other labels."""
         return replace(self, labels=labels)

@@ -200,6 +200,16 @@ def test_position_in_the_distances_alone(model):
     assert not np.array_equal(doubled.labels, Segmenter(model, SCALES)(image_rgb, 24).labels)
 
 
+def test_number_of_iterations():
+    image_rgb, model = make_quadrants()[0], SSNModel(4, n_iter=5)
+    plain, same, more = (
+        Segmenter(model, SCALES, n_iter=n_iter)(image_rgb, 24, connected=False).labels
+        for n_iter in (None, 5, 20)
+    )
+    np.testing.assert_array_equal(plain, same)
+    assert not np.array_equal(plain, more)
+
+
 def test_position_in_the_distances_leaves_the_network_alone():
     image_rgb, flow = make_quadrants()[0], np.ones((60, 92, 4), dtype=np.float32)
     model = CompositeSSNModel(4, 2)

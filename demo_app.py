@@ -1,0 +1,108 @@
+"""A page to try the base model: drop an image, move sliders, look at its superpixels, download the labels."""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from lib import cli
+from lib.checkpoint import load_base_model
+from lib.errors import InputError
+from lib.inference import Segmenter
+from lib.outputs import DEFAULT_STYLE, OverlayStyle
+from lib.superpixels import Superpixels
+
+DEMO_IMAGE = cli.REPO_ROOT / "demo" / "cat.jpg"
+_KEPT_SECONDS = 3600  # files to download
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(__doc__)
+    cli.add_base_weights_arg(parser)
+    cli.add_device_arg(parser)
+    parser.add_argument("--port", type=cli.positive_int, default=7860, help="of the page on this machine")
+    return parser
+
+
+def build_app(weights: str | Path, device: str = "cpu") -> gr.Blocks:
+    """The page, which `launch` serves.
+
+    Raises
+    ------
+    InputError
+        If the weights cannot be used.
+    """
+    loaded = load_base_model(weights)
+
+    def segment(image: np.ndarray | None, n_spixels: int, compactness: float, n_iter: int) -> tuple:
+        if image is None:
+            return None, None, None, None, "Drop an image above."
+        segmenter = Segmenter(
+            loaded.model, loaded.scales, device=device, pos_scale_dist=compactness, n_iter=int(n_iter)
+        )
+        try:
+            superpixels = segmenter(image, int(n_spixels))
+        except InputError as error:
+            raise gr.Error(str(error)) from error
+        told = f"{int(n_spixels)} superpixels requested, {superpixels.n_measured} measured"
+        return *draw_pictures(superpixels), save_labels(superpixels.labels), told
+
+    with gr.Blocks(title="Superpixels", delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)) as app:
+        gr.Markdown("# Superpixels\nDrop an image and move the sliders.")
+        with gr.Row():
+            with gr.Column(scale=1):
+                image = gr.Image(_read_demo_image(), label="Image", format="png", elem_id="image")
+                n_spixels = gr.Slider(10, 2000, 200, step=10, label="Superpixels", elem_id="count")
+                compactness = gr.Slider(
+                    0.2, 5, 1, step=0.1, label="Compactness, 1 as trained", elem_id="compactness"
+                )
+                n_iter = gr.Slider(
+                    1, 20, loaded.model.n_iter, step=1, label="Iterations", elem_id="iterations"
+                )
+                told = gr.Textbox(label="Result", elem_id="told")
+                labels = gr.DownloadButton("Labels (.npy)", elem_id="labels")
+            with gr.Column(scale=2), gr.Tabs():
+                pictures = []
+                for name in ("Overlay", "Mean colours", "Boundaries"):
+                    with gr.Tab(name):
+                        pictures.append(gr.Image(label=name, format="png", elem_id=name.split()[0].lower()))
+        inputs, outputs = [image, n_spixels, compactness, n_iter], [*pictures, labels, told]
+        for event in (image.change, n_spixels.release, compactness.release, n_iter.release, app.load):
+            event(segment, inputs, outputs, show_progress="minimal", api_name=False)
+    return app
+
+
+def draw_pictures(superpixels: Superpixels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Overlay, mean colours, and white borders on black, each (H, W, 3) uint8."""
+    black = superpixels.with_image(np.zeros_like(superpixels.image_rgb))
+    return (
+        DEFAULT_STYLE.draw(superpixels),
+        OverlayStyle("mean_colors").draw(superpixels),
+        OverlayStyle(color=(255, 255, 255)).draw(black),
+    )
+
+
+def save_labels(labels: np.ndarray) -> str:
+    """Write labels where the page may serve them from, and return the file."""
+    folder = tempfile.mkdtemp(prefix="superpixels_")
+    path = Path(folder, "labels.npy")
+    np.save(path, labels)
+    return str(path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    device = cli.resolve_device(args.device)
+    build_app(args.base_model_weights, str(device)).launch(server_port=args.port)
+
+
+def _read_demo_image() -> np.ndarray:
+    return np.asarray(Image.open(DEMO_IMAGE).convert("RGB"))
+
+
+if __name__ == "__main__":
+    cli.run(main)
