@@ -16,6 +16,12 @@ N_BASE_CHANNELS = 5  # L, a, b, y, x: see lib/features.py
 N_FLOW_CHANNELS = 4  # fwd_dy, fwd_dx, bwd_dy, bwd_dx: see lib/optflow.py
 
 
+# Rows of a band, and rows on either side that it needs as context, of which it sees 25, counted through all
+# layers. Both are multiples of 4, the factor of the coarsest scale, so that scales lie as in the whole image.
+_BAND_ROWS = 256
+_HALO_ROWS = 32
+
+
 class SSNOutput(NamedTuple):
     """What the models return."""
 
@@ -63,22 +69,55 @@ class FeatureExtractor(nn.Module):
         self.output_conv = nn.Sequential(nn.Conv2d(n_concatenated, n_out_features, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, n_in_channels, H, W) to (B, n_out_features [+ n_in_channels], H, W), float dtype of `x`."""
-        conv = self.output_conv[0]
-        scale1 = self.scale1(x)
-        scale2 = self.scale2(scale1)
-        n_channels = [x.shape[1], *3 * [scale1.shape[1]]]
-        weights = conv.weight.split(n_channels, dim=1)
-        # The output convolution of the concatenated scales, added up scale by scale: nothing of the size of
-        # the concatenation exists, and without gradients a scale can go before the next one comes.
-        features = F.conv2d(x, weights[0], conv.bias, padding=1)
-        features = features + F.conv2d(scale1, weights[1], padding=1)
-        del scale1
-        features = features + F.conv2d(_resize(scale2, x.shape[2:]), weights[2], padding=1)
-        scale3 = self.scale3(scale2)
-        features = features + F.conv2d(_resize(scale3, x.shape[2:]), weights[3], padding=1)
+        """Map (B, n_in_channels, H, W) to (B, n_out_features [+ n_in_channels], H, W), float dtype of `x`.
+
+        Without gradients, a large image goes through in bands of rows, so that the inner channels of a band
+        alone are in memory. The result is that of the whole, but for rounding.
+        """
+        height = x.shape[2]
+        is_in_bands = not (self.training or torch.is_grad_enabled()) and height > _BAND_ROWS + 2 * _HALO_ROWS
+        features = self._in_bands(x) if is_in_bands else self._band(x, 0, 0, height, height)
         features = features.to(x.dtype)  # under autocast the convolutions return a narrower type
         return torch.cat([features, x], dim=1) if self.concat_input else features
+
+    def _in_bands(self, x: Tensor) -> Tensor:
+        height = x.shape[2]
+        shape = (len(x), self.output_conv[0].out_channels, *x.shape[2:])
+        features = torch.empty(shape, dtype=x.dtype, device=x.device)
+        for first in range(0, height, _BAND_ROWS):
+            last = min(first + _BAND_ROWS, height)
+            top, bottom = max(0, first - _HALO_ROWS), min(last + _HALO_ROWS, height)
+            features[:, :, first:last] = self._band(x[:, :, top:bottom], top, first, last, height)
+        return features
+
+    def _band(self, x: Tensor, top: int, first: int, last: int, height: int) -> Tensor:
+        """Features of rows `first` to `last` - 1 of an image, of whose rows `x` has those from `top` on."""
+        conv = self.output_conv[0]
+        scale1 = self.scale1(x)
+        weights = conv.weight.split([x.shape[1], *3 * [scale1.shape[1]]], dim=1)
+        # What the output convolution sees: a row more on either side, of zeros beyond the image.
+        above, below = max(0, first - 1), min(last + 1, height)
+
+        def convolve(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            if last - first == height:
+                return F.conv2d(rows, weight, bias, padding=1)
+            if first == 0 or last == height:
+                rows = F.pad(rows, (0, 0, int(first == 0), int(last == height)))
+            return F.conv2d(rows, weight, bias, padding=(0, 1))
+
+        # The output convolution of the concatenated scales, added up scale by scale: nothing of the size of
+        # the concatenation exists, and without gradients a scale can go before the next one comes.
+        own = slice(above - top, below - top)
+        features = convolve(x[:, :, own], weights[0], conv.bias)
+        features = features + convolve(scale1[:, :, own], weights[1])
+        scale2 = self.scale2(scale1)
+        del scale1
+        features = features + convolve(
+            _resize_rows(scale2, x.shape[3], top, above, below, height, 2), weights[2]
+        )
+        scale3 = self.scale3(scale2)
+        del scale2
+        return features + convolve(_resize_rows(scale3, x.shape[3], top, above, below, height, 4), weights[3])
 
 
 class SSNModel(nn.Module):
@@ -378,5 +417,21 @@ def _halving_scale(n_channels: int) -> nn.Sequential:
     )
 
 
-def _resize(x: Tensor, size: torch.Size) -> Tensor:
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+def _resize_rows(x: Tensor, width: int, top: int, first: int, last: int, height: int, factor: int) -> Tensor:
+    """Rows `first` to `last` - 1 of a scale, bilinearly resized from `1 / factor` of an image's size.
+
+    `x` has the rows of the scale from `top / factor` on. As `F.interpolate` does for the whole image.
+    """
+    if last - first == height:
+        return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
+    n_scale_rows = height
+    for _ in range(factor.bit_length() - 1):
+        n_scale_rows = (n_scale_rows + 1) // 2
+    position = (torch.arange(first, last, device=x.device) + 0.5) * (n_scale_rows / height) - 0.5
+    position = position.clamp(min=0)
+    upper = position.floor().long()
+    lower = (upper + 1).clamp(max=n_scale_rows - 1)
+    share = (position - upper).to(x.dtype)[:, None]
+    x = F.interpolate(x, size=(x.shape[2], width), mode="bilinear", align_corners=False)
+    offset = top // factor
+    return torch.lerp(x[:, :, upper - offset], x[:, :, lower - offset], share)

@@ -208,3 +208,22 @@ def test_compiled_network_keeps_the_names_of_its_weights(monkeypatch):
         composite.feature_extract_optflow,
     ]
     assert names == [list(each.state_dict()) for each in (model, composite)]
+
+
+@pytest.mark.parametrize("size", [(97, 41), (100, 40), (130, 33), (64, 30)])
+def test_bands_equal_the_whole(size, monkeypatch, device):
+    extractor = FeatureExtractor(5, 7, n_mid_channels=8).eval().to(device)
+    for module in extractor.modules():  # statistics that are not those of an untrained network
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 5, *size, device=device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        whole = extractor(x)
+        monkeypatch.setattr("model._BAND_ROWS", 12)
+        n_bands = []
+        extractor.scale1.register_forward_hook(lambda *_: n_bands.append(1))
+        banded = extractor(x)
+    assert len(n_bands) == (-(-size[0] // 12) if size[0] > 76 else 1)
+    torch.testing.assert_close(banded, whole, rtol=0, atol=1e-5)
