@@ -14,7 +14,7 @@ from lib.inference_options import (
     add_many_images_args,
     add_output_args,
     add_video_args,
-    check_count_args,
+    check_connectivity,
     choose_batch_size,
     is_single_image,
     log_superpixels,
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> RunSummary | VideoSummary:
     args = build_parser().parse_args(argv)
-    check_count_args(args)
+    check_connectivity(args)
     jobs = plan_jobs(args) if args.video is None else []
     if args.save_features and str(args.base_model_weights) == NO_NETWORK:
         raise InputError(f"--save_features {args.save_features}: without a network nothing is learned")

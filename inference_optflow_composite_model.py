@@ -14,7 +14,7 @@ from lib.inference import Segmenter
 from lib.inference_options import (
     add_output_args,
     add_video_args,
-    check_count_args,
+    check_connectivity,
     check_files,
     default_overlay,
     log_superpixels,
@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> Superpixels | VideoSummary:
     args = build_parser().parse_args(argv)
-    check_count_args(args)
+    check_connectivity(args)
     if args.video is not None:
         archive = None if args.optflow_data in (None, Path(AUTO)) else FlowArchive(args.optflow_data)
         return segment_given_video(args, open_segmenter(args), archive=archive)
@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> Superpixels | VideoSummary:
         "out": default_overlay(args.out),
         "save_labels": args.save_labels,
         "save_features": args.save_features,
+        "save_outlines": args.save_outlines,
     }
     files = check_files(image=args.image, optflow_data=optflow_data, save_flow=args.save_flow, **outputs)
     segmenter = open_segmenter(args)

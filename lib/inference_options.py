@@ -25,6 +25,7 @@ from lib.optflow_sources import DEFAULT_PRESET
 from lib.outputs import (
     FEATURE_SUFFIXES,
     LABEL_SUFFIXES,
+    OUTLINE_SUFFIXES,
     OVERLAYS,
     PICTURE_SUFFIXES,
     OutputFiles,
@@ -53,6 +54,7 @@ _FOR_IMAGES_ALONE = {
     "mask": None,
     "save_features": None,
     "save_flow": None,
+    "save_outlines": None,
     "exact_nspix": False,
     "enforce_connectivity": True,
     "skip_existing": False,
@@ -75,6 +77,7 @@ _OUTPUTS = {
     "out": _Output(PICTURE_SUFFIXES, "results.png", "results"),
     "save_labels": _Output(LABEL_SUFFIXES, None, None),
     "save_features": _Output(FEATURE_SUFFIXES, None, None),
+    "save_outlines": _Output(OUTLINE_SUFFIXES, None, None),
     "save_flow": _Output(PICTURE_SUFFIXES, None, None),
 }
 
@@ -96,6 +99,10 @@ def add_output_args(parser: argparse.ArgumentParser, *, several: bool = False) -
     parser.add_argument(
         "--save_features",
         help=f"position-invariant features of pixels and superpixels to write: .npz{in_folder}",
+    )
+    parser.add_argument(
+        "--save_outlines",
+        help=f"outlines of the superpixels to write, for labelling tools: .geojson or .svg{in_folder}",
     )
     parser.add_argument(
         "--overlay",
@@ -212,16 +219,17 @@ def segment_given_video(
     return summary
 
 
-def check_count_args(args: argparse.Namespace) -> None:
-    """Check that `--exact_nspix` has what it needs.
+def check_connectivity(args: argparse.Namespace) -> None:
+    """Check that options which need connected superpixels have them.
 
     Raises
     ------
     InputError
         If not.
     """
-    if args.exact_nspix and not args.enforce_connectivity:
-        raise InputError("--exact_nspix needs --enforce_connectivity")
+    for option in ("exact_nspix", "save_outlines"):
+        if getattr(args, option) and not args.enforce_connectivity:
+            raise InputError(f"--{option} needs --enforce_connectivity")
 
 
 def add_many_images_args(parser: argparse.ArgumentParser, *, demo_image: Path) -> None:
@@ -276,7 +284,7 @@ def plan_jobs(args: argparse.Namespace) -> list[ImageJob]:
     is_single = is_single_image(args.image)
     templates = {}
     mask_template = _mask_template(args.mask, is_single=is_single)
-    for option in ("out", "save_labels", "save_features"):
+    for option in ("out", "save_labels", "save_features", "save_outlines"):
         template = _template_of(option, getattr(args, option), n_images=None if is_single else len(images))
         if template is not None:
             templates[option] = template
@@ -439,4 +447,6 @@ def _rgb_color(text: str) -> tuple[int, int, int]:
 
 
 def _output_files(paths: Mapping[str, Path]) -> OutputFiles:
-    return OutputFiles(paths["out"], paths.get("save_labels"), paths.get("save_features"))
+    return OutputFiles(
+        paths["out"], paths.get("save_labels"), paths.get("save_features"), paths.get("save_outlines")
+    )

@@ -11,12 +11,14 @@ from PIL import Image
 from lib.errors import InputError
 from lib.files import atomic_path
 from lib.hdf5 import write_hdf5
+from lib.outlines import to_geojson, to_svg
 from lib.superpixels import Superpixels
 from lib.visualization import BOUNDARY_COLOR, draw_boundaries, draw_mean_colors
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 LABEL_SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".h5")
 FEATURE_SUFFIXES = (".npz",)
+OUTLINE_SUFFIXES = (".geojson", ".svg")
 MAX_PNG_LABEL = 2**16 - 1
 
 # Pictures are written about four times faster than at Pillow's default level, 6.
@@ -65,11 +67,14 @@ class OutputFiles(NamedTuple):
         Label map: .npy (int32), .png (16 bits), .tif (32 bits), or .h5 (data set `labels`, compressed).
     features : Path, optional
         Arrays `pixel_features`, `spixel_features`, `n_base_features` and `labels`, .npz.
+    outlines : Path, optional
+        Outlines of the superpixels, which must be connected: .geojson or .svg; see `lib.outlines`.
     """
 
     overlay: Path
     labels: Path | None = None
     features: Path | None = None
+    outlines: Path | None = None
 
     @property
     def paths(self) -> list[Path]:
@@ -119,6 +124,10 @@ def write_outputs(
                     n_base_features=superpixels.n_base_features,
                     labels=superpixels.labels,
                 )
+
+        if files.outlines:
+            draw = to_svg if files.outlines.suffix.lower() == ".svg" else to_geojson
+            stack.enter_context(atomic_path(files.outlines)).write_text(draw(superpixels))
 
 
 def _write_picture(picture: np.ndarray, temporary: Path, path: Path) -> None:

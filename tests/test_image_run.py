@@ -50,11 +50,18 @@ def files_below(folder):
 
 def test_folder_keeps_its_structure(photos, in_tmp_path, caplog):
     caplog.set_level("INFO")
-    summary = segment("--image", str(photos), "--out=overlays", "--save_labels=labels/x_{name}.tif")
+    summary = segment(
+        "--image",
+        str(photos),
+        "--out=overlays",
+        "--save_labels=labels/x_{name}.tif",
+        "--save_outlines=outlines",
+    )
     assert (summary.n_done, summary.n_skipped, summary.failures) == (5, 0, [])
     names = ["a", "b", "c", "trip/d", "trip/day 1/e"]
     assert files_below(in_tmp_path / "overlays") == sorted(f"{name}.png" for name in names)
     assert files_below(in_tmp_path / "labels") == sorted(f"x_{name}.tif" for name in names)
+    assert files_below(in_tmp_path / "outlines") == sorted(f"{name}.geojson" for name in names)
     assert "5 images segmented, 0 skipped, 0 failed" in caplog.text
 
 

@@ -93,6 +93,12 @@ def test_png_cannot_hold_pixels_outside(tmp_path):
     np.testing.assert_array_equal(read_labels(tmp_path / "labels.tif"), superpixels.labels)
 
 
+@pytest.mark.parametrize(("name", "start"), [("o.geojson", '{"type": "Feature'), ("o.SVG", "<svg")])
+def test_outlines(tmp_path, name, start):
+    write_outputs(make_superpixels(), OutputFiles(tmp_path / "o.png", outlines=tmp_path / name))
+    assert (tmp_path / name).read_text().startswith(start)
+
+
 def test_saved_features(tmp_path):
     features = np.random.default_rng(0).random((4, 60, 92), dtype=np.float32)
     superpixels = make_superpixels(pixel_features=features, n_base_features=4)

@@ -411,6 +411,10 @@ def test_segmenting_without_network(tmp_path):
         (["--nspix=-5"], "argument --nspix"),
         (["--nspix=100000000"], "--nspix 100000000 is above the 135300 pixels of"),
         (["--niter=0"], "argument --niter"),
+        (
+            ["--save_outlines=o.svg", "--enforce_connectivity=False"],
+            "--save_outlines needs --enforce_connectivity",
+        ),
         (["--exact_nspix", "--enforce_connectivity=False"], "--exact_nspix needs --enforce_connectivity"),
         (["--out=results.xyz"], "--out results.xyz"),
         (["--out=/no/such/folder/o.png"], "--out /no/such/folder/o.png"),
