@@ -20,6 +20,7 @@ from lib.checkpoint import (
     read_checkpoint,
 )
 from lib.datasets.davis import DAVISDataset
+from lib.datasets.samples import LOST_WORKER, is_lost_worker
 from lib.distributed import is_first_rank, joined_ranks, local_rank, n_ranks, on_first_rank
 from lib.errors import InputError, OtherRankError, RunError
 from lib.features import InputScales
@@ -105,6 +106,10 @@ def run(main: Callable[[], object]) -> NoReturn:
         sys.exit(_tell(program, error, 2))
     except RunError as error:
         sys.exit(_tell(program, error, 1))
+    except RuntimeError as error:
+        if not is_lost_worker(error):  # of which PyTorch may tell in the midst of anything
+            raise
+        sys.exit(_tell(program, RunError(LOST_WORKER), 1))
     except KeyboardInterrupt:
         sys.exit(130)  # what shells report for a program that Ctrl-C ended
     sys.exit(0)

@@ -124,7 +124,6 @@ def write_outputs(
                     n_base_features=superpixels.n_base_features,
                     labels=superpixels.labels,
                 )
-
         if files.outlines:
             draw = to_svg if files.outlines.suffix.lower() == ".svg" else to_geojson
             stack.enter_context(atomic_path(files.outlines)).write_text(draw(superpixels))

@@ -63,6 +63,11 @@ def test_option_error_is_one_line_with_status_2(capsys):
         (FileNotFoundError(2, "No such file or directory", "x.txt"), 2, "x.txt"),
         (RunError("the loss of step 3 is not finite"), 1, "step 3"),
         (
+            RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. "),
+            1,
+            "a worker process crashed",
+        ),
+        (
             InputError(
                 "Caught InputError in DataLoader worker process 0.\nOriginal Traceback:\n"
                 "  File ...\nlib.errors.InputError: a.mat holds no annotation\n"
@@ -84,11 +89,12 @@ def test_errors_end_in_one_line(error, status, told, capsys):
     assert told in printed
 
 
-def test_bugs_keep_their_traceback():
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+def test_bugs_keep_their_traceback(kind):
     def main():
-        raise ValueError("not the user's fault")
+        raise kind("not the user's fault")
 
-    with pytest.raises(ValueError, match="not the user's fault"):
+    with pytest.raises(kind, match="not the user's fault"):
         cli.run(main)
 
 

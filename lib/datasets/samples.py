@@ -164,7 +164,7 @@ class _Loader(DataLoader):
                 except StopIteration:
                     return
                 except RuntimeError as error:
-                    if "DataLoader worker (pid" in str(error):
+                    if is_lost_worker(error):
                         raise RunError(LOST_WORKER) from error
                     raise
             yield batch
@@ -192,6 +192,11 @@ def _check_image(image: SegmentedImage) -> None:
 
 def _channels_first(channels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)))
+
+
+def is_lost_worker(error: RuntimeError) -> bool:
+    """Whether PyTorch tells by an error that a worker process is gone."""
+    return "DataLoader worker (pid" in str(error)
 
 
 def usable_workers(n_workers: int) -> int:
