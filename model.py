@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.slic import DISTANCES, SoftAssignment, slic
+from lib.slic import DISTANCES, SoftAssignment, slic, slic_labels
 
 N_BASE_CHANNELS = 5  # L, a, b, y, x: see lib/features.py
 N_FLOW_CHANNELS = 4  # fwd_dy, fwd_dx, bwd_dy, bwd_dx: see lib/optflow.py
@@ -76,18 +76,23 @@ class FeatureExtractor(nn.Module):
         """
         height = x.shape[2]
         is_in_bands = not (self.training or torch.is_grad_enabled()) and height > _BAND_ROWS + 2 * _HALO_ROWS
-        features = self._in_bands(x) if is_in_bands else self._band(x, 0, 0, height, height)
+        if is_in_bands:
+            return self._in_bands(x)
+        features = self._band(x, 0, 0, height, height)
         features = features.to(x.dtype)  # under autocast the convolutions return a narrower type
         return torch.cat([features, x], dim=1) if self.concat_input else features
 
     def _in_bands(self, x: Tensor) -> Tensor:
-        height = x.shape[2]
-        shape = (len(x), self.output_conv[0].out_channels, *x.shape[2:])
-        features = torch.empty(shape, dtype=x.dtype, device=x.device)
+        height, n_learned = x.shape[2], self.output_conv[0].out_channels
+        n_features = n_learned + (x.shape[1] if self.concat_input else 0)
+        features = torch.empty(len(x), n_features, *x.shape[2:], dtype=x.dtype, device=x.device)
         for first in range(0, height, _BAND_ROWS):
             last = min(first + _BAND_ROWS, height)
             top, bottom = max(0, first - _HALO_ROWS), min(last + _HALO_ROWS, height)
-            features[:, :, first:last] = self._band(x[:, :, top:bottom], top, first, last, height)
+            band = self._band(x[:, :, top:bottom], top, first, last, height)
+            features[:, :n_learned, first:last] = band
+        if self.concat_input:
+            features[:, n_learned:] = x
         return features
 
     def _band(self, x: Tensor, top: int, first: int, last: int, height: int) -> Tensor:
@@ -173,11 +178,9 @@ class SSNModel(nn.Module):
 
         The learned ones are not computed again if they are given.
         """
-        if base_features is None and self.sees_position:
-            return self.feature_extract(labyx)
-        if base_features is None:
-            base_features = self.position_invariant_features(labyx)
-        return torch.cat([base_features, labyx], dim=1)
+        if base_features is not None:
+            return torch.cat([base_features, labyx], dim=1)
+        return _base_features(self.feature_extract, labyx, sees_position=self.sees_position)
 
     def position_invariant_features(self, labyx: Tensor) -> Tensor:
         """Learned features computed with position set to zero, (B, n_learned_features, H, W)."""
@@ -295,10 +298,13 @@ class CompositeSSNModel(nn.Module):
         """
         labyx = channels[:, :N_BASE_CHANNELS]
         if base_features is None:
-            base_features = self._base_features(labyx)
+            with torch.no_grad():
+                base = _base_features(self.feature_extract_color, labyx, sees_position=self.sees_position)
+        else:
+            base = torch.cat([base_features, labyx], dim=1)
         if extra_features is None:
             extra_features = self.extra_features(channels)
-        return torch.cat([base_features, labyx, extra_features], dim=1)
+        return torch.cat([base, extra_features], dim=1)
 
     def extra_features(self, channels: Tensor) -> Tensor:
         """The learned features of the extra channels alone, (B, n_extra_features, H, W)."""
@@ -319,14 +325,9 @@ class CompositeSSNModel(nn.Module):
         """What `pixel_features` takes as given, if computed for the same image with another position."""
         shareable = {"extra_features": self.extra_features(channels)}
         if not self.sees_position:
-            shareable["base_features"] = self._base_features(channels[:, :N_BASE_CHANNELS])
+            labyx = channels[:, :N_BASE_CHANNELS]
+            shareable["base_features"] = _learned_without_position(self.feature_extract_color, labyx)
         return shareable
-
-    @torch.no_grad()
-    def _base_features(self, labyx: Tensor) -> Tensor:
-        if not self.sees_position:
-            return _learned_without_position(self.feature_extract_color, labyx)
-        return self.feature_extract_color(labyx)[:, :-N_BASE_CHANNELS]
 
     def compile_network(self) -> None:
         """Compile both networks in place with `torch.compile`."""
@@ -379,15 +380,36 @@ def cluster(
         return SSNOutput(assignment, assignment.labels(), pixel_features)
 
 
+def cluster_labels(
+    pixel_features: Tensor, n_spixels: int, *, n_iter: int, distance: str, mask: Tensor | None = None
+) -> Tensor:
+    """The labels of `cluster` alone, (B, H, W) int64; see `slic_labels`."""
+    with torch.autocast(pixel_features.device.type, enabled=False):
+        return slic_labels(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask)
+
+
 def _check_distance(distance: str) -> None:
     if distance not in DISTANCES:
         raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
 
 
+def _base_features(extractor: FeatureExtractor, labyx: Tensor, *, sees_position: bool) -> Tensor:
+    """Learned features and the input, (B, n + 5, H, W)."""
+    if sees_position:
+        return extractor(labyx)
+    features = extractor(_without_position(labyx))
+    features[:, -2:] = labyx[:, -2:]
+    return features
+
+
 def _learned_without_position(extractor: FeatureExtractor, labyx: Tensor) -> Tensor:
+    return extractor(_without_position(labyx))[:, :-N_BASE_CHANNELS]
+
+
+def _without_position(labyx: Tensor) -> Tensor:
     labyx = labyx.clone()  # which keeps the channels innermost, as a concatenation would not
-    labyx[:, 3:] = 0
-    return extractor(labyx)[:, :-N_BASE_CHANNELS]
+    labyx[:, -2:] = 0
+    return labyx
 
 
 class _ConvBlock(nn.Sequential):

@@ -16,7 +16,7 @@ from lib.features import InputScales, pixel_pos_scale, rgb_to_lab
 from lib.images import to_rgb_array
 from lib.segmentation import check_n_spixels, model_input
 from lib.superpixels import Superpixels
-from model import SSNOutput, SSNPix, cluster
+from model import SSNPix, cluster, cluster_labels
 
 CPU = torch.device("cpu")
 
@@ -229,20 +229,29 @@ class Segmenter:
         """
         check_n_spixels(n_spixels, images[0].n_pixels, images[0].name)
         n_on_grid = images[0].n_spixels_on_grid(n_spixels)
-        channels = self._channels(images, n_on_grid)
-        output = self._cluster(channels, n_on_grid, mask=images[0].mask)
-        labels = output.labels.to(torch.int32).cpu().numpy()
-        n_base_features, pixel_features = 0, [None] * len(images)
-        if with_features:
-            n_base_features, pixel_features = self._learned_features(channels)
+        learned = self._learned_features(images) if with_features else None
+        pixel_features = self._pixel_features(images, n_on_grid)
+        mask = images[0].mask
+        settings = {
+            "n_iter": self.n_iter,
+            "distance": self.model.distance,
+            "mask": None if mask is None else torch.from_numpy(mask)[None].to(self.device),
+        }
+        assignment = None
+        if with_soft_assignment:
+            output = cluster(pixel_features, n_on_grid, **settings)
+            assignment, labels = output.assignment, output.labels
+        else:
+            labels = cluster_labels(pixel_features, n_on_grid, **settings)
+        labels = labels.to(torch.int32).cpu().numpy()
         return [
             Superpixels(
-                labels[idx] if image.mask is None else np.where(image.mask, labels[idx], OUTSIDE),
+                labels[idx] if mask is None else np.where(mask, labels[idx], np.int32(OUTSIDE)),
                 image.image_rgb,
                 n_on_grid,
-                pixel_features=pixel_features[idx],
-                n_base_features=n_base_features,
-                soft_assignment=output.assignment.of_image(idx) if with_soft_assignment else None,
+                pixel_features=None if learned is None else learned[idx],
+                n_base_features=0 if learned is None else self.model.n_learned_features,
+                soft_assignment=None if assignment is None else assignment.of_image(idx),
             )
             for idx, image in enumerate(images)
         ]
@@ -261,8 +270,13 @@ class Segmenter:
             Where they ended.
         """
         check_n_spixels(n_spixels, image.n_pixels, image.name)
-        channels = self._channels([image], n_spixels)
-        output = self._cluster(channels, n_spixels, start=None if start is None else start[None])
+        output = cluster(
+            self._pixel_features([image], n_spixels),
+            n_spixels,
+            n_iter=self.n_iter,
+            distance=self.model.distance,
+            start=None if start is None else start[None],
+        )
         labels = output.labels[0].to(torch.int32).cpu().numpy()
         return Superpixels(labels, image.image_rgb, n_spixels), output.spixel_features[0]
 
@@ -270,42 +284,32 @@ class Segmenter:
         """What a pixel of distance is in the position channels that are clustered."""
         return self.pos_scale_dist * pixel_pos_scale(image_shape, n_spixels, self.scales.pos_scale)
 
-    def _channels(self, images: Sequence[PreparedImage], n_spixels: int) -> Tensor:
-        image_lab = torch.stack([image.image_lab for image in images]).to(self.device)
-        extra = None
-        if images[0].extra is not None:
-            extra = torch.stack([image.extra for image in images]).to(self.device)
-        return model_input(self.model, image_lab, n_spixels, self.scales, extra=extra)
-
-    def _cluster(
-        self,
-        channels: Tensor,
-        n_spixels: int,
-        *,
-        mask: np.ndarray | None = None,
-        start: Tensor | None = None,
-    ) -> SSNOutput:
+    def _pixel_features(self, images: Sequence[PreparedImage], n_spixels: int) -> Tensor:
+        """What is clustered, (B, C, H, W)."""
         with self._autocast():
-            pixel_features = self.model.pixel_features(channels)
+            pixel_features = self.model.pixel_features(self._channels(images, n_spixels))
         if self.pos_scale_dist != 1:
-            pixel_features = pixel_features.clone()
+            if not self.learns_features:  # then these are the input itself
+                pixel_features = pixel_features.clone()
             pixel_features[:, self.model.position_channels] *= self.pos_scale_dist
-        return cluster(
-            pixel_features,
-            n_spixels,
-            n_iter=self.n_iter,
-            distance=self.model.distance,
-            mask=None if mask is None else torch.from_numpy(mask)[None].to(self.device),
-            start=start,
-        )
+        return pixel_features
 
-    def _learned_features(self, channels: Tensor) -> tuple[int, np.ndarray]:
-        """How many come from colour, and all of them, (B, C, H, W)."""
+    def _learned_features(self, images: Sequence[PreparedImage]) -> np.ndarray:
+        """Features that do not depend on position, (B, C, H, W)."""
         if not self.learns_features:
             raise InputError("without a network nothing is learned: there are no features")
         with self._autocast():
-            features = self.model.position_invariant_features(channels)
-        return self.model.n_learned_features, features.float().contiguous().cpu().numpy()
+            # The number of superpixels only scales the position, which is set to zero.
+            features = self.model.position_invariant_features(self._channels(images, 1))
+        return features.float().contiguous().cpu().numpy()
+
+    def _channels(self, images: Sequence[PreparedImage], n_spixels: int) -> Tensor:
+        def batch(parts: Sequence[Tensor]) -> Tensor:
+            return (parts[0][None] if len(parts) == 1 else torch.stack(parts)).to(self.device)
+
+        image_lab = batch([image.image_lab for image in images])
+        extra = None if images[0].extra is None else batch([image.extra for image in images])
+        return model_input(self.model, image_lab, n_spixels, self.scales, extra=extra)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.with_bfloat16)

@@ -34,6 +34,9 @@ _MIN_SQUARED_DISTANCE = 1e-12
 # pixels to underflow: that one stays where it was.
 _INERTIA = 1e-16
 
+# Features of that size and above are not laid out by cell as a whole where labels alone are wanted.
+_LARGE_BYTES = 2**30
+
 # Working set of a step on the CPU: about what the second-level caches of two cores hold.
 _CHUNK_BYTES = 4 * 2**20
 
@@ -265,52 +268,144 @@ def slic(
     ----------
     .. [1] Jampani et al., "Superpixel Sampling Networks", ECCV 2018.
     """
-    if pixel_features.ndim != 4 or pixel_features.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            "pixel_features must be float32 or float64 of shape (B, C, H, W), got "
-            f"{pixel_features.dtype} of shape {tuple(pixel_features.shape)}"
-        )
-    if n_iter < 1:
-        raise ValueError(f"n_iter must be at least 1, got {n_iter}")
-    if distance not in DISTANCES:
-        raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
-    grid = CellGrid.for_image(*pixel_features.shape[2:], n_spixels, pixel_features.device)
-    occupied = grid.pixel_mask[None]  # (1 or B, S, P)
-    exists = grid.neighbor_mask[None]  # (1 or B, S, 9)
-    if mask is not None:
-        occupied = grid.to_cells(mask[:, None]).squeeze(2)
-        exists = exists & occupied.any(dim=2)[:, grid.neighbor_idx]
-
-    # Channels are read one at a time, which is slow where a convolution left them innermost.
-    pixel_features = pixel_features.contiguous()
-
-    # A cell's pixels and candidates are taken relative to its first centroid: differences of large
-    # squares would cost float32 the small distances.
-    origins = grid.initial_centroids(pixel_features, mask)  # (B, S, C)
-    points = _LocalPoints.apply(pixel_features, origins, occupied.to(pixel_features.dtype), grid)
-    chunks = points.flatten(0, 1).split(_cells_per_chunk(points))  # each (cells, C+2, P)
-    spixel_features = origins
-    if start is not None:
-        start = start.transpose(1, 2)
-        spixel_features = torch.where(start.isnan().any(dim=2, keepdim=True), origins, start)
-    for _ in range(n_iter - 1):
-        local_sums = [
-            affinity @ points.transpose(1, 2)
-            for points, affinity in _soft_assign(chunks, spixel_features, origins, exists, grid, distance)
-        ]
-        local_sums = torch.cat(local_sums).unflatten(0, origins.shape[:2])  # (B, S, 9, C+2)
-        spixel_features = _update_centroids(local_sums, origins, spixel_features, grid)
-    last = _soft_assign(chunks, spixel_features, origins, exists, grid, distance)
-    affinity = torch.cat([affinity for _, affinity in last]).unflatten(0, origins.shape[:2])
-    return SoftAssignment(grid, affinity if mask is None else affinity * occupied[:, :, None])
+    problem = _Problem(pixel_features, n_spixels, n_iter, distance, mask, start)
+    grid, batch_shape = problem.grid, problem.origins.shape[:2]
+    points = _LocalPoints.apply(
+        problem.pixels, problem.origins, problem.occupied.to(pixel_features.dtype), grid
+    )
+    chunks = points.flatten(0, 1).split(_cells_per_chunk(points.shape, points))
+    spixel_features = problem.iterate(chunks)
+    affinities = [affinity for _, affinity in problem.soft_assign(chunks, spixel_features)]
+    affinity = torch.cat(affinities).unflatten(0, batch_shape)
+    return SoftAssignment(grid, affinity if mask is None else affinity * problem.occupied[:, :, None])
 
 
-def _cells_per_chunk(points: Tensor) -> int:
+@torch.no_grad()
+def slic_labels(
+    pixel_features: Tensor,
+    n_spixels: int,
+    *,
+    n_iter: int = 5,
+    distance: str = "euclidean",
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Cluster pixel features; the labels of `slic` alone, for little memory beside large features.
+
+    Parameters and errors are those of `slic`.
+
+    Returns
+    -------
+    Tensor, shape (B, H, W), int64
+        Most likely superpixel of every pixel; arbitrary outside the mask.
+    """
+    if len(pixel_features) > 1 or pixel_features.nbytes < _LARGE_BYTES:
+        return slic(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask).labels()
+    problem = _Problem(pixel_features, n_spixels, n_iter, distance, mask, None)
+    chunks = _PointsOnDemand(problem)
+    spixel_features = problem.iterate(chunks)
+    labels = torch.zeros(problem.grid.image_shape, dtype=torch.int64, device=pixel_features.device)
+    cells = torch.arange(problem.grid.n_cells, device=labels.device).split(chunks.n_cells)
+    for own, (_, affinity) in zip(cells, problem.soft_assign(chunks, spixel_features), strict=True):
+        own_labels = problem.grid.neighbor_idx[own].gather(1, affinity.max(dim=1).indices)
+        is_pixel = problem.grid.pixel_mask[own]
+        labels.view(-1)[problem.grid.pixel_idx[own][is_pixel]] = own_labels[is_pixel]
+    return labels[None]
+
+
+class _Problem:
+    """What an iteration works on; parameters as for `slic`."""
+
+    def __init__(
+        self,
+        pixel_features: Tensor,
+        n_spixels: int,
+        n_iter: int,
+        distance: str,
+        mask: Tensor | None,
+        start: Tensor | None,
+    ) -> None:
+        if pixel_features.ndim != 4 or pixel_features.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                "pixel_features must be float32 or float64 of shape (B, C, H, W), got "
+                f"{pixel_features.dtype} of shape {tuple(pixel_features.shape)}"
+            )
+        if n_iter < 1:
+            raise ValueError(f"n_iter must be at least 1, got {n_iter}")
+        if distance not in DISTANCES:
+            raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
+        self.n_iter = n_iter
+        self.distance = distance
+        self.grid = grid = CellGrid.for_image(*pixel_features.shape[2:], n_spixels, pixel_features.device)
+        self.occupied = grid.pixel_mask[None]  # (1 or B, S, P)
+        self.exists = grid.neighbor_mask[None]  # (1 or B, S, 9)
+        if mask is not None:
+            self.occupied = grid.to_cells(mask[:, None]).squeeze(2)
+            self.exists = self.exists & self.occupied.any(dim=2)[:, grid.neighbor_idx]
+
+        # Channels are read one at a time, which is slow where a convolution left them innermost.
+        self.pixels = pixel_features.contiguous()
+        # A cell's pixels and candidates are taken relative to its first centroid: differences of large
+        # squares would cost float32 the small distances.
+        self.origins = grid.initial_centroids(self.pixels, mask)  # (B, S, C)
+        self.start = self.origins
+        if start is not None:
+            start = start.transpose(1, 2)
+            self.start = torch.where(start.isnan().any(dim=2, keepdim=True), self.origins, start)
+
+    def iterate(self, chunks: "Sequence[Tensor] | _PointsOnDemand") -> Tensor:
+        """Superpixel features (B, S, C) before the last assignment, from points (cells, C+2, P) in chunks."""
+        spixel_features = self.start
+        for _ in range(self.n_iter - 1):
+            local_sums = [
+                affinity @ points.transpose(1, 2)
+                for points, affinity in self.soft_assign(chunks, spixel_features)
+            ]
+            local_sums = torch.cat(local_sums).unflatten(0, self.origins.shape[:2])  # (B, S, 9, C+2)
+            spixel_features = _update_centroids(local_sums, self.origins, spixel_features, self.grid)
+        return spixel_features
+
+    def soft_assign(
+        self, chunks: "Sequence[Tensor] | _PointsOnDemand", spixel_features: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every chunk of cells with the affinity of its points, (cells, 9, P)."""
+        weights = _distance_weights(spixel_features, self.origins, self.exists, self.grid).flatten(0, 1)
+        first = 0
+        for points in chunks:
+            squared_distance = weights[first : first + len(points)] @ points
+            first += len(points)
+            if self.distance == "squared":
+                yield points, torch.softmax(-squared_distance, dim=1)
+            else:
+                yield points, _EuclideanSoftmin.apply(squared_distance)
+
+
+class _PointsOnDemand:
+    """The points of a single image in chunks of cells, gathered anew whenever they are asked for."""
+
+    def __init__(self, problem: _Problem) -> None:
+        self._problem = problem
+        n_channels, n_slots = problem.pixels.shape[1], problem.grid.pixel_idx.shape[1]
+        shape = (1, problem.grid.n_cells, n_channels + 2, n_slots)
+        self.n_cells = _cells_per_chunk(shape, problem.pixels)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        problem = self._problem
+        pixels = problem.pixels.flatten(2)
+        for idx, origins, occupied in zip(
+            problem.grid.pixel_idx.split(self.n_cells),
+            problem.origins[0].split(self.n_cells),
+            problem.occupied[0].split(self.n_cells),
+            strict=True,
+        ):
+            yield _gather_points(pixels, idx[None], origins[None], occupied[None].to(pixels.dtype))[0]
+
+
+def _cells_per_chunk(points_shape: Sequence[int], like: Tensor) -> int:
     """Number of cells to iterate over at a time: on CPU as many as fit its cache, elsewhere all."""
-    batch, n_cells, n_rows, n_slots = points.shape
-    if points.device.type != "cpu":
+    batch, n_cells, n_rows, n_slots = points_shape
+    if like.device.type != "cpu":
         return batch * n_cells
-    return max(1, _CHUNK_BYTES // ((n_rows + 9) * n_slots * points.element_size()))
+    return max(1, _CHUNK_BYTES // ((n_rows + 9) * n_slots * like.element_size()))
 
 
 def _distance_weights(spixel_features: Tensor, origins: Tensor, exists: Tensor, grid: CellGrid) -> Tensor:
@@ -323,24 +418,6 @@ def _distance_weights(spixel_features: Tensor, origins: Tensor, exists: Tensor, 
     candidates = candidates.masked_fill(beyond, 0)
     squared_norm = candidates.square().sum(dim=3, keepdim=True).masked_fill(beyond, _BEYOND_BORDER)
     return torch.cat([-2 * candidates, squared_norm, torch.ones_like(squared_norm)], dim=3)
-
-
-def _soft_assign(
-    chunks: Sequence[Tensor],
-    spixel_features: Tensor,
-    origins: Tensor,
-    exists: Tensor,
-    grid: CellGrid,
-    distance: str,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield every chunk of cells with the affinity of its points, (cells, 9, P)."""
-    weights = _distance_weights(spixel_features, origins, exists, grid).flatten(0, 1)
-    for points, chunk_weights in zip(chunks, weights.split(len(chunks[0])), strict=True):
-        squared_distance = chunk_weights @ points
-        if distance == "squared":
-            yield points, torch.softmax(-squared_distance, dim=1)
-        else:
-            yield points, _EuclideanSoftmin.apply(squared_distance)
 
 
 def _update_centroids(local_sums: Tensor, origins: Tensor, spixel_features: Tensor, grid: CellGrid) -> Tensor:
@@ -392,31 +469,45 @@ def _split_axis(length: int, n_cells: int, device: torch.device) -> tuple[Tensor
     return coordinates, coordinates < start[1:, None], cell * cell_length + coordinate - start[cell]
 
 
-class _LocalPoints(torch.autograd.Function):
-    """Stack [p, 1, |p|^2] for the pixels p of every cell, relative to its origin: (B, S, C+2, P).
+def _gather_points(pixels: Tensor, pixel_idx: Tensor, origins: Tensor, occupied: Tensor) -> Tensor:
+    """Stack [p, 1, |p|^2] for the pixels p of some cells, relative to their origins: (B, cells, C+2, P).
 
     All rows are zero in slots that are not occupied. The 1 makes sums of weights, and |s|^2, part of the same
     products. Written channel by channel, because at full image size every temporary tensor costs as much
     time as the arithmetic.
+
+    Parameters
+    ----------
+    pixels : Tensor, shape (B, C, H*W)
+        Pixel features.
+    pixel_idx : Tensor, shape (B, cells, P)
+        Pixel of each slot, counted through the batch.
+    origins, occupied : Tensor, shape (B, cells, C); (1 or B, cells, P), of the pixels' dtype
+        What to subtract; 1 where a slot counts, else 0.
     """
+    batch, n_channels = pixels.shape[:2]
+    n_cells, n_slots = pixel_idx.shape[1:]
+    flat_idx = pixel_idx.flatten()
+    points = pixels.new_empty(batch, n_cells, n_channels + 2, n_slots)
+    squared_norm = pixels.new_zeros(batch, n_cells, n_slots)
+    for channel in range(n_channels):
+        cells = pixels[:, channel].flatten().index_select(0, flat_idx).view(batch, n_cells, n_slots)
+        cells.sub_(origins[:, :, channel, None]).mul_(occupied)
+        points[:, :, channel] = cells
+        squared_norm.addcmul_(cells, cells)
+    points[:, :, -2] = occupied
+    points[:, :, -1] = squared_norm
+    return points
+
+
+class _LocalPoints(torch.autograd.Function):
+    """`_gather_points` of all cells, with a gradient."""
 
     @staticmethod
     def forward(ctx, pixels: Tensor, origins: Tensor, occupied: Tensor, grid: CellGrid) -> Tensor:
-        batch, n_channels = pixels.shape[:2]
-        n_cells, n_slots = grid.pixel_idx.shape
         # One flat index over the batch: `index_select` is fastest along a single dimension.
-        offset = torch.arange(batch, device=pixels.device) * math.prod(grid.image_shape)
-        flat_idx = (grid.pixel_idx + offset[:, None, None]).flatten()
-        points = pixels.new_empty(batch, n_cells, n_channels + 2, n_slots)
-        squared_norm = pixels.new_zeros(batch, n_cells, n_slots)
-        for channel in range(n_channels):
-            cells = pixels[:, channel].flatten().index_select(0, flat_idx)
-            cells = cells.view(batch, n_cells, n_slots)
-            cells.sub_(origins[:, :, channel, None]).mul_(occupied)
-            points[:, :, channel] = cells
-            squared_norm.addcmul_(cells, cells)
-        points[:, :, -2] = occupied
-        points[:, :, -1] = squared_norm
+        offset = torch.arange(len(pixels), device=pixels.device) * math.prod(grid.image_shape)
+        points = _gather_points(pixels.flatten(2), grid.pixel_idx + offset[:, None, None], origins, occupied)
         ctx.grid = grid
         ctx.save_for_backward(points, occupied)
         return points

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import gather_oracle
-from lib.slic import DISTANCES, CellGrid, compute_grid_shape, slic
+from lib.slic import DISTANCES, CellGrid, compute_grid_shape, slic, slic_labels
 
 SHAPES_AND_COUNTS = [
     ((20, 31), 12),  # cells of unequal size
@@ -99,6 +99,24 @@ def masked_by_loop(features, mask, n_spixels, *, n_iter, distance):
             shares = affinity[row * n_cols + col]
             means[row, col] = (flat * shares).sum(1) / shares.sum()
     return affinity
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize(("shape", "n_spixels"), SHAPES_AND_COUNTS)
+def test_labels_alone_are_those_of_the_assignment(shape, n_spixels, is_masked, distance, device, monkeypatch):
+    features = make_features(shape, batch=1).to(device)
+    mask = torch.rand(1, *shape, device=device) < 0.6 if is_masked else None
+    if is_masked:
+        mask[:, 0, 0] = True
+    expected = slic(features, n_spixels, distance=distance, mask=mask).labels()
+    for large, chunk in ((2**30, 2**20), (0, 2**20), (0, 1)):
+        monkeypatch.setattr("lib.slic._LARGE_BYTES", large)
+        monkeypatch.setattr("lib.slic._CHUNK_BYTES", chunk)
+        labels = slic_labels(features, n_spixels, distance=distance, mask=mask)
+        assert labels.dtype == torch.int64
+        where = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
+        assert labels[where].equal(expected[where])
 
 
 def test_gradients_are_right_in_a_mask():

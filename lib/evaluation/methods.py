@@ -12,7 +12,7 @@ from lib.datasets.samples import EvaluationImage
 from lib.features import InputScales, pixel_pos_scale
 from lib.segmentation import model_input
 from lib.slic import compute_grid_shape
-from model import cluster
+from model import cluster_labels
 
 # Of 5, 10 (scikit-image's default), 20, 30 and 50, the one with the best boundary recall on BSDS500 val at
 # 200 and 600 requested, and with an ASA within 0.001 of the best, 30's.
@@ -105,10 +105,10 @@ class NetworkMethod:
                 shared = self.model.shareable_features(channels)
             features = self.model.pixel_features(channels, **shared)
             for setting in group:
-                output = cluster(
+                of_setting = cluster_labels(
                     features, setting.n_spixels, n_iter=self.model.n_iter, distance=self.model.distance
                 )
-                labels[setting] = output.labels[0].to(torch.int32).cpu().numpy()
+                labels[setting] = of_setting[0].to(torch.int32).cpu().numpy()
         return [labels[setting] for setting in settings]
 
     def _channels(self, image_lab: Tensor, extra: Tensor | None, setting: Setting) -> Tensor:
