@@ -1,6 +1,7 @@
 """Cut images, or the frames of a video, into superpixels with the base model, and draw them."""
 
 import argparse
+import logging
 import time
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ from lib.checkpoint import NO_NETWORK, load_base_model
 from lib.distributed import n_ranks, on_first_rank
 from lib.errors import InputError
 from lib.image_run import RunSummary, segment_files
-from lib.inference import Segmenter, finish
+from lib.inference import Segmenter
 from lib.inference_options import (
     add_many_images_args,
     add_output_args,
@@ -24,7 +25,11 @@ from lib.inference_options import (
     segment_given_video,
 )
 from lib.outputs import write_outputs
+from lib.precision import resolve_precision
+from lib.stopwatch import Stopwatch
 from lib.video import VideoSummary
+
+logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,6 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_base_weights_arg(parser)
     cli.add_spixel_args(parser, trained=True)
     cli.add_device_arg(parser)
+    cli.add_precision_arg(parser, default="fp32")
+    cli.add_bool(parser, "--profile", default=False, help="tell how long each stage took")
     return parser
 
 
@@ -47,7 +54,14 @@ def main(argv: Sequence[str] | None = None) -> RunSummary | VideoSummary:
     device = cli.resolve_device(args.device)
     loaded = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
     scales = cli.choose_scales(loaded.scales, color_scale=args.color_scale, pos_scale=args.pos_scale)
-    segmenter = Segmenter(loaded.model, scales, device=device, pos_scale_dist=args.pos_scale_dist)
+    segmenter = Segmenter(
+        loaded.model,
+        scales,
+        device=device,
+        with_bfloat16=resolve_precision(args.precision, device) == "bf16",
+        pos_scale_dist=args.pos_scale_dist,
+        stopwatch=Stopwatch(device),
+    )
 
     if args.video is not None:
         return segment_given_video(args, segmenter)
@@ -59,10 +73,13 @@ def main(argv: Sequence[str] | None = None) -> RunSummary | VideoSummary:
             [job.read(segmenter)], args.nspix, with_features=args.save_features is not None
         )
         if args.enforce_connectivity:
-            superpixels = finish(superpixels, args.nspix, exact=args.exact_nspix)
-        write_outputs(superpixels, job.files, style=overlay_style(args))
+            superpixels = segmenter.finish(superpixels, args.nspix, exact=args.exact_nspix)
+        with segmenter.stopwatch.stage("writing"):
+            write_outputs(superpixels, job.files, style=overlay_style(args))
         seconds = time.perf_counter() - start
         log_superpixels(job.image, args.nspix, superpixels, seconds, device, job.files.overlay)
+        if args.profile:
+            logger.info("%s", segmenter.stopwatch)
         return RunSummary(n_done=1, n_skipped=0, failures=[], seconds=seconds)
 
     summary = segment_files(
@@ -75,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> RunSummary | VideoSummary:
         batch_size=choose_batch_size(args.batchsize, device),
         skip_existing=args.skip_existing,
     )
+    if args.profile:
+        on_first_rank(lambda: logger.info("%s", segmenter.stopwatch))
     on_first_rank(lambda: report(summary))
     return summary
 

@@ -24,6 +24,7 @@ from lib.inference_options import (
 )
 from lib.optflow import FlowArchive, FrameFlow
 from lib.outputs import write_outputs
+from lib.precision import resolve_precision
 from lib.superpixels import Superpixels
 from lib.video import VideoSummary
 from lib.visualization import draw_flow
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_spixel_args(parser, trained=True)
     cli.add_optflow_args(parser, trained=True)
     cli.add_device_arg(parser)
+    cli.add_precision_arg(parser, default="fp32")
     return parser
 
 
@@ -120,7 +122,13 @@ def open_segmenter(args: argparse.Namespace) -> Segmenter:
         pos_scale=args.pos_scale,
         extra_scale=args.optflow_scale,
     )
-    return Segmenter(loaded.model, scales, device=device, pos_scale_dist=args.pos_scale_dist)
+    return Segmenter(
+        loaded.model,
+        scales,
+        device=device,
+        with_bfloat16=resolve_precision(args.precision, device) == "bf16",
+        pos_scale_dist=args.pos_scale_dist,
+    )
 
 
 def _read_flow(optflow_data: Path, frame_idx: int, frame_shape: tuple[int, int]) -> FrameFlow:

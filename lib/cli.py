@@ -394,13 +394,7 @@ def add_training_args(parser: argparse.ArgumentParser, *, n_annotations: int) ->
         default=n_annotations,
         help="annotations of each crop, over which the loss is averaged",
     )
-    group.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help="of the convolutions; bf16 is bfloat16, auto takes it where the device has it; the clustering "
-        "and the loss stay in float32",
-    )
+    add_precision_arg(group, default="auto")
     add_bool(group, "--compile", default=False, help="compile the network with torch.compile")
     group.add_argument("--seed", type=seed_int, default=Recipe.seed, help="repeats a run")
     group.add_argument(
@@ -438,6 +432,17 @@ def read_recipe(args: argparse.Namespace, device: torch.device) -> Recipe:
         compactness=args.compactness,
         with_bfloat16=resolve_precision(args.precision, device) == "bf16",
         seed=args.seed,
+    )
+
+
+def add_precision_arg(parser: argparse._ActionsContainer, *, default: str) -> None:
+    """Add `--precision`; `resolve_precision` reads it."""
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=default,
+        help="of the convolutions; bf16 is bfloat16, auto takes it where the device has it; all else stays "
+        "in float32",
     )
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from lib.distributed import gather, is_first_rank, n_ranks, rank
 from lib.errors import InputError, RunError
 from lib.images import read_image, read_mask
-from lib.inference import PreparedImage, Segmenter, finish
+from lib.inference import PreparedImage, Segmenter
 from lib.outputs import DEFAULT_STYLE, OutputFiles, OverlayStyle, write_outputs
 from lib.superpixels import Superpixels
 
@@ -33,8 +33,10 @@ class ImageJob(NamedTuple):
 
     def read(self, segmenter: Segmenter) -> PreparedImage:
         """Read the image, and prepare it for the network."""
-        mask = None if self.mask is None else read_mask(self.mask)
-        return segmenter.prepare(read_image(self.image), mask=mask, name=str(self.image))
+        with segmenter.stopwatch.stage("reading"):
+            mask = None if self.mask is None else read_mask(self.mask)
+            image_rgb = read_image(self.image)
+        return segmenter.prepare(image_rgb, mask=mask, name=str(self.image))
 
 
 class RunSummary(NamedTuple):
@@ -164,10 +166,11 @@ class _Run:
     def _write(self, job: ImageJob, superpixels: Superpixels) -> None:
         try:
             if self.connected:
-                superpixels = finish(superpixels, self.n_spixels, exact=self.exact)
-            for path in job.files.paths:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            write_outputs(superpixels, job.files, style=self.style)
+                superpixels = self.segmenter.finish(superpixels, self.n_spixels, exact=self.exact)
+            with self.segmenter.stopwatch.stage("writing"):
+                for path in job.files.paths:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                write_outputs(superpixels, job.files, style=self.style)
         except (InputError, RunError, OSError) as error:
             self._fail(f"{job.image}: {error}")
         else:

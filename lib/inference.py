@@ -15,6 +15,7 @@ from lib.errors import InputError
 from lib.features import InputScales, pixel_pos_scale, rgb_to_lab
 from lib.images import to_rgb_array
 from lib.segmentation import check_n_spixels, model_input
+from lib.stopwatch import Stopwatch
 from lib.superpixels import Superpixels
 from model import SSNPix, cluster, cluster_labels
 
@@ -58,6 +59,8 @@ class Segmenter:
         superpixels get more compact the higher it is.
     n_iter : int, optional
         Iterations of the clustering, by default those the model was trained with.
+    stopwatch : Stopwatch, optional
+        Times the stages.
 
     Examples
     --------
@@ -89,6 +92,7 @@ class Segmenter:
         with_bfloat16: bool = False,
         pos_scale_dist: float = 1.0,
         n_iter: int | None = None,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
@@ -96,6 +100,7 @@ class Segmenter:
         self.with_bfloat16 = with_bfloat16
         self.pos_scale_dist = pos_scale_dist
         self.n_iter = n_iter or model.n_iter
+        self.stopwatch = stopwatch or Stopwatch()
 
     @classmethod
     def from_checkpoint(
@@ -193,7 +198,7 @@ class Segmenter:
         else:  # masks may ask for grids of their own
             superpixels = [each for one in prepared for each in self.cluster([one], n_spixels, **keep)]
         if connected:
-            superpixels = [finish(each, n_spixels, exact=exact) for each in superpixels]
+            superpixels = [self.finish(each, n_spixels, exact=exact) for each in superpixels]
         return superpixels if isinstance(image, Tensor) else superpixels[0]
 
     def prepare(
@@ -208,11 +213,12 @@ class Segmenter:
 
         `name` is used in error messages; the other parameters are those of the call.
         """
-        pixels, is_known = to_rgb_array(image, name=name)
-        mask = _combine_masks(mask, is_known, pixels.shape[:2], name=name)
-        as_bytes = pixels if pixels.dtype == np.uint8 else np.round(255 * pixels).astype(np.uint8)
-        channels = _extra_channels(extra, pixels.shape[:2], name=name)
-        return PreparedImage(as_bytes, rgb_to_lab(pixels), channels, mask, name)
+        with self.stopwatch.stage("conversion"):
+            pixels, is_known = to_rgb_array(image, name=name)
+            mask = _combine_masks(mask, is_known, pixels.shape[:2], name=name)
+            as_bytes = pixels if pixels.dtype == np.uint8 else np.round(255 * pixels).astype(np.uint8)
+            channels = _extra_channels(extra, pixels.shape[:2], name=name)
+            return PreparedImage(as_bytes, rgb_to_lab(pixels), channels, mask, name)
 
     @torch.inference_mode()
     def cluster(
@@ -229,8 +235,9 @@ class Segmenter:
         """
         check_n_spixels(n_spixels, images[0].n_pixels, images[0].name)
         n_on_grid = images[0].n_spixels_on_grid(n_spixels)
-        learned = self._learned_features(images) if with_features else None
-        pixel_features = self._pixel_features(images, n_on_grid)
+        with self.stopwatch.stage("network"):
+            learned = self._learned_features(images) if with_features else None
+            pixel_features = self._pixel_features(images, n_on_grid)
         mask = images[0].mask
         settings = {
             "n_iter": self.n_iter,
@@ -238,12 +245,13 @@ class Segmenter:
             "mask": None if mask is None else torch.from_numpy(mask)[None].to(self.device),
         }
         assignment = None
-        if with_soft_assignment:
-            output = cluster(pixel_features, n_on_grid, **settings)
-            assignment, labels = output.assignment, output.labels
-        else:
-            labels = cluster_labels(pixel_features, n_on_grid, **settings)
-        labels = labels.to(torch.int32).cpu().numpy()
+        with self.stopwatch.stage("clustering"):
+            if with_soft_assignment:
+                output = cluster(pixel_features, n_on_grid, **settings)
+                assignment, labels = output.assignment, output.labels
+            else:
+                labels = cluster_labels(pixel_features, n_on_grid, **settings)
+            labels = labels.to(torch.int32).cpu().numpy()
         return [
             Superpixels(
                 labels[idx] if mask is None else np.where(mask, labels[idx], np.int32(OUTSIDE)),
@@ -255,6 +263,23 @@ class Segmenter:
             )
             for idx, image in enumerate(images)
         ]
+
+    def finish(self, superpixels: Superpixels, n_spixels: int, *, exact: bool = False) -> Superpixels:
+        """Do what comes after the clustering: connectivity and, with `exact`, the number of superpixels.
+
+        Raises
+        ------
+        InputError
+            If the mask is in more parts than superpixels wanted.
+        """
+        with self.stopwatch.stage("connectivity"):
+            connected = superpixels.connected()
+            if not exact:
+                return connected
+            try:
+                return connected.with_count(n_spixels)
+            except ValueError as error:
+                raise InputError(str(error)) from error
 
     @torch.inference_mode()
     def cluster_from(
@@ -330,23 +355,6 @@ class Segmenter:
         extras = nothing if extra is None else extra.movedim(1, -1).cpu().numpy()
         masks = nothing if mask is None else mask.cpu().numpy()
         return [self.prepare(*parts) for parts in zip(arrays, extras, masks, strict=True)]
-
-
-def finish(superpixels: Superpixels, n_spixels: int, *, exact: bool = False) -> Superpixels:
-    """Do what comes after the clustering: connectivity and, with `exact`, the number of superpixels.
-
-    Raises
-    ------
-    InputError
-        If the mask is in more parts than superpixels wanted.
-    """
-    connected = superpixels.connected()
-    if not exact:
-        return connected
-    try:
-        return connected.with_count(n_spixels)
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 def _extra_channels(extra: np.ndarray | None, image_shape: tuple[int, int], *, name: str) -> Tensor | None:

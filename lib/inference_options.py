@@ -280,14 +280,16 @@ def plan_jobs(args: argparse.Namespace) -> list[ImageJob]:
     InputError
         If there are no images, a file cannot be written, or two files would be the same.
     """
-    images = [found for given in args.image for found in _find_images(given)]
     is_single = is_single_image(args.image)
-    templates = {}
     mask_template = _mask_template(args.mask, is_single=is_single)
+    templates = {}
     for option in ("out", "save_labels", "save_features", "save_outlines"):
-        template = _template_of(option, getattr(args, option), n_images=None if is_single else len(images))
+        template = _template_of(option, getattr(args, option), is_single=is_single)
         if template is not None:
             templates[option] = template
+    # What an earlier run wrote below a folder of images is not among them.
+    written = [_fixed_folder(template).resolve() for template in templates.values() if NAME in template]
+    images = [found for given in args.image for found in _find_images(given, written)]
     jobs = []
     users: dict[Path, str] = {file.resolve(): f"the image {file}" for file, _ in images}
     for file, name in images:
@@ -375,12 +377,20 @@ def report(summary: RunSummary) -> None:
         raise RunError(f"{len(summary.failures)} images failed")
 
 
-def _find_images(given: str) -> list[tuple[Path, Path]]:
-    """Images that a value of `--image` names, each with its path below what is fixed in that value."""
+def _find_images(given: str, written: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Images that a value of `--image` names, each with its path below what is fixed in that value.
+
+    Of a folder, what is in the folders `written` below it is left out.
+    """
     path = Path(given)
     if path.is_dir():
+        left_out = [folder for folder in written if path.resolve() in folder.parents]
         found = [
-            file for file in sorted(path.rglob("*")) if _is_image(file.relative_to(path)) and file.is_file()
+            file
+            for file in sorted(path.rglob("*"))
+            if _is_image(file.relative_to(path))
+            and file.is_file()
+            and not any(folder in file.resolve().parents for folder in left_out)
         ]
         if not found:
             raise InputError(f"--image {given}: no image in that folder, of {', '.join(IMAGE_SUFFIXES)}")
@@ -401,17 +411,17 @@ def _is_image(file: Path) -> bool:
     return file.suffix.lower() in IMAGE_SUFFIXES and not is_hidden
 
 
-def _template_of(option: str, given: str | None, *, n_images: int | None) -> str | None:
+def _template_of(option: str, given: str | None, *, is_single: bool) -> str | None:
     """Path of an output in which `{name}` stands for that of the image; None if there is none.
 
-    `n_images` is None for a single image. Folders that files would go to are made.
+    Folders that files would go to are made.
     """
     output = _OUTPUTS[option]
-    template = given or (output.default if n_images is None else output.default_for_many)
+    template = given or (output.default if is_single else output.default_for_many)
     if template is None:
         return None
     suffix = Path(template).suffix.lower()
-    if n_images is None or NAME in template:
+    if is_single or NAME in template:
         if NAME not in template:
             check_output_file(f"--{option}", Path(template), output.suffixes)
             return template
@@ -424,8 +434,13 @@ def _template_of(option: str, given: str | None, *, n_images: int | None) -> str
         )
     else:
         template = str(Path(template) / f"{NAME}{output.suffixes[0]}")
-    prepare_out_dir(Path(template[: template.index(NAME)] + "_").parent, option=f"--{option}")
+    prepare_out_dir(_fixed_folder(template), option=f"--{option}")
     return template
+
+
+def _fixed_folder(template: str) -> Path:
+    """Folder in which all files of a template are."""
+    return Path(template[: template.index(NAME)] + "_").parent
 
 
 def _mask_template(given: str | None, *, is_single: bool) -> str | None:

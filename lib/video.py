@@ -13,7 +13,7 @@ from lib.errors import InputError, RunError
 from lib.files import atomic_path
 from lib.frames import FrameFolder, VideoFile
 from lib.hdf5 import HDF5Writing, write_hdf5
-from lib.inference import Segmenter, finish
+from lib.inference import Segmenter
 from lib.optflow import FlowArchive
 from lib.optflow_sources import DISEstimator
 from lib.outputs import DEFAULT_STYLE, OverlayStyle
@@ -188,7 +188,7 @@ class _VideoRun:
             superpixels = self._tracker.segment(image, self._last[1] if self._last else None)
         else:
             (clustered,) = self._segmenter.cluster([image], self._n_spixels)
-            superpixels = finish(clustered, self._n_spixels)
+            superpixels = self._segmenter.finish(clustered, self._n_spixels)
         if frame.flow is not None:
             if self._last:
                 share = share_that_follows(self._last[0], superpixels.labels, self._last[1])

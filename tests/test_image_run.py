@@ -178,6 +178,14 @@ def test_style_of_overlays(photos, in_tmp_path):
     assert len(np.unique(means.reshape(-1, 3), axis=0)) < 40
 
 
+def test_what_an_earlier_run_wrote_is_no_image(photos, in_tmp_path):
+    for _ in range(2):
+        assert (
+            segment("--image=photos", "--out=photos/overlays", "--save_labels=photos/x/{name}.png").n_done
+            == 5
+        )
+
+
 def test_features_of_a_folder(photos, in_tmp_path, base_weights):
     argv = [f"--base_model_weights={base_weights}", "--nspix=24", "--save_features=features"]
     inference_base_model.main(["--image", str(photos), *argv])

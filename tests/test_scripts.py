@@ -393,6 +393,28 @@ def test_inference_options_have_an_effect(base_weights, tmp_path, option):
     assert not np.array_equal(plain, segment([*argv, option], tmp_path))
 
 
+def test_profile_tells_every_stage(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(make_quadrants()[0]).save("a.png")
+    stages = r"reading .*conversion .*network .*clustering .*connectivity .*writing \d+ % \(0\.\d\d s\)"
+    for image in ("a.png", "."):
+        caplog.clear()
+        inference_base_model.main([f"--image={image}", "--nspix=24", "--profile", "--out=o/{name}.png"])
+        assert re.search(stages, caplog.text)
+
+
+def test_inference_in_bfloat16(base_weights, tmp_path):
+    argv = [
+        f"--base_model_weights={base_weights}",
+        "--nspix=150",
+        "--device=cpu",
+        "--enforce_connectivity=False",
+    ]
+    plain, narrow = (segment([*argv, f"--precision={name}"], tmp_path) for name in ("fp32", "bf16"))
+    assert 0.9 < np.mean(plain == narrow) < 1
+
+
 def test_segmenting_without_network(tmp_path):
     connected, raw = (
         segment(["--base_model_weights=none", f"--enforce_connectivity={value}"], tmp_path)

@@ -1,0 +1,43 @@
+"""How long the stages of a computation take."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Stopwatch:
+    """Adds up the seconds of stages, which may run in several threads.
+
+    Parameters
+    ----------
+    device : torch.device, optional
+        Where stages compute: with CUDA, their end is waited for.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._waits = device is not None and device.type == "cuda"
+        self._device = device
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a block as part of a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._waits:
+                torch.cuda.synchronize(self._device)
+            with self._lock:
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def __str__(self) -> str:
+        total = sum(self.seconds.values())
+        return ", ".join(
+            f"{name} {100 * seconds / total:.0f} % ({seconds:.2f} s)"
+            for name, seconds in self.seconds.items()
+        )
