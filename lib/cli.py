@@ -37,7 +37,8 @@ REPO_ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_BASE_WEIGHTS = REPO_ROOT / "trained_models" / "best_model.pth"
 DEFAULT_COMPOSITE_WEIGHTS = REPO_ROOT / "trained_models" / "best_composite_model.pth"
 
-# Options that may change when a run is resumed: they do not change what a training step computes.
+# Options that may change when a run is resumed. They do not change what a training step computes, but for the
+# length of the run: the learning rate then goes on along the curve of the new one.
 _FREE_ON_RESUME = {
     "bsds_root",
     "compile",
@@ -55,6 +56,7 @@ _FREE_ON_RESUME = {
     "resume",
     "save_interval",
     "test_interval",
+    "train_iter",
     "val_data_root",
     "val_nspix",
 }

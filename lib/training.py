@@ -83,7 +83,7 @@ class TrainingState:
         Raises
         ------
         InputError
-            If it is of another model, or holds weights without the state of a run.
+            If it is of another model, holds weights without the state of a run, or is beyond the last step.
         """
         try:
             self.average.model.load_state_dict(checkpoint["weights"])
@@ -98,6 +98,8 @@ class TrainingState:
             raise InputError(
                 f"--resume {path} does not hold the state of a run of this model; use its {LAST_MODEL}"
             ) from error
+        if self.step > self.n_steps:
+            raise InputError(f"--train_iter {self.n_steps} is below the {self.step} steps of --resume {path}")
 
 
 def learning_rate_share(step: int, n_steps: int, warmup_share: float) -> float:

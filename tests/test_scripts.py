@@ -23,6 +23,7 @@ from lib import cli, training_run
 from lib.checkpoint import load_base_model, read_checkpoint, save_checkpoint
 from lib.errors import InputError
 from lib.features import InputScales
+from lib.training import learning_rate_share
 
 REPO_ROOT = Path(__file__).parent.parent
 
@@ -159,6 +160,20 @@ def test_resume_refuses_contradicting_options(bsds_root, tmp_path, capsys):
     capsys.readouterr()
     error = fails_with(train_base_model.main, [f"--resume={last_model}", "--lr=0.5"], capsys)
     assert f"--lr 0.5 contradicts 0.01 of --resume {last_model}" in error
+
+
+def test_length_of_a_run_may_change(bsds_root, tmp_path, capsys):
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run", "--train_iter=3"))
+    argv = [f"--resume={tmp_path / 'run' / 'last_model.pth'}"]
+    state = train_base_model.main([*argv, "--train_iter=5"])
+    assert state.is_finished
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    rates = {line["step"]: line["lr"] for line in log if "lr" in line}
+    assert list(rates) == [1, 2, 3, 4, 5]
+    assert rates[5] == pytest.approx(0.01 * learning_rate_share(4, 5, 0.1))
+    capsys.readouterr()
+    error = fails_with(train_base_model.main, [*argv, "--train_iter=4"], capsys)
+    assert "--train_iter 4 is below the 5 steps of --resume" in error
 
 
 def test_resume_after_the_data_moved(bsds_root, tmp_path):
