@@ -5,6 +5,8 @@ import doctest
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from skimage.measure import label
 
@@ -271,12 +273,42 @@ def test_unusable_masks(mask, message):
         Segmenter(SSNPix(), SCALES)(make_quadrants()[0], 24, mask=mask)
 
 
-@pytest.mark.parametrize(("shape", "n_spixels"), [((1, 1), 1), ((1, 300), 20), ((2000, 2), 50)])
+@pytest.mark.parametrize(
+    ("shape", "n_spixels"),
+    [((1, 1), 1), ((1, 300), 20), ((2000, 2), 50), ((100_000, 10), 200), ((10, 100_000), 200)],
+)
 def test_images_of_odd_sizes(shape, n_spixels):
-    superpixels = Segmenter(SSNModel(4), SCALES)(np.full((*shape, 3), 0.5), n_spixels)
+    model = SSNModel(4, sees_position=False)
+    superpixels = Segmenter(model, SCALES)(np.full((*shape, 3), 0.5), n_spixels)
     assert superpixels.labels.shape == shape
     n_rows, n_cols = compute_grid_shape(*shape, n_spixels)
     assert 0.9 * n_rows * n_cols <= superpixels.n_measured <= n_rows * n_cols
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    shape=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    share=st.floats(0, 1),
+    exact=st.booleans(),
+    is_masked=st.booleans(),
+)
+def test_promises_for_any_size_and_count(shape, share, exact, is_masked):
+    n_pixels = shape[0] * shape[1]
+    rng = np.random.default_rng(n_pixels)
+    mask = np.ones(shape, dtype=bool)
+    if is_masked:
+        mask[:, shape[1] // 2 + 1 :] = False
+    n_spixels = max(1, round(share * mask.sum()))
+    superpixels = Segmenter(SSNPix(), SCALES)(
+        rng.integers(0, 256, (*shape, 3), dtype=np.uint8),
+        n_spixels,
+        exact=exact,
+        mask=mask if is_masked else None,
+    )
+    np.testing.assert_array_equal(superpixels.labels == -1, ~mask)
+    assert superpixels.n_measured == superpixels.labels.max() + 1
+    assert label(superpixels.labels + 1, background=0, connectivity=1).max() == superpixels.n_measured
+    assert not exact or superpixels.n_measured == n_spixels
 
 
 def test_without_a_network_there_are_no_features():
