@@ -15,7 +15,7 @@ from lib.inference_options import (
     add_many_images_args,
     add_output_args,
     add_video_args,
-    check_connectivity,
+    check_needs,
     choose_batch_size,
     is_single_image,
     log_superpixels,
@@ -34,8 +34,9 @@ logger = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    add_many_images_args(parser, demo_image=cli.REPO_ROOT / "demo" / "cat.jpg")
-    add_video_args(parser)
+    sources = parser.add_mutually_exclusive_group()
+    add_many_images_args(parser, sources, demo_image=cli.REPO_ROOT / "demo" / "cat.jpg")
+    add_video_args(parser, sources)
     add_output_args(parser, several=True)
     cli.add_base_weights_arg(parser)
     cli.add_spixel_args(parser, trained=True)
@@ -47,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> RunSummary | VideoSummary:
     args = build_parser().parse_args(argv)
-    check_connectivity(args)
+    check_needs(args)
     jobs = plan_jobs(args) if args.video is None else []
     if args.save_features and str(args.base_model_weights) == NO_NETWORK:
         raise InputError(f"--save_features {args.save_features}: without a network nothing is learned")

@@ -14,8 +14,8 @@ from lib.inference import Segmenter
 from lib.inference_options import (
     add_output_args,
     add_video_args,
-    check_connectivity,
     check_files,
+    check_needs,
     default_overlay,
     log_superpixels,
     output_files,
@@ -40,8 +40,9 @@ DEMO_FLOW, DEMO_FRAME_IDX = DEMO_DIR / "optflow_dis_clip.h5", 1
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--image", type=Path, default=DEMO_IMAGE, help="image to segment")
-    add_video_args(parser)
+    sources = parser.add_mutually_exclusive_group()
+    sources.add_argument("--image", type=Path, default=DEMO_IMAGE, help="image to segment")
+    add_video_args(parser, sources)
     add_output_args(parser)
     parser.add_argument(
         "--optflow_data",
@@ -64,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> Superpixels | VideoSummary:
     args = build_parser().parse_args(argv)
-    check_connectivity(args)
+    check_needs(args)
     if args.video is not None:
         archive = None if args.optflow_data in (None, Path(AUTO)) else FlowArchive(args.optflow_data)
         return segment_given_video(args, open_segmenter(args), archive=archive)

@@ -1,13 +1,12 @@
 """Many image files in, the files of their superpixels out: reading, network and writing overlap."""
 
-import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
@@ -16,9 +15,10 @@ from lib.errors import InputError, RunError
 from lib.images import read_image, read_mask
 from lib.inference import PreparedImage, Segmenter
 from lib.outputs import DEFAULT_STYLE, OutputFiles, OverlayStyle, write_outputs
+from lib.segmentation import check_n_spixels
 from lib.superpixels import Superpixels
 
-logger = logging.getLogger(__name__)
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 _N_THREADS = 2  # that read, and as many that write
 _MAX_WAITING = 4  # batches that are read, or wait to be written
@@ -147,20 +147,17 @@ class _Run:
 
     def _read(self, job: ImageJob) -> PreparedImage | None:
         try:
-            return job.read(self.segmenter)
+            image = job.read(self.segmenter)
+            check_n_spixels(self.n_spixels, image.n_pixels, image.name)
         except InputError as error:
             self._fail(str(error))
             return None
+        return image
 
     def _cluster(self, batch: list[tuple[ImageJob, PreparedImage]]) -> list[tuple[ImageJob, Superpixels]]:
         jobs, images = zip(*batch, strict=True)
         with_features = jobs[0].files.features is not None
-        try:
-            superpixels = self.segmenter.cluster(images, self.n_spixels, with_features=with_features)
-        except InputError as error:
-            for _ in jobs:
-                self._fail(str(error))
-            return []
+        superpixels = self.segmenter.cluster(images, self.n_spixels, with_features=with_features)
         return list(zip(jobs, superpixels, strict=True))
 
     def _write(self, job: ImageJob, superpixels: Superpixels) -> None:
@@ -181,7 +178,9 @@ class _Run:
         self.progress.update()
 
 
-def _map_ahead(executor: ThreadPoolExecutor, function, items: Iterable, *, n_ahead: int) -> Iterator:
+def _map_ahead(
+    executor: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], *, n_ahead: int
+) -> Iterator[Result]:
     """Results of a function in the order of the items, computed up to `n_ahead` items in advance."""
     items = iter(items)
     pending = deque(executor.submit(function, item) for item in islice(items, n_ahead))

@@ -47,8 +47,6 @@ logger = logging.getLogger(__name__)
 NAME = "{name}"  # in the path of an output: the image's path in the folder that was given, without its suffix
 
 _CUDA_BATCH_SIZE = 8
-
-
 _DEFAULT_VIDEO = "results.mp4"
 _FOR_IMAGES_ALONE = {
     "mask": None,
@@ -71,8 +69,7 @@ class _Output(NamedTuple):
     default_for_many: str | None
 
 
-# By option, which is `OutputFiles`' attribute too, but for "out"; the first suffix is that of files in a
-# folder of which only the name is given.
+# By option. The first suffix is that of files in a folder, of which only the folder is given.
 _OUTPUTS = {
     "out": _Output(PICTURE_SUFFIXES, "results.png", "results"),
     "save_labels": _Output(LABEL_SUFFIXES, None, None),
@@ -138,9 +135,9 @@ def add_output_args(parser: argparse.ArgumentParser, *, several: bool = False) -
     )
 
 
-def add_video_args(parser: argparse.ArgumentParser) -> None:
-    """Add the options for a video."""
-    parser.add_argument(
+def add_video_args(parser: argparse.ArgumentParser, sources: argparse._MutuallyExclusiveGroup) -> None:
+    """Add the options for a video, which is one of the sources."""
+    sources.add_argument(
         "--video",
         type=Path,
         metavar="FILE|FOLDER",
@@ -183,6 +180,14 @@ def segment_given_video(
     check_output_file("--out", out, VIDEO_SUFFIXES)
     if labels:
         check_output_file("--save_labels", labels, VIDEO_LABEL_SUFFIXES)
+    _check_distinct(
+        {
+            "video": args.video,
+            "optflow_data": archive.path if archive else None,
+            "out": out,
+            "save_labels": labels,
+        }
+    )
     if args.video.is_dir():
         video = FrameFolder(args.video.resolve().name, list_in_order(args.video, FRAME_SUFFIXES))
     else:
@@ -219,8 +224,8 @@ def segment_given_video(
     return summary
 
 
-def check_connectivity(args: argparse.Namespace) -> None:
-    """Check that options which need connected superpixels have them.
+def check_needs(args: argparse.Namespace) -> None:
+    """Check that options which need others have them.
 
     Raises
     ------
@@ -230,11 +235,15 @@ def check_connectivity(args: argparse.Namespace) -> None:
     for option in ("exact_nspix", "save_outlines"):
         if getattr(args, option) and not args.enforce_connectivity:
             raise InputError(f"--{option} needs --enforce_connectivity")
+    if args.temporal and args.video is None:
+        raise InputError("--temporal needs a --video")
 
 
-def add_many_images_args(parser: argparse.ArgumentParser, *, demo_image: Path) -> None:
-    """Add the options for any number of images."""
-    parser.add_argument(
+def add_many_images_args(
+    parser: argparse.ArgumentParser, sources: argparse._MutuallyExclusiveGroup, *, demo_image: Path
+) -> None:
+    """Add the options for any number of images, which are one of the sources."""
+    sources.add_argument(
         "--image",
         nargs="+",
         default=[str(demo_image)],
@@ -269,7 +278,9 @@ def choose_batch_size(given: int | None, device: torch.device) -> int:
 
 def is_single_image(given: Sequence[str]) -> bool:
     """Whether `--image` names one file."""
-    return len(given) == 1 and not glob.has_magic(given[0]) and not Path(given[0]).is_dir()
+    if len(given) > 1 or Path(given[0]).is_dir():
+        return False
+    return Path(given[0]).is_file() or not glob.has_magic(given[0])
 
 
 def plan_jobs(args: argparse.Namespace) -> list[ImageJob]:
@@ -325,9 +336,7 @@ def check_files(**files: str | Path | None) -> dict[str, Path]:
     paths = {name: Path(file) for name, file in files.items() if file is not None}
     for name in paths.keys() & _OUTPUTS.keys():
         check_output_file(f"--{name}", paths[name], _OUTPUTS[name].suffixes)
-    for (name, path), (other_name, other_path) in itertools.combinations(paths.items(), 2):
-        if path.resolve() == other_path.resolve():
-            raise InputError(f"--{name} and --{other_name} are the same file, {path}")
+    _check_distinct(paths)
     return paths
 
 
@@ -374,7 +383,14 @@ def report(summary: RunSummary) -> None:
         summary.n_done / summary.seconds,
     )
     if summary.failures:
-        raise RunError(f"{len(summary.failures)} images failed")
+        raise RunError(f"{len(summary.failures)} of the images failed")
+
+
+def _check_distinct(files: Mapping[str, Path | None]) -> None:
+    paths = {name: path for name, path in files.items() if path is not None}
+    for (name, path), (other_name, other_path) in itertools.combinations(paths.items(), 2):
+        if path.resolve() == other_path.resolve():
+            raise InputError(f"--{name} and --{other_name} are the same file, {path}")
 
 
 def _find_images(given: str, written: Sequence[Path]) -> list[tuple[Path, Path]]:

@@ -238,5 +238,5 @@ def test_images_are_shared_by_the_ranks(bsds_root, tmp_path):
     assert done.returncode != 0
     assert done.stdout.count("101.jpg is not a readable image") == 1
     assert done.stdout.count("8 images segmented, 0 skipped, 1 failed") == 1
-    assert done.stderr.count("inference_base_model.py: error: 1 images failed") == 1
+    assert done.stderr.count("inference_base_model.py: error: 1 of the images failed") == 1
     assert len(list((tmp_path / "overlays").rglob("*.png"))) == 8

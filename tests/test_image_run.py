@@ -107,7 +107,7 @@ def test_bad_files_do_not_stop_the_others(photos, in_tmp_path, capsys):
         cli.run(lambda: segment("--image", str(photos), "--out=overlays"))
     assert caught.value.code == 1
     assert len(files_below(in_tmp_path / "overlays")) == 5
-    assert "2 images failed" in capsys.readouterr().err
+    assert "2 of the images failed" in capsys.readouterr().err
 
 
 def test_failures_name_the_image(photos, in_tmp_path, caplog):
@@ -128,9 +128,15 @@ def test_full_disk_leaves_no_half_written_file(photos, in_tmp_path, monkeypatch)
         original(superpixels, files, **style)
 
     monkeypatch.setattr(image_run, "write_outputs", fail_once)
-    with pytest.raises(RunError, match="1 images failed"):
+    with pytest.raises(RunError, match="1 of the images failed"):
         segment("--image", str(photos), "--out=overlays")
     assert len(files_below(in_tmp_path / "overlays")) == 4
+
+
+def test_a_name_that_looks_like_a_pattern(photos, in_tmp_path):
+    (photos / "a.png").rename(in_tmp_path / "photo[1].png")
+    segment("--image=photo[1].png", "--out=o.png")
+    assert (in_tmp_path / "o.png").is_file()
 
 
 def test_skip_existing(photos, in_tmp_path):

@@ -146,6 +146,9 @@ def test_memory_does_not_grow_with_the_length(tmp_path):
         (["--video=clip", "--out=o.png"], "--out o.png: the name must end in .mp4"),
         (["--video=clip", "--save_labels=l.npy"], "--save_labels l.npy: the name must end in .h5"),
         (["--video=clip", "--mask=m.png"], "--mask is for images, not for a --video"),
+        (["--video=text.mp4", "--out=./text.mp4"], "--video and --out are the same file, text.mp4"),
+        (["--temporal"], "--temporal needs a --video"),
+        (["--video=clip", "--image=a.png"], "argument --image: not allowed with argument --video"),
         (["--video=clip", "--exact_nspix"], "--exact_nspix is for images"),
     ],
 )
