@@ -2,22 +2,24 @@
 
 import argparse
 import tempfile
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 import gradio as gr
 import numpy as np
-from PIL import Image
 
 from lib import cli
 from lib.checkpoint import load_base_model
 from lib.errors import InputError
+from lib.images import read_image
 from lib.inference import Segmenter
 from lib.outputs import DEFAULT_STYLE, OverlayStyle
 from lib.superpixels import Superpixels
 
 DEMO_IMAGE = cli.REPO_ROOT / "demo" / "cat.jpg"
-_KEPT_SECONDS = 3600  # files to download
+_KEPT_SECONDS = 3600  # copies that the page serves
+_KEPT_FILES = 20  # of which it makes those copies
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,6 +39,16 @@ def build_app(weights: str | Path, device: str = "cpu") -> gr.Blocks:
         If the weights cannot be used.
     """
     loaded = load_base_model(weights)
+    folder = tempfile.TemporaryDirectory(prefix="superpixels_")
+    recent: deque[Path] = deque()
+
+    def save_labels(labels: np.ndarray) -> str:
+        path = Path(tempfile.mkdtemp(dir=folder.name), "labels.npy")
+        np.save(path, labels)
+        recent.append(path)
+        if len(recent) > _KEPT_FILES:
+            recent.popleft().unlink()
+        return str(path)
 
     def segment(image: np.ndarray | None, n_spixels: int, compactness: float, n_iter: int) -> tuple:
         if image is None:
@@ -55,7 +67,7 @@ def build_app(weights: str | Path, device: str = "cpu") -> gr.Blocks:
         gr.Markdown("# Superpixels\nDrop an image and move the sliders.")
         with gr.Row():
             with gr.Column(scale=1):
-                image = gr.Image(_read_demo_image(), label="Image", format="png", elem_id="image")
+                image = gr.Image(read_image(DEMO_IMAGE), label="Image", format="png", elem_id="image")
                 n_spixels = gr.Slider(10, 2000, 200, step=10, label="Superpixels", elem_id="count")
                 compactness = gr.Slider(
                     0.2, 5, 1, step=0.1, label="Compactness, 1 as trained", elem_id="compactness"
@@ -86,22 +98,10 @@ def draw_pictures(superpixels: Superpixels) -> tuple[np.ndarray, np.ndarray, np.
     )
 
 
-def save_labels(labels: np.ndarray) -> str:
-    """Write labels where the page may serve them from, and return the file."""
-    folder = tempfile.mkdtemp(prefix="superpixels_")
-    path = Path(folder, "labels.npy")
-    np.save(path, labels)
-    return str(path)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     device = cli.resolve_device(args.device)
     build_app(args.base_model_weights, str(device)).launch(server_port=args.port)
-
-
-def _read_demo_image() -> np.ndarray:
-    return np.asarray(Image.open(DEMO_IMAGE).convert("RGB"))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from lib.inference_options import (
     report,
     segment_given_video,
 )
-from lib.outputs import write_outputs
 from lib.precision import resolve_precision
 from lib.stopwatch import Stopwatch
 from lib.video import VideoSummary
@@ -61,13 +60,16 @@ def main(argv: Sequence[str] | None = None) -> RunSummary | VideoSummary:
         device=device,
         with_bfloat16=resolve_precision(args.precision, device) == "bf16",
         pos_scale_dist=args.pos_scale_dist,
-        stopwatch=Stopwatch(device),
+        stopwatch=Stopwatch(device if args.profile else None),
     )
 
     if args.video is not None:
-        return segment_given_video(args, segmenter)
+        video_summary = segment_given_video(args, segmenter)
+        if args.profile:
+            logger.info("%s", segmenter.stopwatch)
+        return video_summary
 
-    if is_single_image(args.image) and n_ranks() == 1:
+    if is_single_image(args.image) and n_ranks() == 1 and not args.skip_existing:
         (job,) = jobs
         start = time.perf_counter()
         (superpixels,) = segmenter.cluster(
@@ -75,8 +77,7 @@ def main(argv: Sequence[str] | None = None) -> RunSummary | VideoSummary:
         )
         if args.enforce_connectivity:
             superpixels = segmenter.finish(superpixels, args.nspix, exact=args.exact_nspix)
-        with segmenter.stopwatch.stage("writing"):
-            write_outputs(superpixels, job.files, style=overlay_style(args))
+        job.write(segmenter, superpixels, overlay_style(args))
         seconds = time.perf_counter() - start
         log_superpixels(job.image, args.nspix, superpixels, seconds, device, job.files.overlay)
         if args.profile:

@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_bool(
         parser,
         "--sees_position",
-        default=False,
+        default=True,
         help="let the network read the position beside the colour, as in the paper",
     )
     parser.add_argument(

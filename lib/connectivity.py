@@ -4,6 +4,7 @@ import heapq
 from collections import Counter
 
 import numpy as np
+from scipy.ndimage import find_objects
 from skimage.graph import MCP
 from skimage.measure import label
 
@@ -91,18 +92,21 @@ def enforce_count(labels: np.ndarray, n_spixels: int) -> np.ndarray:
     n_parts = result.max() + 1
     if n_parts > n_spixels:
         raise ValueError(f"{n_spixels} superpixels cannot cover the {n_parts} parts of the mask")
-    sizes = np.bincount(result[result != OUTSIDE])
+    sizes = np.zeros(n_spixels, dtype=np.int64)
+    sizes[:n_parts] = np.bincount(result[result != OUTSIDE])
+    windows = find_objects(result + 1)
     for new in range(n_parts, n_spixels):
-        _halve(result, int(sizes.argmax()), new)
-        sizes = np.bincount(result[result != OUTSIDE])
+        old = int(sizes.argmax())
+        window = result[windows[old]]
+        sizes[new] = _halve(window, old, new)
+        sizes[old] -= sizes[new]
+        windows.append(windows[old])
     return (label(result + 1, background=0, connectivity=1) - 1).astype(np.int32)  # by first pixel
 
 
-def _halve(labels: np.ndarray, old: int, new: int) -> None:
-    """Give one of two connected parts of a superpixel another label, in place."""
-    rows, cols = np.nonzero(labels == old)
-    window = np.s_[rows.min() : rows.max() + 1, cols.min() : cols.max() + 1]
-    inside = labels[window] == old
+def _halve(labels: np.ndarray, old: int, new: int) -> int:
+    """Give one of two connected parts of a superpixel another label, in place; return its size."""
+    inside = labels == old
     ways = MCP(np.where(inside, 1.0, np.inf), fully_connected=False)
     start = np.argwhere(inside)[0]
     for _ in range(2):  # the pixel that is farthest from any other lies at an end
@@ -116,7 +120,8 @@ def _halve(labels: np.ndarray, old: int, new: int) -> None:
     if pieces.max() == 0:  # all pixels beyond the first are equally far from it
         pieces = label(inside & (distance > order[0]), connectivity=1)
     largest = np.bincount(pieces.ravel())[1:].argmax() + 1
-    labels[window][pieces == largest] = new
+    labels[pieces == largest] = new
+    return np.count_nonzero(pieces == largest)
 
 
 def _merged(pieces: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -16,6 +16,9 @@ FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tif
 ANNOUNCED_SHARE = 0.95
 
 
+DEFAULT_FRAME_RATE = 24.0  # frames a second
+
+
 class FrameFolder:
     """The frames of a video as image files.
 
@@ -32,6 +35,7 @@ class FrameFolder:
     def __init__(self, name: str, files: list[Path], frame_shape: tuple[int, int] | None = None) -> None:
         self.name = name
         self.files = files
+        self.frame_rate = DEFAULT_FRAME_RATE
         self.frame_shape = frame_shape
 
     def __len__(self) -> int:
@@ -67,6 +71,8 @@ class VideoFile:
         self.path = path
         capture = self._open()
         self._n_frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))  # what the file's header says
+        frame_rate = capture.get(cv2.CAP_PROP_FPS)
+        self.frame_rate = frame_rate if 1 <= frame_rate <= 240 else DEFAULT_FRAME_RATE  # headers may be wrong
         capture.release()
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import torch
 from tqdm import tqdm
 
 from lib.distributed import gather, is_first_rank, n_ranks, rank
@@ -21,7 +22,8 @@ from lib.superpixels import Superpixels
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 _N_THREADS = 2  # that read, and as many that write
-_MAX_WAITING = 4  # batches that are read, or wait to be written
+_MAX_WAITING = 4  # images that are read in advance, or wait to be written, beside those of a batch
+_BATCH_PIXELS = 2**22  # a batch ends with the image that exceeds it
 
 
 class ImageJob(NamedTuple):
@@ -37,6 +39,13 @@ class ImageJob(NamedTuple):
             mask = None if self.mask is None else read_mask(self.mask)
             image_rgb = read_image(self.image)
         return segmenter.prepare(image_rgb, mask=mask, name=str(self.image))
+
+    def write(self, segmenter: Segmenter, superpixels: Superpixels, style: OverlayStyle) -> None:
+        """Write the files, into folders that are made where they are missing."""
+        with segmenter.stopwatch.stage("writing"):
+            for path in self.files.paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_outputs(superpixels, self.files, style=style)
 
 
 class RunSummary(NamedTuple):
@@ -61,8 +70,9 @@ def segment_files(
 ) -> RunSummary:
     """Segment image files, and write what is asked for of each.
 
-    Consecutive images of one size form a batch. An image that cannot be read, segmented or written is told of
-    in the summary and does not stop the others. Several ranks share the images.
+    Consecutive images of one size form a batch, if they are not too large. An image that cannot be read,
+    segmented or written is told of in the summary and does not stop the others. Several ranks share the
+    images.
 
     Parameters
     ----------
@@ -136,11 +146,11 @@ class _Run:
         readers: ThreadPoolExecutor,
         writers: ThreadPoolExecutor,
     ) -> None:
-        prepared = _map_ahead(readers, self._read, jobs, n_ahead=_MAX_WAITING * batch_size)
+        prepared = _map_ahead(readers, self._read, jobs, n_ahead=_MAX_WAITING + batch_size)
         for batch in _equal_sizes(zip(jobs, prepared, strict=True), batch_size):
             for job, superpixels in self._cluster(batch):
                 self._written.append(writers.submit(self._write, job, superpixels))
-            while len(self._written) > _MAX_WAITING * batch_size:
+            while len(self._written) > _MAX_WAITING:
                 self._written.popleft().result()
         while self._written:
             self._written.popleft().result()
@@ -157,17 +167,20 @@ class _Run:
     def _cluster(self, batch: list[tuple[ImageJob, PreparedImage]]) -> list[tuple[ImageJob, Superpixels]]:
         jobs, images = zip(*batch, strict=True)
         with_features = jobs[0].files.features is not None
-        superpixels = self.segmenter.cluster(images, self.n_spixels, with_features=with_features)
+        try:
+            superpixels = self.segmenter.cluster(images, self.n_spixels, with_features=with_features)
+        except (MemoryError, torch.OutOfMemoryError):
+            if len(batch) > 1:
+                return [each for one in batch for each in self._cluster([one])]
+            self._fail(f"{jobs[0].image}: out of memory")
+            return []
         return list(zip(jobs, superpixels, strict=True))
 
     def _write(self, job: ImageJob, superpixels: Superpixels) -> None:
         try:
             if self.connected:
                 superpixels = self.segmenter.finish(superpixels, self.n_spixels, exact=self.exact)
-            with self.segmenter.stopwatch.stage("writing"):
-                for path in job.files.paths:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                write_outputs(superpixels, job.files, style=self.style)
+            job.write(self.segmenter, superpixels, self.style)
         except (InputError, RunError, OSError) as error:
             self._fail(f"{job.image}: {error}")
         else:
@@ -197,7 +210,8 @@ def _equal_sizes(
     for job, image in images:
         if image is None:
             continue
-        if batch and (len(batch) == batch_size or not _go_together(batch[0][1], image)):
+        is_full = len(batch) == batch_size or sum(one.n_pixels for _, one in batch) > _BATCH_PIXELS
+        if batch and (is_full or not _go_together(batch[0][1], image)):
             yield batch
             batch = []
         batch.append((job, image))

@@ -9,6 +9,8 @@ from lib.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")  # of images in a folder
 
+_ONE_CHANNEL_MODES = ("1", "L", "I", "I;16", "F")
+
 _UNKNOWN = 0.5  # what the network sees where a pixel is NaN
 
 
@@ -46,7 +48,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read an image as a mask: (H, W) bool, True where any channel is not 0.
+    """Read an image as a mask: (H, W) bool, True where it is not black.
 
     Raises
     ------
@@ -58,7 +60,9 @@ def read_mask(path: Path) -> np.ndarray:
         raise InputError(f"no mask file {path}")
     try:
         with Image.open(path) as image:
-            values = np.asarray(ImageOps.exif_transpose(image))
+            upright = ImageOps.exif_transpose(image)
+            # Of palettes and transparent images, the colours count.
+            values = np.asarray(upright if upright.mode in _ONE_CHANNEL_MODES else upright.convert("RGB"))
     except Exception as error:  # Pillow raises whatever the broken bytes led it to
         raise InputError(f"{path} is not a readable mask ({error})") from error
     return values.astype(bool) if values.ndim == 2 else values.any(axis=2)
@@ -94,6 +98,8 @@ def to_rgb_array(
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image))), None
         except InputError as error:
             raise InputError(f"{name} {error}") from error
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"{name} must be an array, a PIL image or a batch of tensors, got {type(image)}")
     if image.size == 0 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
         raise InputError(f"{name} must be (H, W, 3), or grey (H, W), got {image.shape}")
     pixels = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)

@@ -188,15 +188,13 @@ class Segmenter:
         """
         if exact and not connected:
             raise InputError("an exact number of superpixels needs connected ones")
-        keep = {"with_features": with_features, "with_soft_assignment": with_soft_assignment}
         if isinstance(image, Tensor):
             prepared = self._prepare_batch(image, extra, mask)
         else:
             prepared = [self.prepare(image, extra, mask)]
-        if mask is None and len(prepared) > 1:
-            superpixels = self.cluster(prepared, n_spixels, **keep)
-        else:  # masks may ask for grids of their own
-            superpixels = [each for one in prepared for each in self.cluster([one], n_spixels, **keep)]
+        superpixels = self.cluster(
+            prepared, n_spixels, with_features=with_features, with_soft_assignment=with_soft_assignment
+        )
         if connected:
             superpixels = [self.finish(each, n_spixels, exact=exact) for each in superpixels]
         return superpixels if isinstance(image, Tensor) else superpixels[0]
@@ -204,8 +202,8 @@ class Segmenter:
     def prepare(
         self,
         image: np.ndarray | Image.Image,
-        extra: np.ndarray | None = None,
-        mask: np.ndarray | None = None,
+        extra: np.ndarray | Tensor | None = None,
+        mask: np.ndarray | Tensor | None = None,
         *,
         name: str = "the image",
     ) -> PreparedImage:
@@ -215,9 +213,10 @@ class Segmenter:
         """
         with self.stopwatch.stage("conversion"):
             pixels, is_known = to_rgb_array(image, name=name)
-            mask = _combine_masks(mask, is_known, pixels.shape[:2], name=name)
-            as_bytes = pixels if pixels.dtype == np.uint8 else np.round(255 * pixels).astype(np.uint8)
-            channels = _extra_channels(extra, pixels.shape[:2], name=name)
+            mask = _combine_masks(_as_array(mask), is_known, pixels.shape[:2], name=name)
+            # A copy, as what is told of superpixels later must not change with the caller's array.
+            as_bytes = pixels.copy() if pixels.dtype == np.uint8 else np.rint(255 * pixels).astype(np.uint8)
+            channels = _extra_channels(_as_array(extra), pixels.shape[:2], name=name)
             return PreparedImage(as_bytes, rgb_to_lab(pixels), channels, mask, name)
 
     @torch.inference_mode()
@@ -231,11 +230,22 @@ class Segmenter:
     ) -> list[Superpixels]:
         """Cut images into superpixels that may be in pieces; parameters as for the call.
 
-        The images must be of one size, and have no mask if there are several.
+        The images must be of one size. Those with masks are segmented one by one, on grids of their own.
         """
+        if len(images) > 1 and any(image.mask is not None for image in images):
+            return [
+                superpixels
+                for image in images
+                for superpixels in self.cluster(
+                    [image],
+                    n_spixels,
+                    with_features=with_features,
+                    with_soft_assignment=with_soft_assignment,
+                )
+            ]
         check_n_spixels(n_spixels, images[0].n_pixels, images[0].name)
         n_on_grid = images[0].n_spixels_on_grid(n_spixels)
-        with self.stopwatch.stage("network"):
+        with self.stopwatch.stage("network", on_device=True):
             learned = self._learned_features(images) if with_features else None
             pixel_features = self._pixel_features(images, n_on_grid)
         mask = images[0].mask
@@ -245,7 +255,7 @@ class Segmenter:
             "mask": None if mask is None else torch.from_numpy(mask)[None].to(self.device),
         }
         assignment = None
-        with self.stopwatch.stage("clustering"):
+        with self.stopwatch.stage("clustering", on_device=True):
             if with_soft_assignment:
                 output = cluster(pixel_features, n_on_grid, **settings)
                 assignment, labels = output.assignment, output.labels
@@ -295,14 +305,17 @@ class Segmenter:
             Where they ended.
         """
         check_n_spixels(n_spixels, image.n_pixels, image.name)
-        output = cluster(
-            self._pixel_features([image], n_spixels),
-            n_spixels,
-            n_iter=self.n_iter,
-            distance=self.model.distance,
-            start=None if start is None else start[None],
-        )
-        labels = output.labels[0].to(torch.int32).cpu().numpy()
+        with self.stopwatch.stage("network", on_device=True):
+            pixel_features = self._pixel_features([image], n_spixels)
+        with self.stopwatch.stage("clustering", on_device=True):
+            output = cluster(
+                pixel_features,
+                n_spixels,
+                n_iter=self.n_iter,
+                distance=self.model.distance,
+                start=None if start is None else start[None],
+            )
+            labels = output.labels[0].to(torch.int32).cpu().numpy()
         return Superpixels(labels, image.image_rgb, n_spixels), output.spixel_features[0]
 
     def position_scale(self, image_shape: tuple[int, int], n_spixels: int) -> float:
@@ -340,7 +353,7 @@ class Segmenter:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.with_bfloat16)
 
     def _prepare_batch(
-        self, images: Tensor, extra: Tensor | None, mask: Tensor | None
+        self, images: Tensor, extra: np.ndarray | Tensor | None, mask: np.ndarray | Tensor | None
     ) -> list[PreparedImage]:
         if images.ndim != 4 or len(images) == 0:
             raise InputError(f"a batch of tensors must be (B, 3, H, W), got {tuple(images.shape)}")
@@ -351,10 +364,17 @@ class Segmenter:
                     f"{len(images)} images, got {tuple(values.shape)}"
                 )
         nothing = [None] * len(images)
-        arrays = images.movedim(1, -1).cpu().numpy()
-        extras = nothing if extra is None else extra.movedim(1, -1).cpu().numpy()
-        masks = nothing if mask is None else mask.cpu().numpy()
+        arrays = _as_array(images.movedim(1, -1))
+        extras = nothing if extra is None else np.moveaxis(_as_array(extra), 1, -1)
+        masks = nothing if mask is None else _as_array(mask)
         return [self.prepare(*parts) for parts in zip(arrays, extras, masks, strict=True)]
+
+
+def _as_array(values: np.ndarray | Tensor | None) -> np.ndarray | None:
+    if not isinstance(values, Tensor):
+        return None if values is None else np.asarray(values)
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def _extra_channels(extra: np.ndarray | None, image_shape: tuple[int, int], *, name: str) -> Tensor | None:

@@ -207,6 +207,7 @@ def segment_given_video(
         labels_file=labels,
         style=overlay_style(args),
         tracked=args.temporal,
+        frame_rate=video.frame_rate,
         n_frames=len(video),
     )
     follows = summary.share_that_follows
@@ -298,20 +299,22 @@ def plan_jobs(args: argparse.Namespace) -> list[ImageJob]:
         template = _template_of(option, getattr(args, option), is_single=is_single)
         if template is not None:
             templates[option] = template
-    # What an earlier run wrote below a folder of images is not among them.
-    written = [_fixed_folder(template).resolve() for template in templates.values() if NAME in template]
-    images = [found for given in args.image for found in _find_images(given, written)]
+    images = _find_images(args.image, [*templates.values(), *filter(None, [mask_template])])
     jobs = []
-    users: dict[Path, str] = {file.resolve(): f"the image {file}" for file, _ in images}
+    users = {file.resolve(): f"the image {file}" for file, _ in images}
     for file, name in images:
         stem = str(name.with_suffix(""))
         paths = {option: Path(template.replace(NAME, stem)) for option, template in templates.items()}
         mask = Path(mask_template.replace(NAME, stem)) if mask_template else None
-        for option, path in paths.items():
-            user = f"--{option} of {file}"
-            if users.setdefault(path.resolve(), user) != user:
-                raise InputError(f"{user} and {users[path.resolve()]} are the same file, {path}")
+        if mask:
+            users.setdefault(mask.resolve(), f"--mask of {file}")
         jobs.append(ImageJob(file, _output_files(paths), mask))
+    for job in jobs:
+        for path in job.files.paths:
+            user = f"an output of {job.image}"
+            other = users.setdefault(path.resolve(), user)
+            if other is not user:
+                raise InputError(f"{user} and {other} are the same file, {path}")
     return jobs
 
 
@@ -393,33 +396,48 @@ def _check_distinct(files: Mapping[str, Path | None]) -> None:
             raise InputError(f"--{name} and --{other_name} are the same file, {path}")
 
 
-def _find_images(given: str, written: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Images that a value of `--image` names, each with its path below what is fixed in that value.
+def _find_images(given: Sequence[str], templates: Sequence[str]) -> list[tuple[Path, Path]]:
+    """Images that `--image` names, each once, with its path below what is fixed in the value of `--image`.
 
-    Of a folder, what is in the folders `written` below it is left out.
+    What lies in the folders of outputs and masks, if they are below a folder of images, is left out.
     """
+    apart = [_fixed_folder(template).resolve() for template in templates if NAME in template]
+    images: dict[tuple[Path, Path], tuple[Path, Path]] = {}
+    n_left_out = 0
+    for value in given:
+        root, files = _match(value)
+        for file in files:
+            parents = file.resolve().parents
+            if any(folder in parents and root.resolve() in folder.parents for folder in apart):
+                n_left_out += 1
+                continue
+            name = file.relative_to(root)
+            images.setdefault((file.resolve(), name), (file, name))
+    if n_left_out:
+        logger.info("%d images are left out, as they are in a folder of outputs or masks", n_left_out)
+    if not images:
+        raise InputError(f"--image {' '.join(given)}: no image but in folders of outputs or masks")
+    return list(images.values())
+
+
+def _match(given: str) -> tuple[Path, list[Path]]:
+    """The folder that a value of `--image` starts from, and the images that it names."""
     path = Path(given)
     if path.is_dir():
-        left_out = [folder for folder in written if path.resolve() in folder.parents]
-        found = [
-            file
-            for file in sorted(path.rglob("*"))
-            if _is_image(file.relative_to(path))
-            and file.is_file()
-            and not any(folder in file.resolve().parents for folder in left_out)
-        ]
+        files = (file for file in sorted(path.rglob("*")) if _is_image(file.relative_to(path)))
+        found = [file for file in files if file.is_file()]
         if not found:
             raise InputError(f"--image {given}: no image in that folder, of {', '.join(IMAGE_SUFFIXES)}")
-        return [(file, file.relative_to(path)) for file in found]
+        return path, found
     if path.exists() or not glob.has_magic(given):
         if not path.is_file():
             raise InputError(f"no image file {given}")
-        return [(path, Path(path.name))]
-    fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+        return path.parent, [path]
+    root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
     found = [Path(file) for file in sorted(glob.glob(given, recursive=True)) if Path(file).is_file()]
     if not found:
         raise InputError(f"--image {given}: no file is named like that")
-    return [(file, file.relative_to(fixed)) for file in found]
+    return root, found
 
 
 def _is_image(file: Path) -> bool:

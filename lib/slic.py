@@ -34,8 +34,14 @@ _MIN_SQUARED_DISTANCE = 1e-12
 # pixels to underflow: that one stays where it was.
 _INERTIA = 1e-16
 
+# Pixels from which on no more than two grids are kept, of 17 bytes a pixel each.
+_LARGE_IMAGE = 2**20
+
 # Features of that size and above are not laid out by cell as a whole where labels alone are wanted.
 _LARGE_BYTES = 2**30
+
+# What is laid out of them at a time, on any device.
+_DEMAND_BYTES = 2**28
 
 # Working set of a step on the CPU: about what the second-level caches of two cores hold.
 _CHUNK_BYTES = 4 * 2**20
@@ -109,7 +115,8 @@ class CellGrid:
             If `n_spixels` is not between 1 and the number of pixels.
         """
         grid_shape = compute_grid_shape(height, width, n_spixels)
-        return _build_grid(height, width, *grid_shape, torch.device(device))
+        build = _build_grid if height * width < _LARGE_IMAGE else _build_large_grid
+        return build(height, width, *grid_shape, torch.device(device))
 
     @property
     def n_cells(self) -> int:
@@ -298,8 +305,15 @@ def slic_labels(
     Tensor, shape (B, H, W), int64
         Most likely superpixel of every pixel; arbitrary outside the mask.
     """
-    if len(pixel_features) > 1 or pixel_features.nbytes < _LARGE_BYTES:
+    if pixel_features.nbytes < _LARGE_BYTES:
         return slic(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask).labels()
+    if len(pixel_features) > 1:
+        masks = [None] * len(pixel_features) if mask is None else mask.split(1)
+        labels = [
+            slic_labels(one, n_spixels, n_iter=n_iter, distance=distance, mask=one_mask)
+            for one, one_mask in zip(pixel_features.split(1), masks, strict=True)
+        ]
+        return torch.cat(labels)
     problem = _Problem(pixel_features, n_spixels, n_iter, distance, mask, None)
     chunks = _PointsOnDemand(problem)
     spixel_features = problem.iterate(chunks)
@@ -386,7 +400,9 @@ class _PointsOnDemand:
         self._problem = problem
         n_channels, n_slots = problem.pixels.shape[1], problem.grid.pixel_idx.shape[1]
         shape = (1, problem.grid.n_cells, n_channels + 2, n_slots)
-        self.n_cells = _cells_per_chunk(shape, problem.pixels)
+        self.n_cells = min(
+            _cells_per_chunk(shape, problem.pixels), _cells_in(_DEMAND_BYTES, shape, problem.pixels)
+        )
 
     def __iter__(self) -> Iterator[Tensor]:
         problem = self._problem
@@ -402,10 +418,15 @@ class _PointsOnDemand:
 
 def _cells_per_chunk(points_shape: Sequence[int], like: Tensor) -> int:
     """Number of cells to iterate over at a time: on CPU as many as fit its cache, elsewhere all."""
-    batch, n_cells, n_rows, n_slots = points_shape
     if like.device.type != "cpu":
-        return batch * n_cells
-    return max(1, _CHUNK_BYTES // ((n_rows + 9) * n_slots * like.element_size()))
+        return points_shape[0] * points_shape[1]
+    return _cells_in(_CHUNK_BYTES, points_shape, like)
+
+
+def _cells_in(n_bytes: int, points_shape: Sequence[int], like: Tensor) -> int:
+    """Number of cells whose points and affinities take so much memory, at least 1."""
+    _, _, n_rows, n_slots = points_shape
+    return max(1, n_bytes // ((n_rows + 9) * n_slots * like.element_size()))
 
 
 def _distance_weights(spixel_features: Tensor, origins: Tensor, exists: Tensor, grid: CellGrid) -> Tensor:
@@ -426,6 +447,11 @@ def _update_centroids(local_sums: Tensor, origins: Tensor, spixel_features: Tens
     sums = local_sums[..., :-2] + weight * origins[:, :, None]
     totals = grid.sum_over_candidates(torch.cat([sums, weight], dim=3))
     return (totals[..., :-1] + _INERTIA * spixel_features) / (totals[..., -1:] + _INERTIA)
+
+
+@lru_cache(maxsize=2)
+def _build_large_grid(height: int, width: int, n_rows: int, n_cols: int, device: torch.device) -> CellGrid:
+    return _build_grid.__wrapped__(height, width, n_rows, n_cols, device)
 
 
 @lru_cache(maxsize=64)

@@ -14,7 +14,7 @@ class Stopwatch:
     Parameters
     ----------
     device : torch.device, optional
-        Where stages compute: with CUDA, their end is waited for.
+        Where stages may compute: with CUDA, the end of those that do is waited for.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -24,13 +24,13 @@ class Stopwatch:
         self._lock = threading.Lock()
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a block as part of a stage."""
+    def stage(self, name: str, *, on_device: bool = False) -> Iterator[None]:
+        """Time a block as part of a stage, which may compute on the device."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            if self._waits:
+            if self._waits and on_device:
                 torch.cuda.synchronize(self._device)
             with self._lock:
                 self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

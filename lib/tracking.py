@@ -1,15 +1,30 @@
 """Superpixels that keep their identity from frame to frame of a video."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from lib.inference import PreparedImage, Segmenter
+from lib.segmentation import check_n_spixels
 from lib.slic import compute_grid_shape
 from lib.superpixels import Superpixels
 
 # In cells. Without it superpixels at the edge of a cell would go to and fro; 0.5 is no better than 0.25.
 _STAY_BONUS = 0.25
+
+
+class TrackedSuperpixels(NamedTuple):
+    """The superpixels of a frame, and who they are."""
+
+    superpixels: Superpixels  # connected, numbered from 0
+    identities: np.ndarray  # (S,), int32: of each of them, the same in all frames
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Identity of the superpixel of each pixel, (H, W) int32."""
+        return self.identities[self.superpixels.labels]
 
 
 class Tracker:
@@ -35,7 +50,7 @@ class Tracker:
         self._last_labels: np.ndarray | None = None  # (H, W), cells
         self._n_identities = 0
 
-    def segment(self, image: PreparedImage, flow_from_last: np.ndarray | None) -> Superpixels:
+    def segment(self, image: PreparedImage, flow_from_last: np.ndarray | None) -> TrackedSuperpixels:
         """Segment the next frame.
 
         Parameters
@@ -47,9 +62,14 @@ class Tracker:
 
         Returns
         -------
-        Superpixels
-            Connected, with identities as labels, which are not without gaps.
+        TrackedSuperpixels
+
+        Raises
+        ------
+        InputError
+            If the frame has fewer pixels than superpixels are wanted.
         """
+        check_n_spixels(self._n_spixels, image.n_pixels, image.name)
         start = None
         shape = image.image_rgb.shape[:2]
         n_rows, n_cols = compute_grid_shape(*shape, self._n_spixels)
@@ -59,24 +79,26 @@ class Tracker:
             start = self._move(flow_from_last, (n_rows, n_cols))
         superpixels, self._features = self._segmenter.cluster_from(image, self._n_spixels, start)
         self._last_labels = superpixels.labels
-        return superpixels.with_labels(self._identify(superpixels))
+        connected = superpixels.connected()
+        return TrackedSuperpixels(connected, self._identify(superpixels.labels, connected.labels))
 
     def _move(self, flow: np.ndarray, grid_shape: tuple[int, int]) -> Tensor:
         """Features to start from, (C, S), NaN for cells that start anew; identities move along."""
-        height, width = flow.shape[:2]
+        shape = flow.shape[:2]
         n_cells = grid_shape[0] * grid_shape[1]
         flat = self._last_labels.ravel()
         sizes = np.bincount(flat, minlength=n_cells)
+
+        def mean_of(values: np.ndarray) -> np.ndarray:  # NaN for superpixels without pixels
+            return np.bincount(flat, values.ravel(), n_cells) / sizes
+
         with np.errstate(invalid="ignore"):
-            shift = np.stack(
-                [np.bincount(flat, flow[..., axis].ravel(), n_cells) / sizes for axis in (0, 1)]
-            )  # (2, S), NaN for superpixels without pixels
-        scale = self._segmenter.position_scale((height, width), self._n_spixels)
-        channels = self._segmenter.model.position_channels
+            shift = np.stack([mean_of(flow[..., axis]) for axis in (0, 1)])  # (2, S)
+            position = np.stack([mean_of(axis) for axis in np.indices(shape)]) + shift
         moved = self._features.clone()
-        moved[channels] += scale * torch.from_numpy(shift).to(moved)
-        position = moved[channels].cpu().numpy() / scale if scale > 0 else np.zeros((2, n_cells))
-        source = _assign_cells(position, sizes, (height, width), grid_shape)
+        scale = self._segmenter.position_scale(shape, self._n_spixels)
+        moved[self._segmenter.model.position_channels] += scale * torch.from_numpy(shift).to(moved)
+        source = _assign_cells(position, sizes, shape, grid_shape)
         is_kept = source >= 0
         identities = np.empty(n_cells, dtype=np.int32)
         identities[is_kept] = self._identities[source[is_kept]]
@@ -86,14 +108,13 @@ class Tracker:
         start[:, torch.from_numpy(is_kept)] = moved[:, torch.from_numpy(source[is_kept])]
         return start
 
-    def _identify(self, superpixels: Superpixels) -> np.ndarray:
-        """Connected superpixels, (H, W), numbered by identity.
+    def _identify(self, cells: np.ndarray, pieces: np.ndarray) -> np.ndarray:
+        """Identity of each connected piece, given the cell whose superpixel each pixel belongs to.
 
         The largest piece of a superpixel keeps its identity, other pieces get new ones.
         """
-        pieces = superpixels.connected().labels
         n_cells = len(self._identities)
-        pairs, counts = np.unique(pieces.astype(np.int64) * n_cells + superpixels.labels, return_counts=True)
+        pairs, counts = np.unique(pieces.astype(np.int64) * n_cells + cells, return_counts=True)
         piece, cell = np.divmod(pairs, n_cells)
         identity = np.full(pieces.max() + 1, -1, dtype=np.int32)
         is_taken = np.zeros(n_cells, dtype=bool)
@@ -103,7 +124,7 @@ class Tracker:
                 is_taken[cell[idx]] = True
         is_new = identity < 0
         identity[is_new] = self._new_identities(np.count_nonzero(is_new))
-        return identity[pieces]
+        return identity
 
     def _new_identities(self, number: int) -> np.ndarray:
         first = self._n_identities

@@ -71,7 +71,7 @@ class Recipe:
     warmup_share: float = 0.1  # of all steps
     ema_decay: float = 0.999  # of the averaged weights
     max_grad_norm: float = 1.0  # longer gradients are shortened to it
-    loss: str = "cross_entropy"  # see lib.losses.compute_loss_terms
+    loss: str = "expected_error"  # see lib.losses.compute_loss_terms
     compactness: float = 1e-5
     with_bfloat16: bool = False  # the convolutions alone
     seed: int = 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +12,10 @@ from tqdm import tqdm
 
 from lib.errors import InputError, RunError
 from lib.files import atomic_path
-from lib.frames import FrameFolder, VideoFile
+from lib.frames import DEFAULT_FRAME_RATE, FrameFolder, VideoFile
 from lib.hdf5 import HDF5Writing, write_hdf5
 from lib.inference import Segmenter
+from lib.interruption import StopSignals
 from lib.optflow import FlowArchive
 from lib.optflow_sources import DISEstimator
 from lib.outputs import DEFAULT_STYLE, OverlayStyle
@@ -22,7 +24,6 @@ from lib.tracking import Tracker, share_that_follows
 
 VIDEO_SUFFIXES = (".mp4",)
 VIDEO_LABEL_SUFFIXES = (".h5",)
-FRAME_RATE = 24  # of the overlay video
 
 _CODEC, _QUALITY = "libx264", {"crf": "18", "preset": "veryfast"}
 
@@ -105,6 +106,7 @@ def segment_video(
     labels_file: Path | None = None,
     style: OverlayStyle = DEFAULT_STYLE,
     tracked: bool = False,
+    frame_rate: float = DEFAULT_FRAME_RATE,
     n_frames: int | None = None,
 ) -> VideoSummary:
     """Segment a video, holding no more than a few frames of it in memory.
@@ -125,42 +127,52 @@ def segment_video(
         How the overlays look.
     tracked : bool
         Let superpixels keep their label from frame to frame, for which frames need flow; see `Tracker`.
+    frame_rate : float
+        Frames a second of the overlay video.
     n_frames : int, optional
         Frames to expect, for the progress bar.
 
     Raises
     ------
     InputError
-        If there is no frame, or one cannot be used. Files then hold the frames before.
+        If there is no frame, or the first one cannot be used.
     RunError
-        If a file cannot be written, which is then not there.
+        If a later frame cannot be used; files then hold the frames before. If a file cannot be written, which
+        is then not there.
+    KeyboardInterrupt
+        On Ctrl-C or SIGTERM; files then hold the frames before.
     """
     run = _VideoRun(segmenter, n_spixels, Tracker(segmenter, n_spixels) if tracked else None)
-    problem: InputError | None = None
+    problem: InputError | KeyboardInterrupt | None = None
     with ExitStack() as stack:
         progress = stack.enter_context(
             tqdm(total=n_frames or None, desc="segmenting", unit="frame", disable=None)
         )
+        signals = stack.enter_context(StopSignals())
         video = labels = None
         try:
             for frame in frames:
-                superpixels = run.segment(frame)
-                if video is None:
-                    temporary = stack.enter_context(atomic_path(overlay_file))
-                    video = stack.enter_context(_VideoWriter(temporary, frame.image_rgb.shape[:2]))
-                    if labels_file:
-                        labels = _LabelWriter(stack.enter_context(write_hdf5(labels_file)), frame)
-                video.append(style.draw(superpixels))
-                if labels:
-                    labels.append(superpixels.labels)
+                superpixels, frame_labels = run.segment(frame)
+                with signals.deferred():
+                    if video is None:
+                        temporary = stack.enter_context(atomic_path(overlay_file))
+                        size = frame.image_rgb.shape[:2]
+                        video = stack.enter_context(_VideoWriter(temporary, size, frame_rate))
+                        if labels_file:
+                            labels = _LabelWriter(stack.enter_context(write_hdf5(labels_file)), size)
+                    video.append(style.draw(superpixels))
+                    if labels:
+                        labels.append(frame_labels)
+                    run.n_written += 1
                 progress.update()
-        except InputError as error:
+        except (InputError, KeyboardInterrupt) as error:
             problem = error
-        if video is None and problem is None:
-            problem = InputError("the video has no frame")
+    if isinstance(problem, KeyboardInterrupt):
+        raise problem
+    if run.n_written == 0:
+        raise problem or InputError("the video has no frame")
     if problem is not None:
-        kept = f"; {run.n_frames} frames are in {overlay_file}" if run.n_frames else ""
-        raise RunError(f"{problem}{kept}") from problem
+        raise RunError(f"{problem}; {run.n_written} frames are in {overlay_file}") from problem
     return run.summary()
 
 
@@ -176,8 +188,10 @@ class _VideoRun:
         self._share_sum, self._n_shares = 0.0, 0
         self._n_measured = 0
         self.n_frames = 0
+        self.n_written = 0
 
-    def segment(self, frame: VideoFrame) -> Superpixels:
+    def segment(self, frame: VideoFrame) -> tuple[Superpixels, np.ndarray]:
+        """Superpixels of a frame, and their labels, (H, W), which are identities if they are tracked."""
         name = f"frame {self.n_frames}"
         self._shape = self._shape or frame.image_rgb.shape
         if frame.image_rgb.shape != self._shape:
@@ -185,19 +199,21 @@ class _VideoRun:
         extra = frame.flow if self._segmenter.model.n_extra_channels else None
         image = self._segmenter.prepare(frame.image_rgb, extra, name=name)
         if self._tracker:
-            superpixels = self._tracker.segment(image, self._last[1] if self._last else None)
+            tracked = self._tracker.segment(image, self._last[1] if self._last else None)
+            superpixels, labels = tracked.superpixels, tracked.labels
         else:
             (clustered,) = self._segmenter.cluster([image], self._n_spixels)
             superpixels = self._segmenter.finish(clustered, self._n_spixels)
+            labels = superpixels.labels
         if frame.flow is not None:
             if self._last:
-                share = share_that_follows(self._last[0], superpixels.labels, self._last[1])
+                share = share_that_follows(self._last[0], labels, self._last[1])
                 if not np.isnan(share):
                     self._share_sum, self._n_shares = self._share_sum + share, self._n_shares + 1
-            self._last = superpixels.labels, frame.flow[..., :2]
-        self._n_measured += len(np.unique(superpixels.labels))  # identities are not counted from 0
+            self._last = labels, frame.flow[..., :2]
+        self._n_measured += superpixels.n_measured
         self.n_frames += 1
-        return superpixels
+        return superpixels, labels
 
     def summary(self) -> VideoSummary:
         share = self._share_sum / self._n_shares if self._n_shares else None
@@ -207,11 +223,13 @@ class _VideoRun:
 class _VideoWriter:
     """Encodes pictures of one size as H.264 in MP4."""
 
-    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
+    def __init__(self, path: Path, shape: tuple[int, int], frame_rate: float) -> None:
         # The codec halves the resolution of colours, which takes even sides: an odd one loses a pixel.
         self._height, self._width = (max(2, side - side % 2) for side in shape)
         self._container = av.open(str(path), "w")
-        self._stream = self._container.add_stream(_CODEC, rate=FRAME_RATE, options=_QUALITY)
+        self._stream = self._container.add_stream(
+            _CODEC, rate=Fraction(frame_rate).limit_denominator(1001), options=_QUALITY
+        )
         self._stream.height, self._stream.width = self._height, self._width
         self._stream.pix_fmt = "yuv420p"
 
@@ -233,8 +251,7 @@ class _VideoWriter:
 class _LabelWriter:
     """Appends label maps to an HDF5 file."""
 
-    def __init__(self, writing: HDF5Writing, frame: VideoFrame) -> None:
-        shape = frame.image_rgb.shape[:2]
+    def __init__(self, writing: HDF5Writing, shape: tuple[int, int]) -> None:
         self._writing = writing
         self._labels = writing.file.create_dataset(
             "labels",

@@ -8,7 +8,7 @@ from PIL import Image
 
 import inference_base_model
 from conftest import fails_with, make_quadrants
-from lib import cli, image_run
+from lib import cli
 from lib.errors import RunError
 from lib.features import InputScales
 from lib.image_run import ImageJob, segment_files
@@ -120,16 +120,34 @@ def test_failures_name_the_image(photos, in_tmp_path, caplog):
 
 
 def test_full_disk_leaves_no_half_written_file(photos, in_tmp_path, monkeypatch):
-    original = image_run.write_outputs
+    original = np.save
 
-    def fail_once(superpixels, files, **style):
-        if files.overlay.name == "b.png":
-            raise RunError("cannot write b.png (No space left on device)")
-        original(superpixels, files, **style)
+    def fail_for_one(file, labels):
+        file.write(b"some bytes")
+        if "b." in file.name:
+            raise OSError(28, "No space left on device")
+        file.seek(0)
+        original(file, labels)
 
-    monkeypatch.setattr(image_run, "write_outputs", fail_once)
+    monkeypatch.setattr(np, "save", fail_for_one)
     with pytest.raises(RunError, match="1 of the images failed"):
-        segment("--image", str(photos), "--out=overlays")
+        segment("--image", str(photos), "--out=overlays", "--save_labels=labels")
+    written = files_below(in_tmp_path / "overlays") + files_below(in_tmp_path / "labels")
+    assert len(written) == 8
+    assert not any("b." in name for name in written)
+
+
+def test_a_batch_that_does_not_fit_the_memory(photos, in_tmp_path, monkeypatch):
+    original = Segmenter.cluster
+
+    def cluster(self, images, *args, **kwargs):
+        if len(images) > 1 or "e.png" in images[0].name:
+            raise MemoryError
+        return original(self, images, *args, **kwargs)
+
+    monkeypatch.setattr(Segmenter, "cluster", cluster)
+    with pytest.raises(RunError, match="1 of the images failed"):
+        segment("--image", str(photos), "--out=overlays", "--batchsize=3")
     assert len(files_below(in_tmp_path / "overlays")) == 4
 
 
@@ -137,6 +155,24 @@ def test_a_name_that_looks_like_a_pattern(photos, in_tmp_path):
     (photos / "a.png").rename(in_tmp_path / "photo[1].png")
     segment("--image=photo[1].png", "--out=o.png")
     assert (in_tmp_path / "o.png").is_file()
+
+
+def test_an_image_named_twice_counts_once(photos, in_tmp_path):
+    assert segment("--image", "photos", "photos/a.png", "photos", "--out={name}_o.png").n_done == 5
+
+
+def test_masks_below_the_images_are_no_images(photos, in_tmp_path):
+    write_masks(photos, in_tmp_path / "masks")
+    (in_tmp_path / "masks").rename(photos / "masks")
+    assert segment("--image=photos", "--mask=photos/masks", "--out=photos/overlays").n_done == 5
+
+
+def test_single_image_into_a_folder_and_skipped(photos, in_tmp_path):
+    argv = ["--image=photos/a.png", "--out=o/{name}/overlay.png", "--skip_existing"]
+    assert segment(*argv).n_done == 1
+    assert segment(*argv).n_skipped == 1
+    assert segment(*argv[:-1]).n_done == 1
+    assert files_below(in_tmp_path / "o") == ["a/overlay.png"]
 
 
 def test_skip_existing(photos, in_tmp_path):
@@ -208,7 +244,7 @@ def test_features_of_a_folder(photos, in_tmp_path, base_weights):
         (["--image=photos", "--out=o.png"], "--out o.png is one file, but there may be several images"),
         (["--image=photos", "--out={name}.xyz"], "--out {name}.xyz: the name must end in"),
         (["--image=photos", "--out=photos/notes.txt"], "--out photos/notes.txt cannot be written to"),
-        (["--image=photos", "--out=photos"], "--out of photos/a.png and the image photos/a.png are the same"),
+        (["--image=photos", "--out=photos"], "an output of photos/a.png and the image photos/a.png are the"),
         (["--image=photos", "--mask=no"], "--mask no: for several images, give a folder of masks, or a name"),
         (["--image=photos/a.png", "--mask=no.png"], "no mask file no.png"),
         (["--image=photos/a.png", "--mask=photos/notes.txt"], "photos/notes.txt is not a readable mask"),
@@ -216,15 +252,18 @@ def test_features_of_a_folder(photos, in_tmp_path, base_weights):
         (["--boundary_color=nocolour"], "expected the name of a colour or #rrggbb, got 'nocolour'"),
         (
             ["--image=photos", "--out=o/{name}.png", "--save_labels=o/{name}.png"],
-            "--save_labels of photos/a.png and --out of photos/a.png are the same file, o/a.png",
+            "an output of photos/a.png and an output of photos/a.png are the same file, o/a.png",
         ),
         (
-            ["--image", "photos/a.png", "photos/trip/../a.png", "--out=o"],
-            "are the same file, o/a.png",
+            ["--image=photos/a.png", "--mask=photos/trip/d.png", "--out=photos/trip/d.png"],
+            "an output of photos/a.png and --mask of photos/a.png are the same file, photos/trip/d.png",
         ),
+        (["--image", "photos/a.png", "copy/a.png", "--out=o"], "are the same file, o/a.png"),
     ],
 )
 def test_bad_options(photos, in_tmp_path, argv, told, capsys):
     (in_tmp_path / "empty").mkdir()
+    (in_tmp_path / "copy").mkdir()
+    shutil.copy(photos / "b.jpg", in_tmp_path / "copy" / "a.png")
     assert told in fails_with(inference_base_model.main, ["--base_model_weights=none", *argv], capsys)
     assert not (in_tmp_path / "o" / "a.png").exists()

@@ -6,7 +6,7 @@ from PIL import Image
 
 from conftest import make_quadrants
 from lib.errors import InputError
-from lib.images import read_image
+from lib.images import read_image, read_mask
 
 IMAGE_RGB, LABELS = make_quadrants(20, 31)
 
@@ -66,3 +66,22 @@ def test_unreadable_image_is_named(tmp_path, kind):
         Image.fromarray(np.ones((4, 5), dtype=np.float32)).save(path)
     with pytest.raises(InputError, match=str(path)):
         read_image(path)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_masks_of_any_kind(mode, tmp_path):
+    expected = np.zeros((8, 9), dtype=bool)
+    expected[2:5, 3:] = True
+    grey = Image.fromarray(np.uint8(255 * expected))
+    if mode == "P":  # with white as the first colour
+        image = Image.fromarray(np.uint8(~expected)).convert("P")
+        image.putpalette([255, 255, 255, 0, 0, 0])
+    elif mode == "I;16":
+        image = Image.fromarray(expected.astype(np.uint16))
+    elif mode == "CMYK":
+        image = grey.convert("RGB").convert(mode)
+    else:
+        image = grey.convert(mode)
+    path = tmp_path / ("mask.tif" if mode == "CMYK" else "mask.png")
+    image.save(path)
+    np.testing.assert_array_equal(read_mask(path), expected)

@@ -58,6 +58,8 @@ def test_bfloat16_changes_features_a_little():
     )
     assert narrow.pixel_features.dtype == np.float32
     assert not np.array_equal(plain.pixel_features, narrow.pixel_features)
+    scale = np.abs(plain.pixel_features).max()
+    np.testing.assert_allclose(narrow.pixel_features, plain.pixel_features, rtol=0, atol=0.05 * scale)
 
 
 def test_without_connectivity_labels_are_those_of_the_grid():
@@ -159,6 +161,7 @@ def test_extra_channels_need_a_scale():
         (np.zeros((8, 9, 3), np.int64), "must be of uint8, or of floats in .*, got int64"),
         (np.full((8, 9, 3), 200.0), r"must have floats in \[0, 1\], got 200.0 to 200.0"),
         (np.full((8, 9, 3), np.nan), "the mask of the image leaves no pixel to segment"),
+        ("photo.jpg", "the image must be an array, a PIL image or a batch of tensors, got <class 'str'>"),
         (Image.new("F", (9, 8)), "the image has 32-bit float pixels of unknown range"),
         (torch.zeros(3, 8, 9), r"a batch of tensors must be \(B, 3, H, W\), got \(3, 8, 9\)"),
         (np.zeros((2, 2, 3), np.uint8), "--nspix 24 is above the 4 pixels of the image"),
@@ -258,7 +261,27 @@ def test_masks_of_a_batch():
     segmenter = Segmenter(SSNModel(4), SCALES)
     together = segmenter(torch.from_numpy(images).movedim(-1, 1), 24, mask=torch.from_numpy(masks))
     for superpixels, image, mask in zip(together, images, masks, strict=True):
-        np.testing.assert_array_equal(superpixels.labels, segmenter(image, 24, mask=mask).labels)
+        expected = segmenter(image, 24, mask=mask).labels
+        np.testing.assert_array_equal(superpixels.labels, expected)
+        np.testing.assert_array_equal(segmenter(image, 24, mask=torch.from_numpy(mask)).labels, expected)
+
+
+@pytest.mark.parametrize("with_hole", [0, 1])
+def test_nan_pixels_of_a_batch(with_hole):
+    images = np.stack([make_quadrants(seed=seed)[0] / 255 for seed in range(2)])
+    images[with_hole, 10:20, 30:50] = np.nan
+    segmenter = Segmenter(SSNPix(), SCALES)
+    together = segmenter(torch.from_numpy(images).movedim(-1, 1), 24)
+    for superpixels, image in zip(together, images, strict=True):
+        np.testing.assert_array_equal(superpixels.labels, segmenter(image, 24).labels)
+        np.testing.assert_array_equal(superpixels.labels == -1, np.isnan(image[..., 0]))
+
+
+def test_result_keeps_its_image():
+    image_rgb = make_quadrants()[0]
+    superpixels = Segmenter(SSNPix(), SCALES)(image_rgb, 24)
+    image_rgb[:] = 0
+    assert superpixels.colors.min() > 10
 
 
 @pytest.mark.parametrize(

@@ -227,3 +227,12 @@ def test_bands_equal_the_whole(size, monkeypatch, device):
         banded = extractor(x)
     assert len(n_bands) == (-(-size[0] // 12) if size[0] > 76 else 1)
     torch.testing.assert_close(banded, whole, rtol=0, atol=1e-5)
+
+
+def test_bands_of_their_real_height_equal_the_whole(monkeypatch):
+    extractor = FeatureExtractor(5, 7, n_mid_channels=8).eval()
+    x = torch.randn(1, 5, 577, 20)
+    with torch.inference_mode():
+        banded = extractor(x)
+        monkeypatch.setattr("model._BAND_ROWS", 1000)
+        torch.testing.assert_close(banded, extractor(x), rtol=0, atol=1e-5)

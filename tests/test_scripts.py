@@ -199,7 +199,7 @@ def test_resume_after_the_data_moved(bsds_root, tmp_path):
         "--nspix=10-60",
         "--nannotations=2",
         "--distance=squared",
-        "--sees_position",
+        "--sees_position=False",
         "--max_grad_norm=0.001",
         "--warmup_share=0.9",
         "--seed=5",

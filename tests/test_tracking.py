@@ -23,12 +23,12 @@ def moving_frames(n_frames, speed, height=60, width=90):
     return [scene[:, idx * speed : idx * speed + width] for idx in range(n_frames)]
 
 
-def track(frames, speed):
-    tracker = Tracker(SEGMENTER, 54)
+def track(frames, speed, segmenter=SEGMENTER):
+    tracker = Tracker(segmenter, 54)
     flow = np.zeros((*frames[0].shape[:2], 2), dtype=np.float32)
     flow[..., 1] = -speed
     labels = [
-        tracker.segment(SEGMENTER.prepare(frame), flow if idx else None).labels
+        tracker.segment(segmenter.prepare(frame), flow if idx else None).labels
         for idx, frame in enumerate(frames)
     ]
     return labels, flow
@@ -48,6 +48,11 @@ def test_labels_follow_the_flow(speed):
     if speed:
         long_flow = 14 * flow
         assert share_that_follows(labels[0], labels[-1], long_flow) > 0.2
+
+
+def test_without_weight_of_the_position():
+    labels, flow = track(moving_frames(4, 0), 0, Segmenter(SSNPix(), InputScales(0.26, 0.0)))
+    assert share_that_follows(labels[-2], labels[-1], flow) > 0.5
 
 
 def test_every_label_is_one_piece():

@@ -1,5 +1,7 @@
 """A video in, an overlay video and labels out."""
 
+import os
+import signal
 import tracemalloc
 
 import h5py
@@ -15,6 +17,7 @@ from lib.features import InputScales
 from lib.frames import VideoFile
 from lib.inference import Segmenter
 from lib.optflow import write_flow_archive
+from lib.outputs import OverlayStyle
 from lib.video import VideoFrame, segment_video
 from model import SSNPix
 
@@ -109,6 +112,28 @@ def test_frames_of_another_size(clip, tmp_path, monkeypatch):
         inference_base_model.main(["--base_model_weights=none", "--video=clip", "--nspix=24"])
 
 
+def test_ctrl_c_keeps_the_frames_before(tmp_path):
+    def frames():
+        for idx in range(10):
+            if idx == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield VideoFrame(make_quadrants()[0], None)
+
+    files = {"overlay_file": tmp_path / "o.mp4", "labels_file": tmp_path / "labels.h5"}
+    with pytest.raises(KeyboardInterrupt):
+        segment_video(SEGMENTER, frames(), 24, **files)
+    assert len(read_labels(files["labels_file"])) == 3
+    assert len(list(VideoFile("o", files["overlay_file"]).read())) == 3
+
+
+def test_frame_rate_stays(clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frames = (VideoFrame(frame, None) for frame in frames_of(clip))
+    segment_video(SEGMENTER, frames, 24, overlay_file=tmp_path / "fast.mp4", frame_rate=50)
+    inference_base_model.main(["--base_model_weights=none", "--video=fast.mp4", "--nspix=24"])
+    assert VideoFile("results", tmp_path / "results.mp4").frame_rate == pytest.approx(50)
+
+
 def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
     def full(self, picture):
         raise OSError(28, "No space left on device")
@@ -124,11 +149,13 @@ def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
 
 def test_memory_does_not_grow_with_the_length(tmp_path):
     image_rgb = make_quadrants(120, 180)[0]
+    flow = np.full((120, 180, 4), 30, np.float32)  # so fast that most superpixels are new in every frame
+    style = OverlayStyle("mean_colors")
 
     def peak(n_frames):
-        frames = (VideoFrame(image_rgb.copy(), np.zeros((120, 180, 4), np.float32)) for _ in range(n_frames))
+        frames = (VideoFrame(image_rgb.copy(), flow.copy()) for _ in range(n_frames))
         tracemalloc.start()
-        segment_video(SEGMENTER, frames, 12, overlay_file=tmp_path / "o.mp4", tracked=True)
+        segment_video(SEGMENTER, frames, 12, overlay_file=tmp_path / "o.mp4", tracked=True, style=style)
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return size
@@ -145,6 +172,8 @@ def test_memory_does_not_grow_with_the_length(tmp_path):
         (["--video=text.mp4"], "text.mp4 is not a video that can be decoded"),
         (["--video=clip", "--out=o.png"], "--out o.png: the name must end in .mp4"),
         (["--video=clip", "--save_labels=l.npy"], "--save_labels l.npy: the name must end in .h5"),
+        (["--video=clip", "--nspix=10000"], "--nspix 10000 is above the 5612 pixels of frame 0"),
+        (["--video=clip", "--nspix=10000", "--temporal"], "--nspix 10000 is above the 5612 pixels"),
         (["--video=clip", "--mask=m.png"], "--mask is for images, not for a --video"),
         (["--video=text.mp4", "--out=./text.mp4"], "--video and --out are the same file, text.mp4"),
         (["--temporal"], "--temporal needs a --video"),
