@@ -51,9 +51,9 @@ def test_superpixels_on_any_device(device):
 
 
 def test_bfloat16_changes_features_a_little():
-    image_rgb = make_quadrants()[0]
+    image_rgb, model = make_quadrants()[0], SSNModel(4)
     plain, narrow = (
-        Segmenter(SSNModel(4), SCALES, with_bfloat16=with_bfloat16)(image_rgb, 24, with_features=True)
+        Segmenter(model, SCALES, with_bfloat16=with_bfloat16)(image_rgb, 24, with_features=True)
         for with_bfloat16 in (False, True)
     )
     assert narrow.pixel_features.dtype == np.float32
