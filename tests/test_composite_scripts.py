@@ -268,7 +268,9 @@ def test_segmenting_the_demo_frame_needs_no_option_and_flow_helps(tmp_path):
     assert (tmp_path / "results.png").is_file()
     horse = np.asarray(Image.open(REPO_ROOT / "demo/clip_mask.png")) // 255
     frame = REPO_ROOT / "demo/clip/00001.jpg"
-    alone = inference_base_model.main([f"--image={frame}", f"--out={tmp_path / 'base.png'}"]).labels
+    files = [f"--out={tmp_path / 'base.png'}", f"--save_labels={tmp_path / 'base.npy'}"]
+    inference_base_model.main([f"--image={frame}", *files])
+    alone = np.load(tmp_path / "base.npy")
     iou_alone, iou_with_flow = (
         mean_iou(ContingencyTable(labels, horse), ignore_background=True)
         for labels in (alone, np.load(tmp_path / "labels.npy"))
