@@ -83,8 +83,15 @@ def build_app(weights: str | Path, device: str = "cpu") -> gr.Blocks:
                     with gr.Tab(name):
                         pictures.append(gr.Image(label=name, format="png", elem_id=name.split()[0].lower()))
         inputs, outputs = [image, n_spixels, compactness, n_iter], [*pictures, labels, told]
-        for event in (image.change, n_spixels.release, compactness.release, n_iter.release, app.load):
-            event(segment, inputs, outputs, show_progress="minimal", api_name=False)
+        events = [image.change, n_spixels.release, compactness.release, n_iter.release, app.load]
+        gr.on(
+            events,
+            segment,
+            inputs,
+            outputs,
+            show_progress="minimal",
+            trigger_mode="always_last",  # what is moved meanwhile counts afterwards
+        )
     return app
 
 

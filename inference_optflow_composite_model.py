@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> Superpixels | VideoSummary:
         "save_features": args.save_features,
         "save_outlines": args.save_outlines,
     }
-    files = check_files(image=args.image, optflow_data=optflow_data, save_flow=args.save_flow, **outputs)
+    files = check_files(image=args.image, optflow_data=optflow_data, **outputs, save_flow=args.save_flow)
     segmenter = open_segmenter(args)
 
     start = time.perf_counter()

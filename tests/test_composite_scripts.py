@@ -57,6 +57,7 @@ def train_argv(data_argv, davis_root, base_weights, tmp_path):
         "--optflow_deepfdim=3",
         "--optflow_scale=2",
         "--device=cpu",
+        "--precision=fp32",  # the same on all processors
     ]
 
 

@@ -62,11 +62,13 @@ def download_labels(page, tmp_path):
 
 
 def test_drop_an_image_move_a_slider_and_download(page, tmp_path):
-    wait_for_result(page, 200)  # of the image that is there at the start
+    n_at_start = wait_for_result(page, 200)  # of the image that is there at the start
     assert download_labels(page, tmp_path).shape == (300, 451)
     Image.fromarray(make_quadrants(120, 184)[0]).save(tmp_path / "image.png")
     page.locator("#image button[aria-label='Clear'], #image button[aria-label='Remove Image']").first.click()
     page.locator("#image input[type=file]").set_input_files(tmp_path / "image.png")
+    another = re.compile(f"^200 superpixels requested, (?!{n_at_start} )")
+    playwright.expect(page.locator("#told textarea")).to_have_value(another, timeout=60_000)
     set_slider(page, "count", 50)
     n_measured = wait_for_result(page, 50)
     labels = download_labels(page, tmp_path)

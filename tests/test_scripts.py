@@ -57,6 +57,7 @@ def train_argv(bsds_root, out_dir, *more):
         "--deepfdim=3",
         "--niter=2",
         "--device=cpu",
+        "--precision=fp32",  # the same on all processors
         *more,
     ]
 
