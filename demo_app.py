@@ -83,7 +83,7 @@ def build_app(weights: str | Path, device: str = "cpu") -> gr.Blocks:
                     with gr.Tab(name):
                         pictures.append(gr.Image(label=name, format="png", elem_id=name.split()[0].lower()))
         inputs, outputs = [image, n_spixels, compactness, n_iter], [*pictures, labels, told]
-        events = [image.change, n_spixels.release, compactness.release, n_iter.release, app.load]
+        events = [image.change, n_spixels.change, compactness.change, n_iter.change, app.load]
         gr.on(
             events,
             segment,
