@@ -9,8 +9,6 @@ from skimage.graph import MCP
 from skimage.measure import label
 
 MIN_SIZE_SHARE = 0.06  # of the mean requested superpixel size: smaller pieces are merged
-
-
 OUTSIDE = -1  # label of pixels that belong to no superpixel
 
 

@@ -51,10 +51,6 @@ class Superpixels:
         """The same on another image."""
         return replace(self, image_rgb=image_rgb)
 
-    def with_labels(self, labels: np.ndarray) -> Self:
-        """The same with other labels."""
-        return replace(self, labels=labels)
-
     def with_count(self, n_spixels: int) -> Self:
         """The same with exactly so many superpixels; they must be connected. See `enforce_count`."""
         return replace(self, labels=enforce_count(self.labels, n_spixels))
