@@ -24,8 +24,12 @@ from torch.autograd.function import once_differentiable
 DISTANCES = ("euclidean", "squared")
 
 # Squared distance to a candidate beyond the border. Finite, because infinity times zero is NaN, and so
-# large that its softmax weight is exactly zero in float32 and float64.
+# large that its softmax weight is the smallest there is.
 _BEYOND_BORDER = 1e30
+
+# Distances beyond the nearest candidate's count no further in the softmax. exp(-80) is nothing beside 1, but
+# still a normal float32: processors take up to a hundred times longer for subnormal ones.
+_MAX_DISTANCE_GAP = 80.0
 
 # Keeps the gradient of the square root finite where a pixel coincides with a superpixel.
 _MIN_SQUARED_DISTANCE = 1e-12
@@ -162,8 +166,8 @@ class SoftAssignment:
     grid : CellGrid
         Which pixels and which candidates the shares belong to.
     affinity : Tensor, shape (B, S, 9, P)
-        Sums to 1 over the nine candidates, but is zero where a mask left a pixel out; differentiable.
-        Without a mask, arbitrary in empty slots.
+        Sums to 1 over the nine candidates, of which those beyond the border get at most exp(-80), but is zero
+        where a mask left a pixel out; differentiable. Without a mask, arbitrary in empty slots.
     """
 
     grid: CellGrid
@@ -388,7 +392,8 @@ class _Problem:
             squared_distance = weights[first : first + len(points)] @ points
             first += len(points)
             if self.distance == "squared":
-                yield points, torch.softmax(-squared_distance, dim=1)
+                gap = squared_distance - squared_distance.detach().amin(dim=1, keepdim=True)
+                yield points, torch.softmax(-gap.clamp(max=_MAX_DISTANCE_GAP), dim=1)
             else:
                 yield points, _EuclideanSoftmin.apply(squared_distance)
 
@@ -559,7 +564,8 @@ class _EuclideanSoftmin(torch.autograd.Function):
         ctx.mark_dirty(squared_distance)
         distance = squared_distance.clamp_(min=_MIN_SQUARED_DISTANCE).sqrt_()
         kept_distance = distance.clone() if ctx.needs_input_grad[0] else None
-        affinity = distance.sub_(distance.amin(dim=1, keepdim=True)).neg_().exp_()
+        affinity = torch.sub(distance.amin(dim=1, keepdim=True), distance, out=distance)
+        affinity = affinity.clamp_(min=-_MAX_DISTANCE_GAP).exp_()
         affinity.div_(affinity.sum(dim=1, keepdim=True))
         ctx.save_for_backward(kept_distance, affinity)
         return affinity
