@@ -15,11 +15,12 @@ from lib.slic import DISTANCES, SoftAssignment, slic, slic_labels
 N_BASE_CHANNELS = 5  # L, a, b, y, x: see lib/features.py
 N_FLOW_CHANNELS = 4  # fwd_dy, fwd_dx, bwd_dy, bwd_dx: see lib/optflow.py
 
-
-# Rows of a band, and rows on either side that it needs as context, of which it sees 25, counted through all
-# layers. Both are multiples of 4, the factor of the coarsest scale, so that scales lie as in the whole image.
+# Rows of a band, or as many as have so many pixels, and rows on either side that it needs as context, of
+# which it sees 25, counted through all layers. All are multiples of 4, the factor of the coarsest scale, so
+# that scales lie as in the whole image.
 _BAND_ROWS = 256
-_HALO_ROWS = 32
+_BAND_PIXELS = 2**18
+_HALO_ROWS = 28
 
 
 class SSNOutput(NamedTuple):
@@ -61,7 +62,8 @@ class FeatureExtractor(nn.Module):
         super().__init__()
         self.concat_input = concat_input
         self.scale1 = nn.Sequential(
-            _ConvBlock(n_in_channels, n_mid_channels), _ConvBlock(n_mid_channels, n_mid_channels)
+            _ConvBlock(n_in_channels, n_mid_channels, reads_input=True),
+            _ConvBlock(n_mid_channels, n_mid_channels),
         )
         self.scale2 = _halving_scale(n_mid_channels)
         self.scale3 = _halving_scale(n_mid_channels)
@@ -74,20 +76,18 @@ class FeatureExtractor(nn.Module):
         Without gradients, a large image goes through in bands of rows, so that the inner channels of a band
         alone are in memory. The result is that of the whole, but for rounding.
         """
-        height = x.shape[2]
-        is_in_bands = not (self.training or torch.is_grad_enabled()) and height > _BAND_ROWS + 2 * _HALO_ROWS
-        if is_in_bands:
-            return self._in_bands(x)
+        height, n_rows = x.shape[2], _band_rows(x.shape[3])
+        if not (self.training or torch.is_grad_enabled()) and height > n_rows + 2 * _HALO_ROWS:
+            return self._in_bands(x, n_rows)
         features = self._band(x, 0, 0, height, height)
-        features = features.to(x.dtype)  # under autocast the convolutions return a narrower type
         return torch.cat([features, x], dim=1) if self.concat_input else features
 
-    def _in_bands(self, x: Tensor) -> Tensor:
+    def _in_bands(self, x: Tensor, n_rows: int) -> Tensor:
         height, n_learned = x.shape[2], self.output_conv[0].out_channels
         n_features = n_learned + (x.shape[1] if self.concat_input else 0)
-        features = torch.empty(len(x), n_features, *x.shape[2:], dtype=x.dtype, device=x.device)
-        for first in range(0, height, _BAND_ROWS):
-            last = min(first + _BAND_ROWS, height)
+        features = x.new_empty(len(x), n_features, *x.shape[2:])
+        for first in range(0, height, n_rows):
+            last = min(first + n_rows, height)
             top, bottom = max(0, first - _HALO_ROWS), min(last + _HALO_ROWS, height)
             band = self._band(x[:, :, top:bottom], top, first, last, height)
             features[:, :n_learned, first:last] = band
@@ -100,29 +100,24 @@ class FeatureExtractor(nn.Module):
         conv = self.output_conv[0]
         scale1 = self.scale1(x)
         weights = conv.weight.split([x.shape[1], *3 * [scale1.shape[1]]], dim=1)
-        # What the output convolution sees: a row more on either side, of zeros beyond the image.
+        # A row more on either side for the output convolution; beyond the image it sees zeros.
         above, below = max(0, first - 1), min(last + 1, height)
+        own = slice(above - top, below - top)
 
-        def convolve(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-            if last - first == height:
-                return F.conv2d(rows, weight, bias, padding=1)
-            if first == 0 or last == height:
-                rows = F.pad(rows, (0, 0, int(first == 0), int(last == height)))
-            return F.conv2d(rows, weight, bias, padding=(0, 1))
+        def resized(scale: Tensor, factor: int) -> Tensor:
+            return _resize_rows(scale, x.shape[3], top, above, below, height, factor)
 
         # The output convolution of the concatenated scales, added up scale by scale: nothing of the size of
         # the concatenation exists, and without gradients a scale can go before the next one comes.
-        own = slice(above - top, below - top)
-        features = convolve(x[:, :, own], weights[0], conv.bias)
-        features = features + convolve(scale1[:, :, own], weights[1])
+        features = _convolve_precisely(x[:, :, own], weights[0], conv.bias)
+        features += F.conv2d(scale1[:, :, own], weights[1], padding=1)
         scale2 = self.scale2(scale1)
         del scale1
-        features = features + convolve(
-            _resize_rows(scale2, x.shape[3], top, above, below, height, 2), weights[2]
-        )
+        features += F.conv2d(resized(scale2, 2), weights[2], padding=1)
         scale3 = self.scale3(scale2)
         del scale2
-        return features + convolve(_resize_rows(scale3, x.shape[3], top, above, below, height, 4), weights[3])
+        features += F.conv2d(resized(scale3, 4), weights[3], padding=1)
+        return features[:, :, first - above : last - above]
 
 
 class SSNModel(nn.Module):
@@ -415,20 +410,43 @@ def _without_position(labyx: Tensor) -> Tensor:
 class _ConvBlock(nn.Sequential):
     """3x3 convolution, batch norm, ReLU. In evaluation, the norm is part of the convolution."""
 
-    def __init__(self, n_in_channels: int, n_out_channels: int) -> None:
+    def __init__(self, n_in_channels: int, n_out_channels: int, *, reads_input: bool = False) -> None:
         super().__init__(
             nn.Conv2d(n_in_channels, n_out_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(n_out_channels),
             nn.ReLU(inplace=True),
         )
+        self.reads_input = reads_input
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training or torch.is_grad_enabled():
-            return super().forward(x)
         conv, norm, relu = self
+        if self.training or torch.is_grad_enabled():
+            return relu(norm(self._convolve(x, conv.weight)))
         factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         shift = norm.bias - factor * norm.running_mean
-        return relu(F.conv2d(x, factor[:, None, None, None] * conv.weight, shift, padding=1))
+        return relu(self._convolve(x, factor[:, None, None, None] * conv.weight, shift))
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if not self.reads_input:
+            return F.conv2d(x, weight, bias, padding=1)
+        result = _convolve_precisely(x, weight, bias)
+        device = x.device.type
+        is_narrow = torch.is_autocast_enabled(device)
+        return result.to(torch.get_autocast_dtype(device)) if is_narrow else result
+
+
+def _convolve_precisely(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """3x3 convolution of input channels, in their type even under autocast.
+
+    Positions go up to some hundreds, where bfloat16 only tells whole numbers apart.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return F.conv2d(x, weight, bias, padding=1)
+
+
+def _band_rows(width: int) -> int:
+    """Rows of a band of an image of that width, without the context."""
+    return max(_BAND_ROWS, _BAND_PIXELS // width // 4 * 4)
 
 
 def _halving_scale(n_channels: int) -> nn.Sequential:
@@ -453,7 +471,10 @@ def _resize_rows(x: Tensor, width: int, top: int, first: int, last: int, height:
     position = position.clamp(min=0)
     upper = position.floor().long()
     lower = (upper + 1).clamp(max=n_scale_rows - 1)
-    share = (position - upper).to(x.dtype)[:, None]
-    x = F.interpolate(x, size=(x.shape[2], width), mode="bilinear", align_corners=False)
+    share = (position - upper).to(x.dtype)[:, None, None]
     offset = top // factor
-    return torch.lerp(x[:, :, upper - offset], x[:, :, lower - offset], share)
+    rows = x.permute(0, 2, 3, 1)  # in memory, channels are the innermost
+    rows = torch.lerp(rows.index_select(1, upper - offset), rows.index_select(1, lower - offset), share)
+    return F.interpolate(
+        rows.permute(0, 3, 1, 2), size=(len(upper), width), mode="bilinear", align_corners=False
+    )

@@ -27,9 +27,10 @@ DISTANCES = ("euclidean", "squared")
 # large that its softmax weight is the smallest there is.
 _BEYOND_BORDER = 1e30
 
-# Distances beyond the nearest candidate's count no further in the softmax. exp(-80) is nothing beside 1, but
-# still a normal float32: processors take up to a hundred times longer for subnormal ones.
-_MAX_DISTANCE_GAP = 80.0
+# Distances beyond the nearest candidate's count no further in the softmax. exp(-55) is nothing beside 1, but
+# it and products with it are normal numbers of float32: processors take up to a hundred times longer for
+# subnormal ones.
+_MAX_DISTANCE_GAP = 55.0
 
 # Keeps the gradient of the square root finite where a pixel coincides with a superpixel.
 _MIN_SQUARED_DISTANCE = 1e-12
@@ -166,7 +167,7 @@ class SoftAssignment:
     grid : CellGrid
         Which pixels and which candidates the shares belong to.
     affinity : Tensor, shape (B, S, 9, P)
-        Sums to 1 over the nine candidates, of which those beyond the border get at most exp(-80), but is zero
+        Sums to 1 over the nine candidates, of which those beyond the border get at most exp(-55), but is zero
         where a mask left a pixel out; differentiable. Without a mask, arbitrary in empty slots.
     """
 
