@@ -24,6 +24,7 @@ from lib.datasets.samples import LOST_WORKER, is_lost_worker
 from lib.distributed import is_first_rank, joined_ranks, local_rank, n_ranks, on_first_rank
 from lib.errors import InputError, OtherRankError, RunError
 from lib.features import InputScales
+from lib.huge_pages import use_huge_pages
 from lib.losses import RECONSTRUCTION_LOSSES
 from lib.precision import PRECISIONS, resolve_precision
 from lib.training_files import find_resumable
@@ -97,6 +98,7 @@ def run(main: Callable[[], object]) -> NoReturn:
     Of the processes that `torchrun` starts, the first tells what happens; errors are told by all.
     """
     program = Path(sys.argv[0]).name
+    use_huge_pages()
     try:
         with joined_ranks():
             level = logging.INFO if is_first_rank() else logging.ERROR

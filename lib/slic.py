@@ -43,7 +43,7 @@ _INERTIA = 1e-16
 _LARGE_IMAGE = 2**20
 
 # Features of that size and above are not laid out by cell as a whole where labels alone are wanted.
-_LARGE_BYTES = 2**30
+_LARGE_BYTES = 2**32
 
 # What is laid out of them at a time, on any device.
 _DEMAND_BYTES = 2**28
@@ -281,15 +281,11 @@ def slic(
     .. [1] Jampani et al., "Superpixel Sampling Networks", ECCV 2018.
     """
     problem = _Problem(pixel_features, n_spixels, n_iter, distance, mask, start)
-    grid, batch_shape = problem.grid, problem.origins.shape[:2]
-    points = _LocalPoints.apply(
-        problem.pixels, problem.origins, problem.occupied.to(pixel_features.dtype), grid
-    )
-    chunks = points.flatten(0, 1).split(_cells_per_chunk(points.shape, points))
+    chunks = problem.points_in_chunks()
     spixel_features = problem.iterate(chunks)
     affinities = [affinity for _, affinity in problem.soft_assign(chunks, spixel_features)]
-    affinity = torch.cat(affinities).unflatten(0, batch_shape)
-    return SoftAssignment(grid, affinity if mask is None else affinity * problem.occupied[:, :, None])
+    affinity = torch.cat(affinities).unflatten(0, problem.origins.shape[:2])
+    return SoftAssignment(problem.grid, affinity if mask is None else affinity * problem.occupied[:, :, None])
 
 
 @torch.no_grad()
@@ -310,9 +306,8 @@ def slic_labels(
     Tensor, shape (B, H, W), int64
         Most likely superpixel of every pixel; arbitrary outside the mask.
     """
-    if pixel_features.nbytes < _LARGE_BYTES:
-        return slic(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask).labels()
-    if len(pixel_features) > 1:
+    is_large = pixel_features.nbytes >= _LARGE_BYTES
+    if is_large and len(pixel_features) > 1:
         masks = [None] * len(pixel_features) if mask is None else mask.split(1)
         labels = [
             slic_labels(one, n_spixels, n_iter=n_iter, distance=distance, mask=one_mask)
@@ -320,15 +315,18 @@ def slic_labels(
         ]
         return torch.cat(labels)
     problem = _Problem(pixel_features, n_spixels, n_iter, distance, mask, None)
-    chunks = _PointsOnDemand(problem)
+    grid = problem.grid
+    chunks = _PointsOnDemand(problem) if is_large else problem.points_in_chunks()
     spixel_features = problem.iterate(chunks)
-    labels = torch.zeros(problem.grid.image_shape, dtype=torch.int64, device=pixel_features.device)
-    cells = torch.arange(problem.grid.n_cells, device=labels.device).split(chunks.n_cells)
-    for own, (_, affinity) in zip(cells, problem.soft_assign(chunks, spixel_features), strict=True):
-        own_labels = problem.grid.neighbor_idx[own].gather(1, affinity.max(dim=1).indices)
-        is_pixel = problem.grid.pixel_mask[own]
-        labels.view(-1)[problem.grid.pixel_idx[own][is_pixel]] = own_labels[is_pixel]
-    return labels[None]
+    cell_labels = []
+    first = 0
+    for points, affinity in problem.soft_assign(chunks, spixel_features):
+        cells = torch.arange(first, first + len(points), device=points.device) % grid.n_cells
+        labels = grid.neighbor_idx[cells].gather(1, affinity.max(dim=1).indices)
+        cell_labels.append(labels.to(torch.int32))
+        first += len(points)
+    cell_labels = torch.cat(cell_labels).unflatten(0, (-1, grid.n_cells))
+    return grid.to_pixels(cell_labels[:, :, None]).squeeze(1).long()
 
 
 class _Problem:
@@ -370,6 +368,12 @@ class _Problem:
         if start is not None:
             start = start.transpose(1, 2)
             self.start = torch.where(start.isnan().any(dim=2, keepdim=True), self.origins, start)
+
+    def points_in_chunks(self) -> Sequence[Tensor]:
+        """The pixels of some cells at a time, (cells, C+2, P); see `_gather_points`."""
+        occupied = self.occupied.to(self.pixels.dtype)
+        points = _LocalPoints.apply(self.pixels, self.origins, occupied, self.grid)
+        return points.flatten(0, 1).split(_cells_per_chunk(points.shape, points))
 
     def iterate(self, chunks: "Sequence[Tensor] | _PointsOnDemand") -> Tensor:
         """Superpixel features (B, S, C) before the last assignment, from points (cells, C+2, P) in chunks."""

@@ -105,12 +105,12 @@ def masked_by_loop(features, mask, n_spixels, *, n_iter, distance):
 @pytest.mark.parametrize("is_masked", [False, True])
 @pytest.mark.parametrize(("shape", "n_spixels"), SHAPES_AND_COUNTS)
 def test_labels_alone_are_those_of_the_assignment(shape, n_spixels, is_masked, distance, device, monkeypatch):
-    features = make_features(shape, batch=1).to(device)
-    mask = torch.rand(1, *shape, device=device) < 0.6 if is_masked else None
+    features = make_features(shape, batch=2).to(device)
+    mask = torch.rand(2, *shape, device=device) < 0.6 if is_masked else None
     if is_masked:
         mask[:, 0, 0] = True
     expected = slic(features, n_spixels, distance=distance, mask=mask).labels()
-    for large, chunk in ((2**30, 2**20), (0, 2**20), (0, 1)):
+    for large, chunk in ((2**30, 2**20), (2**30, 1), (0, 2**20), (0, 1)):
         monkeypatch.setattr("lib.slic._LARGE_BYTES", large)
         monkeypatch.setattr("lib.slic._CHUNK_BYTES", chunk)
         labels = slic_labels(features, n_spixels, distance=distance, mask=mask)
