@@ -1,7 +1,7 @@
 """Time and memory from an image file to the file of its overlay, as ratios to the network written plainly.
 
 The plain network is the same one with channels first, batch norm by itself, the output convolution on the
-concatenation of all scales, and memory pages as the system gives them. Every workload runs in a process of its own,
+concatenation of all scales, and memory management as it comes. Every workload runs in a process of its own,
 so that its peak memory can be told. Needs Linux.
 
     python -m benchmarks.benchmark_inference
@@ -20,9 +20,9 @@ from benchmarks.measuring import MIB, Cost, describe, in_process, make_photograp
 from lib.checkpoint import load_base_model
 from lib.cli import DEFAULT_BASE_WEIGHTS
 from lib.features import input_channels, rgb_to_lab
-from lib.huge_pages import use_huge_pages
 from lib.images import read_image
 from lib.inference import Segmenter
+from lib.memory import keep_freed_memory
 from lib.outputs import OutputFiles, write_outputs
 from lib.precision import resolve_precision
 from lib.stopwatch import Stopwatch
@@ -61,7 +61,7 @@ def _plainly(extractor: FeatureExtractor, x: Tensor) -> Tensor:
 
 def whole_cost(device: torch.device, precision: str, size: tuple[int, int], n_repeats: int) -> Cost:
     """All from the image file to the overlay file, with the weights loaded."""
-    use_huge_pages()
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         image_file, overlay_file = Path(folder, "image.jpg"), Path(folder, "overlay.png")
         Image.fromarray(make_photograph(*size)).save(image_file)
@@ -71,7 +71,7 @@ def whole_cost(device: torch.device, precision: str, size: tuple[int, int], n_re
 
 def agreement_and_stages(device: torch.device, size: tuple[int, int]) -> tuple[float, str]:
     """Share of labels that bfloat16 leaves as they are, and how long the stages take in float32."""
-    use_huge_pages()
+    keep_freed_memory()
     image_rgb = make_photograph(*size)
     labels = []
     for with_bfloat16 in (False, True):
@@ -132,21 +132,19 @@ def main() -> None:
     print(f"stages in fp32: {stages}")
     print(f"labels that bf16 leaves as they are: {100 * agreement:.2f} %")
 
-    costs = {}
+    smaller = None
     for factor in (1, 2, 4, 8):
         size = (SIZE[0] * factor, SIZE[1] * factor)
-        costs[factor] = in_process(whole_cost, device, "fp32", size, 3 if factor < 8 else 1)
-        line = (
-            f"{size[0]}x{size[1]}: {costs[factor].seconds:.2f} s, {costs[factor].total_bytes / MIB:.0f} MiB"
-        )
-        if factor > 1:
-            half = costs[factor // 2]
-            more_bytes = costs[factor].total_bytes - half.total_bytes
+        cost = in_process(whole_cost, device, "fp32", size, 3 if factor < 8 else 1)
+        line = f"{size[0]}x{size[1]}: {cost.seconds:.2f} s, {cost.total_bytes / MIB:.0f} MiB"
+        if smaller:
+            n_more_pixels = 0.75 * size[0] * size[1]
             line += (
-                f", {costs[factor].seconds / half.seconds:.2f} times the time for 4 times the pixels, and "
-                f"{more_bytes / (0.75 * size[0] * size[1]):.0f} bytes for each further pixel"
+                f", {cost.seconds / smaller.seconds:.2f} times the time for 4 times the pixels, "
+                f"{(cost.total_bytes - smaller.total_bytes) / n_more_pixels:.0f} bytes for each further pixel"
             )
         print(line)
+        smaller = cost
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from lib.datasets.samples import LOST_WORKER, is_lost_worker
 from lib.distributed import is_first_rank, joined_ranks, local_rank, n_ranks, on_first_rank
 from lib.errors import InputError, OtherRankError, RunError
 from lib.features import InputScales
-from lib.huge_pages import use_huge_pages
 from lib.losses import RECONSTRUCTION_LOSSES
+from lib.memory import keep_freed_memory
 from lib.precision import PRECISIONS, resolve_precision
 from lib.training_files import find_resumable
 from lib.training_run import CountRange, Recipe
@@ -98,7 +98,7 @@ def run(main: Callable[[], object]) -> NoReturn:
     Of the processes that `torchrun` starts, the first tells what happens; errors are told by all.
     """
     program = Path(sys.argv[0]).name
-    use_huge_pages()
+    keep_freed_memory()
     try:
         with joined_ranks():
             level = logging.INFO if is_first_rank() else logging.ERROR

@@ -210,8 +210,9 @@ def test_compiled_network_keeps_the_names_of_its_weights(monkeypatch):
     assert names == [list(each.state_dict()) for each in (model, composite)]
 
 
-@pytest.mark.parametrize("size", [(97, 41), (100, 40), (130, 33), (64, 30)])
-def test_bands_equal_the_whole(size, monkeypatch, device):
+@pytest.mark.parametrize("size", [(97, 41), (100, 40), (130, 33), (61, 30), (1, 90), (90, 1)])
+@pytest.mark.parametrize(("band_rows", "strip_rows"), [(12, 1000), (1000, 5), (28, 7)])
+def test_bands_and_strips_equal_the_whole(size, band_rows, strip_rows, monkeypatch, device):
     extractor = FeatureExtractor(5, 7, n_mid_channels=8).eval().to(device)
     for module in extractor.modules():  # statistics that are not those of an untrained network
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -219,24 +220,31 @@ def test_bands_equal_the_whole(size, monkeypatch, device):
             module.running_var.uniform_(0.5, 2)
     x = torch.randn(2, 5, *size, device=device)
     x = x.contiguous(memory_format=torch.channels_last)
+    for name, n_rows in (("BAND", band_rows), ("STRIP", strip_rows)):
+        monkeypatch.setattr(f"model._{name}_ROWS", n_rows)
+        monkeypatch.setattr(f"model._{name}_PIXELS", 1)
+    n_bands, n_strips = [], []
+    extractor.scale1.register_forward_hook(lambda *_: n_strips.append(1))
+    extractor.scale2.register_forward_hook(lambda *_: n_bands.append(1))
     with torch.inference_mode():
-        whole = extractor(x)
-        monkeypatch.setattr("model._BAND_ROWS", 12)
-        monkeypatch.setattr("model._BAND_PIXELS", 1)
-        n_bands = []
-        extractor.scale1.register_forward_hook(lambda *_: n_bands.append(1))
-        banded = extractor(x)
-    assert len(n_bands) == (-(-size[0] // 12) if size[0] > 68 else 1)
-    torch.testing.assert_close(banded, whole, rtol=0, atol=1e-5)
+        parts = extractor(x)
+    assert len(n_bands) == -(-size[0] // band_rows)
+    if device.type == "cpu" and band_rows == 1000:
+        assert len(n_strips) == -(-size[0] // strip_rows)
+    whole = extractor(x)  # as gradients are wanted
+    assert len(n_bands) == 1 - (-size[0] // band_rows)
+    torch.testing.assert_close(parts, whole.detach(), rtol=0, atol=1e-5)
 
 
-def test_bands_of_their_real_size_equal_the_whole(monkeypatch):
-    extractor = FeatureExtractor(2, 3, n_mid_channels=4).eval()
-    x = torch.randn(1, 2, 577, 1024)
+def test_bands_of_their_real_size_equal_the_whole():
+    extractor = FeatureExtractor(1, 2, n_mid_channels=2).eval()
+    x = torch.randn(1, 1, 900, 1100)
+    n_bands = []
+    extractor.scale2.register_forward_hook(lambda *_: n_bands.append(1))
     with torch.inference_mode():
-        banded = extractor(x)
-        monkeypatch.setattr("model._BAND_ROWS", 1000)
-        torch.testing.assert_close(banded, extractor(x), rtol=0, atol=1e-5)
+        parts = extractor(x)
+    assert len(n_bands) == 4
+    torch.testing.assert_close(parts, extractor(x).detach(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])
