@@ -114,7 +114,9 @@ class FeatureExtractor(nn.Module):
                 rows = self.scale1(x[:, :, strip.top : strip.bottom])
                 if scale1 is None:
                     size = (*rows.shape[:2], *x.shape[2:])
-                    scale1 = rows.new_empty(size).to(memory_format=torch.channels_last)
+                    scale1 = torch.empty(
+                        size, dtype=rows.dtype, device=x.device, memory_format=torch.channels_last
+                    )
                 scale1[:, :, strip.first : strip.last] = rows[:, :, strip.own]
         scale2 = self.scale2(scale1)
         return scale1, scale2, self.scale3(scale2)
