@@ -13,18 +13,20 @@ from lib.images import read_image
 from lib.inference import Segmenter
 from lib.inference_options import (
     add_output_args,
+    add_speed_args,
     add_video_args,
     check_files,
     check_needs,
     default_overlay,
     log_superpixels,
+    open_segmenter,
     output_files,
     overlay_style,
     segment_given_video,
+    tell_profile,
 )
 from lib.optflow import FlowArchive, FrameFlow
 from lib.outputs import write_outputs
-from lib.precision import resolve_precision
 from lib.superpixels import Superpixels
 from lib.video import VideoSummary
 from lib.visualization import draw_flow
@@ -58,8 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_composite_weights_arg(parser)
     cli.add_spixel_args(parser, trained=True)
     cli.add_optflow_args(parser, trained=True)
-    cli.add_device_arg(parser)
-    cli.add_precision_arg(parser, default="fp32")
+    add_speed_args(parser)
     return parser
 
 
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> Superpixels | VideoSummary:
     check_needs(args)
     if args.video is not None:
         archive = None if args.optflow_data in (None, Path(AUTO)) else FlowArchive(args.optflow_data)
-        return segment_given_video(args, open_segmenter(args), archive=archive)
+        return segment_given_video(args, _open_composite(args), archive=archive)
 
     optflow_data, frame_idx = args.optflow_data, args.optflow_data_fr_idx
     if args.image.resolve() == DEMO_IMAGE and optflow_data is None and frame_idx is None:
@@ -82,11 +83,12 @@ def main(argv: Sequence[str] | None = None) -> Superpixels | VideoSummary:
         "save_outlines": args.save_outlines,
     }
     files = check_files(image=args.image, optflow_data=optflow_data, **outputs, save_flow=args.save_flow)
-    segmenter = open_segmenter(args)
+    segmenter = _open_composite(args)
 
     start = time.perf_counter()
-    image_rgb = read_image(args.image)
-    frame_flow = _read_flow(optflow_data, frame_idx, image_rgb.shape[:2])
+    with segmenter.stopwatch.stage("reading"):
+        image_rgb = read_image(args.image)
+        frame_flow = _read_flow(optflow_data, frame_idx, image_rgb.shape[:2])
     superpixels = segmenter(
         image_rgb,
         args.nspix,
@@ -95,21 +97,21 @@ def main(argv: Sequence[str] | None = None) -> Superpixels | VideoSummary:
         exact=args.exact_nspix,
         with_features=args.save_features is not None,
     )
-    write_outputs(
-        superpixels,
-        output_files(**outputs),
-        style=overlay_style(args),
-        more_pictures={files["save_flow"]: draw_flow(frame_flow.flow)} if args.save_flow else None,
-    )
+    with segmenter.stopwatch.stage("writing"):
+        write_outputs(
+            superpixels,
+            output_files(**outputs),
+            style=overlay_style(args),
+            more_pictures={files["save_flow"]: draw_flow(frame_flow.flow)} if args.save_flow else None,
+        )
     seconds = time.perf_counter() - start
     logger.info("%s, frame %d: %s", optflow_data, frame_idx, _describe(frame_flow))
     log_superpixels(args.image, args.nspix, superpixels, seconds, segmenter.device, files["out"])
+    tell_profile(args, segmenter)
     return superpixels
 
 
-def open_segmenter(args: argparse.Namespace) -> Segmenter:
-    """The composite model that the options name."""
-    device = cli.resolve_device(args.device)
+def _open_composite(args: argparse.Namespace) -> Segmenter:
     loaded = load_composite_model(
         args.comp_model_weights,
         n_learned_features=args.deepfdim,
@@ -123,13 +125,7 @@ def open_segmenter(args: argparse.Namespace) -> Segmenter:
         pos_scale=args.pos_scale,
         extra_scale=args.optflow_scale,
     )
-    return Segmenter(
-        loaded.model,
-        scales,
-        device=device,
-        with_bfloat16=resolve_precision(args.precision, device) == "bf16",
-        pos_scale_dist=args.pos_scale_dist,
-    )
+    return open_segmenter(args, loaded, scales)
 
 
 def _read_flow(optflow_data: Path, frame_idx: int, frame_shape: tuple[int, int]) -> FrameFlow:

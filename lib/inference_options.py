@@ -12,9 +12,18 @@ from typing import NamedTuple
 import torch
 from PIL import ImageColor
 
-from lib.cli import add_bool, positive_float, positive_int
-from lib.distributed import n_ranks
+from lib.checkpoint import LoadedModel
+from lib.cli import (
+    add_bool,
+    add_device_arg,
+    add_precision_arg,
+    positive_float,
+    positive_int,
+    resolve_device,
+)
+from lib.distributed import n_ranks, on_first_rank
 from lib.errors import InputError, RunError
+from lib.features import InputScales
 from lib.files import check_output_file, prepare_out_dir
 from lib.frames import FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
 from lib.image_run import ImageJob, RunSummary
@@ -31,6 +40,8 @@ from lib.outputs import (
     OutputFiles,
     OverlayStyle,
 )
+from lib.precision import resolve_precision
+from lib.stopwatch import Stopwatch
 from lib.superpixels import Superpixels
 from lib.video import (
     VIDEO_LABEL_SUFFIXES,
@@ -222,6 +233,7 @@ def segment_given_video(
         "" if follows is None else f", labels of {100 * follows:.1f} % of the pixels follow the flow",
         out,
     )
+    tell_profile(args, segmenter)
     return summary
 
 
@@ -265,6 +277,49 @@ def add_many_images_args(
         help="images of one size that go through the network together; default: "
         f"{_CUDA_BATCH_SIZE} on CUDA, else 1",
     )
+
+
+def add_speed_args(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where and how fast to compute; `open_segmenter` reads them."""
+    add_device_arg(parser)
+    add_precision_arg(parser, default="fp32")
+    add_bool(
+        parser,
+        "--compile",
+        default=False,
+        help="compile the network with torch.compile, which takes a minute for every size of images",
+    )
+    add_bool(parser, "--profile", default=False, help="tell how long each stage took")
+
+
+def open_segmenter(args: argparse.Namespace, loaded: LoadedModel, scales: InputScales) -> Segmenter:
+    """What segments with a loaded model as the options say.
+
+    Raises
+    ------
+    InputError
+        If the device or the precision cannot be had, or there is no network to compile.
+    """
+    device = resolve_device(args.device)
+    segmenter = Segmenter(
+        loaded.model,
+        scales,
+        device=device,
+        with_bfloat16=resolve_precision(args.precision, device) == "bf16",
+        pos_scale_dist=args.pos_scale_dist,
+        stopwatch=Stopwatch(device if args.profile else None),
+    )
+    if args.compile:
+        if not segmenter.learns_features:
+            raise InputError("--compile: there is no network to compile")
+        loaded.model.compile_network()
+    return segmenter
+
+
+def tell_profile(args: argparse.Namespace, segmenter: Segmenter) -> None:
+    """With `--profile`, tell how long each stage took on the first rank."""
+    if args.profile:
+        on_first_rank(lambda: logger.info("%s", segmenter.stopwatch))
 
 
 def overlay_style(args: argparse.Namespace) -> OverlayStyle:
