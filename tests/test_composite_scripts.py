@@ -115,6 +115,7 @@ def test_train_evaluate_and_segment(
             f"--save_labels={tmp_path / 'labels.npy'}",
             f"--save_flow={tmp_path / 'flow.png'}",
             f"--save_features={tmp_path / 'features.npz'}",
+            "--profile",
         ]
     )
     np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), superpixels.labels)
@@ -127,8 +128,9 @@ def test_train_evaluate_and_segment(
         assert features["pixel_features"].shape == (7, 60, 92)
         assert features["spixel_features"].shape == (superpixels.n_measured, 7)
         assert features["n_base_features"] == 4
-    assert "frame 1: flow to the previous frame only, as this is the last frame" in caplog.messages[-2]
-    assert f"24 superpixels requested, {superpixels.n_measured} measured" in caplog.messages[-1]
+    assert "frame 1: flow to the previous frame only, as this is the last frame" in caplog.messages[-3]
+    assert f"24 superpixels requested, {superpixels.n_measured} measured" in caplog.messages[-2]
+    assert re.match("reading .*network .*writing", caplog.messages[-1])
 
 
 def test_resumed_run_equals_uninterrupted(train_argv, base_weights, tmp_path, monkeypatch):

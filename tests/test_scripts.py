@@ -419,6 +419,22 @@ def test_profile_tells_every_stage(tmp_path, monkeypatch, caplog):
         assert re.search(stages, caplog.text)
 
 
+def test_compiled_inference_makes_the_same_superpixels(base_weights, tmp_path, monkeypatch):
+    argv = [f"--base_model_weights={base_weights}", "--device=cpu"]
+    plain = segment(argv, tmp_path)
+    compile_model, compiled = torch.compile, []
+    monkeypatch.setattr(
+        torch, "compile", lambda model, **kwargs: compiled.append(1) or compile_model(model, backend="eager")
+    )
+    np.testing.assert_array_equal(plain, segment([*argv, "--compile"], tmp_path))
+    assert compiled
+
+
+def test_compiling_no_network_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="--compile: there is no network"):
+        segment(["--base_model_weights=none", "--compile"], tmp_path)
+
+
 def test_inference_in_bfloat16(base_weights, tmp_path):
     argv = [
         f"--base_model_weights={base_weights}",
