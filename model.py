@@ -4,30 +4,18 @@ Architecture of Jampani et al., "Superpixel Sampling Networks", ECCV 2018 (arXiv
 module names of the published PyTorch weights, which are therefore part of the weight files.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lib.row_bands import Rows, bands, resize_rows, split_rows, strip_rows
 from lib.slic import DISTANCES, SoftAssignment, slic, slic_labels
 
 N_BASE_CHANNELS = 5  # L, a, b, y, x: see lib/features.py
 N_FLOW_CHANNELS = 4  # fwd_dy, fwd_dx, bwd_dy, bwd_dx: see lib/optflow.py
-
-# Without gradients, a large image goes through the network in bands of so many rows, or of so many pixels if
-# these are more. Beside its own rows a band needs some above and below as context; the network looks 25 rows
-# far, counted through all layers. Rows are multiples of 4, the factor of the coarsest scale, so that scales
-# lie as in the whole image.
-_BAND_ROWS = 256
-_BAND_PIXELS = 2**18
-_CONTEXT_ROWS = 28
-
-# Within a band, the layers at full size take strips of so many rows or pixels at a time: one tensor of that
-# size less is made anew, and none but the first scale's is larger than the caches of a CPU.
-_STRIP_ROWS = 64
-_STRIP_PIXELS = 2**16
 
 
 class SSNOutput(NamedTuple):
@@ -84,44 +72,49 @@ class FeatureExtractor(nn.Module):
         alone are in memory. The result is that of the whole, but for rounding.
         """
         if self.training or torch.is_grad_enabled():
-            whole = _Rows(0, x.shape[2], 0, x.shape[2])
-            features = self._output(x, self._scales(x), whole, top=0, height=x.shape[2])
-            return torch.cat([features, x], dim=1) if self.concat_input else features
+            return self._at_once(x)
         return self._in_bands(x)
+
+    def _at_once(self, x: Tensor) -> Tensor:
+        height = x.shape[2]
+        scale1 = self.scale1(x)
+        scale2 = self.scale2(scale1)
+        scales = scale1, scale2, self.scale3(scale2)
+        features = self._output(x, scales, Rows(0, height, 0, height), top=0, height=height)
+        return torch.cat([features, x], dim=1) if self.concat_input else features
 
     def _in_bands(self, x: Tensor) -> Tensor:
         batch, n_in_channels, height, width = x.shape
         n_learned = self.output_conv[0].out_channels
         n_features = n_learned + (n_in_channels if self.concat_input else 0)
         features = x.new_empty(batch, n_features, height, width)
-        n_band_rows = max(_BAND_ROWS, _BAND_PIXELS // width // 4 * 4)
-        for band in _split_rows(0, height, n_band_rows, _CONTEXT_ROWS, height):
-            scales = self._scales(x[:, :, band.top : band.bottom])
-            for strip in _split_rows(band.first, band.last, _strip_rows(x), 1, height):
+        for band in bands(height, width):
+            scale1 = self._scale1_in_strips(x[:, :, band.top : band.bottom])
+            scale2 = self.scale2(scale1)
+            scales = scale1, scale2, self.scale3(scale2)
+            for strip in split_rows(band.first, band.last, strip_rows(x), 1, height):
                 learned = self._output(x, scales, strip, top=band.top, height=height)
                 features[:, :n_learned, strip.first : strip.last] = learned
         if self.concat_input:
             features[:, n_learned:] = x
         return features
 
-    def _scales(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        n_rows = x.shape[2]
-        if self.training or torch.is_grad_enabled() or n_rows <= _strip_rows(x):
-            scale1 = self.scale1(x)
-        else:
-            scale1 = None
-            for strip in _split_rows(0, n_rows, _strip_rows(x), 2, n_rows):
-                rows = self.scale1(x[:, :, strip.top : strip.bottom])
-                if scale1 is None:
-                    size = (*rows.shape[:2], *x.shape[2:])
-                    scale1 = torch.empty(
-                        size, dtype=rows.dtype, device=x.device, memory_format=torch.channels_last
-                    )
-                scale1[:, :, strip.first : strip.last] = rows[:, :, strip.own]
-        scale2 = self.scale2(scale1)
-        return scale1, scale2, self.scale3(scale2)
+    def _scale1_in_strips(self, x: Tensor) -> Tensor:
+        height = x.shape[2]
+        if height <= strip_rows(x):
+            return self.scale1(x)
+        scale1 = None
+        for strip in split_rows(0, height, strip_rows(x), 2, height):
+            rows = self.scale1(x[:, :, strip.top : strip.bottom])
+            if scale1 is None:
+                size = (*rows.shape[:2], *x.shape[2:])
+                scale1 = torch.empty(
+                    size, dtype=rows.dtype, device=x.device, memory_format=torch.channels_last
+                )
+            scale1[:, :, strip.first : strip.last] = rows[:, :, strip.own]
+        return scale1
 
-    def _output(self, x: Tensor, scales: Sequence[Tensor], rows: "_Rows", *, top: int, height: int) -> Tensor:
+    def _output(self, x: Tensor, scales: Sequence[Tensor], rows: Rows, *, top: int, height: int) -> Tensor:
         """Learned features of some rows of an image, of whose scales there are rows from `top` on.
 
         The output convolution of the concatenated scales is added up scale by scale, so that nothing of the
@@ -133,7 +126,7 @@ class FeatureExtractor(nn.Module):
         features = _convolve_precisely(x[:, :, rows.top : rows.bottom], weights[0], conv.bias)
         features += F.conv2d(scale1[:, :, rows.top - top : rows.bottom - top], weights[1], padding=1)
         for factor, scale, weight in ((2, scale2, weights[2]), (4, scale3, weights[3])):
-            resized = _resize_rows(scale, width, rows, top=top, height=height, factor=factor)
+            resized = resize_rows(scale, width, rows, top=top, height=height, factor=factor)
             features += F.conv2d(resized, weight, padding=1)
         return features[:, :, rows.own]
 
@@ -462,59 +455,9 @@ def _convolve_precisely(x: Tensor, weight: Tensor, bias: Tensor | None = None) -
         return F.conv2d(x, weight, bias, padding=1)
 
 
-class _Rows(NamedTuple):
-    """Some rows of an image, and those that are needed to compute them."""
-
-    first: int
-    last: int  # and all before it
-    top: int
-    bottom: int  # and all before it
-
-    @property
-    def own(self) -> slice:
-        """Where the rows are among those from top to bottom."""
-        return slice(self.first - self.top, self.last - self.top)
-
-
-def _split_rows(first: int, last: int, n_rows: int, n_context: int, height: int) -> Iterator[_Rows]:
-    """Split rows of an image of some height; there is no context beyond it."""
-    for start in range(first, last, n_rows):
-        end = min(start + n_rows, last)
-        yield _Rows(start, end, max(0, start - n_context), min(end + n_context, height))
-
-
-def _strip_rows(x: Tensor) -> int:
-    """Rows of a strip: on CPU as many as fit its caches, elsewhere all."""
-    if x.device.type != "cpu":
-        return x.shape[2]
-    return max(_STRIP_ROWS, _STRIP_PIXELS // (len(x) * x.shape[3]))
-
-
 def _halving_scale(n_channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.MaxPool2d(3, 2, padding=1),
         _ConvBlock(n_channels, n_channels),
         _ConvBlock(n_channels, n_channels),
     )
-
-
-def _resize_rows(x: Tensor, width: int, rows: _Rows, *, top: int, height: int, factor: int) -> Tensor:
-    """Rows of a scale, with context, bilinearly resized from `1 / factor` of an image's size to that size.
-
-    `x` has the rows of the scale from `top / factor` on. As `F.interpolate` does for the whole image.
-    """
-    n_rows = rows.bottom - rows.top
-    if n_rows == height:
-        return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
-    n_scale_rows = height
-    for _ in range(factor.bit_length() - 1):
-        n_scale_rows = (n_scale_rows + 1) // 2
-    position = (torch.arange(rows.top, rows.bottom, device=x.device) + 0.5) * (n_scale_rows / height) - 0.5
-    position = position.clamp(min=0)
-    upper = position.floor().long()
-    lower = (upper + 1).clamp(max=n_scale_rows - 1)
-    share = (position - upper).to(x.dtype)[:, None, None]
-    offset = top // factor
-    x = x.permute(0, 2, 3, 1)  # in memory, channels are the innermost
-    x = torch.lerp(x.index_select(1, upper - offset), x.index_select(1, lower - offset), share)
-    return F.interpolate(x.permute(0, 3, 1, 2), size=(n_rows, width), mode="bilinear", align_corners=False)

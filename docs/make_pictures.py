@@ -1,0 +1,98 @@
+"""Make the README's pictures anew with the weights in `trained_models/`, and tell the figures beside them.
+
+python -m docs.make_pictures
+"""
+
+import tempfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+from PIL import Image
+
+import inference_base_model
+import inference_optflow_composite_model
+from lib.cli import DEFAULT_BASE_WEIGHTS, DEFAULT_COMPOSITE_WEIGHTS, REPO_ROOT
+from lib.frames import FRAME_SUFFIXES, list_in_order
+from lib.images import read_image
+from lib.inference import Segmenter
+from lib.optflow import FlowArchive
+from lib.visualization import draw_boundaries, draw_flow
+
+DOCS_DIR = Path(__file__).parent
+DEMO_DIR = REPO_ROOT / "demo"
+CLIP_DIR = DEMO_DIR / "clip"
+MIDDLE = 1  # the frame of which there is a mask
+GAP = 6  # pixels between two pictures
+TINT = np.array([255, 60, 60])
+SAME_COLORS = np.array([[255, 60, 60], [60, 120, 255], [60, 200, 60], [255, 160, 0], [200, 60, 255]])
+
+
+def make_superpixels() -> None:
+    """`superpixels.jpg`: the demo image."""
+    inference_base_model.main(["--out", str(DOCS_DIR / "superpixels.jpg")])
+
+
+def make_composite() -> None:
+    """`composite.jpg`: base, composite and flow of the middle frame, with what lies on the horse tinted."""
+    image_rgb = read_image(list_in_order(CLIP_DIR, FRAME_SUFFIXES)[MIDDLE])
+    horse = np.asarray(Image.open(DEMO_DIR / "clip_mask.png")) > 0
+    flow = FlowArchive(DEMO_DIR / "optflow_dis_clip.h5").read_frame(MIDDLE).flow
+    pictures = []
+    for weights, extra in ((DEFAULT_BASE_WEIGHTS, None), (DEFAULT_COMPOSITE_WEIGHTS, flow)):
+        superpixels = Segmenter.from_checkpoint(weights)(image_rgb, 200, extra=extra)
+        on_horse = (superpixels.mean_of(horse) > 0.5)[superpixels.labels]
+        iou = np.sum(on_horse & horse) / np.sum(on_horse | horse)
+        print(f"{weights.name}: {superpixels.n_measured} superpixels, IoU with the horse {iou:.3f}")
+        pictures.append(draw_boundaries(_tinted(image_rgb, on_horse, TINT), superpixels.labels))
+    pictures.append(draw_flow(flow)[:, : image_rgb.shape[1]])
+    _save_row(pictures, "composite.jpg")
+
+
+def make_folder() -> None:
+    """`folder.jpg`: overlays of the photographs in the demo folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        inference_base_model.main(["--image", str(DEMO_DIR), "--out", folder, "--nspix", "100"])
+        overlays = [path for path in sorted(Path(folder).rglob("*.png")) if path.stem != "clip_mask"]
+        pictures = [Image.open(path).convert("RGB") for path in overlays]
+        height = min(picture.height for picture in pictures)
+        _save_row([np.asarray(picture)[:height] for picture in pictures], "folder.jpg")
+
+
+def make_video() -> None:
+    """`video.jpg`: the demo clip with `--temporal`, a few superpixels tinted in all frames."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = ["--out", f"{folder}/overlay.mp4", "--save_labels", f"{folder}/labels.h5"]
+        options = ["--video", str(CLIP_DIR), "--temporal", "--nspix", "200"]
+        inference_optflow_composite_model.main([*options, *files])
+        with h5py.File(f"{folder}/labels.h5") as file:
+            label_maps = file["labels"][:]
+    horse = np.asarray(Image.open(DEMO_DIR / "clip_mask.png")) > 0
+    labels, sizes = np.unique(label_maps[MIDDLE][horse], return_counts=True)
+    chosen = labels[np.argsort(-sizes)][: len(SAME_COLORS)]
+    pictures = []
+    for path, label_map in zip(list_in_order(CLIP_DIR, FRAME_SUFFIXES), label_maps, strict=True):
+        picture = read_image(path)
+        for label, color in zip(chosen, SAME_COLORS, strict=True):
+            picture = _tinted(picture, label_map == label, color)
+        pictures.append(draw_boundaries(picture, label_map))
+    _save_row(pictures, "video.jpg")
+
+
+def _tinted(picture: np.ndarray, where: np.ndarray, color: np.ndarray) -> np.ndarray:
+    mixed = (0.5 * picture + 0.5 * color).astype(np.uint8)
+    return np.where(where[..., None], mixed, picture)
+
+
+def _save_row(pictures: list[np.ndarray], name: str) -> None:
+    """Write pictures of one height side by side."""
+    gap = np.full((pictures[0].shape[0], GAP, 3), 255, dtype=np.uint8)
+    parts = [part for picture in pictures for part in (gap, picture)][1:]
+    Image.fromarray(np.concatenate(parts, axis=1)).save(DOCS_DIR / name, quality=88)
+
+
+if __name__ == "__main__":
+    make_superpixels()
+    make_composite()
+    make_folder()
+    make_video()
