@@ -1,5 +1,6 @@
 """Reading images of any common kind."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,17 +35,7 @@ def read_image(path: Path) -> np.ndarray:
     InputError
         If the file is missing or not a readable image.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no image file {path}")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
-    except InputError as error:
-        raise InputError(f"{path} {error}") from error
-    except Exception as error:  # Pillow raises whatever the broken bytes led it to
-        raise InputError(f"{path} is not a readable image ({error})") from error
+    return _read_upright(path, "image", lambda image: np.asarray(_to_rgb(image)))
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -55,17 +46,7 @@ def read_mask(path: Path) -> np.ndarray:
     InputError
         If the file is missing or not a readable image.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no mask file {path}")
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            # Of palettes and transparent images, the colours count.
-            values = np.asarray(upright if upright.mode in _ONE_CHANNEL_MODES else upright.convert("RGB"))
-    except Exception as error:  # Pillow raises whatever the broken bytes led it to
-        raise InputError(f"{path} is not a readable mask ({error})") from error
-    return values.astype(bool) if values.ndim == 2 else values.any(axis=2)
+    return _read_upright(path, "mask", _to_mask)
 
 
 def to_rgb_array(
@@ -118,6 +99,27 @@ def to_rgb_array(
 def resize_image(image_rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Resize an image (H, W, 3) uint8 to a shape of (height, width), bilinearly, with antialiasing."""
     return np.asarray(Image.fromarray(image_rgb).resize(shape[::-1], Image.Resampling.BILINEAR))
+
+
+def _read_upright(path: Path, kind: str, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    """Read a file of some kind, apply the EXIF orientation, and convert what comes out."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no {kind} file {path}")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return convert(ImageOps.exif_transpose(image))
+    except InputError as error:
+        raise InputError(f"{path} {error}") from error
+    except Exception as error:  # Pillow raises whatever the broken bytes led it to
+        raise InputError(f"{path} is not a readable {kind} ({error})") from error
+
+
+def _to_mask(image: Image.Image) -> np.ndarray:
+    # Of palettes and transparent images, the colours count.
+    values = np.asarray(image if image.mode in _ONE_CHANNEL_MODES else image.convert("RGB"))
+    return values.astype(bool) if values.ndim == 2 else values.any(axis=2)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
