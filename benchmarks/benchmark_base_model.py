@@ -1,4 +1,4 @@
-"""Time and memory of the clustering, of a training step and of inference, as ratios.
+"""Time and memory of the clustering and of a training step, as ratios.
 
 The other side of each ratio is `gather_oracle`, the same computation written the plain way, measured in
 the same run. Every workload runs in a process of its own, so that its peak memory can be told. Needs Linux.
@@ -7,23 +7,15 @@ the same run. Every workload runs in a process of its own, so that its peak memo
 """
 
 import argparse
-import tempfile
-from pathlib import Path
 
 import torch
-from PIL import Image
 
 from benchmarks import gather_oracle
-from benchmarks.measuring import MIB, Cost, describe, in_process, make_photograph, measure
-from lib.checkpoint import DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE, load_base_model
-from lib.cli import DEFAULT_BASE_WEIGHTS
-from lib.connectivity import enforce_connectivity
-from lib.features import InputScales, input_channels, pixel_positions, rgb_to_lab
-from lib.images import read_image
-from lib.inference import Segmenter
+from benchmarks.measuring import MIB, Cost, describe, in_process, measure
+from lib.checkpoint import DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE
+from lib.features import InputScales, input_channels, pixel_positions
 from lib.losses import compute_loss_terms, cross_entropy_loss
-from lib.outputs import OutputFiles, write_outputs
-from lib.segmentation import model_input, segment_lab
+from lib.segmentation import segment_lab
 from lib.slic import slic
 from model import SSNModel
 
@@ -79,32 +71,6 @@ def training_cost(device: torch.device, implementation: str, n_spixels: int, n_r
     return measure(gather if implementation == "gather" else ours, device, n_repeats)
 
 
-def inference_cost(device: torch.device, part: str, n_repeats: int) -> Cost:
-    """A part of the way from an image file to its overlay file, at 480x854, with our weights.
-
-    `part` is "network", "connectivity" or "whole".
-    """
-    n_spixels = 1000
-    model = load_base_model(DEFAULT_BASE_WEIGHTS).model
-    segmenter = Segmenter(model, SCALES, device=device)
-
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        image_file, overlay_file = Path(folder, "image.jpg"), Path(folder, "overlay.png")
-        image_rgb = make_photograph(480, 854)
-        Image.fromarray(image_rgb).save(image_file)
-        image_lab = rgb_to_lab(image_rgb)[None]
-        labyx = model_input(model, image_lab.to(device), n_spixels, SCALES)
-        superpixels = segmenter(image_rgb, n_spixels, connected=False)
-        steps = {
-            "network": lambda: model.pixel_features(labyx),
-            "connectivity": lambda: enforce_connectivity(superpixels.labels, n_spixels),
-            "whole": lambda: write_outputs(
-                segmenter(read_image(image_file), n_spixels), OutputFiles(overlay_file)
-            ),
-        }
-        return measure(steps[part], device, n_repeats)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu or cuda[:N]")
@@ -136,15 +102,6 @@ def main() -> None:
             f"{ours.total_bytes / MIB:.0f} MiB against {gather.total_bytes / MIB:.0f} MiB; "
             f"1000 superpixels take {many.total_bytes / ours.total_bytes:.2f} times the memory"
         )
-
-    network, connectivity, whole = (
-        in_process(inference_cost, device, part, 7) for part in ("network", "connectivity", "whole")
-    )
-    print(
-        f"inference 480x854, 1000 superpixels, file to file: {whole.seconds:.2f} s, "
-        f"{whole.seconds / network.seconds:.2f} times the network's {network.seconds:.2f} s; "
-        f"connectivity takes {1000 * connectivity.seconds:.0f} ms of it"
-    )
 
 
 if __name__ == "__main__":
