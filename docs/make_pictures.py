@@ -25,7 +25,7 @@ CLIP_DIR = DEMO_DIR / "clip"
 MIDDLE = 1  # the frame of which there is a mask
 GAP = 6  # pixels between two pictures
 TINT = np.array([255, 60, 60])
-SAME_COLORS = np.array([[255, 60, 60], [60, 120, 255], [60, 200, 60], [255, 160, 0], [200, 60, 255]])
+SAME_COLORS = np.array([[255, 0, 0], [0, 100, 255], [0, 200, 0], [255, 140, 0], [200, 0, 255], [0, 220, 220]])
 
 
 def make_superpixels() -> None:
@@ -52,7 +52,7 @@ def make_composite() -> None:
 def make_folder() -> None:
     """`folder.jpg`: overlays of the photographs in the demo folder."""
     with tempfile.TemporaryDirectory() as folder:
-        inference_base_model.main(["--image", str(DEMO_DIR), "--out", folder, "--nspix", "100"])
+        inference_base_model.main(["--image", str(DEMO_DIR), "--out", folder])
         overlays = [path for path in sorted(Path(folder).rglob("*.png")) if path.stem != "clip_mask"]
         pictures = [Image.open(path).convert("RGB") for path in overlays]
         height = min(picture.height for picture in pictures)
@@ -60,16 +60,16 @@ def make_folder() -> None:
 
 
 def make_video() -> None:
-    """`video.jpg`: the demo clip with `--temporal`, a few superpixels tinted in all frames."""
+    """`video.jpg`: the demo clip with `--temporal`, and the superpixels that stay largest tinted."""
     with tempfile.TemporaryDirectory() as folder:
         files = ["--out", f"{folder}/overlay.mp4", "--save_labels", f"{folder}/labels.h5"]
-        options = ["--video", str(CLIP_DIR), "--temporal", "--nspix", "200"]
+        options = ["--video", str(CLIP_DIR), "--temporal"]
         inference_optflow_composite_model.main([*options, *files])
         with h5py.File(f"{folder}/labels.h5") as file:
             label_maps = file["labels"][:]
-    horse = np.asarray(Image.open(DEMO_DIR / "clip_mask.png")) > 0
-    labels, sizes = np.unique(label_maps[MIDDLE][horse], return_counts=True)
-    chosen = labels[np.argsort(-sizes)][: len(SAME_COLORS)]
+    n_labels = label_maps.max() + 1
+    sizes = [np.bincount(label_map.ravel(), minlength=n_labels) for label_map in label_maps]
+    chosen = np.argsort(-np.min(sizes, axis=0))[: len(SAME_COLORS)]
     pictures = []
     for path, label_map in zip(list_in_order(CLIP_DIR, FRAME_SUFFIXES), label_maps, strict=True):
         picture = read_image(path)
@@ -80,7 +80,7 @@ def make_video() -> None:
 
 
 def _tinted(picture: np.ndarray, where: np.ndarray, color: np.ndarray) -> np.ndarray:
-    mixed = (0.5 * picture + 0.5 * color).astype(np.uint8)
+    mixed = (0.4 * picture + 0.6 * color).astype(np.uint8)
     return np.where(where[..., None], mixed, picture)
 
 
