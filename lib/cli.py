@@ -111,6 +111,8 @@ def run(main: Callable[[], object]) -> NoReturn:
     except RunError as error:
         sys.exit(_tell(program, error, 1))
     except RuntimeError as error:
+        if "InvalidCxxCompiler" in str(error):  # found missing by PyTorch when the network first runs
+            sys.exit(_tell(program, InputError("--compile needs a C++ compiler, and there is none"), 2))
         if not is_lost_worker(error):  # of which PyTorch may tell in the midst of anything
             raise
         sys.exit(_tell(program, RunError(LOST_WORKER), 1))

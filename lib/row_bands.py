@@ -57,9 +57,24 @@ def split_rows(first: int, last: int, n_rows: int, n_context: int, height: int) 
 
 
 def resize_rows(x: Tensor, width: int, rows: Rows, *, top: int, height: int, factor: int) -> Tensor:
-    """Rows of a scale, with context, bilinearly resized from `1 / factor` of an image's size to that size.
+    """Bilinearly resize some rows of a coarser scale to an image's size, as `F.interpolate` does the whole.
 
-    `x` has the rows of the scale from `top / factor` on. As `F.interpolate` does for the whole image.
+    Parameters
+    ----------
+    x : Tensor, shape (B, C, h, w)
+        The scale, rounded up from `1 / factor` of the image's size: its rows from `top / factor` on.
+    width, height : int
+        Size of the image in pixels.
+    rows : Rows
+        Which rows of the image are wanted, their context included; `x` must cover them.
+    top : int
+        Row of the image where `x` starts, a multiple of `factor`.
+    factor : int
+        A power of 2.
+
+    Returns
+    -------
+    Tensor, shape (B, C, rows.bottom - rows.top, width)
     """
     n_rows = rows.bottom - rows.top
     if n_rows == height:

@@ -430,6 +430,22 @@ def test_compiled_inference_makes_the_same_superpixels(base_weights, tmp_path, m
     assert compiled
 
 
+def test_compiling_without_a_compiler_ends_in_one_line(base_weights, tmp_path):
+    environment = os.environ | {"CXX": "/none/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    options = ["--compile", "--device=cpu", f"--base_model_weights={base_weights}", "--nspix=24"]
+    done = subprocess.run(
+        [sys.executable, cli.REPO_ROOT / "inference_base_model.py", *options],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("error: --compile needs a C++ compiler, and there is none")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "results.png").exists()
+
+
 def test_compiling_no_network_is_an_error(tmp_path):
     with pytest.raises(InputError, match="--compile: there is no network"):
         segment(["--base_model_weights=none", "--compile"], tmp_path)
