@@ -26,6 +26,7 @@ from lib.errors import InputError, OtherRankError, RunError
 from lib.features import InputScales
 from lib.losses import RECONSTRUCTION_LOSSES
 from lib.memory import keep_freed_memory
+from lib.optimizers import OPTIMIZERS
 from lib.precision import PRECISIONS, resolve_precision
 from lib.training_files import find_resumable
 from lib.training_run import CountRange, Recipe
@@ -352,8 +353,12 @@ def add_training_args(parser: argparse.ArgumentParser, *, n_annotations: int) ->
     """Add the options of a training run."""
     group = parser.add_argument_group("training")
     group.add_argument(
-        "--lr", type=positive_float, default=Recipe.learning_rate, help="peak learning rate of AdamW"
+        "--optimizer",
+        choices=OPTIMIZERS,
+        default=Recipe.optimizer,
+        help="muon trains the convolutions with Muon and the rest with AdamW",
     )
+    group.add_argument("--lr", type=positive_float, default=Recipe.learning_rate, help="peak learning rate")
     group.add_argument(
         "--warmup_share",
         type=share_float,
@@ -430,6 +435,7 @@ def read_recipe(args: argparse.Namespace, device: torch.device) -> Recipe:
         n_annotations=args.nannotations,
         n_steps=args.train_iter,
         batch_size=args.batchsize,
+        optimizer=args.optimizer,
         learning_rate=args.lr,
         warmup_share=args.warmup_share,
         ema_decay=args.ema_decay,
@@ -548,7 +554,7 @@ def parse_training_args(parser: argparse.ArgumentParser, argv: Sequence[str] | N
     if resume_file is None:
         return parser.parse_args(argv)
     checkpoint = read_checkpoint(Path(resume_file))
-    if "optimizer" not in checkpoint or not isinstance(checkpoint.get("options"), dict):
+    if "last_weights" not in checkpoint or not isinstance(checkpoint.get("options"), dict):
         raise InputError(
             f"--resume {resume_file} holds weights only, not a training run; use a last_model.pth"
         )

@@ -17,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from lib.distributed import is_first_rank, mean_over_ranks, n_ranks, on_first_rank, together
 from lib.errors import InputError, RunError
 from lib.interruption import Stop, StopSignals
+from lib.optimizers import build_optimizers
 from lib.training_files import LAST_MODEL, RunFolder, Validation
 from lib.weight_average import WeightAverage
 
@@ -34,6 +35,7 @@ class TrainingState:
     model: nn.Module
     n_steps: int
     learning_rate: float  # peak
+    optimizer: str = "muon"  # see build_optimizers
     warmup_share: float = 0.1  # of all steps
     ema_decay: float = 0.0  # see WeightAverage
     max_grad_norm: float = math.inf
@@ -42,15 +44,18 @@ class TrainingState:
     validated_step: int = 0
     best_score: float = -math.inf
     average: WeightAverage = field(init=False)
-    optimizer: torch.optim.Optimizer = field(init=False)
-    scheduler: torch.optim.lr_scheduler.LRScheduler = field(init=False)
+    optimizers: list[torch.optim.Optimizer] = field(init=False)
+    schedulers: list[torch.optim.lr_scheduler.LRScheduler] = field(init=False)
 
     def __post_init__(self) -> None:
         self.average = WeightAverage(self.model, self.ema_decay)
-        self.optimizer = torch.optim.AdamW(self.trained_weights(), lr=self.learning_rate, fused=True)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate_share(step, self.n_steps, self.warmup_share)
-        )
+        self.optimizers = build_optimizers(self.optimizer, self.trained_weights(), self.learning_rate)
+        self.schedulers = [
+            torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: learning_rate_share(step, self.n_steps, self.warmup_share)
+            )
+            for optimizer in self.optimizers
+        ]
 
     @property
     def is_finished(self) -> bool:
@@ -73,8 +78,8 @@ class TrainingState:
             "n_samples": self.n_samples,
             "validated_step": self.validated_step,
             "best_score": self.best_score,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
         }
 
     def restore(self, checkpoint: dict[str, Any], path: Path) -> None:
@@ -88,15 +93,18 @@ class TrainingState:
         try:
             self.average.model.load_state_dict(checkpoint["weights"])
             self.model.load_state_dict(checkpoint["last_weights"])
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-            self.scheduler.load_state_dict(checkpoint["scheduler"])
+            for optimizer, progress in zip(self.optimizers, checkpoint["optimizers"], strict=True):
+                optimizer.load_state_dict(progress)
+            for scheduler, progress in zip(self.schedulers, checkpoint["schedulers"], strict=True):
+                scheduler.load_state_dict(progress)
             self.step = checkpoint["step"]
             self.n_samples = checkpoint["n_samples"]
             self.validated_step = checkpoint["validated_step"]
             self.best_score = checkpoint["best_score"]
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
-                f"--resume {path} does not hold the state of a run of this model; use its {LAST_MODEL}"
+                f"--resume {path} does not hold the state of a run of this model and version; "
+                f"use its {LAST_MODEL}"
             ) from error
         if self.step > self.n_steps:
             raise InputError(f"--train_iter {self.n_steps} is below the {self.step} steps of --resume {path}")
@@ -197,7 +205,7 @@ def train(
         interval.restart()
 
     def step_once(batch: Any) -> None:
-        interval.learning_rate = state.optimizer.param_groups[0]["lr"]
+        interval.learning_rate = state.optimizers[0].param_groups[0]["lr"]
         interval.terms_of_steps.append(_train_step(state, compute_losses, batch))
         state.n_samples += batch_size * n_ranks()
 
@@ -236,11 +244,14 @@ def _train_step(
     state.model.train()
     terms = compute_losses(batch)
     loss = torch.stack(list(terms.values())).sum()
-    state.optimizer.zero_grad(set_to_none=True)
+    for optimizer in state.optimizers:
+        optimizer.zero_grad(set_to_none=True)
     loss.backward()
     grad_norm = nn.utils.clip_grad_norm_(state.trained_weights(), state.max_grad_norm)
-    state.optimizer.step()
-    state.scheduler.step()
+    for optimizer in state.optimizers:
+        optimizer.step()
+    for scheduler in state.schedulers:
+        scheduler.step()
     state.step += 1
     state.average.update(state.model, state.step)
     terms = {name: term.detach() for name, term in terms.items()}

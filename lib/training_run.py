@@ -67,7 +67,8 @@ class Recipe:
     n_annotations: int = 4  # of each crop
     n_steps: int = 500_000
     batch_size: int = 6  # of each rank
-    learning_rate: float = 2e-3  # peak
+    optimizer: str = "muon"  # see lib.optimizers.build_optimizers
+    learning_rate: float = 3e-3  # peak
     warmup_share: float = 0.1  # of all steps
     ema_decay: float = 0.999  # of the averaged weights
     max_grad_norm: float = 1.0  # longer gradients are shortened to it
@@ -177,6 +178,7 @@ def run_training(
     state = TrainingState(
         model,
         n_steps=recipe.n_steps,
+        optimizer=recipe.optimizer,
         learning_rate=recipe.learning_rate,
         warmup_share=recipe.warmup_share,
         ema_decay=recipe.ema_decay,

@@ -331,7 +331,7 @@ def test_synthetic_data_need_no_loader(tmp_path):
 def test_resuming_a_run_of_the_other_model(bsds_root, tmp_path, composite_weights, capsys):
     checkpoint = read_checkpoint(composite_weights)
     path = tmp_path / "last_model.pth"
-    save_checkpoint({**checkpoint, "optimizer": {}, "options": {"optflow_deepfdim": "3"}}, path)
+    save_checkpoint({**checkpoint, "last_weights": {}, "options": {"optflow_deepfdim": "3"}}, path)
     error = fails_with(train_base_model.main, [f"--resume={path}"], capsys)
     assert f"--resume {path} is of another model or version: it has --optflow_deepfdim=3" in error
 
