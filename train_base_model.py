@@ -80,7 +80,13 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
         args.deepfdim, n_iter=args.niter, distance=args.distance, sees_position=args.sees_position
     )
     if args.init_weights and not cli.resumed_from(args):
-        start = load_base_model(args.init_weights, n_learned_features=args.deepfdim)
+        start = load_base_model(args.init_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
+        for name in ("distance", "sees_position"):
+            ours, theirs = getattr(model, name), getattr(start.model, name)
+            if ours != theirs:
+                raise InputError(
+                    f"--{name} {ours} contradicts {theirs} of --init_weights {args.init_weights}"
+                )
         model.load_state_dict(start.model.state_dict())
     cli.log_options(args)
     return run_training(

@@ -39,8 +39,8 @@ REPO_ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_BASE_WEIGHTS = REPO_ROOT / "trained_models" / "best_model.pth"
 DEFAULT_COMPOSITE_WEIGHTS = REPO_ROOT / "trained_models" / "best_composite_model.pth"
 
-# Options that may change when a run is resumed. They do not change what a training step computes, but for the
-# length of the run: the learning rate then goes on along the curve of the new one.
+# Options that may change when a run is resumed. They change neither the score nor what a step computes, but
+# for the length of the run: the learning rate then goes on along the curve of the new one.
 _FREE_ON_RESUME = {
     "bsds_root",
     "compile",
@@ -48,9 +48,7 @@ _FREE_ON_RESUME = {
     "davis2017_root",
     "davis_optflow_folder",
     "davis_split",
-    "davis_val_split",
     "device",
-    "eval_iou_ignore_background",
     "eval_on_davis",
     "keep",
     "log_interval",
@@ -60,7 +58,6 @@ _FREE_ON_RESUME = {
     "test_interval",
     "train_iter",
     "val_data_root",
-    "val_nspix",
 }
 
 AUTO = "auto"  # in place of a file to resume from
@@ -109,6 +106,8 @@ def run(main: Callable[[], object]) -> NoReturn:
         sys.exit(1)
     except (InputError, OSError) as error:
         sys.exit(_tell(program, error, 2))
+    except (MemoryError, torch.OutOfMemoryError):
+        sys.exit(_tell(program, RunError("out of memory; smaller batches or images take less"), 1))
     except RunError as error:
         sys.exit(_tell(program, error, 1))
     except RuntimeError as error:

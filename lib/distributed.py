@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from lib.errors import OtherRankError, RunError
-from lib.interruption import Stop, StopSignals
+from lib.interruption import StopSignals
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ def together(function: Callable[[], T]) -> T:
     if verdict == _FAILED:
         raise OtherRankError
     if verdict != _GOES_ON:
-        raise Stop(int(verdict))
+        StopSignals.stop(int(verdict))
     return value
 
 

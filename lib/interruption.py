@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import ClassVar, Self
+from typing import ClassVar, NoReturn, Self
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -19,7 +19,9 @@ class Stop(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM into `Stop`, but not inside a `deferred` block.
+    """Turns the first SIGINT or SIGTERM into `Stop`, but not inside a `deferred` block.
+
+    Further ones are ignored, so that what a `Stop` leads to, such as a last checkpoint, is not cut short.
 
     Parameters
     ----------
@@ -32,6 +34,7 @@ class StopSignals:
     def __init__(self, *, polled: bool = False) -> None:
         self._n_deferring = int(polled)
         self._pending: int | None = None
+        self._has_stopped = False
 
     def __enter__(self) -> Self:
         self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
@@ -52,7 +55,7 @@ class StopSignals:
         finally:
             self._n_deferring -= 1
         if self._pending is not None and self._n_deferring == 0:
-            raise Stop(self._take())
+            self._raise(self._take())
 
     @classmethod
     def deferred_if_active(cls) -> AbstractContextManager[None]:
@@ -64,15 +67,28 @@ class StopSignals:
         """Number of the signal that the instance in force has not raised yet; it will not raise it then."""
         return cls._active[-1]._take() if cls._active else None
 
+    @classmethod
+    def stop(cls, number: int) -> NoReturn:
+        """Raise `Stop` for a signal that another process took."""
+        if cls._active:
+            cls._active[-1]._raise(number)
+        raise Stop(number)
+
+    def _raise(self, number: int) -> NoReturn:
+        self._has_stopped, self._pending = True, None
+        raise Stop(number)
+
     def _take(self) -> int | None:
         number, self._pending = self._pending, None
         return number
 
     def _handle(self, number: int, frame: object) -> None:
+        if self._has_stopped:
+            return
         if self._n_deferring > 0:
             self._pending = number
         else:
-            raise Stop(number)
+            self._raise(number)
 
 
 @contextmanager

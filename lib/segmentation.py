@@ -62,8 +62,8 @@ def model_input(
     return channels.contiguous(memory_format=torch.channels_last)
 
 
-def check_n_spixels(n_spixels: int, n_pixels: int, image_name: str) -> None:
-    """Check that an image has as many pixels as superpixels are asked for.
+def check_n_spixels(n_spixels: int, n_pixels: int, image_name: str, *, option: str = "--nspix") -> None:
+    """Check that an image has as many pixels as superpixels are asked for, by an option.
 
     Raises
     ------
@@ -71,4 +71,4 @@ def check_n_spixels(n_spixels: int, n_pixels: int, image_name: str) -> None:
         If not.
     """
     if n_spixels > n_pixels:
-        raise InputError(f"--nspix {n_spixels} is above the {n_pixels} pixels of {image_name}")
+        raise InputError(f"{option} {n_spixels} is above the {n_pixels} pixels of {image_name}")

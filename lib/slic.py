@@ -465,6 +465,7 @@ def _build_large_grid(height: int, width: int, n_rows: int, n_cols: int, device:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # a grid that validation makes serves training too, with its gradients
 def _build_grid(height: int, width: int, n_rows: int, n_cols: int, device: torch.device) -> CellGrid:
     y, y_mask, y_slot = _split_axis(height, n_rows, device)
     x, x_mask, x_slot = _split_axis(width, n_cols, device)

@@ -45,22 +45,20 @@ class TrainingState:
     best_score: float = -math.inf
     average: WeightAverage = field(init=False)
     optimizers: list[torch.optim.Optimizer] = field(init=False)
-    schedulers: list[torch.optim.lr_scheduler.LRScheduler] = field(init=False)
 
     def __post_init__(self) -> None:
         self.average = WeightAverage(self.model, self.ema_decay)
         self.optimizers = build_optimizers(self.optimizer, self.trained_weights(), self.learning_rate)
-        self.schedulers = [
-            torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda step: learning_rate_share(step, self.n_steps, self.warmup_share)
-            )
-            for optimizer in self.optimizers
-        ]
 
     @property
     def is_finished(self) -> bool:
         """Whether all steps are done and the last one is validated."""
         return self.step == self.validated_step == self.n_steps
+
+    @property
+    def current_learning_rate(self) -> float:
+        """Learning rate of the next step."""
+        return self.learning_rate * learning_rate_share(self.step, self.n_steps, self.warmup_share)
 
     def trained_weights(self) -> list[nn.Parameter]:
         """The weights that training moves."""
@@ -79,7 +77,6 @@ class TrainingState:
             "validated_step": self.validated_step,
             "best_score": self.best_score,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
         }
 
     def restore(self, checkpoint: dict[str, Any], path: Path) -> None:
@@ -95,8 +92,6 @@ class TrainingState:
             self.model.load_state_dict(checkpoint["last_weights"])
             for optimizer, progress in zip(self.optimizers, checkpoint["optimizers"], strict=True):
                 optimizer.load_state_dict(progress)
-            for scheduler, progress in zip(self.schedulers, checkpoint["schedulers"], strict=True):
-                scheduler.load_state_dict(progress)
             self.step = checkpoint["step"]
             self.n_samples = checkpoint["n_samples"]
             self.validated_step = checkpoint["validated_step"]
@@ -205,7 +200,7 @@ def train(
         interval.restart()
 
     def step_once(batch: Any) -> None:
-        interval.learning_rate = state.optimizers[0].param_groups[0]["lr"]
+        interval.learning_rate = state.current_learning_rate
         interval.terms_of_steps.append(_train_step(state, compute_losses, batch))
         state.n_samples += batch_size * n_ranks()
 
@@ -248,10 +243,11 @@ def _train_step(
         optimizer.zero_grad(set_to_none=True)
     loss.backward()
     grad_norm = nn.utils.clip_grad_norm_(state.trained_weights(), state.max_grad_norm)
+    learning_rate = state.current_learning_rate
     for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
         optimizer.step()
-    for scheduler in state.schedulers:
-        scheduler.step()
     state.step += 1
     state.average.update(state.model, state.step)
     terms = {name: term.detach() for name, term in terms.items()}

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ BEST_MODEL, LAST_MODEL, LOG = "best_model.pth", "last_model.pth", "log.jsonl"
 CURVES, TENSORBOARD = "curves.png", "tensorboard"
 
 _PERIODIC = "checkpoint_{step:08d}.pth"
+_PERIODIC_NAME = re.compile(r"checkpoint_(\d{8,})\.pth")
 
 
 class Validation(NamedTuple):
@@ -40,18 +42,34 @@ class RunFolder:
         A folder that can be written to; see `prepare_run_folder`.
     description : dict
         What the checkpoints say about the model: "model_args", "input_args" and so on.
-    first_step : int
-        Steps that are done. What the log holds beyond them is dropped.
+    first_step, validated_step : int
+        Steps that are done, and the last one of them that is validated. What the log and the periodic
+        checkpoints hold beyond them is dropped.
     n_kept : int
         Periodic checkpoints to keep.
     """
 
-    def __init__(self, folder: Path, description: Mapping[str, Any], *, first_step: int, n_kept: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        description: Mapping[str, Any],
+        *,
+        first_step: int,
+        validated_step: int,
+        n_kept: int,
+    ) -> None:
         self.folder = folder
         self.description = description
         self.n_kept = n_kept
         remove_leftovers(folder)
-        self._log = [entry for entry in _read_log(folder / LOG) if 0 < entry["step"] <= first_step]
+        for path, step in _periodic_checkpoints(folder):
+            if step > first_step:
+                path.unlink()
+        self._log = [
+            entry
+            for entry in _read_log(folder / LOG)
+            if 0 < entry["step"] <= (validated_step if "score" in entry else first_step)
+        ]
         with atomic_path(folder / LOG) as temporary:
             temporary.write_text("".join(f"{json.dumps(entry)}\n" for entry in self._log))
         self._tensorboard = TensorBoardLog(folder / TENSORBOARD, first_step=first_step)
@@ -88,7 +106,7 @@ class RunFolder:
         """Write a checkpoint named after its step, and remove those that are too many."""
         path = self.folder / _PERIODIC.format(step=progress["step"])
         save_checkpoint({"weights": weights, **self.description, **progress}, path)
-        for older in _periodic_checkpoints(self.folder)[self.n_kept :]:
+        for older, _ in _periodic_checkpoints(self.folder)[self.n_kept :]:
             older.unlink()
 
     def _write_log(self, entry: dict[str, float]) -> None:
@@ -98,19 +116,27 @@ class RunFolder:
             file.write(json.dumps(entry) + "\n")
 
 
-def prepare_run_folder(folder: Path, *, is_resumed: bool) -> None:
+def prepare_run_folder(folder: Path, *, is_resumed: bool, overwrite: bool = False) -> None:
     """Make the folder of a run, and find out now whether it can be written to.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the run.
+    is_resumed : bool
+        Whether the run in it goes on.
+    overwrite : bool
+        Whether a new run may replace one that has no best model yet.
 
     Raises
     ------
     InputError
-        If not, or if a new run would overwrite an earlier one.
+        If it cannot, or if a new run would overwrite an earlier one.
     """
-    if not is_resumed and any((folder / name).exists() for name in (BEST_MODEL, LAST_MODEL, LOG)):
-        raise InputError(
-            f"--out_dir {folder} holds an earlier run: continue it with --resume auto, or choose another "
-            "folder"
-        )
+    precious = (BEST_MODEL,) if overwrite else (BEST_MODEL, LAST_MODEL, LOG)
+    if not is_resumed and any((folder / name).exists() for name in precious):
+        way_out = "" if overwrite else "continue it with --resume auto, or "
+        raise InputError(f"--out_dir {folder} holds an earlier run: {way_out}choose another folder")
     prepare_out_dir(folder)
 
 
@@ -122,7 +148,8 @@ def find_resumable(folder: Path) -> Path | None:
     InputError
         If there are some, of which none can be read.
     """
-    paths = [path for path in (folder / LAST_MODEL, *_periodic_checkpoints(folder)) if path.exists()]
+    periodic = [path for path, _ in _periodic_checkpoints(folder)]
+    paths = [path for path in (folder / LAST_MODEL, *periodic) if path.exists()]
     for path in paths:
         try:
             read_checkpoint(path)
@@ -135,9 +162,11 @@ def find_resumable(folder: Path) -> Path | None:
     return None
 
 
-def _periodic_checkpoints(folder: Path) -> list[Path]:
-    """Newest first."""
-    return sorted(folder.glob(_PERIODIC.replace("{step:08d}", "[0-9]*")), reverse=True)
+def _periodic_checkpoints(folder: Path) -> list[tuple[Path, int]]:
+    """Those of `save_periodic` with their steps, newest first."""
+    names = {path: _PERIODIC_NAME.fullmatch(path.name) for path in folder.glob("checkpoint_*")}
+    found = [(path, int(match[1])) for path, match in names.items() if match]
+    return sorted(found, key=lambda checkpoint: checkpoint[1], reverse=True)
 
 
 def _read_log(path: Path) -> list[dict[str, float]]:

@@ -136,7 +136,7 @@ def run_training(
     resume : Path, optional
         Checkpoint of a run to continue, which must be this one.
     overwrite : bool
-        Replace what an earlier run left in `out_dir`.
+        Replace the log and the checkpoints of an earlier run in `out_dir` that had no best model yet.
     val_n_spixels : int
         Number of superpixels requested in a whole image at validation.
     test_interval, log_interval, save_interval : int
@@ -186,11 +186,18 @@ def run_training(
     )
     if resume:
         state.restore(read_checkpoint(resume), resume)
-    on_first_rank(lambda: prepare_run_folder(out_dir, is_resumed=resume is not None or overwrite))
+    on_first_rank(lambda: prepare_run_folder(out_dir, is_resumed=resume is not None, overwrite=overwrite))
     n_trained = sum(weight.numel() for weight in state.trained_weights())
     datasets = {"train": train_set, **validation_sets}
     sizes = ", ".join(f"{len(dataset)} images in {name}" for name, dataset in datasets.items())
-    logger.info("device: %s, ranks: %d; %d trained parameters; %s", device, n_ranks(), n_trained, sizes)
+    logger.info(
+        "device: %s, convolutions in %s, ranks: %d; %d trained parameters; %s",
+        device,
+        "bfloat16" if recipe.with_bfloat16 else "float32",
+        n_ranks(),
+        n_trained,
+        sizes,
+    )
 
     input_args = {name: value for name, value in scales._asdict().items() if value is not None}
     description = {"model_args": model.arguments(), "input_args": input_args, **(description or {})}
@@ -204,7 +211,15 @@ def run_training(
     )
     run_folder = together(
         lambda: (
-            RunFolder(out_dir, description, first_step=state.step, n_kept=n_kept) if is_first_rank() else None
+            RunFolder(
+                out_dir,
+                description,
+                first_step=state.step,
+                validated_step=state.validated_step,
+                n_kept=n_kept,
+            )
+            if is_first_rank()
+            else None
         )
     )
     method = NetworkMethod("model", state.average.model, scales, device)
@@ -220,7 +235,7 @@ def run_training(
             pictures |= together(draw if is_first_rank() else dict)
         return Validation(figures[score], figures, pictures)
 
-    batches = loader if with_loader else itertools.repeat(next(iter(loader)))
+    batches = loader if with_loader else itertools.repeat(next(iter(loader), None))
     with closing(run_folder) if run_folder else nullcontext():
         train(
             state,
@@ -253,7 +268,7 @@ def _check_sets(
             f"({n_ranks()} ranks x --batchsize {recipe.batch_size})"
         )
     for dataset in validation_sets.values():
-        check_first_image(dataset, [val_n_spixels])
+        check_first_image(dataset, [val_n_spixels], option="--val_nspix")
 
 
 def _losses_of(

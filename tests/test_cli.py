@@ -1,11 +1,13 @@
 """Types of options, and how errors are told."""
 
 import argparse
+import os
 
 import pytest
 import torch
 
 from lib import cli
+from lib.datasets.samples import usable_workers
 from lib.errors import InputError, RunError
 
 
@@ -87,6 +89,11 @@ def test_errors_end_in_one_line(error, status, told, capsys):
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
     assert told in printed
+
+
+def test_no_more_workers_than_this_process_has_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3}, raising=False)
+    assert usable_workers(4) == 1
 
 
 @pytest.mark.parametrize("kind", [ValueError, RuntimeError])

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from lib.interruption import StopSignals
+from lib.interruption import Stop, StopSignals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -42,6 +42,24 @@ def test_a_signal_outside_of_a_block_takes_effect_at_once():
 
     with pytest.raises(KeyboardInterrupt):
         work()
+
+
+def test_signals_after_the_first_are_ignored():
+    with StopSignals() as signals:
+        with pytest.raises(Stop) as caught:
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        with signals.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.number == signal.SIGTERM
+
+
+def test_signal_of_another_process_takes_the_place_of_one_that_waits():
+    with StopSignals(polled=True):
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stop):
+            StopSignals.stop(signal.SIGTERM)
+        assert StopSignals.take_pending() is None
 
 
 def test_without_stop_signals_a_block_defers_nothing():

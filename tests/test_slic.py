@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import gather_oracle
+from lib.losses import true_label_share
 from lib.slic import DISTANCES, CellGrid, compute_grid_shape, slic, slic_labels
 
 SHAPES_AND_COUNTS = [
@@ -270,3 +271,13 @@ def test_no_host_synchronisation_on_cuda():
         slic(features, 40).labels()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_grid_made_without_gradients_serves_with_them():
+    features = torch.rand(1, 3, 29, 37)
+    with torch.inference_mode():
+        slic_labels(features, 12)
+    features.requires_grad_()
+    shares = true_label_share(slic(features, 12), torch.arange(29 * 37).view(1, 29, 37) % 3, 3)
+    shares.sum().backward()
+    assert features.grad.abs().sum() > 0

@@ -21,6 +21,10 @@ class LineFit(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(3))
+        self.matrix = torch.nn.Parameter(torch.zeros(3, 2))  # which another optimizer trains
+
+    def forward(self, batch):
+        return batch @ (self.weight + self.matrix.sum(1))
 
 
 def make_batches(first_step=0):
@@ -37,7 +41,7 @@ def run(
 
     def default_losses(batch):
         assert state.model.training
-        residual = batch @ state.model.weight - batch.sum(1)
+        residual = state.model(batch) - batch.sum(1)
         return {"fit": residual.square().mean(), "size": 0.01 * state.model.weight.square().sum()}
 
     def validate():
@@ -46,7 +50,13 @@ def run(
         score = scores[len(validated) - 1] if scores else float(state.step)
         return Validation(score, {"asa": score}, {})
 
-    run_folder = RunFolder(out_dir, {"model_args": {}}, first_step=state.step, n_kept=2)
+    run_folder = RunFolder(
+        out_dir,
+        {"model_args": {}},
+        first_step=state.step,
+        validated_step=state.validated_step,
+        n_kept=2,
+    )
 
     train(
         state,
@@ -111,7 +121,7 @@ def test_interrupted_and_resumed_run_equals_uninterrupted(tmp_path, number, stop
     def losses_with_signal(batch):
         if interrupted.step == stop_at - 1:
             os.kill(os.getpid(), number)  # in the middle of a step: it must be finished first
-        residual = batch @ interrupted.model.weight - batch.sum(1)
+        residual = interrupted.model(batch) - batch.sum(1)
         size = 0.01 * interrupted.model.weight.square().sum()
         return {"fit": residual.square().mean(), "size": size}
 
@@ -126,7 +136,9 @@ def test_interrupted_and_resumed_run_equals_uninterrupted(tmp_path, number, stop
     assert resumed.step == stop_at
     run(tmp_path / "parts", resumed)
 
-    assert resumed.model.weight.equal(whole.model.weight)
+    assert not whole.model.matrix.equal(torch.zeros(3, 2))
+    for name, value in whole.model.state_dict().items():
+        assert value.equal(resumed.model.state_dict()[name]), name
     assert resumed.best_score == whole.best_score
     ours, theirs = (
         [line for line in read_log(tmp_path / name) if "score" in line] for name in ("parts", "whole")
@@ -150,6 +162,31 @@ def test_log_is_cut_back_to_the_step_that_is_resumed(tmp_path):
     resumed.step = resumed.validated_step = 6
     run(tmp_path, resumed)
     assert [line["step"] for line in read_log(tmp_path)] == [3, 4, 4, 6, 8, 8, 9, 10, 10]
+
+
+def test_validation_that_a_crash_undid_is_logged_once(tmp_path):
+    run(tmp_path, make_state())
+    resumed = make_state()
+    resumed.step, resumed.validated_step = 8, 4  # killed while the validation of step 8 was written
+    run(tmp_path, resumed)
+    assert [line["step"] for line in read_log(tmp_path) if "score" in line] == [4, 8, 10]
+
+
+def test_second_signal_does_not_cut_the_last_save_short(tmp_path, monkeypatch):
+    state = make_state()
+
+    def losses_with_signal(batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"fit": (state.model(batch) - batch.sum(1)).square().mean()}
+
+    def save_last(self, *args):
+        os.kill(os.getpid(), signal.SIGINT)
+        original(self, *args)
+
+    original = RunFolder.save_last
+    monkeypatch.setattr(RunFolder, "save_last", save_last)
+    run(tmp_path, state, compute_losses=losses_with_signal, log_interval=100)
+    assert read_checkpoint(tmp_path / "last_model.pth")["step"] == 1
 
 
 def test_loss_that_is_not_finite_stops_with_its_terms(tmp_path):
@@ -195,6 +232,15 @@ def test_a_new_run_never_overwrites_an_earlier_one(tmp_path, name):
         prepare_run_folder(tmp_path, is_resumed=False)
     prepare_run_folder(tmp_path, is_resumed=True)
     assert (tmp_path / name).read_text() == "precious"
+
+
+def test_only_a_run_without_a_best_model_is_replaced(tmp_path):
+    for name in ("log.jsonl", "last_model.pth"):
+        (tmp_path / name).touch()
+    prepare_run_folder(tmp_path, is_resumed=False, overwrite=True)
+    (tmp_path / "best_model.pth").touch()
+    with pytest.raises(InputError, match=r"holds an earlier run: choose another folder"):
+        prepare_run_folder(tmp_path, is_resumed=False, overwrite=True)
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 10, 1000])
@@ -258,6 +304,16 @@ def test_the_last_periodic_checkpoints_are_kept(tmp_path):
     names = sorted(path.name for path in tmp_path.glob("checkpoint_*"))
     assert names == ["checkpoint_00000008.pth", "checkpoint_00000010.pth"]
     assert read_checkpoint(tmp_path / names[0])["step"] == 8
+
+
+def test_checkpoints_of_a_branch_that_is_left_are_removed(tmp_path):
+    run(tmp_path, make_state(), save_interval=2)
+    (tmp_path / "checkpoint_00000010_good.pth").touch()
+    resumed = make_state()
+    resumed.step = resumed.validated_step = 8
+    run(tmp_path, resumed, save_interval=9)
+    names = sorted(path.name for path in tmp_path.glob("checkpoint_*"))
+    assert names == ["checkpoint_00000008.pth", "checkpoint_00000009.pth", "checkpoint_00000010_good.pth"]
 
 
 def test_newest_checkpoint_that_can_be_read_is_resumed(tmp_path):

@@ -200,8 +200,12 @@ def is_lost_worker(error: RuntimeError) -> bool:
 
 
 def usable_workers(n_workers: int) -> int:
-    """At most one worker a core: more are slower, and PyTorch warns of them. None changes a sample."""
-    return min(n_workers, os.cpu_count() or 1)
+    """At most one worker a core that this process may use: more are slower, and PyTorch warns of them.
+
+    Their number changes no sample.
+    """
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(n_workers, n_cores or 1)
 
 
 def _start_worker(worker_idx: int) -> None:

@@ -50,8 +50,12 @@ def list_settings(method: Method, n_spixels: Sequence[int]) -> list[Setting]:
     return [Setting(count, pos_scale) for pos_scale in method.pos_scales for count in n_spixels]
 
 
-def check_first_image(dataset: Dataset[SegmentedImage], n_spixels: Sequence[int]) -> None:
+def check_first_image(
+    dataset: Dataset[SegmentedImage], n_spixels: Sequence[int], *, option: str = "--nspix"
+) -> None:
     """Find out before any work whether a data set can be evaluated on, as far as its first image tells.
+
+    `option` is the one that asks for the superpixels.
 
     Raises
     ------
@@ -60,7 +64,7 @@ def check_first_image(dataset: Dataset[SegmentedImage], n_spixels: Sequence[int]
     """
     _check_not_empty(dataset)
     image = EvaluationImages(dataset)[0]
-    check_n_spixels(max(n_spixels), image.image_lab[0, 0].numel(), image.name)
+    check_n_spixels(max(n_spixels), image.image_lab[0, 0].numel(), image.name, option=option)
 
 
 def evaluate(
