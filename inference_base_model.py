@@ -25,6 +25,7 @@ from lib.inference_options import (
     segment_given_video,
     tell_profile,
 )
+from lib.interruption import StopSignals
 from lib.video import VideoSummary
 
 
@@ -56,12 +57,13 @@ def main(argv: Sequence[str] | None = None) -> RunSummary | VideoSummary:
     if is_single_image(args.image) and n_ranks() == 1 and not args.skip_existing:
         (job,) = jobs
         start = time.perf_counter()
-        (superpixels,) = segmenter.cluster(
-            [job.read(segmenter)], args.nspix, with_features=args.save_features is not None
-        )
-        if args.enforce_connectivity:
-            superpixels = segmenter.finish(superpixels, args.nspix, exact=args.exact_nspix)
-        job.write(segmenter, superpixels, overlay_style(args))
+        with StopSignals():
+            (superpixels,) = segmenter.cluster(
+                [job.read(segmenter)], args.nspix, with_features=args.save_features is not None
+            )
+            if args.enforce_connectivity:
+                superpixels = segmenter.finish(superpixels, args.nspix, exact=args.exact_nspix)
+            job.write(segmenter, superpixels, overlay_style(args))
         seconds = time.perf_counter() - start
         log_superpixels(job.image, args.nspix, superpixels, seconds, segmenter.device, job.files.overlay)
         tell_profile(args, segmenter)

@@ -9,9 +9,10 @@ from pathlib import Path
 from lib import cli
 from lib.checkpoint import load_composite_model
 from lib.errors import InputError
-from lib.images import read_image
+from lib.images import read_image, read_mask
 from lib.inference import Segmenter
 from lib.inference_options import (
+    add_mask_arg,
     add_output_args,
     add_speed_args,
     add_video_args,
@@ -25,6 +26,7 @@ from lib.inference_options import (
     segment_given_video,
     tell_profile,
 )
+from lib.interruption import StopSignals
 from lib.optflow import FlowArchive, FrameFlow
 from lib.outputs import write_outputs
 from lib.superpixels import Superpixels
@@ -45,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     sources = parser.add_mutually_exclusive_group()
     sources.add_argument("--image", type=Path, default=DEMO_IMAGE, help="image to segment")
     add_video_args(parser, sources)
+    add_mask_arg(parser)
     add_output_args(parser)
     parser.add_argument(
         "--optflow_data",
@@ -82,28 +85,33 @@ def main(argv: Sequence[str] | None = None) -> Superpixels | VideoSummary:
         "save_features": args.save_features,
         "save_outlines": args.save_outlines,
     }
-    files = check_files(image=args.image, optflow_data=optflow_data, **outputs, save_flow=args.save_flow)
+    files = check_files(
+        image=args.image, mask=args.mask, optflow_data=optflow_data, **outputs, save_flow=args.save_flow
+    )
     segmenter = _open_composite(args)
 
     start = time.perf_counter()
-    with segmenter.stopwatch.stage("reading"):
-        image_rgb = read_image(args.image)
-        frame_flow = _read_flow(optflow_data, frame_idx, image_rgb.shape[:2])
-    superpixels = segmenter(
-        image_rgb,
-        args.nspix,
-        extra=frame_flow.flow,
-        connected=args.enforce_connectivity,
-        exact=args.exact_nspix,
-        with_features=args.save_features is not None,
-    )
-    with segmenter.stopwatch.stage("writing"):
-        write_outputs(
-            superpixels,
-            output_files(**outputs),
-            style=overlay_style(args),
-            more_pictures={files["save_flow"]: draw_flow(frame_flow.flow)} if args.save_flow else None,
+    with StopSignals():
+        with segmenter.stopwatch.stage("reading"):
+            image_rgb = read_image(args.image)
+            mask = read_mask(files["mask"]) if args.mask else None
+            frame_flow = _read_flow(optflow_data, frame_idx, image_rgb.shape[:2])
+        superpixels = segmenter(
+            image_rgb,
+            args.nspix,
+            extra=frame_flow.flow,
+            mask=mask,
+            connected=args.enforce_connectivity,
+            exact=args.exact_nspix,
+            with_features=args.save_features is not None,
         )
+        with segmenter.stopwatch.stage("writing"):
+            write_outputs(
+                superpixels,
+                output_files(**outputs),
+                style=overlay_style(args),
+                more_pictures={files["save_flow"]: draw_flow(frame_flow.flow)} if args.save_flow else None,
+            )
     seconds = time.perf_counter() - start
     logger.info("%s, frame %d: %s", optflow_data, frame_idx, _describe(frame_flow))
     log_superpixels(args.image, args.nspix, superpixels, seconds, segmenter.device, files["out"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import torch
+from PIL import Image
 
 from lib.checkpoint import (
     DEFAULT_COLOR_SCALE,
@@ -22,7 +23,7 @@ from lib.checkpoint import (
 from lib.datasets.davis import DAVISDataset
 from lib.datasets.samples import LOST_WORKER, is_lost_worker
 from lib.distributed import is_first_rank, joined_ranks, local_rank, n_ranks, on_first_rank
-from lib.errors import InputError, OtherRankError, RunError
+from lib.errors import InputError, OtherRankError, RunError, is_out_of_memory
 from lib.features import InputScales
 from lib.losses import RECONSTRUCTION_LOSSES
 from lib.memory import keep_freed_memory
@@ -59,6 +60,9 @@ _FREE_ON_RESUME = {
     "train_iter",
     "val_data_root",
 }
+
+# In pixels. Pillow takes larger ones for attacks, and refuses those of twice the size.
+_LARGEST_SAFE_IMAGE = 2**29
 
 AUTO = "auto"  # in place of a file to resume from
 
@@ -97,6 +101,7 @@ def run(main: Callable[[], object]) -> NoReturn:
     """
     program = Path(sys.argv[0]).name
     keep_freed_memory()
+    Image.MAX_IMAGE_PIXELS = _LARGEST_SAFE_IMAGE
     try:
         with joined_ranks():
             level = logging.INFO if is_first_rank() else logging.ERROR
@@ -106,11 +111,11 @@ def run(main: Callable[[], object]) -> NoReturn:
         sys.exit(1)
     except (InputError, OSError) as error:
         sys.exit(_tell(program, error, 2))
-    except (MemoryError, torch.OutOfMemoryError):
-        sys.exit(_tell(program, RunError("out of memory; smaller batches or images take less"), 1))
     except RunError as error:
         sys.exit(_tell(program, error, 1))
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            sys.exit(_tell(program, RunError("out of memory; smaller batches or images take less"), 1))
         if "InvalidCxxCompiler" in str(error):  # found missing by PyTorch when the network first runs
             sys.exit(_tell(program, InputError("--compile needs a C++ compiler, and there is none"), 2))
         if not is_lost_worker(error):  # of which PyTorch may tell in the midst of anything

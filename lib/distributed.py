@@ -7,6 +7,7 @@ the others too: it is told to them the next time they do something `together`.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,9 @@ from lib.errors import OtherRankError, RunError
 from lib.interruption import StopSignals
 
 T = TypeVar("T")
+
+# For a rank that has more to do than the others. One that is killed breaks the connection at once.
+_LONGEST_WAIT = timedelta(days=7)
 
 # What a rank tells the others: nothing, the number of a signal that is to stop all, or that it failed.
 _GOES_ON, _FAILED = 0, 1000
@@ -35,7 +39,8 @@ def joined_ranks() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
     try:
         yield
     except RuntimeError as error:

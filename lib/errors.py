@@ -1,5 +1,7 @@
 """The errors that end a script in one line: they mean that the user's files or settings are at fault."""
 
+import torch
+
 
 class InputError(ValueError):
     """A file, folder or option cannot be used; the message says which, and what was expected."""
@@ -11,3 +13,9 @@ class RunError(RuntimeError):
 
 class OtherRankError(Exception):
     """Another process of a distributed run failed, and has told why."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether NumPy, or PyTorch on any device, found no memory."""
+    is_of_torch_on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return is_of_torch_on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -1,5 +1,6 @@
 """The frames of a video, from a folder of images or from a video file, one at a time."""
 
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,12 @@ from lib.errors import InputError
 from lib.images import read_image, resize_image
 from lib.opencv import cv2
 
+logger = logging.getLogger(__name__)
+
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
 # Some containers announce a few frames more than they hold.
 ANNOUNCED_SHARE = 0.95
-
 
 DEFAULT_FRAME_RATE = 24.0  # frames a second
 
@@ -99,6 +101,8 @@ class VideoFile:
             capture.release()
         if n_read < ANNOUNCED_SHARE * self._n_frames - 1:
             raise InputError(f"{self.path}: decoding stopped after {n_read} of {self._n_frames} frames")
+        if n_read < self._n_frames:
+            logger.warning("%s announces %d frames, but holds %d", self.path, self._n_frames, n_read)
 
     def _open(self) -> cv2.VideoCapture:
         if not self.path.is_file():

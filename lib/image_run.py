@@ -1,5 +1,6 @@
 """Many image files in, the files of their superpixels out: reading, network and writing overlap."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,21 +9,24 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import torch
 from tqdm import tqdm
 
 from lib.distributed import gather, is_first_rank, n_ranks, rank
-from lib.errors import InputError, RunError
+from lib.errors import InputError, RunError, is_out_of_memory
 from lib.images import read_image, read_mask
 from lib.inference import PreparedImage, Segmenter
+from lib.interruption import StopSignals
 from lib.outputs import DEFAULT_STYLE, OutputFiles, OverlayStyle, write_outputs
 from lib.segmentation import check_n_spixels
 from lib.superpixels import Superpixels
+
+logger = logging.getLogger(__name__)
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 _N_THREADS = 2  # that read, and as many that write
 _MAX_WAITING = 4  # images that are read in advance, or wait to be written, beside those of a batch
+_OUT_OF_MEMORY = "out of memory"
 _BATCH_PIXELS = 2**22  # a batch ends with the image that exceeds it
 
 
@@ -96,16 +100,19 @@ def segment_files(
     start = time.perf_counter()
     own = jobs[rank() :: n_ranks()]
     is_hidden = None if is_first_rank() else True  # None: shown on a terminal
-    with tqdm(total=len(own), desc="segmenting", unit="image", disable=is_hidden) as progress:
+    progress = tqdm(total=len(own), desc="segmenting", unit="image", disable=is_hidden)
+    with progress, StopSignals():
         todo = [job for job in own if not (skip_existing and all(path.exists() for path in job.files.paths))]
         progress.update(len(own) - len(todo))
         run = _Run(segmenter, n_spixels, connected=connected, exact=exact, style=style, progress=progress)
         with ThreadPoolExecutor(_N_THREADS) as readers, ThreadPoolExecutor(_N_THREADS) as writers:
             try:
                 run.segment(todo, batch_size, readers, writers)
-            except BaseException:  # Ctrl-C: what is being written is finished
+            except BaseException:  # Ctrl-C, say: what is being written is finished
                 readers.shutdown(cancel_futures=True)
                 writers.shutdown(cancel_futures=True)
+                for failure in run.failures:
+                    logger.error("%s", failure)
                 raise
     shares = gather(lambda: (len(own) - len(todo), run.failures, len(todo)))
     failures = [failure for share in shares for failure in share[1]]
@@ -161,20 +168,27 @@ class _Run:
             check_n_spixels(self.n_spixels, image.n_pixels, image.name)
         except InputError as error:
             self._fail(str(error))
-            return None
-        return image
+        except MemoryError:
+            self._fail(f"{job.image}: {_OUT_OF_MEMORY}")
+        else:
+            return image
+        return None
 
     def _cluster(self, batch: list[tuple[ImageJob, PreparedImage]]) -> list[tuple[ImageJob, Superpixels]]:
         jobs, images = zip(*batch, strict=True)
         with_features = jobs[0].files.features is not None
         try:
             superpixels = self.segmenter.cluster(images, self.n_spixels, with_features=with_features)
-        except (MemoryError, torch.OutOfMemoryError):
-            if len(batch) > 1:
-                return [each for one in batch for each in self._cluster([one])]
-            self._fail(f"{jobs[0].image}: out of memory")
-            return []
-        return list(zip(jobs, superpixels, strict=True))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            return list(zip(jobs, superpixels, strict=True))
+        # Only here is what the attempt left in memory let go.
+        if len(batch) > 1:
+            return [each for one in batch for each in self._cluster([one])]
+        self._fail(f"{jobs[0].image}: {_OUT_OF_MEMORY}")
+        return []
 
     def _write(self, job: ImageJob, superpixels: Superpixels) -> None:
         try:
@@ -183,6 +197,8 @@ class _Run:
             job.write(self.segmenter, superpixels, self.style)
         except (InputError, RunError, OSError) as error:
             self._fail(f"{job.image}: {error}")
+        except MemoryError:
+            self._fail(f"{job.image}: {_OUT_OF_MEMORY}")
         else:
             self.progress.update()
 

@@ -219,7 +219,7 @@ class Segmenter:
             channels = _extra_channels(_as_array(extra), pixels.shape[:2], name=name)
             return PreparedImage(as_bytes, rgb_to_lab(pixels), channels, mask, name)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def cluster(
         self,
         images: Sequence[PreparedImage],
@@ -291,7 +291,7 @@ class Segmenter:
             except ValueError as error:
                 raise InputError(str(error)) from error
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def cluster_from(
         self, image: PreparedImage, n_spixels: int, start: Tensor | None
     ) -> tuple[Superpixels, Tensor]:
@@ -304,6 +304,8 @@ class Segmenter:
         spixel_features : Tensor, shape (C, S)
             Where they ended.
         """
+        if image.mask is not None:
+            raise InputError(f"{image.name} has a mask or NaN pixels, which a video cannot have")
         check_n_spixels(n_spixels, image.n_pixels, image.name)
         with self.stopwatch.stage("network", on_device=True):
             pixel_features = self._pixel_features([image], n_spixels)

@@ -263,11 +263,7 @@ def add_many_images_args(
         metavar="IMAGE",
         help="images to segment: files, folders with all that is below them, or patterns such as '*.jpg'",
     )
-    parser.add_argument(
-        "--mask",
-        help="picture of the pixels to segment, all that are not black; for several images, a folder or a "
-        "name with {name}",
-    )
+    add_mask_arg(parser, several=True)
     add_bool(
         parser, "--skip_existing", default=False, help="leave out images of which all files are there already"
     )
@@ -277,6 +273,12 @@ def add_many_images_args(
         help="images of one size that go through the network together; default: "
         f"{_CUDA_BATCH_SIZE} on CUDA, else 1",
     )
+
+
+def add_mask_arg(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Add `--mask`; with `several`, for several images too."""
+    in_folder = "; for several images, a folder or a name with {name}" if several else ""
+    parser.add_argument("--mask", help=f"picture of the pixels to segment, all that are not black{in_folder}")
 
 
 def add_speed_args(parser: argparse.ArgumentParser) -> None:
@@ -356,11 +358,14 @@ def plan_jobs(args: argparse.Namespace) -> list[ImageJob]:
             templates[option] = template
     images = _find_images(args.image, [*templates.values(), *filter(None, [mask_template])])
     jobs = []
+    masks = {_filled(mask_template, name).resolve() for _, name in images} if mask_template else set()
+    images = [(file, name) for file, name in images if is_single or file.resolve() not in masks]
+    if not images:
+        raise InputError(f"--image {' '.join(args.image)}: no image but those that --mask names as masks")
     users = {file.resolve(): f"the image {file}" for file, _ in images}
     for file, name in images:
-        stem = str(name.with_suffix(""))
-        paths = {option: Path(template.replace(NAME, stem)) for option, template in templates.items()}
-        mask = Path(mask_template.replace(NAME, stem)) if mask_template else None
+        paths = {option: _filled(template, name) for option, template in templates.items()}
+        mask = _filled(mask_template, name) if mask_template else None
         if mask:
             users.setdefault(mask.resolve(), f"--mask of {file}")
         jobs.append(ImageJob(file, _output_files(paths), mask))
@@ -369,7 +374,7 @@ def plan_jobs(args: argparse.Namespace) -> list[ImageJob]:
             user = f"an output of {job.image}"
             other = users.setdefault(path.resolve(), user)
             if other is not user:
-                raise InputError(f"{user} and {other} are the same file, {path}")
+                raise InputError(f"{user} and {other} are the same file, {path}; take them in separate runs")
     return jobs
 
 
@@ -525,6 +530,11 @@ def _template_of(option: str, given: str | None, *, is_single: bool) -> str | No
         template = str(Path(template) / f"{NAME}{output.suffixes[0]}")
     prepare_out_dir(_fixed_folder(template), option=f"--{option}")
     return template
+
+
+def _filled(template: str, name: Path) -> Path:
+    """Path that a template gives an image."""
+    return Path(template.replace(NAME, str(name.with_suffix(""))))
 
 
 def _fixed_folder(template: str) -> Path:

@@ -26,7 +26,7 @@ class StopSignals:
     Parameters
     ----------
     polled : bool
-        Never raise: the signal waits until `take_pending` asks for it.
+        Never raise of its own accord: the signal waits until `take_pending` or `raise_pending` asks for it.
     """
 
     _active: ClassVar[list[Self]] = []  # signal handlers are the process's, and so is this list
@@ -66,6 +66,12 @@ class StopSignals:
     def take_pending(cls) -> int | None:
         """Number of the signal that the instance in force has not raised yet; it will not raise it then."""
         return cls._active[-1]._take() if cls._active else None
+
+    def raise_pending(self) -> None:
+        """Raise `Stop` if a signal waits."""
+        number = self._take()
+        if number is not None:
+            self._raise(number)
 
     @classmethod
     def stop(cls, number: int) -> NoReturn:

@@ -7,6 +7,7 @@ import sys
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGEST = 2**31 - 1
+_LARGEST_OF_OLD = 2**25  # what older versions of glibc take at most as the threshold of blocks of their own
 
 
 def keep_freed_memory() -> None:
@@ -20,5 +21,6 @@ def keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST)
+        if not mallopt(_M_MMAP_THRESHOLD, _LARGEST):
+            mallopt(_M_MMAP_THRESHOLD, _LARGEST_OF_OLD)
         mallopt(_M_TRIM_THRESHOLD, _LARGEST)

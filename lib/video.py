@@ -65,15 +65,20 @@ def frames_with_estimated_flow(frames: FrameFolder | VideoFile, preset: str) -> 
         If the frames are too small, or of different sizes.
     """
     estimator = DISEstimator(frames.name, preset)
-    waiting, backward = None, None
-    for image_rgb in frames.read():
-        pair = estimator.flow_from_last(image_rgb)
-        if pair is not None:
-            yield VideoFrame(waiting, _join(pair[0], backward))
-            backward = pair[1]
-        waiting = image_rgb
+    waiting, backward, problem = None, None, None
+    try:
+        for image_rgb in frames.read():
+            pair = estimator.flow_from_last(image_rgb)
+            if pair is not None:
+                yield VideoFrame(waiting, _join(pair[0], backward))
+                backward = pair[1]
+            waiting = image_rgb
+    except InputError as error:
+        problem = error
     if waiting is not None:
         yield VideoFrame(waiting, _join(np.zeros((*waiting.shape[:2], 2), np.float32), backward))
+    if problem is not None:
+        raise problem
 
 
 def frames_with_flow_of(frames: FrameFolder | VideoFile, archive: FlowArchive) -> Iterator[VideoFrame]:
@@ -148,23 +153,24 @@ def segment_video(
         progress = stack.enter_context(
             tqdm(total=n_frames or None, desc="segmenting", unit="frame", disable=None)
         )
-        signals = stack.enter_context(StopSignals())
+        # Taken between frames alone, so that nothing cuts the end of a file short.
+        signals = stack.enter_context(StopSignals(polled=True))
         video = labels = None
         try:
             for frame in frames:
                 superpixels, frame_labels = run.segment(frame)
-                with signals.deferred():
-                    if video is None:
-                        temporary = stack.enter_context(atomic_path(overlay_file))
-                        size = frame.image_rgb.shape[:2]
-                        video = stack.enter_context(_VideoWriter(temporary, size, frame_rate))
-                        if labels_file:
-                            labels = _LabelWriter(stack.enter_context(write_hdf5(labels_file)), size)
-                    video.append(style.draw(superpixels))
-                    if labels:
-                        labels.append(frame_labels)
-                    run.n_written += 1
+                if video is None:
+                    temporary = stack.enter_context(atomic_path(overlay_file))
+                    size = frame.image_rgb.shape[:2]
+                    video = stack.enter_context(_VideoWriter(temporary, size, frame_rate))
+                    if labels_file:
+                        labels = _LabelWriter(stack.enter_context(write_hdf5(labels_file)), size)
+                video.append(style.draw(superpixels))
+                if labels:
+                    labels.append(frame_labels)
+                run.n_written += 1
                 progress.update()
+                signals.raise_pending()
         except (InputError, KeyboardInterrupt) as error:
             problem = error
     if isinstance(problem, KeyboardInterrupt):

@@ -240,6 +240,15 @@ def test_bad_evaluation_options(data_argv, davis_root, more, told, base_weights,
     assert told.format(**paths) in fails_with(eval_optflow_composite_model.main, argv, capsys)
 
 
+def test_mask_of_a_frame(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inference_optflow_composite_model.main(
+        [f"--mask={REPO_ROOT / 'demo' / 'clip_mask.png'}", "--nspix=24", "--save_labels=labels.npy"]
+    )
+    mask = np.asarray(Image.open(REPO_ROOT / "demo/clip_mask.png")) > 0
+    np.testing.assert_array_equal(np.load("labels.npy") >= 0, mask)
+
+
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_broken_flow_ends_an_evaluation_in_one_line(
     data_argv, davis_root, optflow_folder, base_weights, composite_weights, n_workers, capsys

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import inference_base_model
@@ -137,12 +138,20 @@ def test_full_disk_leaves_no_half_written_file(photos, in_tmp_path, monkeypatch)
     assert not any("b." in name for name in written)
 
 
-def test_a_batch_that_does_not_fit_the_memory(photos, in_tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 12"),
+    ],
+)
+def test_a_batch_that_does_not_fit_the_memory(photos, in_tmp_path, monkeypatch, error):
     original = Segmenter.cluster
 
     def cluster(self, images, *args, **kwargs):
         if len(images) > 1 or "e.png" in images[0].name:
-            raise MemoryError
+            raise error
         return original(self, images, *args, **kwargs)
 
     monkeypatch.setattr(Segmenter, "cluster", cluster)
@@ -165,6 +174,31 @@ def test_masks_below_the_images_are_no_images(photos, in_tmp_path):
     write_masks(photos, in_tmp_path / "masks")
     (in_tmp_path / "masks").rename(photos / "masks")
     assert segment("--image=photos", "--mask=photos/masks", "--out=photos/overlays").n_done == 5
+
+
+def test_masks_beside_the_images_are_no_images(photos, in_tmp_path):
+    write_masks(photos, in_tmp_path / "masks")
+    for mask in (in_tmp_path / "masks").rglob("*.png"):
+        folder = photos / mask.relative_to(in_tmp_path / "masks").parent
+        mask.rename(folder / f"{mask.stem}_mask.png")
+    argv = ["--image=photos", "--mask=photos/{name}_mask.png", "--save_labels=labels"]
+    assert segment(*argv).n_done == 5
+    assert (np.load(in_tmp_path / "labels" / "a.npy") == -1).mean() == 0.5
+
+
+@pytest.mark.parametrize("name", ["read", "write"])
+def test_an_image_that_does_not_fit_the_memory_does_not_stop_the_rest(photos, in_tmp_path, monkeypatch, name):
+    original = getattr(ImageJob, name)
+
+    def fail(self, *args):
+        if "a.png" in self.image.name:
+            raise MemoryError
+        return original(self, *args)
+
+    monkeypatch.setattr(ImageJob, name, fail)
+    with pytest.raises(RunError, match="1 of the images failed"):
+        segment("--image=photos", "--out=overlays")
+    assert len(files_below(in_tmp_path / "overlays")) == 4
 
 
 def test_single_image_into_a_folder_and_skipped(photos, in_tmp_path):

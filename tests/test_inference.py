@@ -107,6 +107,14 @@ def test_soft_assignment_is_that_of_the_labels_before_connectivity():
     assert segmenter(make_quadrants()[0], 24).soft_assignment is None
 
 
+def test_what_is_learnt_on_top_of_a_soft_assignment_gets_gradients():
+    segmenter = Segmenter(SSNPix(), SCALES)
+    assignment = segmenter(make_quadrants()[0], 24, with_soft_assignment=True).soft_assignment
+    values = torch.rand(1, 2, *make_quadrants()[0].shape[:2], requires_grad=True)
+    assignment.spixel_means(values).square().sum().backward()
+    assert values.grad.abs().sum() > 0
+
+
 def test_extra_channels_change_the_superpixels_of_a_composite():
     image_rgb, quadrants = make_quadrants()
     segmenter = Segmenter(CompositeSSNModel(4, 2, n_extra_channels=1), SCALES._replace(extra_scale=50.0))

@@ -7,6 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from skimage.measure import label
 
+from lib.errors import InputError
 from lib.features import InputScales
 from lib.inference import Segmenter
 from lib.tracking import Tracker, _assign_cells, share_that_follows
@@ -87,3 +88,9 @@ def test_share_that_follows_by_hand():
     assert share_that_follows(last, now, flow) == 1
     assert share_that_follows(last, now, 0 * flow) == pytest.approx(0.5)
     assert np.isnan(share_that_follows(last, now, 9 * np.ones((1, 4, 2))))
+
+
+def test_masks_are_refused():
+    image = SEGMENTER.prepare(moving_frames(1, 0)[0], mask=np.eye(60, 90, dtype=bool))
+    with pytest.raises(InputError, match="the image has a mask or NaN pixels"):
+        Tracker(SEGMENTER, 54).segment(image, None)

@@ -18,7 +18,7 @@ from lib.frames import VideoFile
 from lib.inference import Segmenter
 from lib.optflow import write_flow_archive
 from lib.outputs import OverlayStyle
-from lib.video import VideoFrame, segment_video
+from lib.video import VideoFrame, _VideoWriter, segment_video
 from model import SSNPix
 
 SEGMENTER = Segmenter(SSNPix(), InputScales(0.26, 2.5))
@@ -95,10 +95,11 @@ def test_composite_estimates_or_reads_its_flow(clip, composite_weights, tmp_path
         main([*argv, "--optflow_data=flow.h5"])
 
 
-def test_frames_before_a_broken_one_are_kept(clip, tmp_path, monkeypatch):
+@pytest.mark.parametrize("more", [[], ["--temporal"]])
+def test_frames_before_a_broken_one_are_kept(clip, tmp_path, monkeypatch, more):
     monkeypatch.chdir(tmp_path)
     (clip / "2.png").write_bytes(b"broken")
-    argv = ["--base_model_weights=none", "--video=clip", "--nspix=24", "--save_labels=labels.h5"]
+    argv = ["--base_model_weights=none", "--video=clip", "--nspix=24", "--save_labels=labels.h5", *more]
     with pytest.raises(RunError, match=r"2\.png is not a readable image.*; 2 frames are in results\.mp4"):
         inference_base_model.main(argv)
     assert len(read_labels("labels.h5")) == 2
@@ -122,8 +123,20 @@ def test_ctrl_c_keeps_the_frames_before(tmp_path):
     files = {"overlay_file": tmp_path / "o.mp4", "labels_file": tmp_path / "labels.h5"}
     with pytest.raises(KeyboardInterrupt):
         segment_video(SEGMENTER, frames(), 24, **files)
-    assert len(read_labels(files["labels_file"])) == 3
-    assert len(list(VideoFile("o", files["overlay_file"]).read())) == 3
+    assert len(read_labels(files["labels_file"])) == 4  # the one at hand is finished
+    assert len(list(VideoFile("o", files["overlay_file"]).read())) == 4
+
+
+def test_ctrl_c_while_the_files_are_closed_comes_too_late(tmp_path, monkeypatch):
+    def leave(self, *exception):
+        os.kill(os.getpid(), signal.SIGINT)
+        original(self, *exception)
+
+    original = _VideoWriter.__exit__
+    monkeypatch.setattr(_VideoWriter, "__exit__", leave)
+    frames = (VideoFrame(make_quadrants()[0], None) for _ in range(3))
+    summary = segment_video(SEGMENTER, frames, 24, overlay_file=tmp_path / "o.mp4")
+    assert summary.n_frames == len(list(VideoFile("o", tmp_path / "o.mp4").read())) == 3
 
 
 def test_frame_rate_stays(clip, tmp_path, monkeypatch):
