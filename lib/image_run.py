@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from lib.distributed import gather, is_first_rank, n_ranks, rank
 from lib.errors import InputError, RunError, is_out_of_memory
-from lib.images import read_image, read_mask
+from lib.images import count_pixels, read_image, read_mask
 from lib.inference import PreparedImage, Segmenter
 from lib.interruption import StopSignals
 from lib.outputs import DEFAULT_STYLE, OutputFiles, OverlayStyle, write_outputs
@@ -25,7 +24,12 @@ logger = logging.getLogger(__name__)
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 _N_THREADS = 2  # that read, and as many that write
-_MAX_WAITING = 4  # images that are read in advance, or wait to be written, beside those of a batch
+
+# What is read in advance, beside a batch, or waits to be written: images at most, and as many pixels, beyond
+# which there is one image alone. Each pixel takes some 15 bytes before the network, and features afterwards.
+_MAX_WAITING = 4
+_MAX_WAITING_PIXELS = 2**25
+
 _OUT_OF_MEMORY = "out of memory"
 _BATCH_PIXELS = 2**22  # a batch ends with the image that exceeds it
 
@@ -144,7 +148,7 @@ class _Run:
         self.style = style
         self.progress = progress
         self.failures: list[str] = []
-        self._written: deque[Future[None]] = deque()
+        self._written: deque[tuple[Future[None], int]] = deque()  # with the pixels of each
 
     def segment(
         self,
@@ -153,14 +157,24 @@ class _Run:
         readers: ThreadPoolExecutor,
         writers: ThreadPoolExecutor,
     ) -> None:
-        prepared = _map_ahead(readers, self._read, jobs, n_ahead=_MAX_WAITING + batch_size)
+        prepared = _map_ahead(
+            readers,
+            self._read,
+            jobs,
+            n_ahead=_MAX_WAITING + batch_size,
+            size_of=lambda job: count_pixels(job.image),
+        )
         for batch in _equal_sizes(zip(jobs, prepared, strict=True), batch_size):
             for job, superpixels in self._cluster(batch):
-                self._written.append(writers.submit(self._write, job, superpixels))
-            while len(self._written) > _MAX_WAITING:
-                self._written.popleft().result()
+                written = writers.submit(self._write, job, superpixels)
+                self._written.append((written, superpixels.labels.size))
+            while len(self._written) > _MAX_WAITING or self._n_waiting_pixels() > _MAX_WAITING_PIXELS:
+                self._written.popleft()[0].result()
         while self._written:
-            self._written.popleft().result()
+            self._written.popleft()[0].result()
+
+    def _n_waiting_pixels(self) -> int:
+        return sum(n_pixels for _, n_pixels in self._written)
 
     def _read(self, job: ImageJob) -> PreparedImage | None:
         try:
@@ -208,14 +222,26 @@ class _Run:
 
 
 def _map_ahead(
-    executor: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], *, n_ahead: int
+    executor: ThreadPoolExecutor,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    n_ahead: int,
+    size_of: Callable[[Item], int],
 ) -> Iterator[Result]:
-    """Results of a function in the order of the items, computed up to `n_ahead` items in advance."""
-    items = iter(items)
-    pending = deque(executor.submit(function, item) for item in islice(items, n_ahead))
-    while pending:
-        yield pending.popleft().result()
-        pending.extend(executor.submit(function, item) for item in islice(items, 1))
+    """Results of a function in the order of the items, computed in advance.
+
+    At most `n_ahead` are under way or wait, of at most `_MAX_WAITING_PIXELS` together, but always one.
+    """
+    todo = deque(items)
+    pending: deque[tuple[Future[Result], int]] = deque()
+    while todo or pending:
+        while todo and len(pending) < n_ahead:
+            size = size_of(todo[0])
+            if pending and size + sum(waiting for _, waiting in pending) > _MAX_WAITING_PIXELS:
+                break
+            pending.append((executor.submit(function, todo.popleft()), size))
+        yield pending.popleft()[0].result()
 
 
 def _equal_sizes(

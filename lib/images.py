@@ -38,6 +38,15 @@ def read_image(path: Path) -> np.ndarray:
     return _read_upright(path, "image", lambda image: np.asarray(_to_rgb(image)))
 
 
+def count_pixels(path: Path) -> int:
+    """Pixels that the header of an image file announces; 0 if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.width * image.height
+    except Exception:  # Pillow raises whatever the broken bytes led it to
+        return 0
+
+
 def read_mask(path: Path) -> np.ndarray:
     """Read an image as a mask: (H, W) bool, True where it is not black.
 

@@ -47,6 +47,18 @@ def make_quadrants(height=60, width=92, *, seed=0):
     return image_rgb, labels
 
 
+@contextmanager
+def full_disk(n_bytes):
+    """Let no file grow beyond a size, as a full disk would."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def write_annotations(path: Path, annotations):
     """Write a .mat file in the layout of BSDS500."""
     cells = np.empty((1, len(annotations)), dtype=object)

@@ -1,10 +1,9 @@
 """Weight files: ours, the published ones, and those that cannot be used."""
 
-import resource
-
 import pytest
 import torch
 
+from conftest import full_disk
 from lib.checkpoint import (
     check_base_of_composite,
     file_sha256,
@@ -210,12 +209,7 @@ def test_base_that_a_composite_was_not_trained_on(composite_weights, base_weight
 
 def test_failed_write_leaves_the_old_file(base_weights):
     before = base_weights.read_bytes()
-    old_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, old_limit[1]))  # as a full disk would
-    try:
-        with pytest.raises(RunError, match=r"cannot write .*base\.pth"):
-            save_checkpoint({"weights": {"large": torch.zeros(100_000)}}, base_weights)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)
+    with full_disk(10_000), pytest.raises(RunError, match=r"cannot write .*base\.pth"):
+        save_checkpoint({"weights": {"large": torch.zeros(100_000)}}, base_weights)
     assert base_weights.read_bytes() == before
     assert list(base_weights.parent.glob(".*")) == []

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import inference_base_model
-from conftest import fails_with, make_quadrants
+from conftest import fails_with, full_disk, make_quadrants
 from lib import cli
 from lib.errors import RunError
 from lib.features import InputScales
@@ -199,6 +199,35 @@ def test_an_image_that_does_not_fit_the_memory_does_not_stop_the_rest(photos, in
     with pytest.raises(RunError, match="1 of the images failed"):
         segment("--image=photos", "--out=overlays")
     assert len(files_below(in_tmp_path / "overlays")) == 4
+
+
+def test_full_disk_leaves_what_was_finished_and_no_half_file(in_tmp_path):
+    (in_tmp_path / "photos").mkdir()
+    for name, size in (("large", 400), ("small", 40)):
+        noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(in_tmp_path / "photos" / f"{name}.png")
+    with full_disk(100_000), pytest.raises(RunError, match="1 of the images failed"):
+        segment("--image=photos", "--out=o", "--save_labels=o")
+    assert files_below(in_tmp_path / "o") == ["small.npy", "small.png"]
+
+
+def test_large_images_are_read_one_at_a_time(photos, in_tmp_path, monkeypatch):
+    def read(self, segmenter):
+        n_held.append(sum(started) - sum(finished))
+        started.append(1)
+        return original(self, segmenter)
+
+    def cluster(self, images, *args, **kwargs):
+        finished.append(len(images))
+        return original_cluster(self, images, *args, **kwargs)
+
+    started, finished, n_held = [], [], []
+    original, original_cluster = ImageJob.read, Segmenter.cluster
+    monkeypatch.setattr(ImageJob, "read", read)
+    monkeypatch.setattr(Segmenter, "cluster", cluster)
+    monkeypatch.setattr("lib.image_run._MAX_WAITING_PIXELS", 60 * 92)
+    segment("--image=photos", "--out=o")
+    assert max(n_held) <= 2  # one at the network, one before it
 
 
 def test_single_image_into_a_folder_and_skipped(photos, in_tmp_path):

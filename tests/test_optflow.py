@@ -1,6 +1,5 @@
 """Flow archives: reading, writing, finding."""
 
-import resource
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -8,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from conftest import full_disk
 from lib.errors import InputError, RunError
 from lib.optflow import FlowArchive, find_archives, write_flow_archive
 
@@ -96,16 +96,12 @@ def test_flow_that_is_no_number_is_not_written(tmp_path, bad):
 
 def test_full_disk_leaves_no_archive(tmp_path):
     flow = np.random.default_rng(0).normal(size=(300, 300, 2))
-    old_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old_limit[1]))  # as a full disk would
-    try:
-        with (
-            pytest.raises(RunError, match=r"cannot write .*flow\.h5"),
-            write_flow_archive(tmp_path / "flow.h5", (300, 300), {}) as writer,
-        ):
-            writer.append(flow, flow)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)
+    with (
+        full_disk(100_000),
+        pytest.raises(RunError, match=r"cannot write .*flow\.h5"),
+        write_flow_archive(tmp_path / "flow.h5", (300, 300), {}) as writer,
+    ):
+        writer.append(flow, flow)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import inference_base_model
 import inference_optflow_composite_model
-from conftest import fails_with, make_quadrants
+from conftest import fails_with, full_disk, make_quadrants
 from lib.errors import RunError
 from lib.features import InputScales
 from lib.frames import VideoFile
@@ -157,6 +157,14 @@ def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
         segment_video(
             SEGMENTER, frames, 24, overlay_file=tmp_path / "o.mp4", labels_file=tmp_path / "labels.h5"
         )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_leaves_no_file(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = (VideoFrame(rng.integers(0, 256, (60, 92, 3), dtype=np.uint8), None) for _ in range(100))
+    with full_disk(100_000), pytest.raises(RunError, match=r"o\.mp4"):
+        segment_video(SEGMENTER, frames, 24, overlay_file=tmp_path / "o.mp4")
     assert list(tmp_path.iterdir()) == []
 
 
