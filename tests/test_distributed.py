@@ -1,8 +1,11 @@
 """Several processes that share the work, as torchrun starts them: on the CPU, with gloo."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import train_base_model
@@ -26,11 +29,13 @@ with joined_ranks():
 """
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
 def torchrun(*argv, timeout=120):
     """Run two processes; return all that they print."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.run(
-        [*command, *map(str, argv)], capture_output=True, text=True, timeout=timeout, cwd=REPO_ROOT
+        [*TORCHRUN, *map(str, argv)], capture_output=True, text=True, timeout=timeout, cwd=REPO_ROOT
     )
 
 
@@ -127,7 +132,7 @@ class Residual(torch.nn.Module):
         super().__init__()
         self.line = line
     def forward(self, batch):
-        return batch @ self.line.weight - batch.sum(1)
+        return self.line(batch) - batch.sum(1)
 
 class Silent:
     logged = []
@@ -143,6 +148,7 @@ whole = fit(slice(0, 4), lambda model: model, 4)
 for name in ("model", "average"):
     one, other = (state.average.model if name == "average" else state.model for state in (shared, whole))
     torch.testing.assert_close(one.weight, other.weight)
+    torch.testing.assert_close(one.matrix, other.matrix)
 assert shared.n_samples == 20
 if mine == 0:
     assert len(ours) == 3
@@ -166,6 +172,35 @@ def common_argv(bsds_root, out_dir):
         "--niter=2",
         "--device=cpu",
     ]
+
+
+def test_signal_to_all_ranks_saves_the_last_step(bsds_root, tmp_path):
+    argv = [
+        *common_argv(bsds_root, tmp_path / "run"),
+        "--train_iter=100000",
+        "--log_interval=100000",
+        "--test_interval=100000",
+    ]
+    run = subprocess.Popen(
+        [*TORCHRUN, "train_base_model.py", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=REPO_ROOT,
+        start_new_session=True,
+    )
+    printed = []
+    for line in run.stdout:
+        printed.append(line)
+        if "ranks: 2;" in line:
+            time.sleep(3)
+            os.killpg(run.pid, signal.SIGTERM)  # to the launcher, which passes it on, and to the ranks
+    run.wait(timeout=60)
+    stopped = [line for line in printed if line.startswith("stopped at step ")]
+    assert len(stopped) == 1, "".join(printed)
+    step = read_checkpoint(tmp_path / "run" / "last_model.pth")["step"]
+    assert stopped[0].startswith(f"stopped at step {step};")
+    assert step > 0
 
 
 def test_training_and_evaluation_in_ranks(bsds_root, tmp_path):
