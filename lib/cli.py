@@ -360,7 +360,7 @@ def add_training_args(parser: argparse.ArgumentParser, *, n_annotations: int) ->
         "--optimizer",
         choices=OPTIMIZERS,
         default=Recipe.optimizer,
-        help="muon trains the convolutions with Muon and the rest with AdamW",
+        help="muon trains the hidden convolutions with Muon and the rest with AdamW",
     )
     group.add_argument("--lr", type=positive_float, default=Recipe.learning_rate, help="peak learning rate")
     group.add_argument(

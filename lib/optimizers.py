@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from model import FeatureExtractor
+
 OPTIMIZERS = ("muon", "adamw")
 
 # Newton-Schulz iteration of the first reference of `Muon`, which takes the singular values of a matrix of
@@ -16,16 +18,17 @@ _N_NEWTON_SCHULZ_STEPS = 5
 _ADAMW_RMS = 0.2  # of a typical step of AdamW at a learning rate of 1, from the second reference
 
 
-def build_optimizers(
-    name: str, weights: Sequence[nn.Parameter], learning_rate: float
-) -> list[torch.optim.Optimizer]:
-    """Optimizers that together train some weights.
+def build_optimizers(name: str, model: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Optimizers that together train the weights of a model that require a gradient.
 
     Parameters
     ----------
     name : {"muon", "adamw"}
-        "muon" is `Muon` for the weights of convolutions and AdamW for the others, "adamw" is AdamW for all.
-    weights : sequence of Parameter
+        "muon" is `Muon` for the weights of hidden convolutions and AdamW for the others, "adamw" is AdamW for
+        all. Hidden ones are those before the output: batch norm makes the size of their weights matter
+        little. That of the output's is the sharpness of the superpixels, which steps of a constant size would
+        soon drive to where there are no gradients.
+    model : Module
         What to train.
     learning_rate : float
         The same for all.
@@ -37,13 +40,18 @@ def build_optimizers(
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"name must be one of {OPTIMIZERS}, got {name!r}")
-    if name == "adamw":
-        return [torch.optim.AdamW(weights, lr=learning_rate, fused=True)]
+    extractors = [module for module in model.modules() if isinstance(module, FeatureExtractor)]
+    of_output = {id(weight) for extractor in extractors for weight in extractor.output_conv.parameters()}
+    hidden, others = [], []
+    for weight in model.parameters():
+        if weight.requires_grad:
+            is_hidden = name == "muon" and weight.ndim > 1 and id(weight) not in of_output
+            (hidden if is_hidden else others).append(weight)
     optimizers: list[torch.optim.Optimizer] = []
-    if matrices := [weight for weight in weights if weight.ndim > 1]:
-        optimizers.append(Muon(matrices, lr=learning_rate))
-    if vectors := [weight for weight in weights if weight.ndim <= 1]:
-        optimizers.append(torch.optim.AdamW(vectors, lr=learning_rate, fused=True))
+    if hidden:
+        optimizers.append(Muon(hidden, lr=learning_rate))
+    if others:
+        optimizers.append(torch.optim.AdamW(others, lr=learning_rate, fused=True))
     return optimizers
 
 

@@ -48,7 +48,7 @@ class TrainingState:
 
     def __post_init__(self) -> None:
         self.average = WeightAverage(self.model, self.ema_decay)
-        self.optimizers = build_optimizers(self.optimizer, self.trained_weights(), self.learning_rate)
+        self.optimizers = build_optimizers(self.optimizer, self.model, self.learning_rate)
 
     @property
     def is_finished(self) -> bool:

@@ -7,6 +7,15 @@ import torch
 from torch import nn
 
 from lib.optimizers import OPTIMIZERS, Muon, build_optimizers, orthogonalize
+from model import CompositeSSNModel, SSNModel
+
+# Within the scales of the network; batch norm is the second layer of a block, and each later scale starts
+# with its pooling.
+HIDDEN = {
+    1: (".0.0.weight", ".1.0.weight"),
+    2: (".1.0.weight", ".2.0.weight"),
+    3: (".1.0.weight", ".2.0.weight"),
+}
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (6, 40), (40, 6), (1, 5)])
@@ -68,14 +77,25 @@ def test_muon_leaves_weights_without_gradient_alone():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers_train_each_weight_once(name):
-    model = nn.Sequential(nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3), nn.Conv2d(3, 1, 1))
-    weights = list(model.parameters())
+    model = CompositeSSNModel(3, 2)
+    weights = list(model.feature_extract_optflow.parameters())  # those of the base are frozen
 
-    optimizers = build_optimizers(name, weights, 1e-3)
+    optimizers = build_optimizers(name, model, 1e-3)
 
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     assert sorted(map(id, weights)) == sorted(id(weight) for group in groups for weight in group["params"])
     assert {group["lr"] for group in groups} == {1e-3}
+
+
+def test_muon_trains_the_hidden_convolutions():
+    model = SSNModel(3)
+    muon, adamw = build_optimizers("muon", model, 1e-3)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    of_muon = {names[id(weight)] for group in muon.param_groups for weight in group["params"]}
+    of_adamw = {names[id(weight)] for group in adamw.param_groups for weight in group["params"]}
+    assert of_muon == {f"feature_extract.scale{n}" + end for n, ends in HIDDEN.items() for end in ends}
+    assert "feature_extract.output_conv.0.weight" in of_adamw
+    assert "feature_extract.scale1.0.1.weight" in of_adamw
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -85,7 +105,7 @@ def test_optimizers_reach_the_minimum_of_a_regression(name):
     x = torch.randn(64, 6)
     y = x @ torch.randn(6, 4) + torch.randn(4)
     n_steps = 300
-    optimizers = build_optimizers(name, list(model.parameters()), 0.1)
+    optimizers = build_optimizers(name, model, 0.1)
     for step in range(n_steps):
         loss = (model(x) - y).square().mean()
         for optimizer in optimizers:
@@ -99,4 +119,4 @@ def test_optimizers_reach_the_minimum_of_a_regression(name):
 
 def test_unknown_optimizer():
     with pytest.raises(ValueError, match="must be one of"):
-        build_optimizers("sgd", [], 0.1)
+        build_optimizers("sgd", nn.Linear(2, 2), 0.1)
