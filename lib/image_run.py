@@ -182,7 +182,9 @@ class _Run:
             check_n_spixels(self.n_spixels, image.n_pixels, image.name)
         except InputError as error:
             self._fail(str(error))
-        except MemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             self._fail(f"{job.image}: {_OUT_OF_MEMORY}")
         else:
             return image
@@ -211,7 +213,9 @@ class _Run:
             job.write(self.segmenter, superpixels, self.style)
         except (InputError, RunError, OSError) as error:
             self._fail(f"{job.image}: {error}")
-        except MemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             self._fail(f"{job.image}: {_OUT_OF_MEMORY}")
         else:
             self.progress.update()

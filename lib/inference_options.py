@@ -374,7 +374,7 @@ def plan_jobs(args: argparse.Namespace) -> list[ImageJob]:
             user = f"an output of {job.image}"
             other = users.setdefault(path.resolve(), user)
             if other is not user:
-                raise InputError(f"{user} and {other} are the same file, {path}; take them in separate runs")
+                raise InputError(f"{user} and {other} are the same file, {path}")
     return jobs
 
 

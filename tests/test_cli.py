@@ -64,6 +64,8 @@ def test_option_error_is_one_line_with_status_2(capsys):
         (InputError("no image file cat.jpg"), 2, "no image file cat.jpg"),
         (FileNotFoundError(2, "No such file or directory", "x.txt"), 2, "x.txt"),
         (RunError("the loss of step 3 is not finite"), 1, "step 3"),
+        (MemoryError(), 1, "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory."), 1, "out of memory"),
         (
             RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. "),
             1,
