@@ -134,7 +134,8 @@ def prepare_run_folder(folder: Path, *, is_resumed: bool, overwrite: bool = Fals
         If it cannot, or if a new run would overwrite an earlier one.
     """
     precious = (BEST_MODEL,) if overwrite else (BEST_MODEL, LAST_MODEL, LOG)
-    if not is_resumed and any((folder / name).exists() for name in precious):
+    found = _periodic_checkpoints(folder) or any((folder / name).exists() for name in precious)
+    if found and not is_resumed:
         way_out = "" if overwrite else "continue it with --resume auto, or "
         raise InputError(f"--out_dir {folder} holds an earlier run: {way_out}choose another folder")
     prepare_out_dir(folder)

@@ -225,7 +225,7 @@ def test_resuming_from_something_else_is_refused(tmp_path, damage):
         make_state().restore(checkpoint, tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["log.jsonl", "last_model.pth", "best_model.pth"])
+@pytest.mark.parametrize("name", ["log.jsonl", "last_model.pth", "best_model.pth", "checkpoint_00000002.pth"])
 def test_a_new_run_never_overwrites_an_earlier_one(tmp_path, name):
     (tmp_path / name).write_text("precious")
     with pytest.raises(InputError, match=r"holds an earlier run: continue it with --resume auto"):
