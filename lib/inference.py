@@ -14,7 +14,7 @@ from lib.connectivity import OUTSIDE
 from lib.errors import InputError
 from lib.features import InputScales, pixel_pos_scale, rgb_to_lab
 from lib.images import to_rgb_array
-from lib.segmentation import check_n_spixels, model_input
+from lib.segmentation import check_n_spixels, fit_grid_to_mask, model_input
 from lib.stopwatch import Stopwatch
 from lib.superpixels import Superpixels
 from model import SSNPix, cluster, cluster_labels
@@ -37,8 +37,8 @@ class PreparedImage(NamedTuple):
         return self.image_lab[0].numel() if self.mask is None else np.count_nonzero(self.mask)
 
     def n_spixels_on_grid(self, n_spixels: int) -> int:
-        """Superpixels to request of all pixels, so that `n_spixels` fall on those to segment."""
-        return round(n_spixels * self.image_lab[0].numel() / self.n_pixels)
+        """Superpixels to request of all pixels, so that about `n_spixels` fall on those to segment."""
+        return n_spixels if self.mask is None else fit_grid_to_mask(self.mask, n_spixels)
 
 
 class Segmenter:
@@ -159,7 +159,7 @@ class Segmenter:
             An array (H, W, 3) or grey (H, W), of uint8 or of floats in [0, 1]; any PIL image; or a batch of
             tensors (B, 3, H, W) with such values. Pixels that are NaN are left out, as outside a mask.
         n_spixels : int
-            Requested number of superpixels; with a mask, of those in it.
+            Requested number of superpixels; with a mask, about that of those in it.
         extra : ndarray or Tensor, optional
             Extra channels, for a composite model, say the flow of the frame: (H, W, n_extra_channels), or
             (B, n_extra_channels, H, W) for a batch.

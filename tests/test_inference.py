@@ -249,6 +249,14 @@ def test_masked_and_unmasked_agree_away_from_the_mask():
     assert pairs.shape[1] <= 1.1 * n_regions  # nearly one to one
 
 
+@pytest.mark.parametrize("n_spixels", [10, 30, 100])
+def test_thin_mask_gets_about_the_superpixels_asked_for(n_spixels):
+    y, x = np.mgrid[:200, :300]
+    mask = np.abs(y - x * 0.6) < 5  # a line, which touches many more cells than its area fills
+    superpixels = Segmenter(SSNPix(), SCALES)(make_quadrants(200, 300)[0], n_spixels, mask=mask)
+    assert 0.7 * n_spixels <= superpixels.n_measured <= 1.5 * n_spixels
+
+
 def test_nan_pixels_are_masked():
     image = make_quadrants()[0] / 255
     mask = np.ones((60, 92), dtype=bool)
