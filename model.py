@@ -188,8 +188,13 @@ class SSNModel(nn.Module):
             return torch.cat([base_features, labyx], dim=1)
         return _base_features(self.feature_extract, labyx, sees_position=self.sees_position)
 
-    def position_invariant_features(self, labyx: Tensor) -> Tensor:
-        """Learned features computed with position set to zero, (B, n_learned_features, H, W)."""
+    def position_invariant_features(self, labyx: Tensor, *, base_features: Tensor | None = None) -> Tensor:
+        """Learned features computed with position set to zero, (B, n_learned_features, H, W).
+
+        They are not computed again if `shareable_features` are given.
+        """
+        if base_features is not None:
+            return base_features
         return _learned_without_position(self.feature_extract, labyx)
 
     @property
@@ -198,7 +203,7 @@ class SSNModel(nn.Module):
         return slice(self.n_learned_features + 3, self.n_learned_features + N_BASE_CHANNELS)
 
     def shareable_features(self, labyx: Tensor) -> dict[str, Tensor]:
-        """What `pixel_features` takes as given, if computed for the same image with another position."""
+        """What the other methods take as given: learned features that do not depend on the position."""
         return {} if self.sees_position else {"base_features": self.position_invariant_features(labyx)}
 
     def compile_network(self) -> None:
@@ -316,11 +321,24 @@ class CompositeSSNModel(nn.Module):
         """The learned features of the extra channels alone, (B, n_extra_features, H, W)."""
         return self.feature_extract_optflow(channels[:, N_BASE_CHANNELS:])
 
-    def position_invariant_features(self, channels: Tensor) -> Tensor:
-        """Learned features with position set to zero for the base part, (B, C, H, W): [base, extra]."""
-        labyx = channels[:, :N_BASE_CHANNELS]
-        base_features = _learned_without_position(self.feature_extract_color, labyx)
-        return torch.cat([base_features, self.extra_features(channels)], dim=1)
+    def position_invariant_features(
+        self,
+        channels: Tensor,
+        *,
+        base_features: Tensor | None = None,
+        extra_features: Tensor | None = None,
+    ) -> Tensor:
+        """Learned features with position set to zero for the base part, (B, C, H, W): [base, extra].
+
+        They are not computed again if `shareable_features` are given.
+        """
+        if base_features is None:
+            base_features = _learned_without_position(
+                self.feature_extract_color, channels[:, :N_BASE_CHANNELS]
+            )
+        if extra_features is None:
+            extra_features = self.extra_features(channels)
+        return torch.cat([base_features, extra_features], dim=1)
 
     @property
     def position_channels(self) -> slice:
@@ -328,7 +346,7 @@ class CompositeSSNModel(nn.Module):
         return slice(self.n_learned_features + 3, self.n_learned_features + N_BASE_CHANNELS)
 
     def shareable_features(self, channels: Tensor) -> dict[str, Tensor]:
-        """What `pixel_features` takes as given, if computed for the same image with another position."""
+        """What the other methods take as given: learned features that do not depend on the position."""
         shareable = {"extra_features": self.extra_features(channels)}
         if not self.sees_position:
             labyx = channels[:, :N_BASE_CHANNELS]

@@ -246,8 +246,7 @@ class Segmenter:
         check_n_spixels(n_spixels, images[0].n_pixels, images[0].name)
         n_on_grid = images[0].n_spixels_on_grid(n_spixels)
         with self.stopwatch.stage("network", on_device=True):
-            learned = self._learned_features(images) if with_features else None
-            pixel_features = self._pixel_features(images, n_on_grid)
+            pixel_features, learned = self._features(images, n_on_grid, with_learned=with_features)
         mask = images[0].mask
         settings = {
             "n_iter": self.n_iter,
@@ -308,7 +307,7 @@ class Segmenter:
             raise InputError(f"{image.name} has a mask or NaN pixels, which a video cannot have")
         check_n_spixels(n_spixels, image.n_pixels, image.name)
         with self.stopwatch.stage("network", on_device=True):
-            pixel_features = self._pixel_features([image], n_spixels)
+            pixel_features, _ = self._features([image], n_spixels)
         with self.stopwatch.stage("clustering", on_device=True):
             output = cluster(
                 pixel_features,
@@ -324,24 +323,25 @@ class Segmenter:
         """What a pixel of distance is in the position channels that are clustered."""
         return self.pos_scale_dist * pixel_pos_scale(image_shape, n_spixels, self.scales.pos_scale)
 
-    def _pixel_features(self, images: Sequence[PreparedImage], n_spixels: int) -> Tensor:
-        """What is clustered, (B, C, H, W)."""
+    def _features(
+        self, images: Sequence[PreparedImage], n_spixels: int, *, with_learned: bool = False
+    ) -> tuple[Tensor, np.ndarray | None]:
+        """What is clustered, (B, C, H, W), and the learned features that do not depend on position."""
+        if with_learned and not self.learns_features:
+            raise InputError("without a network nothing is learned: there are no features")
+        learned = None
         with self._autocast():
-            pixel_features = self.model.pixel_features(self._channels(images, n_spixels))
+            channels = self._channels(images, n_spixels)
+            shared = self.model.shareable_features(channels) if with_learned else {}
+            pixel_features = self.model.pixel_features(channels, **shared)
+            if with_learned:
+                features = self.model.position_invariant_features(channels, **shared)
+                learned = features.float().contiguous().cpu().numpy()
         if self.pos_scale_dist != 1:
             if not self.learns_features:  # then these are the input itself
                 pixel_features = pixel_features.clone()
             pixel_features[:, self.model.position_channels] *= self.pos_scale_dist
-        return pixel_features
-
-    def _learned_features(self, images: Sequence[PreparedImage]) -> np.ndarray:
-        """Features that do not depend on position, (B, C, H, W)."""
-        if not self.learns_features:
-            raise InputError("without a network nothing is learned: there are no features")
-        with self._autocast():
-            # The number of superpixels only scales the position, which is set to zero.
-            features = self.model.position_invariant_features(self._channels(images, 1))
-        return features.float().contiguous().cpu().numpy()
+        return pixel_features, learned
 
     def _channels(self, images: Sequence[PreparedImage], n_spixels: int) -> Tensor:
         def batch(parts: Sequence[Tensor]) -> Tensor:

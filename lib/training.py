@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lib.distributed import is_first_rank, mean_over_ranks, n_ranks, on_first_rank, together
-from lib.errors import InputError, RunError
+from lib.errors import InputError, RunError, is_out_of_memory
 from lib.interruption import Stop, StopSignals
 from lib.optimizers import build_optimizers
 from lib.training_files import LAST_MODEL, RunFolder, Validation
@@ -97,6 +97,8 @@ class TrainingState:
             self.validated_step = checkpoint["validated_step"]
             self.best_score = checkpoint["best_score"]
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
             raise InputError(
                 f"--resume {path} does not hold the state of a run of this model and version; "
                 f"use its {LAST_MODEL}"

@@ -249,6 +249,18 @@ def test_masked_and_unmasked_agree_away_from_the_mask():
     assert pairs.shape[1] <= 1.1 * n_regions  # nearly one to one
 
 
+@pytest.mark.parametrize(("sees_position", "n_runs"), [(False, 1), (True, 2)])
+def test_network_that_reads_no_position_runs_once_for_features_too(sees_position, n_runs):
+    model = SSNModel(4, sees_position=sees_position)
+    runs = []
+    model.feature_extract.register_forward_hook(lambda *_: runs.append(1))
+    image_rgb, segmenter = make_quadrants()[0], Segmenter(model, SCALES)
+    superpixels = segmenter(image_rgb, 24, with_features=True)
+    assert len(runs) == n_runs
+    np.testing.assert_array_equal(superpixels.labels, segmenter(image_rgb, 24).labels)
+    assert superpixels.pixel_features.shape == (4, 60, 92)
+
+
 @pytest.mark.parametrize("n_spixels", [10, 30, 100])
 def test_thin_mask_gets_about_the_superpixels_asked_for(n_spixels):
     y, x = np.mgrid[:200, :300]
