@@ -307,7 +307,8 @@ def slic_labels(
         Most likely superpixel of every pixel; arbitrary outside the mask.
     """
     is_large = pixel_features.nbytes >= _LARGE_BYTES
-    if is_large and len(pixel_features) > 1:
+    on_cpu = pixel_features.device.type == "cpu"
+    if len(pixel_features) > 1 and (is_large or on_cpu):
         masks = [None] * len(pixel_features) if mask is None else mask.split(1)
         labels = [
             slic_labels(one, n_spixels, n_iter=n_iter, distance=distance, mask=one_mask)
@@ -316,7 +317,13 @@ def slic_labels(
         return torch.cat(labels)
     problem = _Problem(pixel_features, n_spixels, n_iter, distance, mask, None)
     grid = problem.grid
-    chunks = _PointsOnDemand(problem) if is_large else problem.points_in_chunks()
+    if len(pixel_features) > 1:
+        chunks = problem.points_in_chunks()
+    else:
+        chunks = _PointsOnDemand(problem)
+        if not is_large:
+            # Kept in pieces: one tensor of gigabytes gets new pages each time, which Linux clears first.
+            chunks = list(chunks)
     spixel_features = problem.iterate(chunks)
     cell_labels = []
     first = 0
