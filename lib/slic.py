@@ -45,8 +45,9 @@ _LARGE_IMAGE = 2**20
 # Features of that size and above are not laid out by cell as a whole where labels alone are wanted.
 _LARGE_BYTES = 2**32
 
-# What is laid out of them at a time, on any device.
-_DEMAND_BYTES = 2**28
+# What is laid out by cell at a time where no gradient is wanted, on any device. Linux clears the pages of
+# a tensor of gigabytes anew each time.
+_PIECE_BYTES = 2**26
 
 # Working set of a step on the CPU: about what the second-level caches of two cores hold.
 _CHUNK_BYTES = 4 * 2**20
@@ -306,9 +307,7 @@ def slic_labels(
     Tensor, shape (B, H, W), int64
         Most likely superpixel of every pixel; arbitrary outside the mask.
     """
-    is_large = pixel_features.nbytes >= _LARGE_BYTES
-    on_cpu = pixel_features.device.type == "cpu"
-    if len(pixel_features) > 1 and (is_large or on_cpu):
+    if len(pixel_features) > 1:
         masks = [None] * len(pixel_features) if mask is None else mask.split(1)
         labels = [
             slic_labels(one, n_spixels, n_iter=n_iter, distance=distance, mask=one_mask)
@@ -317,23 +316,18 @@ def slic_labels(
         return torch.cat(labels)
     problem = _Problem(pixel_features, n_spixels, n_iter, distance, mask, None)
     grid = problem.grid
-    if len(pixel_features) > 1:
-        chunks = problem.points_in_chunks()
-    else:
-        chunks = _PointsOnDemand(problem)
-        if not is_large:
-            # Kept in pieces: one tensor of gigabytes gets new pages each time, which Linux clears first.
-            chunks = list(chunks)
+    chunks = _PointsOnDemand(problem)
+    if pixel_features.nbytes < _LARGE_BYTES:
+        chunks = list(chunks)
     spixel_features = problem.iterate(chunks)
     cell_labels = []
     first = 0
     for points, affinity in problem.soft_assign(chunks, spixel_features):
-        cells = torch.arange(first, first + len(points), device=points.device) % grid.n_cells
-        labels = grid.neighbor_idx[cells].gather(1, affinity.max(dim=1).indices)
+        candidates = grid.neighbor_idx[first : first + len(points)]
+        labels = candidates.gather(1, affinity.max(dim=1).indices)
         cell_labels.append(labels.to(torch.int32))
         first += len(points)
-    cell_labels = torch.cat(cell_labels).unflatten(0, (-1, grid.n_cells))
-    return grid.to_pixels(cell_labels[:, :, None]).squeeze(1).long()
+    return grid.to_pixels(torch.cat(cell_labels)[None, :, None]).squeeze(1).long()
 
 
 class _Problem:
@@ -417,20 +411,20 @@ class _PointsOnDemand:
         self._problem = problem
         n_channels, n_slots = problem.pixels.shape[1], problem.grid.pixel_idx.shape[1]
         shape = (1, problem.grid.n_cells, n_channels + 2, n_slots)
-        self.n_cells = min(
-            _cells_per_chunk(shape, problem.pixels), _cells_in(_DEMAND_BYTES, shape, problem.pixels)
-        )
+        self._cells_per_piece = _cells_in(_PIECE_BYTES, shape, problem.pixels)
+        self._cells_per_chunk = _cells_per_chunk(shape, problem.pixels)
 
     def __iter__(self) -> Iterator[Tensor]:
         problem = self._problem
         pixels = problem.pixels.flatten(2)
         for idx, origins, occupied in zip(
-            problem.grid.pixel_idx.split(self.n_cells),
-            problem.origins[0].split(self.n_cells),
-            problem.occupied[0].split(self.n_cells),
+            problem.grid.pixel_idx.split(self._cells_per_piece),
+            problem.origins[0].split(self._cells_per_piece),
+            problem.occupied[0].split(self._cells_per_piece),
             strict=True,
         ):
-            yield _gather_points(pixels, idx[None], origins[None], occupied[None].to(pixels.dtype))[0]
+            piece = _gather_points(pixels, idx[None], origins[None], occupied[None].to(pixels.dtype))[0]
+            yield from piece.split(self._cells_per_chunk)
 
 
 def _cells_per_chunk(points_shape: Sequence[int], like: Tensor) -> int:

@@ -111,9 +111,11 @@ def test_labels_alone_are_those_of_the_assignment(shape, n_spixels, is_masked, d
     if is_masked:
         mask[:, 0, 0] = True
     expected = slic(features, n_spixels, distance=distance, mask=mask).labels()
-    for large, chunk in ((2**30, 2**20), (2**30, 1), (0, 2**20), (0, 1)):
+    sizes = (2**30, 2**20, 2**20), (2**30, 1, 5000), (0, 2**20, 2**20), (0, 1, 5000), (0, 1, 1)
+    for large, chunk, piece in sizes:
         monkeypatch.setattr("lib.slic._LARGE_BYTES", large)
         monkeypatch.setattr("lib.slic._CHUNK_BYTES", chunk)
+        monkeypatch.setattr("lib.slic._PIECE_BYTES", piece)
         labels = slic_labels(features, n_spixels, distance=distance, mask=mask)
         assert labels.dtype == torch.int64
         where = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
