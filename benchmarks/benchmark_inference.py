@@ -135,7 +135,7 @@ def main() -> None:
     smaller = None
     for factor in (1, 2, 4, 8):
         size = (SIZE[0] * factor, SIZE[1] * factor)
-        cost = in_process(whole_cost, device, "fp32", size, 3 if factor < 8 else 1)
+        cost = in_process(whole_cost, device, "fp32", size, 3)
         line = f"{size[0]}x{size[1]}: {cost.seconds:.2f} s, {cost.total_bytes / MIB:.0f} MiB"
         if smaller:
             n_more_pixels = 0.75 * size[0] * size[1]
