@@ -45,9 +45,9 @@ _LARGE_IMAGE = 2**20
 # Features of that size and above are not laid out by cell as a whole where labels alone are wanted.
 _LARGE_BYTES = 2**32
 
-# What is laid out by cell at a time where no gradient is wanted, on any device. Linux clears the pages of
-# a tensor of gigabytes anew each time.
-_PIECE_BYTES = 2**26
+# What is laid out by cell at a time where no gradient is wanted, on any device: no tensor of gigabytes, whose
+# pages Linux clears anew each time, nor blocks so large that gaps between them add up.
+_PIECE_BYTES = 2**24
 
 # Working set of a step on the CPU: about what the second-level caches of two cores hold.
 _CHUNK_BYTES = 4 * 2**20
