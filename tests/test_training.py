@@ -225,6 +225,18 @@ def test_resuming_from_something_else_is_refused(tmp_path, damage):
         make_state().restore(checkpoint, tmp_path / name)
 
 
+def test_out_of_memory_in_a_restore_is_not_told_as_another_run(tmp_path, monkeypatch):
+    state = make_state()
+    checkpoint = {"weights": state.weights(), **state.progress()}
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(state.model, "load_state_dict", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        state.restore(checkpoint, tmp_path / "last_model.pth")
+
+
 @pytest.mark.parametrize("name", ["log.jsonl", "last_model.pth", "best_model.pth", "checkpoint_00000002.pth"])
 def test_a_new_run_never_overwrites_an_earlier_one(tmp_path, name):
     (tmp_path / name).write_text("precious")
