@@ -37,7 +37,7 @@ def make_composite() -> None:
     """`composite.jpg`: base, composite and flow of the middle frame, with what lies on the horse tinted."""
     image_rgb = read_image(list_in_order(CLIP_DIR, FRAME_SUFFIXES)[MIDDLE])
     horse = np.asarray(Image.open(DEMO_DIR / "clip_mask.png")) > 0
-    flow = FlowArchive(DEMO_DIR / "optflow_dis_clip.h5").read_frame(MIDDLE).flow
+    flow = FlowArchive(DEMO_DIR / "optflow_dis_clip.h5").read_frame(MIDDLE)
     pictures = []
     for weights, extra in ((DEFAULT_BASE_WEIGHTS, None), (DEFAULT_COMPOSITE_WEIGHTS, flow)):
         superpixels = Segmenter.from_checkpoint(weights)(image_rgb, 200, extra=extra)

@@ -347,6 +347,11 @@ def add_optflow_folder_args(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="folder of optflow_<method>_<video>.h5, as estimate_optflow.py makes them",
     )
+    add_optflow_method_arg(parser)
+
+
+def add_optflow_method_arg(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses among archives of one video."""
     parser.add_argument(
         "--optflow_method",
         help="whose flow to take, if the folder holds that of several methods: dis, gma, ...",

@@ -8,10 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
 from lib.distributed import gather, is_first_rank, n_ranks, rank
 from lib.errors import InputError, RunError, is_out_of_memory
+from lib.frame_flow import FlowOfFrame
 from lib.images import count_pixels, read_image, read_mask
 from lib.inference import PreparedImage, Segmenter
 from lib.interruption import StopSignals
@@ -40,20 +42,28 @@ class ImageJob(NamedTuple):
     image: Path
     files: OutputFiles
     mask: Path | None = None  # picture of the pixels to segment
+    flow: FlowOfFrame | None = None  # for models that read it
 
     def read(self, segmenter: Segmenter) -> PreparedImage:
-        """Read the image, and prepare it for the network."""
+        """Read the image and what belongs to it, and prepare it for the network."""
         with segmenter.stopwatch.stage("reading"):
             mask = None if self.mask is None else read_mask(self.mask)
             image_rgb = read_image(self.image)
-        return segmenter.prepare(image_rgb, mask=mask, name=str(self.image))
+        extra = None
+        if self.flow is not None:
+            with segmenter.stopwatch.stage("flow"):
+                extra = self.flow.read(image_rgb)
+        return segmenter.prepare(image_rgb, extra, mask, name=str(self.image))
 
-    def write(self, segmenter: Segmenter, superpixels: Superpixels, style: OverlayStyle) -> None:
+    def write(
+        self, segmenter: Segmenter, image: PreparedImage, superpixels: Superpixels, style: OverlayStyle
+    ) -> None:
         """Write the files, into folders that are made where they are missing."""
         with segmenter.stopwatch.stage("writing"):
             for path in self.files.paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            write_outputs(superpixels, self.files, style=style)
+            flow = None if image.extra is None else np.moveaxis(image.extra.numpy(), 0, -1)
+            write_outputs(superpixels, self.files, style=style, flow=flow)
 
 
 class RunSummary(NamedTuple):
@@ -85,9 +95,9 @@ def segment_files(
     Parameters
     ----------
     segmenter : Segmenter
-        Of a model without extra channels.
+        Of a base model, or of a composite that reads flow.
     jobs : sequence of ImageJob
-        Images and their files, no file twice; missing folders are made.
+        Images and their files, no file twice; missing folders are made. All of them have flow, or none.
     n_spixels : int
         Requested number of superpixels of an image.
     connected : bool
@@ -165,8 +175,8 @@ class _Run:
             size_of=lambda job: count_pixels(job.image),
         )
         for batch in _equal_sizes(zip(jobs, prepared, strict=True), batch_size):
-            for job, superpixels in self._cluster(batch):
-                written = writers.submit(self._write, job, superpixels)
+            for job, image, superpixels in self._cluster(batch):
+                written = writers.submit(self._write, job, image, superpixels)
                 self._written.append((written, superpixels.labels.size))
             while len(self._written) > _MAX_WAITING or self._n_waiting_pixels() > _MAX_WAITING_PIXELS:
                 self._written.popleft()[0].result()
@@ -190,7 +200,9 @@ class _Run:
             return image
         return None
 
-    def _cluster(self, batch: list[tuple[ImageJob, PreparedImage]]) -> list[tuple[ImageJob, Superpixels]]:
+    def _cluster(
+        self, batch: list[tuple[ImageJob, PreparedImage]]
+    ) -> list[tuple[ImageJob, PreparedImage, Superpixels]]:
         jobs, images = zip(*batch, strict=True)
         with_features = jobs[0].files.features is not None
         try:
@@ -199,18 +211,18 @@ class _Run:
             if not is_out_of_memory(error):
                 raise
         else:
-            return list(zip(jobs, superpixels, strict=True))
+            return list(zip(jobs, images, superpixels, strict=True))
         # Only here is what the attempt left in memory let go.
         if len(batch) > 1:
             return [each for one in batch for each in self._cluster([one])]
         self._fail(f"{jobs[0].image}: {_OUT_OF_MEMORY}")
         return []
 
-    def _write(self, job: ImageJob, superpixels: Superpixels) -> None:
+    def _write(self, job: ImageJob, image: PreparedImage, superpixels: Superpixels) -> None:
         try:
             if self.connected:
                 superpixels = self.segmenter.finish(superpixels, self.n_spixels, exact=self.exact)
-            job.write(self.segmenter, superpixels, self.style)
+            job.write(self.segmenter, image, superpixels, self.style)
         except (InputError, RunError, OSError) as error:
             self._fail(f"{job.image}: {error}")
         except (MemoryError, RuntimeError) as error:

@@ -5,11 +5,10 @@ import glob
 import itertools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from PIL import ImageColor
 
 from lib.checkpoint import LoadedModel
@@ -25,10 +24,12 @@ from lib.distributed import n_ranks, on_first_rank
 from lib.errors import InputError, RunError
 from lib.features import InputScales
 from lib.files import check_output_file, prepare_out_dir
+from lib.frame_flow import FlowOfFrame
 from lib.frames import FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
-from lib.image_run import ImageJob, RunSummary
+from lib.image_run import ImageJob, RunSummary, segment_files
 from lib.images import IMAGE_SUFFIXES
 from lib.inference import Segmenter
+from lib.interruption import StopSignals
 from lib.optflow import FlowArchive
 from lib.optflow_sources import DEFAULT_PRESET
 from lib.outputs import (
@@ -42,7 +43,6 @@ from lib.outputs import (
 )
 from lib.precision import resolve_precision
 from lib.stopwatch import Stopwatch
-from lib.superpixels import Superpixels
 from lib.video import (
     VIDEO_LABEL_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -57,6 +57,8 @@ logger = logging.getLogger(__name__)
 
 NAME = "{name}"  # in the path of an output: the image's path in the folder that was given, without its suffix
 
+_FOR_SEVERAL = f"; for several images, a folder or a name with {NAME}"  # in the help of options
+
 _CUDA_BATCH_SIZE = 8
 _DEFAULT_VIDEO = "results.mp4"
 _FOR_IMAGES_ALONE = {
@@ -69,6 +71,7 @@ _FOR_IMAGES_ALONE = {
     "skip_existing": False,
     "batchsize": None,
     "optflow_data_fr_idx": None,
+    "optflow_method": None,
 }
 
 
@@ -90,27 +93,26 @@ _OUTPUTS = {
 }
 
 
-def add_output_args(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """Add the options that say what to write; with `several`, for several images too."""
-    in_folder = "; for several images, a folder or a name with {name}" if several else ""
-    default = f"{_OUTPUTS['out'].default}, {_DEFAULT_VIDEO} for a video"
+def add_output_args(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what to write."""
     parser.add_argument(
         "--out",
-        help=f"overlay to write, any common format, .mp4 for a video{in_folder}; default: {default}"
-        + (f", folder {_OUTPUTS['out'].default_for_many} for several images" if several else ""),
+        help=f"overlay to write, any common format, .mp4 for a video{_FOR_SEVERAL}; default: "
+        f"{_OUTPUTS['out'].default}, {_DEFAULT_VIDEO} for a video, folder "
+        f"{_OUTPUTS['out'].default_for_many} for several images",
     )
     parser.add_argument(
         "--save_labels",
         help="label map to write: .npy (int32), .png (16 bits), .tif (32 bits) or .h5, which alone holds "
-        f"those of a video{in_folder}",
+        f"those of a video{_FOR_SEVERAL}",
     )
     parser.add_argument(
         "--save_features",
-        help=f"position-invariant features of pixels and superpixels to write: .npz{in_folder}",
+        help=f"position-invariant features of pixels and superpixels to write: .npz{_FOR_SEVERAL}",
     )
     parser.add_argument(
         "--save_outlines",
-        help=f"outlines of the superpixels to write, for labelling tools: .geojson or .svg{in_folder}",
+        help=f"outlines of the superpixels to write, for labelling tools: .geojson or .svg{_FOR_SEVERAL}",
     )
     parser.add_argument(
         "--overlay",
@@ -216,7 +218,7 @@ def segment_given_video(
         args.nspix,
         overlay_file=out,
         labels_file=labels,
-        style=overlay_style(args),
+        style=_overlay_style(args),
         tracked=args.temporal,
         frame_rate=video.frame_rate,
         n_frames=len(video),
@@ -233,7 +235,7 @@ def segment_given_video(
         "" if follows is None else f", labels of {100 * follows:.1f} % of the pixels follow the flow",
         out,
     )
-    tell_profile(args, segmenter)
+    _tell_profile(args, segmenter)
     return summary
 
 
@@ -263,7 +265,9 @@ def add_many_images_args(
         metavar="IMAGE",
         help="images to segment: files, folders with all that is below them, or patterns such as '*.jpg'",
     )
-    add_mask_arg(parser, several=True)
+    parser.add_argument(
+        "--mask", help=f"picture of the pixels to segment, all that are not black{_FOR_SEVERAL}"
+    )
     add_bool(
         parser, "--skip_existing", default=False, help="leave out images of which all files are there already"
     )
@@ -273,12 +277,6 @@ def add_many_images_args(
         help="images of one size that go through the network together; default: "
         f"{_CUDA_BATCH_SIZE} on CUDA, else 1",
     )
-
-
-def add_mask_arg(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """Add `--mask`; with `several`, for several images too."""
-    in_folder = "; for several images, a folder or a name with {name}" if several else ""
-    parser.add_argument("--mask", help=f"picture of the pixels to segment, all that are not black{in_folder}")
 
 
 def add_speed_args(parser: argparse.ArgumentParser) -> None:
@@ -318,42 +316,40 @@ def open_segmenter(args: argparse.Namespace, loaded: LoadedModel, scales: InputS
     return segmenter
 
 
-def tell_profile(args: argparse.Namespace, segmenter: Segmenter) -> None:
+def _tell_profile(args: argparse.Namespace, segmenter: Segmenter) -> None:
     """With `--profile`, tell how long each stage took on the first rank."""
     if args.profile:
         on_first_rank(lambda: logger.info("%s", segmenter.stopwatch))
 
 
-def overlay_style(args: argparse.Namespace) -> OverlayStyle:
+def _overlay_style(args: argparse.Namespace) -> OverlayStyle:
     """The overlays that the options describe."""
     return OverlayStyle(args.overlay, args.boundary_color, args.boundary_width)
 
 
-def choose_batch_size(given: int | None, device: torch.device) -> int:
-    """The value of `--batchsize`, or its default."""
-    return given or (_CUDA_BATCH_SIZE if device.type == "cuda" else 1)
-
-
-def is_single_image(given: Sequence[str]) -> bool:
-    """Whether `--image` names one file."""
-    if len(given) > 1 or Path(given[0]).is_dir():
-        return False
-    return Path(given[0]).is_file() or not glob.has_magic(given[0])
-
-
-def plan_jobs(args: argparse.Namespace) -> list[ImageJob]:
+def plan_jobs(
+    args: argparse.Namespace,
+    flows_of: Callable[[Sequence[Path]], Sequence[FlowOfFrame]] | None = None,
+) -> list[ImageJob]:
     """The images that the options name and the files to make of each.
+
+    Parameters
+    ----------
+    args : Namespace
+        Of a parser with the options of images and outputs.
+    flows_of : callable, optional
+        Finds the flow of images.
 
     Raises
     ------
     InputError
         If there are no images, a file cannot be written, or two files would be the same.
     """
-    is_single = is_single_image(args.image)
+    is_single = _is_single_image(args.image)
     mask_template = _mask_template(args.mask, is_single=is_single)
     templates = {}
-    for option in ("out", "save_labels", "save_features", "save_outlines"):
-        template = _template_of(option, getattr(args, option), is_single=is_single)
+    for option in _OUTPUTS:
+        template = _template_of(option, getattr(args, option, None), is_single=is_single)
         if template is not None:
             templates[option] = template
     images = _find_images(args.image, [*templates.values(), *filter(None, [mask_template])])
@@ -363,12 +359,15 @@ def plan_jobs(args: argparse.Namespace) -> list[ImageJob]:
     if not images:
         raise InputError(f"--image {' '.join(args.image)}: no image but those that --mask names as masks")
     users = {file.resolve(): f"the image {file}" for file, _ in images}
-    for file, name in images:
+    flows = [None] * len(images) if flows_of is None else flows_of([file for file, _ in images])
+    for (file, name), flow in zip(images, flows, strict=True):
         paths = {option: _filled(template, name) for option, template in templates.items()}
         mask = _filled(mask_template, name) if mask_template else None
         if mask:
             users.setdefault(mask.resolve(), f"--mask of {file}")
-        jobs.append(ImageJob(file, _output_files(paths), mask))
+        for source in flow.files if flow else []:
+            users.setdefault(source.resolve(), f"{source}, for the flow of {file},")
+        jobs.append(ImageJob(file, _output_files(paths), mask, flow))
     for job in jobs:
         for path in job.files.paths:
             user = f"an output of {job.image}"
@@ -378,57 +377,78 @@ def plan_jobs(args: argparse.Namespace) -> list[ImageJob]:
     return jobs
 
 
-def check_files(**files: str | Path | None) -> dict[str, Path]:
-    """Find out, before any work, whether the files asked for can be written and are different ones.
+def segment_given_images(
+    args: argparse.Namespace, segmenter: Segmenter, jobs: Sequence[ImageJob]
+) -> RunSummary:
+    """Segment the images that the options name, and tell what came of them.
 
     Parameters
     ----------
-    **files : str, Path or None
-        Files by the name of their option; those that are outputs are written, others are read.
-
-    Returns
-    -------
-    dict of str to Path
-        The files that are not None.
+    args : Namespace
+        Of a parser with the options of images and outputs.
+    segmenter : Segmenter
+        What segments.
+    jobs : sequence of ImageJob
+        The images; see `plan_jobs`.
 
     Raises
     ------
     InputError
-        If not.
+        If a single image cannot be used.
+    RunError
+        If files cannot be written, or one of several images failed.
     """
-    paths = {name: Path(file) for name, file in files.items() if file is not None}
-    for name in paths.keys() & _OUTPUTS.keys():
-        check_output_file(f"--{name}", paths[name], _OUTPUTS[name].suffixes)
-    _check_distinct(paths)
-    return paths
+    if _is_single_image(args.image) and n_ranks() == 1 and not args.skip_existing:
+        summary = _segment_single_image(args, segmenter, jobs[0])
+        _tell_profile(args, segmenter)
+        return summary
+    summary = segment_files(
+        segmenter,
+        jobs,
+        args.nspix,
+        connected=args.enforce_connectivity,
+        exact=args.exact_nspix,
+        style=_overlay_style(args),
+        batch_size=args.batchsize or (_CUDA_BATCH_SIZE if segmenter.device.type == "cuda" else 1),
+        skip_existing=args.skip_existing,
+    )
+    _tell_profile(args, segmenter)
+    on_first_rank(lambda: _report(summary))
+    return summary
 
 
-def default_overlay(given: str | None) -> str:
-    """The value of `--out` for a single image, or its default."""
-    return given or _OUTPUTS["out"].default
+def _is_single_image(given: Sequence[str]) -> bool:
+    """Whether `--image` names one file."""
+    if len(given) > 1 or Path(given[0]).is_dir():
+        return False
+    return Path(given[0]).is_file() or not glob.has_magic(given[0])
 
 
-def output_files(**files: str | None) -> OutputFiles:
-    """The outputs of a single image, by the names of their options."""
-    return _output_files({name: Path(file) for name, file in files.items() if file is not None})
-
-
-def log_superpixels(
-    image: Path, n_spixels: int, superpixels: Superpixels, seconds: float, device: torch.device, out: Path
-) -> None:
-    """Tell in one line what came out of an image."""
+def _segment_single_image(args: argparse.Namespace, segmenter: Segmenter, job: ImageJob) -> RunSummary:
+    """Segment an image, whose errors are those of the script, and tell in one line what came of it."""
+    start = time.perf_counter()
+    with StopSignals():
+        image = job.read(segmenter)
+        (superpixels,) = segmenter.cluster([image], args.nspix, with_features=args.save_features is not None)
+        if args.enforce_connectivity:
+            superpixels = segmenter.finish(superpixels, args.nspix, exact=args.exact_nspix)
+        job.write(segmenter, image, superpixels, _overlay_style(args))
+    seconds = time.perf_counter() - start
+    if job.flow is not None:
+        logger.info("%s", job.flow)
     logger.info(
         "%s: %d superpixels requested, %d measured, %.2f s on %s, overlay in %s",
-        image,
-        n_spixels,
+        job.image,
+        args.nspix,
         superpixels.n_measured,
         seconds,
-        device,
-        out,
+        segmenter.device,
+        job.files.overlay,
     )
+    return RunSummary(n_done=1, n_skipped=0, failures=[], seconds=seconds)
 
 
-def report(summary: RunSummary) -> None:
+def _report(summary: RunSummary) -> None:
     """Tell what came of many images: a line for each that failed, and one for all.
 
     Raises
@@ -562,5 +582,9 @@ def _rgb_color(text: str) -> tuple[int, int, int]:
 
 def _output_files(paths: Mapping[str, Path]) -> OutputFiles:
     return OutputFiles(
-        paths["out"], paths.get("save_labels"), paths.get("save_features"), paths.get("save_outlines")
+        overlay=paths["out"],
+        labels=paths.get("save_labels"),
+        features=paths.get("save_features"),
+        outlines=paths.get("save_outlines"),
+        flow=paths.get("save_flow"),
     )

@@ -12,7 +12,6 @@ vvarga90/ssn-pytorch-optflow.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -24,14 +23,6 @@ FORWARD, BACKWARD = "flows", "inv_flows"
 
 # LZF, which comes with h5py, makes files 10 to 20 % larger than gzip does, but takes half the time to write.
 _COMPRESSION = {"compression": "lzf", "shuffle": True}
-
-
-class FrameFlow(NamedTuple):
-    """The optical flow of one frame."""
-
-    flow: np.ndarray  # (H, W, 4), float32, [fwd_dy, fwd_dx, bwd_dy, bwd_dx] in pixels; zeros where unknown
-    has_forward: bool  # False for the last frame of a video
-    has_backward: bool  # False for the first frame of a video
 
 
 class FlowArchive:
@@ -84,8 +75,13 @@ class FlowArchive:
         self.n_frames = shape[0] + 1
         self.frame_shape = shape[1:3]
 
-    def read_frame(self, frame_idx: int) -> FrameFlow:
+    def read_frame(self, frame_idx: int) -> np.ndarray:
         """Read the flow of frame `frame_idx`, counted from 0, to its next and to its previous frame.
+
+        Returns
+        -------
+        ndarray, shape (H, W, 4), float32
+            [fwd_dy, fwd_dx, bwd_dy, bwd_dx] in pixels; zeros where there is no next or previous frame.
 
         Raises
         ------
@@ -97,15 +93,14 @@ class FlowArchive:
                 f"{self.path} covers frames 0 to {self.n_frames - 1}, there is no frame {frame_idx}"
             )
         flow = np.zeros((*self.frame_shape, 4), dtype=np.float32)
-        has_forward, has_backward = frame_idx < self.n_frames - 1, frame_idx > 0
         with self._opened() as file:
-            if has_forward:
+            if frame_idx < self.n_frames - 1:
                 flow[..., :2] = file[FORWARD][frame_idx]
-            if has_backward:
+            if frame_idx > 0:
                 flow[..., 2:] = file[BACKWARD][frame_idx - 1]
         if not np.isfinite(flow).all():
             raise InputError(f"{self.path}: the flow of frame {frame_idx} is NaN or infinite")
-        return FrameFlow(flow, has_forward, has_backward)
+        return flow
 
     def read_attributes(self) -> dict[str, str]:
         """What the writer noted about the flow, such as its settings."""
@@ -200,7 +195,9 @@ def archive_name(method: str, video: str) -> str:
     return f"optflow_{method}_{video}.h5"
 
 
-def find_archives(folder: Path, videos: list[str], method: str | None = None) -> list[FlowArchive]:
+def find_archives(
+    folder: Path, videos: list[str], method: str | None = None, *, option: str = "--davis_optflow_folder"
+) -> list[FlowArchive]:
     """Find and open the archives of some videos.
 
     Parameters
@@ -212,6 +209,8 @@ def find_archives(folder: Path, videos: list[str], method: str | None = None) ->
     method : str, optional
         Which method's; needed where there are several, or where its name holds an underscore, as then the
         file could as well be that of another video.
+    option : str
+        What named the folder, for error messages.
 
     Raises
     ------
@@ -236,7 +235,5 @@ def find_archives(folder: Path, videos: list[str], method: str | None = None) ->
         else:
             missing.append(archive_name(method or "<method>", video))
     if missing:
-        raise InputError(
-            f"--davis_optflow_folder {folder} lacks {', '.join(missing)}; estimate_optflow.py makes them"
-        )
+        raise InputError(f"{option} {folder} lacks {', '.join(missing)}; estimate_optflow.py makes them")
     return [FlowArchive(path) for path in paths]

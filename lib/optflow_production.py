@@ -122,10 +122,10 @@ def consistency_error(archive: FlowArchive) -> float:
     height, width = archive.frame_shape
     y, x = np.mgrid[:height, :width].astype(np.float32)
     total, n_counted = 0.0, 0
-    following = archive.read_frame(0).flow
+    following = archive.read_frame(0)
     for frame_idx in range(1, archive.n_frames):
         forward = following[..., :2]
-        following = archive.read_frame(frame_idx).flow
+        following = archive.read_frame(frame_idx)
         y_there, x_there = y + forward[..., 0], x + forward[..., 1]
         backward = cv2.remap(np.ascontiguousarray(following[..., 2:]), x_there, y_there, cv2.INTER_LINEAR)
         is_inside = (y_there >= 0) & (y_there <= height - 1) & (x_there >= 0) & (x_there <= width - 1)

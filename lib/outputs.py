@@ -1,6 +1,5 @@
 """Files of superpixels: overlays, label maps, features."""
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from lib.files import atomic_path
 from lib.hdf5 import write_hdf5
 from lib.outlines import to_geojson, to_svg
 from lib.superpixels import Superpixels
-from lib.visualization import BOUNDARY_COLOR, draw_boundaries, draw_mean_colors
+from lib.visualization import BOUNDARY_COLOR, draw_boundaries, draw_flow, draw_mean_colors
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 LABEL_SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".h5")
@@ -69,12 +68,15 @@ class OutputFiles(NamedTuple):
         Arrays `pixel_features`, `spixel_features`, `n_base_features` and `labels`, .npz.
     outlines : Path, optional
         Outlines of the superpixels, which must be connected: .geojson or .svg; see `lib.outlines`.
+    flow : Path, optional
+        Picture of the optical flow of the image.
     """
 
     overlay: Path
     labels: Path | None = None
     features: Path | None = None
     outlines: Path | None = None
+    flow: Path | None = None
 
     @property
     def paths(self) -> list[Path]:
@@ -86,7 +88,7 @@ def write_outputs(
     files: OutputFiles,
     *,
     style: OverlayStyle = DEFAULT_STYLE,
-    more_pictures: Mapping[Path, np.ndarray] | None = None,
+    flow: np.ndarray | None = None,
 ) -> None:
     """Write what is asked for about an image. Either all files are written or none.
 
@@ -98,8 +100,8 @@ def write_outputs(
         Files to write.
     style : OverlayStyle
         How the overlay looks.
-    more_pictures : mapping of Path to ndarray, optional
-        Further pictures (H, W, 3) uint8.
+    flow : ndarray, shape (H, W, 4), float32, optional
+        What to draw of it, if asked for; see `draw_flow`.
 
     Raises
     ------
@@ -108,10 +110,12 @@ def write_outputs(
     RunError
         If a file cannot be written.
     """
-    pictures = {files.overlay: style.draw(superpixels)}
     with ExitStack() as stack:
-        for path, picture in (pictures | dict(more_pictures or {})).items():
-            _write_picture(picture, stack.enter_context(atomic_path(path)), path)
+        _write_picture(
+            style.draw(superpixels), stack.enter_context(atomic_path(files.overlay)), files.overlay
+        )
+        if files.flow:
+            _write_picture(draw_flow(flow), stack.enter_context(atomic_path(files.flow)), files.flow)
         if files.labels:
             _write_labels(superpixels.labels, stack.enter_context(atomic_path(files.labels)), files.labels)
         if files.features:

@@ -96,7 +96,7 @@ def frames_with_flow_of(frames: FrameFolder | VideoFile, archive: FlowArchive) -
                 f"the flow in {archive.path} is {archive.frame_shape}, but frame {n_read} of {frames.name} "
                 f"is {image_rgb.shape[:2]}"
             )
-        yield VideoFrame(image_rgb, archive.read_frame(n_read).flow)
+        yield VideoFrame(image_rgb, archive.read_frame(n_read))
         n_read += 1
     if n_read != archive.n_frames:
         raise InputError(f"{archive.path} covers {archive.n_frames} frames, but {frames.name} has {n_read}")

@@ -25,7 +25,7 @@ import train_optflow_composite_model
 from conftest import ctrl_c_in_second_step, fails_with
 from lib.checkpoint import file_sha256, load_base_model, load_composite_model, read_checkpoint
 from lib.datasets.davis import DAVISDataset
-from lib.errors import InputError
+from lib.errors import InputError, RunError
 from lib.metrics import ContingencyTable, mean_iou
 from lib.optflow import FlowArchive
 
@@ -103,7 +103,7 @@ def test_train_evaluate_and_segment(
     (alone,) = eval_base_model.main([*common, *davis_root_argv, "--nworkers=0"]).values()
     assert [summary.mean for summary in alone.values()] == [results["base"].mean]
 
-    superpixels = inference_optflow_composite_model.main(
+    inference_optflow_composite_model.main(
         [
             composite,
             on_device,
@@ -118,7 +118,9 @@ def test_train_evaluate_and_segment(
             "--profile",
         ]
     )
-    np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), superpixels.labels)
+    labels = np.load(tmp_path / "labels.npy")
+    assert labels.shape == (60, 92)
+    n_measured = labels.max() + 1
     assert Image.open(tmp_path / "overlay.png").size == (92, 60)
     flow_picture = np.asarray(Image.open(tmp_path / "flow.png"))
     assert flow_picture.shape == (60, 2 * 92, 3)
@@ -126,10 +128,10 @@ def test_train_evaluate_and_segment(
     assert (flow_picture[40, : 92 + 46] == 255).all()
     with np.load(tmp_path / "features.npz") as features:
         assert features["pixel_features"].shape == (7, 60, 92)
-        assert features["spixel_features"].shape == (superpixels.n_measured, 7)
+        assert features["spixel_features"].shape == (n_measured, 7)
         assert features["n_base_features"] == 4
     assert "frame 1: flow to the previous frame only, as this is the last frame" in caplog.messages[-3]
-    assert f"24 superpixels requested, {superpixels.n_measured} measured" in caplog.messages[-2]
+    assert f"24 superpixels requested, {n_measured} measured" in caplog.messages[-2]
     assert re.match("reading .*network .*writing", caplog.messages[-1])
 
 
@@ -249,6 +251,59 @@ def test_mask_of_a_frame(tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.load("labels.npy") >= 0, mask)
 
 
+def test_frames_of_several_videos(davis_root, optflow_folder, composite_weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frames = davis_root / "DAVIS/JPEGImages/480p"
+    common = [f"--comp_model_weights={composite_weights}", "--nspix=24", "--device=cpu"]
+    flow = f"--optflow_data={optflow_folder}"
+
+    def segment(*argv):
+        return inference_optflow_composite_model.main([*common, *argv])
+
+    files = ["--out=o", "--save_labels=l", "--save_flow=f"]
+    summary = segment(f"--image={frames}", flow, *files, "--batchsize=2")
+    assert summary.n_done == 4
+    names = {f"{video}/0000{idx}" for video in ("car", "dogs") for idx in range(2)}
+    for folder in ("o", "l", "f"):
+        assert {str(path.relative_to(folder).with_suffix("")) for path in Path(folder).rglob("*.*")} == names
+    flow_picture = np.asarray(Image.open("f/dogs/00000.png"))  # to the next frame alone
+    assert (flow_picture[40, 46:92] == (255, 0, 0)).all()
+    assert (flow_picture[40, 92 : 92 + 46] == 255).all()
+    for name in names:
+        video, idx = name.split("/")
+        archive = f"--optflow_data={optflow_folder / f'optflow_gma_{video}.h5'}"
+        segment(
+            f"--image={frames / name}.jpg",
+            archive,
+            f"--optflow_data_fr_idx={int(idx)}",
+            "--save_labels=one.npy",
+        )
+        np.testing.assert_array_equal(np.load("one.npy"), np.load(f"l/{name}.npy"))
+
+    Path("l/car/00001.npy").unlink()
+    summary = segment(f"--image={frames}", flow, *files, "--skip_existing")
+    assert (summary.n_done, summary.n_skipped) == (1, 3)
+
+
+def test_a_frame_without_flow_does_not_stop_the_others(
+    davis_root, optflow_folder, composite_weights, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    with h5py.File(optflow_folder / "optflow_gma_car.h5", "r+") as file:
+        file["inv_flows"][0, 3, 4, 0] = np.nan
+    with pytest.raises(RunError, match="1 of the images failed"):
+        inference_optflow_composite_model.main(
+            [
+                f"--comp_model_weights={composite_weights}",
+                "--nspix=24",
+                f"--image={davis_root / 'DAVIS/JPEGImages/480p'}",
+                f"--optflow_data={optflow_folder}",
+            ]
+        )
+    assert "optflow_gma_car.h5: the flow of frame 1 is NaN or infinite" in caplog.text
+    assert len(list(Path("results").rglob("*.png"))) == 3
+
+
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_broken_flow_ends_an_evaluation_in_one_line(
     data_argv, davis_root, optflow_folder, base_weights, composite_weights, n_workers, capsys
@@ -293,12 +348,22 @@ def test_segmenting_the_demo_frame_needs_no_option_and_flow_helps(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["--image={frame}"], "--optflow_data and --optflow_data_fr_idx must be given, both of them"),
+        (["--image={frame}"], "--optflow_data must be given: a flow archive, a folder of archives, or auto"),
+        (["--optflow_data_fr_idx=0"], "--optflow_data must be given: a flow archive"),
+        (["--image={frame}", "--optflow_data={flow}", "--temporal"], "--temporal needs a --video"),
         (
-            ["--image={frame}", "--optflow_data={flow}"],
-            "--optflow_data and --optflow_data_fr_idx must be given",
+            ["--image={frame}", "--optflow_data={flow}", "--out={flow}"],
+            "--out {flow}: the name must end in .png",
         ),
-        (["--optflow_data_fr_idx=0"], "--optflow_data and --optflow_data_fr_idx must be given"),
+        (
+            ["--image={frame}", "--optflow_data={flow}", "--save_labels={flow}"],
+            "an output of {frame} and {flow}, for the flow of {frame}, are the same file",
+        ),
+        (
+            ["--image={frame}", "--optflow_data=auto", "--out={next}"],
+            "an output of {frame} and {next}, for the flow of {frame}, are the same file",
+        ),
+        (["--video=v.mp4", "--optflow_method=dis"], "--optflow_method is for images, not for a --video"),
         (
             ["--image={frame}", "--optflow_data={flow}", "--optflow_data_fr_idx=2"],
             "{flow} covers frames 0 to 1, there is no frame 2",
@@ -315,7 +380,7 @@ def test_segmenting_the_demo_frame_needs_no_option_and_flow_helps(tmp_path):
         (["--comp_model_weights={base}"], "{base} holds a base model, not a composite model"),
         (["--save_flow=flow.txt"], "--save_flow flow.txt: the name must end in"),
         (["--save_features=features.npy"], "--save_features features.npy: the name must end in .npz"),
-        (["--save_flow=results.png"], "--out and --save_flow are the same file, results.png"),
+        (["--save_flow=results.png"], "are the same file, results.png"),
     ],
 )
 def test_bad_inference_options(
@@ -325,6 +390,7 @@ def test_bad_inference_options(
     monkeypatch.chdir(tmp_path / "here")
     paths = {
         "frame": davis_root / "DAVIS/JPEGImages/480p/car/00000.jpg",
+        "next": davis_root / "DAVIS/JPEGImages/480p/car/00001.jpg",
         "flow": optflow_folder / "optflow_gma_car.h5",
         "base": base_weights,
     }
@@ -371,7 +437,7 @@ def test_estimated_archives_hold_the_flow(source, tmp_path, davis_root, caplog):
     estimate_optflow.main(argv)
     for name in ("a", "b"):
         archive = FlowArchive(tmp_path / "flow" / f"optflow_dis_{name}.h5")
-        flow = archive.read_frame(1).flow
+        flow = archive.read_frame(1)
         assert np.abs(flow[INSIDE] - (2, -3, -2, 3)).max() < 0.5
         assert f"{archive.path}: made, 3 frames" in caplog.text
     assert ("forward-backward error 0.0" in caplog.text) == (source == "frames")
@@ -391,7 +457,7 @@ def test_flow_files_are_converted(tmp_path):
     folders = [str(tmp_path / "forward"), str(tmp_path / "backward")]
     estimate_optflow.main(["--flow_files", *folders, "--method=gma", f"--out_dir={tmp_path / 'flow'}"])
     for video_idx, video in enumerate(("car", "dogs")):
-        frame_flow = FlowArchive(tmp_path / f"flow/optflow_gma_{video}.h5").read_frame(2).flow
+        frame_flow = FlowArchive(tmp_path / f"flow/optflow_gma_{video}.h5").read_frame(2)
         np.testing.assert_array_equal(frame_flow[..., :2], flow[video_idx, 0, 2])
         np.testing.assert_array_equal(frame_flow[..., 2:], flow[video_idx, 1, 1])
     folders = [str(tmp_path / direction / "car") for direction in ("forward", "backward")]

@@ -10,7 +10,7 @@ from lib.errors import InputError
 from lib.files import check_output_file
 from lib.outputs import OutputFiles, OverlayStyle, write_outputs
 from lib.superpixels import Superpixels
-from lib.visualization import draw_boundaries
+from lib.visualization import draw_boundaries, draw_flow
 
 
 def make_superpixels(height=60, width=92, **more):
@@ -61,15 +61,14 @@ def test_overlay_too_large_for_its_format_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_overlay_and_further_pictures(tmp_path):
+def test_overlay_and_flow(tmp_path):
     superpixels = make_superpixels()
-    picture = np.zeros((5, 6, 3), dtype=np.uint8)
-    write_outputs(
-        superpixels, OutputFiles(tmp_path / "overlay.png"), more_pictures={tmp_path / "flow.png": picture}
-    )
+    flow = np.random.default_rng(0).normal(size=(5, 6, 4)).astype(np.float32)
+    files = OutputFiles(tmp_path / "overlay.png", flow=tmp_path / "flow.png")
+    write_outputs(superpixels, files, flow=flow)
     overlay = np.asarray(Image.open(tmp_path / "overlay.png"))
     np.testing.assert_array_equal(overlay, draw_boundaries(superpixels.image_rgb, superpixels.labels))
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "flow.png")), picture)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "flow.png")), draw_flow(flow))
 
 
 def test_styles_of_overlays(tmp_path):

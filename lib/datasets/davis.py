@@ -105,7 +105,7 @@ class DAVISDataset(Dataset):
         if self.flows is None:
             return image
         archive, frame_idx = self.flows[idx]
-        return image._replace(extra=archive.read_frame(frame_idx).flow, n_vector_channels=N_FLOW_CHANNELS)
+        return image._replace(extra=archive.read_frame(frame_idx), n_vector_channels=N_FLOW_CHANNELS)
 
 
 def find_frames(
