@@ -1,10 +1,10 @@
 """A video in, an overlay video and its labels out, frame by frame."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self
 
 import av
 import numpy as np
@@ -143,42 +143,41 @@ def segment_video(
         If there is no frame, or the first one cannot be used.
     RunError
         If a later frame cannot be used; files then hold the frames before. If a file cannot be written, which
-        is then not there.
+        is then not there; the other holds the frames so far.
     KeyboardInterrupt
         On Ctrl-C or SIGTERM; files then hold the frames before.
     """
     run = _VideoRun(segmenter, n_spixels, Tracker(segmenter, n_spixels) if tracked else None)
-    problem: InputError | KeyboardInterrupt | None = None
-    with ExitStack() as stack:
-        progress = stack.enter_context(
-            tqdm(total=n_frames or None, desc="segmenting", unit="frame", disable=None)
-        )
-        # Taken between frames alone, so that nothing cuts the end of a file short.
-        signals = stack.enter_context(StopSignals(polled=True))
-        video = labels = None
-        try:
-            for frame in frames:
-                superpixels, frame_labels = run.segment(frame)
-                if video is None:
-                    temporary = stack.enter_context(atomic_path(overlay_file))
-                    size = frame.image_rgb.shape[:2]
-                    video = stack.enter_context(_VideoWriter(temporary, size, frame_rate))
-                    if labels_file:
-                        labels = _LabelWriter(stack.enter_context(write_hdf5(labels_file)), size)
-                video.append(style.draw(superpixels))
-                if labels:
-                    labels.append(frame_labels)
-                run.n_written += 1
-                progress.update()
-                signals.raise_pending()
-        except (InputError, KeyboardInterrupt) as error:
-            problem = error
+    files: list[_FrameFile] = []  # opened when the first frame tells its size
+    problem: InputError | RunError | KeyboardInterrupt | None = None
+    progress = tqdm(total=n_frames or None, desc="segmenting", unit="frame", disable=None)
+    try:
+        # Signals are taken between frames alone, so that nothing cuts the end of a file short.
+        with progress, StopSignals(polled=True) as signals, ExitStack() as stack:
+            try:
+                for frame in frames:
+                    superpixels, frame_labels = run.segment(frame)
+                    if not files:
+                        size = frame.image_rgb.shape[:2]
+                        writings = {overlay_file: _write_video(overlay_file, size, frame_rate)}
+                        if labels_file:
+                            writings[labels_file] = _write_labels(labels_file, size)
+                        files = [stack.enter_context(_FrameFile(*writing)) for writing in writings.items()]
+                    for file, pixels in zip(files, (style.draw(superpixels), frame_labels), strict=False):
+                        file.append(pixels)
+                    progress.update()
+                    signals.raise_pending()
+            except (InputError, RunError, KeyboardInterrupt) as error:
+                problem = error
+    except RunError as error:  # at the end of a file
+        problem = error
     if isinstance(problem, KeyboardInterrupt):
         raise problem
-    if run.n_written == 0:
+    kept = [f"{file.n_frames} frames are in {file.path}" for file in files if file.n_frames]
+    if problem is not None and kept:
+        raise RunError(f"{problem}; {', '.join(kept)}") from problem
+    if problem is not None or not files:
         raise problem or InputError("the video has no frame")
-    if problem is not None:
-        raise RunError(f"{problem}; {run.n_written} frames are in {overlay_file}") from problem
     return run.summary()
 
 
@@ -194,7 +193,6 @@ class _VideoRun:
         self._share_sum, self._n_shares = 0.0, 0
         self._n_measured = 0
         self.n_frames = 0
-        self.n_written = 0
 
     def segment(self, frame: VideoFrame) -> tuple[Superpixels, np.ndarray]:
         """Superpixels of a frame, and their labels, (H, W), which are identities if they are tracked."""
@@ -224,6 +222,63 @@ class _VideoRun:
     def summary(self) -> VideoSummary:
         share = self._share_sum / self._n_shares if self._n_shares else None
         return VideoSummary(self.n_frames, self._n_measured / self.n_frames, share)
+
+
+class _FrameWriter(Protocol):
+    """What frames are appended to."""
+
+    def append(self, pixels: np.ndarray) -> None: ...
+
+
+class _FrameFile:
+    """A file that grows frame by frame, and is there, complete, once its block ends.
+
+    If it cannot be written, a `RunError` tells. What is wrong with another file does not concern this one.
+    """
+
+    def __init__(self, path: Path, writing: AbstractContextManager[_FrameWriter]) -> None:
+        self.path = path
+        self.n_frames = 0  # that it holds
+        self._writing = writing
+        self._stack = ExitStack()
+        self._writer: _FrameWriter | None = None
+
+    def append(self, pixels: np.ndarray) -> None:
+        try:
+            if self._writer is None:
+                self._writer = self._stack.enter_context(self._writing)
+            self._writer.append(pixels)
+        except BaseException as error:
+            self._end(type(error), error, error.__traceback__)
+            raise
+        self.n_frames += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, *exception: object) -> None:
+        if kind is not None and issubclass(kind, RunError):
+            self._end(None, None, None)
+        else:
+            self._end(kind, *exception)
+
+    def _end(self, kind: type | None, *exception: object) -> None:
+        n_frames, self.n_frames = self.n_frames, 0
+        self._stack.__exit__(kind, *exception)
+        if kind is None:
+            self.n_frames = n_frames
+
+
+@contextmanager
+def _write_video(path: Path, shape: tuple[int, int], frame_rate: float) -> Iterator["_VideoWriter"]:
+    with atomic_path(path) as temporary, _VideoWriter(temporary, shape, frame_rate) as writer:
+        yield writer
+
+
+@contextmanager
+def _write_labels(path: Path, shape: tuple[int, int]) -> Iterator["_LabelWriter"]:
+    with write_hdf5(path) as writing:
+        yield _LabelWriter(writing, shape)
 
 
 class _VideoWriter:

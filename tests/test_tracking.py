@@ -36,9 +36,9 @@ def track(frames, speed, segmenter=SEGMENTER):
 
 
 @pytest.mark.parametrize("speed", [0, 1, 4])
-def test_labels_follow_the_flow(speed):
+def test_labels_follow_the_flow(speed, device):
     frames = moving_frames(15, speed)
-    labels, flow = track(frames, speed)
+    labels, flow = track(frames, speed, Segmenter(SSNPix(), InputScales(0.26, 5.0), device=device))
     shares = [share_that_follows(last, now, flow) for last, now in pairwise(labels)]
     assert min(shares) > 0.7
     assert np.mean(shares) > 0.8

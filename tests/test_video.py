@@ -11,6 +11,7 @@ from PIL import Image
 
 import inference_base_model
 import inference_optflow_composite_model
+import lib.video
 from conftest import fails_with, full_disk, make_quadrants
 from lib.errors import RunError
 from lib.features import InputScales
@@ -157,6 +158,52 @@ def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
         segment_video(
             SEGMENTER, frames, 24, overlay_file=tmp_path / "o.mp4", labels_file=tmp_path / "labels.h5"
         )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("full", "kept", "n_kept"), [("_VideoWriter", "labels.h5", 2), ("_LabelWriter", "o.mp4", 3)]
+)
+def test_what_cannot_be_written_leaves_the_other_file(tmp_path, monkeypatch, full, kept, n_kept):
+    def append(self, pixels):
+        if len(seen) == 2:
+            raise OSError(28, "No space left on device")
+        seen.append(pixels)
+        original(self, pixels)
+
+    seen = []
+    original = getattr(lib.video, full).append
+    monkeypatch.setattr(f"lib.video.{full}.append", append)
+    frames = (VideoFrame(make_quadrants()[0], None) for _ in range(4))
+    files = {"overlay_file": tmp_path / "o.mp4", "labels_file": tmp_path / "labels.h5"}
+    told = rf"No space left on device.*; {n_kept} frames are in .*{kept}$"
+    with pytest.raises(RunError, match=told):
+        segment_video(SEGMENTER, frames, 24, **files)
+    assert [file.name for file in tmp_path.iterdir()] == [kept]
+    frames_kept = (
+        read_labels(tmp_path / kept) if kept == "labels.h5" else VideoFile("o", tmp_path / kept).read()
+    )
+    assert len(list(frames_kept)) == n_kept
+
+
+def test_labels_that_cannot_be_finished_leave_the_overlay(tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.video._LabelWriter.append", lambda self, labels: None)
+    monkeypatch.setattr("lib.hdf5._EnduringFile._error", OSError(28, "No space left on device"))
+    frames = (VideoFrame(make_quadrants()[0], None) for _ in range(4))
+    files = {"overlay_file": tmp_path / "o.mp4", "labels_file": tmp_path / "labels.h5"}
+    with pytest.raises(RunError, match=r"labels.h5 \(No space left on device\); 4 frames are in .*o.mp4$"):
+        segment_video(SEGMENTER, frames, 24, **files)
+    assert [file.name for file in tmp_path.iterdir()] == ["o.mp4"]
+
+
+def test_an_error_of_our_own_leaves_no_file(tmp_path, monkeypatch):
+    def frames():
+        yield VideoFrame(make_quadrants()[0], None)
+        raise ZeroDivisionError
+
+    files = {"overlay_file": tmp_path / "o.mp4", "labels_file": tmp_path / "labels.h5"}
+    with pytest.raises(ZeroDivisionError):
+        segment_video(SEGMENTER, frames(), 24, **files)
     assert list(tmp_path.iterdir()) == []
 
 
