@@ -175,9 +175,13 @@ class SSNModel(nn.Module):
         names = ("n_learned_features", "n_iter", "distance", "sees_position")
         return {name: getattr(self, name) for name in names}
 
-    def forward(self, labyx: Tensor, n_spixels: int) -> SSNOutput:
-        """Segment scaled images (B, 5, H, W) of channels [L, a, b, y, x]; see `labyx_features`."""
-        return cluster(self.pixel_features(labyx), n_spixels, n_iter=self.n_iter, distance=self.distance)
+    def forward(self, labyx: Tensor, n_spixels: int, *, n_iter: int | None = None) -> SSNOutput:
+        """Segment scaled images (B, 5, H, W) of channels [L, a, b, y, x]; see `labyx_features`.
+
+        `n_iter` are the iterations in place of the model's, say in training.
+        """
+        features = self.pixel_features(labyx)
+        return cluster(features, n_spixels, n_iter=n_iter or self.n_iter, distance=self.distance)
 
     def pixel_features(self, labyx: Tensor, *, base_features: Tensor | None = None) -> Tensor:
         """Features that are clustered, (B, n_learned_features + 5, H, W): [learned, L, a, b, y, x].
@@ -292,9 +296,13 @@ class CompositeSSNModel(nn.Module):
         self.feature_extract_color.eval()
         return self
 
-    def forward(self, channels: Tensor, n_spixels: int) -> SSNOutput:
-        """Segment scaled images (B, 5 + n_extra_channels, H, W); see `input_channels`."""
-        return cluster(self.pixel_features(channels), n_spixels, n_iter=self.n_iter, distance=self.distance)
+    def forward(self, channels: Tensor, n_spixels: int, *, n_iter: int | None = None) -> SSNOutput:
+        """Segment scaled images (B, 5 + n_extra_channels, H, W); see `input_channels`.
+
+        `n_iter` are the iterations in place of the model's, say in training.
+        """
+        features = self.pixel_features(channels)
+        return cluster(features, n_spixels, n_iter=n_iter or self.n_iter, distance=self.distance)
 
     def pixel_features(
         self,

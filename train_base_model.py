@@ -77,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
 
     torch.manual_seed(args.seed)
     model = SSNModel(
-        args.deepfdim, n_iter=args.niter, distance=args.distance, sees_position=args.sees_position
+        args.deepfdim, n_iter=args.val_niter, distance=args.distance, sees_position=args.sees_position
     )
     if args.init_weights and not cli.resumed_from(args):
-        start = load_base_model(args.init_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
+        start = load_base_model(args.init_weights, n_learned_features=args.deepfdim)
         for name in ("distance", "sees_position"):
             ours, theirs = getattr(model, name), getattr(start.model, name)
             if ours != theirs:

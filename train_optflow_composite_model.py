@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
     if cli.resumed_from(args):
         model, scales, base_sha256 = load_composite_model(args.resume, n_extra_channels=N_FLOW_CHANNELS)
     else:
-        base = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
+        base = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim)
         if isinstance(base.model, SSNPix):
             raise InputError(
                 f"--base_model_weights {args.base_model_weights}: a composite needs a base with a network"

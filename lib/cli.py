@@ -39,6 +39,7 @@ Number = TypeVar("Number", int, float)
 REPO_ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_BASE_WEIGHTS = REPO_ROOT / "trained_models" / "best_model.pth"
 DEFAULT_COMPOSITE_WEIGHTS = REPO_ROOT / "trained_models" / "best_composite_model.pth"
+DEFAULT_VAL_N_ITER = 10  # more than in training, as in the paper; see docs/training.md
 
 # Options that may change when a run is resumed. They change neither the score nor what a step computes, but
 # for the length of the run: the learning rate then goes on along the curve of the new one.
@@ -279,6 +280,19 @@ def add_spixel_args(
             default=200,
             help="requested number of superpixels in a whole image at validation",
         )
+        group.add_argument(
+            "--niter",
+            type=positive_int,
+            default=Recipe.n_iter,
+            help="iterations of the clustering in training",
+        )
+        if not trained:
+            group.add_argument(
+                "--val_niter",
+                type=positive_int,
+                default=DEFAULT_VAL_N_ITER,
+                help="iterations of the clustering in validation and, by the weight file, in use",
+            )
     else:
         group.add_argument(
             "--nspix",
@@ -287,12 +301,12 @@ def add_spixel_args(
             help="requested number of superpixels" + (", one or several" if swept else ""),
             **several,
         )
-    group.add_argument(
-        "--niter",
-        type=positive_int,
-        **default(DEFAULT_N_ITER),
-        help="iterations of the clustering" + otherwise.format(DEFAULT_N_ITER),
-    )
+        group.add_argument(
+            "--niter",
+            type=positive_int,
+            **default(DEFAULT_N_ITER),
+            help="iterations of the clustering" + otherwise.format(DEFAULT_N_ITER),
+        )
     group.add_argument(
         "--color_scale",
         type=non_negative_float,
@@ -442,6 +456,7 @@ def read_recipe(args: argparse.Namespace, device: torch.device) -> Recipe:
     return Recipe(
         n_spixels=args.nspix,
         n_annotations=args.nannotations,
+        n_iter=args.niter,
         n_steps=args.train_iter,
         batch_size=args.batchsize,
         optimizer=args.optimizer,

@@ -65,6 +65,7 @@ class Recipe:
 
     n_spixels: CountRange = DEFAULT_COUNT_RANGE  # requested in a crop of 200x200, drawn for every batch
     n_annotations: int = 4  # of each crop
+    n_iter: int = 5  # of the clustering; validation has the model's own
     n_steps: int = 500_000
     batch_size: int = 6  # of each rank
     optimizer: str = "muon"  # see lib.optimizers.build_optimizers
@@ -283,9 +284,16 @@ def _losses_of(
         n_labels = int(batch["gt_labels"].max()) + 1  # before it is on the device, which would have to wait
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         n_spixels = recipe.draw_n_spixels(state.step)
-        channels = model_input(state.model, batch["image_lab"], n_spixels, scales, extra=batch.get("extra"))
+        channels = model_input(
+            state.model,
+            batch["image_lab"],
+            n_spixels,
+            scales,
+            extra=batch.get("extra"),
+            origin=batch["origin"],
+        )
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.with_bfloat16):
-            output = forward(channels, n_spixels)
+            output = forward(channels, n_spixels, n_iter=recipe.n_iter)
         return compute_loss_terms(
             output.assignment,
             output.labels,

@@ -170,6 +170,7 @@ def common_argv(bsds_root, out_dir):
         "--val_nspix=24",
         "--deepfdim=3",
         "--niter=2",
+        "--val_niter=2",
         "--device=cpu",
     ]
 

@@ -17,6 +17,7 @@ from skimage.measure import label
 
 import eval_base_model
 import inference_base_model
+import model
 import train_base_model
 from conftest import ctrl_c_in_second_step, fails_with, make_quadrants
 from lib import cli, training_run
@@ -56,10 +57,43 @@ def train_argv(bsds_root, out_dir, *more):
         "--lr=0.01",
         "--deepfdim=3",
         "--niter=2",
+        "--val_niter=3",
         "--device=cpu",
         "--precision=fp32",  # the same on all processors
         *more,
     ]
+
+
+def test_training_and_validation_have_their_own_iterations(bsds_root, tmp_path, monkeypatch):
+    def recording(name, original):
+        def record(*args, n_iter, **settings):
+            calls.append((name, n_iter))
+            return original(*args, n_iter=n_iter, **settings)
+
+        return record
+
+    calls = []
+    monkeypatch.setattr("model.cluster", recording("train", model.cluster))
+    monkeypatch.setattr("lib.evaluation.methods.cluster_labels", recording("validate", model.cluster_labels))
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+    assert set(calls) == {("train", 2), ("validate", 3)}
+
+
+def test_crops_keep_their_place_in_the_image(bsds_root, tmp_path, monkeypatch):
+    def record(*args, origin, **settings):
+        origins.append(origin)
+        return original(*args, origin=origin, **settings)
+
+    origins = []
+    original = training_run.model_input
+    monkeypatch.setattr("lib.datasets.augmentation.CROP_SIZE", 20)
+    monkeypatch.setattr("lib.training_run.CROP_SIZE", 20)
+    monkeypatch.setattr("lib.training_run.model_input", record)
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run", "--nspix=4"))
+    origins = torch.cat(origins)
+    assert origins.shape == (4, 2)
+    assert ((origins >= 0) & (origins <= torch.tensor([40, 72]))).all()  # images are 60x92
+    assert origins.unique(dim=0).shape == (4, 2)
 
 
 def test_train_evaluate_and_segment(bsds_root, davis_root, tmp_path, device, caplog):
@@ -77,7 +111,7 @@ def test_train_evaluate_and_segment(bsds_root, davis_root, tmp_path, device, cap
 
     weights = tmp_path / "run" / "best_model.pth"
     loaded = load_base_model(weights)
-    assert loaded.model.n_iter == 2
+    assert loaded.model.n_iter == 3
     common = [f"--base_model_weights={weights}", "--nspix=24", on_device]
     results = eval_base_model.main(
         [*common, f"--bsds_root={bsds_root}", "--bsds_split=val", "--nworkers=0", *davis]
@@ -308,7 +342,6 @@ def test_training_on_a_folder_of_images(tmp_path, base_weights):
         *train_argv(None, tmp_path / "run")[1:],
         f"--init_weights={base_weights}",
         "--deepfdim=4",
-        "--niter=3",
         "--lr=1e-9",
     ]
     state = train_base_model.main(argv)
@@ -576,7 +609,7 @@ def test_broken_image_ends_an_evaluation_in_one_line(bsds_root, n_workers, capsy
         (["--val_nspix=6000"], "--val_nspix 6000 is above the 5520 pixels of 100"),
         (["--init_weights={base}"], "--deepfdim 3 contradicts {base}, made with 4"),
         (
-            ["--init_weights={base}", "--deepfdim=4", "--niter=3", "--distance=squared"],
+            ["--init_weights={base}", "--deepfdim=4", "--distance=squared"],
             "--distance squared contradicts euclidean of --init_weights {base}",
         ),
     ],
