@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from lib import cli
 from lib.checkpoint import NO_NETWORK, load_base_model
 from lib.errors import InputError
+from lib.image_plan import plan_jobs
 from lib.image_run import RunSummary
 from lib.inference_options import (
-    add_many_images_args,
+    add_image_args,
     add_output_args,
     add_speed_args,
     add_video_args,
     check_needs,
     open_segmenter,
-    plan_jobs,
     segment_given_images,
     segment_given_video,
 )
@@ -24,7 +24,7 @@ from lib.video import VideoSummary
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
     sources = parser.add_mutually_exclusive_group()
-    add_many_images_args(parser, sources, demo_image=cli.REPO_ROOT / "demo" / "cat.jpg")
+    add_image_args(parser, sources, demo_image=cli.REPO_ROOT / "demo" / "cat.jpg")
     add_video_args(parser, sources)
     add_output_args(parser)
     cli.add_base_weights_arg(parser)

@@ -9,15 +9,15 @@ from lib import cli
 from lib.checkpoint import load_composite_model
 from lib.errors import InputError
 from lib.frame_flow import AUTO, FlowOfFrame, flows_of_images
+from lib.image_plan import plan_jobs
 from lib.image_run import RunSummary
 from lib.inference_options import (
-    add_many_images_args,
+    add_image_args,
     add_output_args,
     add_speed_args,
     add_video_args,
     check_needs,
     open_segmenter,
-    plan_jobs,
     segment_given_images,
     segment_given_video,
 )
@@ -33,7 +33,7 @@ DEMO_FLOW = DEMO_DIR / "optflow_dis_clip.h5"
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
     sources = parser.add_mutually_exclusive_group()
-    add_many_images_args(parser, sources, demo_image=DEMO_IMAGE)
+    add_image_args(parser, sources, demo_image=DEMO_IMAGE)
     add_video_args(parser, sources)
     add_output_args(parser)
     parser.add_argument(

@@ -1,13 +1,11 @@
-"""The options of the inference scripts: which images to segment, and which files to make of them."""
+"""The options of the inference scripts, and what the scripts do with them."""
 
 import argparse
-import glob
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import ImageColor
 
@@ -23,24 +21,15 @@ from lib.cli import (
 from lib.distributed import n_ranks, on_first_rank
 from lib.errors import InputError, RunError
 from lib.features import InputScales
-from lib.files import check_output_file, prepare_out_dir
-from lib.frame_flow import FlowOfFrame
+from lib.files import check_output_file
 from lib.frames import FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
+from lib.image_plan import NAME, OUTPUTS, is_single_image
 from lib.image_run import ImageJob, RunSummary, segment_files
-from lib.images import IMAGE_SUFFIXES
 from lib.inference import Segmenter
 from lib.interruption import StopSignals
 from lib.optflow import FlowArchive
 from lib.optflow_sources import DEFAULT_PRESET
-from lib.outputs import (
-    FEATURE_SUFFIXES,
-    LABEL_SUFFIXES,
-    OUTLINE_SUFFIXES,
-    OVERLAYS,
-    PICTURE_SUFFIXES,
-    OutputFiles,
-    OverlayStyle,
-)
+from lib.outputs import OVERLAYS, OverlayStyle
 from lib.precision import resolve_precision
 from lib.stopwatch import Stopwatch
 from lib.video import (
@@ -54,8 +43,6 @@ from lib.video import (
 )
 
 logger = logging.getLogger(__name__)
-
-NAME = "{name}"  # in the path of an output: the image's path in the folder that was given, without its suffix
 
 _FOR_SEVERAL = f"; for several images, a folder or a name with {NAME}"  # in the help of options
 
@@ -75,31 +62,13 @@ _FOR_IMAGES_ALONE = {
 }
 
 
-class _Output(NamedTuple):
-    """A kind of file that is written for an image."""
-
-    suffixes: tuple[str, ...]  # which choose the format
-    default: str | None  # for a single image; None writes none
-    default_for_many: str | None
-
-
-# By option. The first suffix is that of files in a folder, of which only the folder is given.
-_OUTPUTS = {
-    "out": _Output(PICTURE_SUFFIXES, "results.png", "results"),
-    "save_labels": _Output(LABEL_SUFFIXES, None, None),
-    "save_features": _Output(FEATURE_SUFFIXES, None, None),
-    "save_outlines": _Output(OUTLINE_SUFFIXES, None, None),
-    "save_flow": _Output(PICTURE_SUFFIXES, None, None),
-}
-
-
 def add_output_args(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what to write."""
     parser.add_argument(
         "--out",
         help=f"overlay to write, any common format, .mp4 for a video{_FOR_SEVERAL}; default: "
-        f"{_OUTPUTS['out'].default}, {_DEFAULT_VIDEO} for a video, folder "
-        f"{_OUTPUTS['out'].default_for_many} for several images",
+        f"{OUTPUTS['out'].default}, {_DEFAULT_VIDEO} for a video, folder "
+        f"{OUTPUTS['out'].default_for_many} for several images",
     )
     parser.add_argument(
         "--save_labels",
@@ -254,7 +223,7 @@ def check_needs(args: argparse.Namespace) -> None:
         raise InputError("--temporal needs a --video")
 
 
-def add_many_images_args(
+def add_image_args(
     parser: argparse.ArgumentParser, sources: argparse._MutuallyExclusiveGroup, *, demo_image: Path
 ) -> None:
     """Add the options for any number of images, which are one of the sources."""
@@ -327,56 +296,6 @@ def _overlay_style(args: argparse.Namespace) -> OverlayStyle:
     return OverlayStyle(args.overlay, args.boundary_color, args.boundary_width)
 
 
-def plan_jobs(
-    args: argparse.Namespace,
-    flows_of: Callable[[Sequence[Path]], Sequence[FlowOfFrame]] | None = None,
-) -> list[ImageJob]:
-    """The images that the options name and the files to make of each.
-
-    Parameters
-    ----------
-    args : Namespace
-        Of a parser with the options of images and outputs.
-    flows_of : callable, optional
-        Finds the flow of images.
-
-    Raises
-    ------
-    InputError
-        If there are no images, a file cannot be written, or two files would be the same.
-    """
-    is_single = _is_single_image(args.image)
-    mask_template = _mask_template(args.mask, is_single=is_single)
-    templates = {}
-    for option in _OUTPUTS:
-        template = _template_of(option, getattr(args, option, None), is_single=is_single)
-        if template is not None:
-            templates[option] = template
-    images = _find_images(args.image, [*templates.values(), *filter(None, [mask_template])])
-    jobs = []
-    masks = {_filled(mask_template, name).resolve() for _, name in images} if mask_template else set()
-    images = [(file, name) for file, name in images if is_single or file.resolve() not in masks]
-    if not images:
-        raise InputError(f"--image {' '.join(args.image)}: no image but those that --mask names as masks")
-    users = {file.resolve(): f"the image {file}" for file, _ in images}
-    flows = [None] * len(images) if flows_of is None else flows_of([file for file, _ in images])
-    for (file, name), flow in zip(images, flows, strict=True):
-        paths = {option: _filled(template, name) for option, template in templates.items()}
-        mask = _filled(mask_template, name) if mask_template else None
-        if mask:
-            users.setdefault(mask.resolve(), f"--mask of {file}")
-        for source in flow.files if flow else []:
-            users.setdefault(source.resolve(), f"{source}, for the flow of {file},")
-        jobs.append(ImageJob(file, _output_files(paths), mask, flow))
-    for job in jobs:
-        for path in job.files.paths:
-            user = f"an output of {job.image}"
-            other = users.setdefault(path.resolve(), user)
-            if other is not user:
-                raise InputError(f"{user} and {other} are the same file, {path}")
-    return jobs
-
-
 def segment_given_images(
     args: argparse.Namespace, segmenter: Segmenter, jobs: Sequence[ImageJob]
 ) -> RunSummary:
@@ -398,7 +317,7 @@ def segment_given_images(
     RunError
         If files cannot be written, or one of several images failed.
     """
-    if _is_single_image(args.image) and n_ranks() == 1 and not args.skip_existing:
+    if is_single_image(args.image) and n_ranks() == 1 and not args.skip_existing:
         summary = _segment_single_image(args, segmenter, jobs[0])
         _tell_profile(args, segmenter)
         return summary
@@ -415,13 +334,6 @@ def segment_given_images(
     _tell_profile(args, segmenter)
     on_first_rank(lambda: _report(summary))
     return summary
-
-
-def _is_single_image(given: Sequence[str]) -> bool:
-    """Whether `--image` names one file."""
-    if len(given) > 1 or Path(given[0]).is_dir():
-        return False
-    return Path(given[0]).is_file() or not glob.has_magic(given[0])
 
 
 def _segment_single_image(args: argparse.Namespace, segmenter: Segmenter, job: ImageJob) -> RunSummary:
@@ -476,115 +388,9 @@ def _check_distinct(files: Mapping[str, Path | None]) -> None:
             raise InputError(f"--{name} and --{other_name} are the same file, {path}")
 
 
-def _find_images(given: Sequence[str], templates: Sequence[str]) -> list[tuple[Path, Path]]:
-    """Images that `--image` names, each once, with its path below what is fixed in the value of `--image`.
-
-    What lies in the folders of outputs and masks, if they are below a folder of images, is left out.
-    """
-    apart = [_fixed_folder(template).resolve() for template in templates if NAME in template]
-    images: dict[tuple[Path, Path], tuple[Path, Path]] = {}
-    n_left_out = 0
-    for value in given:
-        root, files = _match(value)
-        for file in files:
-            parents = file.resolve().parents
-            if any(folder in parents and root.resolve() in folder.parents for folder in apart):
-                n_left_out += 1
-                continue
-            name = file.relative_to(root)
-            images.setdefault((file.resolve(), name), (file, name))
-    if n_left_out:
-        logger.info("%d images are left out, as they are in a folder of outputs or masks", n_left_out)
-    if not images:
-        raise InputError(f"--image {' '.join(given)}: no image but in folders of outputs or masks")
-    return list(images.values())
-
-
-def _match(given: str) -> tuple[Path, list[Path]]:
-    """The folder that a value of `--image` starts from, and the images that it names."""
-    path = Path(given)
-    if path.is_dir():
-        files = (file for file in sorted(path.rglob("*")) if _is_image(file.relative_to(path)))
-        found = [file for file in files if file.is_file()]
-        if not found:
-            raise InputError(f"--image {given}: no image in that folder, of {', '.join(IMAGE_SUFFIXES)}")
-        return path, found
-    if path.exists() or not glob.has_magic(given):
-        if not path.is_file():
-            raise InputError(f"no image file {given}")
-        return path.parent, [path]
-    root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
-    found = [Path(file) for file in sorted(glob.glob(given, recursive=True)) if Path(file).is_file()]
-    if not found:
-        raise InputError(f"--image {given}: no file is named like that")
-    return root, found
-
-
-def _is_image(file: Path) -> bool:
-    is_hidden = any(part.startswith(".") for part in file.parts)
-    return file.suffix.lower() in IMAGE_SUFFIXES and not is_hidden
-
-
-def _template_of(option: str, given: str | None, *, is_single: bool) -> str | None:
-    """Path of an output in which `{name}` stands for that of the image; None if there is none.
-
-    Folders that files would go to are made.
-    """
-    output = _OUTPUTS[option]
-    template = given or (output.default if is_single else output.default_for_many)
-    if template is None:
-        return None
-    suffix = Path(template).suffix.lower()
-    if is_single or NAME in template:
-        if NAME not in template:
-            check_output_file(f"--{option}", Path(template), output.suffixes)
-            return template
-        if suffix not in output.suffixes:
-            raise InputError(f"--{option} {template}: the name must end in {', '.join(output.suffixes)}")
-    elif suffix in output.suffixes and not Path(template).is_dir():
-        raise InputError(
-            f"--{option} {template} is one file, but there may be several images: give a folder, or a name "
-            f"such as {NAME}{suffix}"
-        )
-    else:
-        template = str(Path(template) / f"{NAME}{output.suffixes[0]}")
-    prepare_out_dir(_fixed_folder(template), option=f"--{option}")
-    return template
-
-
-def _filled(template: str, name: Path) -> Path:
-    """Path that a template gives an image."""
-    return Path(template.replace(NAME, str(name.with_suffix(""))))
-
-
-def _fixed_folder(template: str) -> Path:
-    """Folder in which all files of a template are."""
-    return Path(template[: template.index(NAME)] + "_").parent
-
-
-def _mask_template(given: str | None, *, is_single: bool) -> str | None:
-    if given is None or is_single or NAME in given:
-        return given
-    if not Path(given).is_dir():
-        raise InputError(
-            f"--mask {given}: for several images, give a folder of masks, or a name such as masks/{NAME}.png"
-        )
-    return str(Path(given) / f"{NAME}.png")
-
-
 def _rgb_color(text: str) -> tuple[int, int, int]:
     """Read the name of a colour, or #rrggbb."""
     try:
         return ImageColor.getrgb(text)[:3]
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected the name of a colour or #rrggbb, got {text!r}") from None
-
-
-def _output_files(paths: Mapping[str, Path]) -> OutputFiles:
-    return OutputFiles(
-        overlay=paths["out"],
-        labels=paths.get("save_labels"),
-        features=paths.get("save_features"),
-        outlines=paths.get("save_outlines"),
-        flow=paths.get("save_flow"),
-    )
