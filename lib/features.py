@@ -45,14 +45,7 @@ def pixel_positions(like: Tensor) -> Tensor:
     return yx.expand(batch, -1, -1, -1)
 
 
-def labyx_features(
-    image_lab: Tensor,
-    n_spixels: int,
-    *,
-    color_scale: float,
-    pos_scale: float,
-    origin: Tensor | None = None,
-) -> Tensor:
+def labyx_features(image_lab: Tensor, n_spixels: int, *, color_scale: float, pos_scale: float) -> Tensor:
     """Stack scaled colour and pixel position into the base network's input.
 
     Parameters
@@ -64,8 +57,6 @@ def labyx_features(
         `pos_scale` whatever the image size.
     color_scale, pos_scale : float
         Weights of the Lab and of the position channels (dimensionless).
-    origin : Tensor, shape (B, 2), optional
-        Position (y, x) of the first pixel, in pixels, for crops of an image; zero if not given.
 
     Returns
     -------
@@ -84,10 +75,7 @@ def labyx_features(
     if image_lab.ndim != 4 or image_lab.shape[1] != 3:
         raise ValueError(f"image_lab must have shape (B, 3, H, W), got {tuple(image_lab.shape)}")
     scale = pixel_pos_scale(image_lab.shape[2:], n_spixels, pos_scale)
-    yx = pixel_positions(image_lab)
-    if origin is not None:
-        yx = yx + origin[:, :, None, None]
-    return torch.cat([color_scale * image_lab, scale * yx], dim=1)
+    return torch.cat([color_scale * image_lab, scale * pixel_positions(image_lab)], dim=1)
 
 
 def pixel_pos_scale(image_shape: Sequence[int], n_spixels: int, pos_scale: float) -> float:
@@ -97,14 +85,7 @@ def pixel_pos_scale(image_shape: Sequence[int], n_spixels: int, pos_scale: float
     return pos_scale * max(spixels_per_axis / height, spixels_per_axis / width)
 
 
-def input_channels(
-    image_lab: Tensor,
-    extra: Tensor | None,
-    n_spixels: int,
-    scales: InputScales,
-    *,
-    origin: Tensor | None = None,
-) -> Tensor:
+def input_channels(image_lab: Tensor, extra: Tensor | None, n_spixels: int, scales: InputScales) -> Tensor:
     """Stack the scaled channels that a model reads.
 
     Parameters
@@ -117,19 +98,11 @@ def input_channels(
         Requested number of superpixels.
     scales : InputScales
         Weights of colour, position and, with `extra`, of the extra channels.
-    origin : Tensor, shape (B, 2), optional
-        Position of the first pixel; see `labyx_features`.
 
     Returns
     -------
     Tensor, shape (B, 5 + n_extra_channels, H, W)
         Channels [L, a, b, y, x, extra]; see `labyx_features`.
     """
-    labyx = labyx_features(
-        image_lab,
-        n_spixels,
-        color_scale=scales.color_scale,
-        pos_scale=scales.pos_scale,
-        origin=origin,
-    )
+    labyx = labyx_features(image_lab, n_spixels, color_scale=scales.color_scale, pos_scale=scales.pos_scale)
     return labyx if extra is None else torch.cat([labyx, scales.extra_scale * extra], dim=1)

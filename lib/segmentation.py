@@ -50,18 +50,9 @@ def segment_lab(
 
 
 def model_input(
-    model: nn.Module,
-    image_lab: Tensor,
-    n_spixels: int,
-    scales: InputScales,
-    *,
-    extra: Tensor | None = None,
-    origin: Tensor | None = None,
+    model: nn.Module, image_lab: Tensor, n_spixels: int, scales: InputScales, *, extra: Tensor | None = None
 ) -> Tensor:
-    """The scaled channels that a model reads, (B, 5 + its extra channels, H, W); see `segment_lab`.
-
-    `origin` is where crops of an image start in it; see `labyx_features`.
-    """
+    """The scaled channels that a model reads, (B, 5 + its extra channels, H, W); see `segment_lab`."""
     n_extra_channels = 0 if extra is None else extra.shape[1]
     if model.n_extra_channels == 0:
         extra = None
@@ -71,7 +62,7 @@ def model_input(
         )
     elif scales.extra_scale is None:
         raise InputError("extra channels need a scale; see InputScales")
-    channels = input_channels(image_lab, extra, n_spixels, scales, origin=origin)
+    channels = input_channels(image_lab, extra, n_spixels, scales)
     # The convolutions run up to twice as fast with the channels innermost.
     return channels.contiguous(memory_format=torch.channels_last)
 

@@ -284,14 +284,7 @@ def _losses_of(
         n_labels = int(batch["gt_labels"].max()) + 1  # before it is on the device, which would have to wait
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         n_spixels = recipe.draw_n_spixels(state.step)
-        channels = model_input(
-            state.model,
-            batch["image_lab"],
-            n_spixels,
-            scales,
-            extra=batch.get("extra"),
-            origin=batch["origin"],
-        )
+        channels = model_input(state.model, batch["image_lab"], n_spixels, scales, extra=batch.get("extra"))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.with_bfloat16):
             output = forward(channels, n_spixels, n_iter=recipe.n_iter)
         return compute_loss_terms(

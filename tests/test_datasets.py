@@ -200,23 +200,6 @@ def test_crops_without_a_border_are_drawn_anew():
     assert n_with_border > 60  # about 15 at the first draw
 
 
-def test_origin_of_a_crop_at_full_size_is_its_place_in_the_image():
-    assert Crop(30.0, 50.0, 200.0, is_flipped=False).origin((321, 481)) == pytest.approx((30, 50))
-    assert Crop(30.0, 50.0, 200.0, is_flipped=True).origin((321, 481)) == pytest.approx((30, 231))
-
-
-@pytest.mark.parametrize("extent", [80.0, 250.0])
-def test_origin_of_resized_crops_ends_with_the_image(extent):
-    bottom, right = 321 - extent, 481 - extent
-    assert Crop(bottom, right, extent, is_flipped=False).origin((321, 481)) == pytest.approx((121, 281))
-    assert Crop(bottom, right, extent, is_flipped=True).origin((321, 481)) == pytest.approx((121, 0))
-    assert Crop(bottom / 2, 0.0, extent, is_flipped=False).origin((321, 481)) == pytest.approx((60.5, 0))
-
-
-def test_origin_in_an_image_that_is_no_larger_than_a_crop():
-    assert Crop(0.0, 30.0, 120.0, is_flipped=False).origin((120, 180)) == (0, 0)
-
-
 def test_davis_unknown_split():
     with pytest.raises(InputError, match="--davis_split trian is neither test, train, val nor"):
         read_split("trian")

@@ -35,15 +35,6 @@ def test_scales_by_hand():
     torch.testing.assert_close(labyx[0, :, 3, 8], expected)
 
 
-def test_positions_start_at_the_origin_of_a_crop():
-    image_lab = torch.zeros(2, 3, 20, 40)
-    origin = torch.tensor([[0.0, 0.0], [100.0, 7.0]])
-    labyx = labyx_features(image_lab, 50, color_scale=0.26, pos_scale=2.5, origin=origin)
-    assert labyx[0].equal(labyx_features(image_lab, 50, color_scale=0.26, pos_scale=2.5)[0])
-    scale = 2.5 * 7 / 20
-    torch.testing.assert_close(labyx[1, 3:, 3, 8], scale * torch.tensor([103.0, 15.0]))
-
-
 def test_wrong_shape_is_refused():
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\), got \(3, 8, 8\)"):
         labyx_features(torch.zeros(3, 8, 8), 4, color_scale=1, pos_scale=1)

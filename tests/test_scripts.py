@@ -79,23 +79,6 @@ def test_training_and_validation_have_their_own_iterations(bsds_root, tmp_path, 
     assert set(calls) == {("train", 2), ("validate", 3)}
 
 
-def test_crops_keep_their_place_in_the_image(bsds_root, tmp_path, monkeypatch):
-    def record(*args, origin, **settings):
-        origins.append(origin)
-        return original(*args, origin=origin, **settings)
-
-    origins = []
-    original = training_run.model_input
-    monkeypatch.setattr("lib.datasets.augmentation.CROP_SIZE", 20)
-    monkeypatch.setattr("lib.training_run.CROP_SIZE", 20)
-    monkeypatch.setattr("lib.training_run.model_input", record)
-    train_base_model.main(train_argv(bsds_root, tmp_path / "run", "--nspix=4"))
-    origins = torch.cat(origins)
-    assert origins.shape == (4, 2)
-    assert ((origins >= 0) & (origins <= torch.tensor([40, 72]))).all()  # images are 60x92
-    assert origins.unique(dim=0).shape == (4, 2)
-
-
 def test_train_evaluate_and_segment(bsds_root, davis_root, tmp_path, device, caplog):
     caplog.set_level("INFO")
     on_device = f"--device={device}"

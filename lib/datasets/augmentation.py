@@ -63,20 +63,6 @@ class Crop(NamedTuple):
                 vectors[..., 1::2] *= -1
         return image._replace(image_rgb=image_rgb, annotations=annotations, extra=extra)
 
-    def origin(self, image_shape: tuple[int, int]) -> tuple[float, float]:
-        """Row and column, in pixels, that a network is to read at the first pixel, of an image (H, W).
-
-        They are those of a window of 200x200 pixels in the same place of the image, say at its right edge,
-        whatever the crop was resized by. A network that read positions from 0 on in every crop would meet
-        larger ones in whole images for the first time. The flip is that of the whole image.
-        """
-        left = image_shape[1] - self.extent - self.left if self.is_flipped else self.left
-        starts = []
-        for start, length in zip((self.top, left), image_shape, strict=True):
-            margin = length - self.extent  # of the crop in the image
-            starts.append(start / margin * max(0, length - CROP_SIZE) if margin > 0 else 0.0)
-        return starts[0], starts[1]
-
     def _resize(self, pixels: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
         box = (self.left, self.top, self.left + self.extent, self.top + self.extent)
         resized = Image.fromarray(pixels).resize((CROP_SIZE, CROP_SIZE), resampling, box=box)

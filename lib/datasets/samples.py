@@ -43,10 +43,10 @@ class TrainingCrops(Dataset):
         self.seed = seed
 
     def __getitem__(self, sample_idx: int) -> dict[str, Tensor]:
-        """Return `image_lab`, `gt_labels`, `origin`, and `extra` where the data set has extra channels.
+        """Return `image_lab`, `gt_labels`, and `extra` where the data set has extra channels.
 
         They are (3, 200, 200) float32, (n_annotations, 200, 200) int64, each annotation numbered from 0
-        without gaps, (2,) float32, see `Crop.origin`, and (n_extra_channels, 200, 200) float32.
+        without gaps, and (n_extra_channels, 200, 200) float32.
         """
         epoch, position = divmod(sample_idx, len(self.dataset))
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
@@ -54,8 +54,7 @@ class TrainingCrops(Dataset):
         image = self.dataset[int(order[position])]
         shuffled = rng.permutation(len(image.annotations))
         annotations = [image.annotations[idx] for idx in np.resize(shuffled, self.n_annotations)]
-        place = Crop.draw(annotations[0], rng)
-        crop = place.apply(image._replace(annotations=annotations))
+        crop = Crop.draw(annotations[0], rng).apply(image._replace(annotations=annotations))
         # The inverse is flat before NumPy 2.
         gt_labels = [
             np.unique(labels, return_inverse=True)[1].reshape(labels.shape) for labels in crop.annotations
@@ -63,7 +62,6 @@ class TrainingCrops(Dataset):
         sample = {
             "image_lab": rgb_to_lab(crop.image_rgb),
             "gt_labels": torch.from_numpy(np.stack(gt_labels)),
-            "origin": torch.tensor(place.origin(annotations[0].shape), dtype=torch.float32),
         }
         if crop.extra is not None:
             sample["extra"] = _channels_first(crop.extra)
