@@ -39,7 +39,7 @@ Number = TypeVar("Number", int, float)
 REPO_ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_BASE_WEIGHTS = REPO_ROOT / "trained_models" / "best_model.pth"
 DEFAULT_COMPOSITE_WEIGHTS = REPO_ROOT / "trained_models" / "best_composite_model.pth"
-DEFAULT_VAL_N_ITER = 10  # more than in training, as in the paper; see docs/training.md
+DEFAULT_VAL_N_ITER = 7  # see docs/training.md
 
 # Options that may change when a run is resumed. They change neither the score nor what a step computes, but
 # for the length of the run: the learning rate then goes on along the curve of the new one.
