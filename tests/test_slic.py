@@ -2,12 +2,13 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import gather_oracle
 from lib.losses import true_label_share
-from lib.slic import DISTANCES, CellGrid, compute_grid_shape, slic, slic_labels
+from lib.slic import DISTANCES, CellGrid, _nearest, compute_grid_shape, slic, slic_labels
 
 SHAPES_AND_COUNTS = [
     ((20, 31), 12),  # cells of unequal size
@@ -283,3 +284,10 @@ def test_grid_made_without_gradients_serves_with_them():
     shares = true_label_share(slic(features, 12), torch.arange(29 * 37).view(1, 29, 37) % 3, 3)
     shares.sum().backward()
     assert features.grad.abs().sum() > 0
+
+
+def test_nearest_candidate_is_the_first_of_equals():
+    distance = torch.rand(3, 9, 20).mul(4).round()  # with many ties
+    nearest = _nearest(distance)
+    assert nearest.dtype == torch.int64
+    np.testing.assert_array_equal(nearest, distance.numpy().argmin(axis=1))
