@@ -22,7 +22,7 @@ from lib.checkpoint import (
 )
 from lib.datasets.davis import DAVISDataset
 from lib.datasets.samples import LOST_WORKER, is_lost_worker
-from lib.distributed import is_first_rank, joined_ranks, local_rank, n_ranks, on_first_rank
+from lib.distributed import end_process, is_first_rank, joined_ranks, local_rank, n_ranks, on_first_rank
 from lib.errors import InputError, OtherRankError, RunError, is_out_of_memory
 from lib.features import InputScales
 from lib.losses import RECONSTRUCTION_LOSSES
@@ -100,31 +100,35 @@ def run(main: Callable[[], object]) -> NoReturn:
 
     Of the processes that `torchrun` starts, the first tells what happens; errors are told by all.
     """
-    program = Path(sys.argv[0]).name
     keep_freed_memory()
     Image.MAX_IMAGE_PIXELS = _LARGEST_SAFE_IMAGE
+    end_process(_exit_status(main, Path(sys.argv[0]).name))
+
+
+def _exit_status(main: Callable[[], object], program: str) -> int:
+    """Exit status of a script, which is run here, after its error is told."""
     try:
         with joined_ranks():
             level = logging.INFO if is_first_rank() else logging.ERROR
             logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
             main()
     except OtherRankError:
-        sys.exit(1)
+        return 1
     except (InputError, OSError) as error:
-        sys.exit(_tell(program, error, 2))
+        return _tell(program, error, 2)
     except RunError as error:
-        sys.exit(_tell(program, error, 1))
+        return _tell(program, error, 1)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
-            sys.exit(_tell(program, RunError("out of memory; smaller batches or images take less"), 1))
+            return _tell(program, RunError("out of memory; smaller batches or images take less"), 1)
         if "InvalidCxxCompiler" in str(error):  # found missing by PyTorch when the network first runs
-            sys.exit(_tell(program, InputError("--compile needs a C++ compiler, and there is none"), 2))
+            return _tell(program, InputError("--compile needs a C++ compiler, and there is none"), 2)
         if not is_lost_worker(error):  # of which PyTorch may tell in the midst of anything
             raise
-        sys.exit(_tell(program, RunError(LOST_WORKER), 1))
+        return _tell(program, RunError(LOST_WORKER), 1)
     except KeyboardInterrupt:
-        sys.exit(130)  # what shells report for a program that Ctrl-C ended
-    sys.exit(0)
+        return 130  # what shells report for a program that Ctrl-C ended
+    return 0
 
 
 def _tell(program: str, error: Exception, status: int) -> int:

@@ -4,11 +4,13 @@ All ranks call the functions of this module in the same order. An error or a sto
 the others too: it is told to them the next time they do something `together`.
 """
 
+import atexit
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -49,6 +51,21 @@ def joined_ranks() -> Iterator[None]:
         raise
     finally:
         distributed.destroy_process_group()
+
+
+def end_process(status: int) -> NoReturn:
+    """End this process with an exit status, in place of `sys.exit`.
+
+    A process that `torchrun` started does what is registered for its exit, but does not tear its interpreter
+    down: threads of gloo outlive the process group of a data-parallel model, and one that lets go of a
+    tensor while the interpreter is torn down would abort the process.
+    """
+    if distributed.is_torchelastic_launched():
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def rank() -> int:
