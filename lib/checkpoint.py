@@ -110,18 +110,7 @@ def load_base_model(
             SSNPix(n_iter=n_iter or DEFAULT_N_ITER).eval(),
             InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE),
         )
-    checkpoint = read_checkpoint(path)
-    weights = checkpoint["weights"]
-    if not _has_extractor(weights, "feature_extract"):
-        raise InputError(f"{path} {_describe_weights(weights)}, not a base model")
-    model_args = {
-        "n_learned_features": _n_out_features(weights, "feature_extract"),
-        **checkpoint["model_args"],
-    }
-    expected = {"n_learned_features": n_learned_features, "n_iter": n_iter}
-    return _rebuild(
-        SSNModel, path, checkpoint, model_args, expected, InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE)
-    )
+    return _rebuild_base(path, read_checkpoint(path), n_learned_features=n_learned_features, n_iter=n_iter)
 
 
 def load_composite_model(
@@ -148,33 +137,13 @@ def load_composite_model(
     InputError
         If the file does not hold a composite model, or contradicts an expectation.
     """
-    checkpoint = read_checkpoint(path)
-    weights = checkpoint["weights"]
-    base, extra = "feature_extract_color", "feature_extract_optflow"
-    if not _has_extractor(weights, base) or not _has_extractor(weights, extra):
-        raise InputError(f"{path} {_describe_weights(weights)}, not a composite model")
-    model_args = {
-        "n_learned_features": _n_out_features(weights, base),
-        "n_extra_features": _n_out_features(weights, extra),
-        "n_extra_channels": _n_in_channels(weights, extra),
-        **checkpoint["model_args"],
-    }
-    if n_extra_channels not in (None, model_args["n_extra_channels"]):
-        raise InputError(
-            f"{path} reads {model_args['n_extra_channels']} extra channels, but there are {n_extra_channels}"
-        )
-    expected = {
-        "n_learned_features": n_learned_features,
-        "n_extra_features": n_extra_features,
-        "n_iter": n_iter,
-    }
-    return _rebuild(
-        CompositeSSNModel,
+    return _rebuild_composite(
         path,
-        checkpoint,
-        model_args,
-        expected,
-        InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE, DEFAULT_OPTFLOW_SCALE),
+        read_checkpoint(path),
+        n_learned_features=n_learned_features,
+        n_extra_features=n_extra_features,
+        n_iter=n_iter,
+        n_extra_channels=n_extra_channels,
     )
 
 
@@ -185,9 +154,12 @@ def load_model(
 
     Parameters and errors are those of `load_base_model` and `load_composite_model`.
     """
-    if str(path) != NO_NETWORK and _has_extractor(read_checkpoint(path)["weights"], "feature_extract_color"):
-        return load_composite_model(path, n_iter=n_iter, n_extra_channels=n_extra_channels)
-    return load_base_model(path, n_iter=n_iter)
+    if str(path) == NO_NETWORK:
+        return load_base_model(path, n_iter=n_iter)
+    checkpoint = read_checkpoint(path)
+    if _has_extractor(checkpoint["weights"], "feature_extract_color"):
+        return _rebuild_composite(path, checkpoint, n_iter=n_iter, n_extra_channels=n_extra_channels)
+    return _rebuild_base(path, checkpoint, n_iter=n_iter)
 
 
 def check_base_of_composite(
@@ -220,6 +192,64 @@ def file_sha256(path: Path | str) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rebuild_base(
+    path: Path | str,
+    checkpoint: dict[str, Any],
+    *,
+    n_learned_features: int | None = None,
+    n_iter: int | None = None,
+) -> LoadedModel:
+    weights = checkpoint["weights"]
+    if not _has_extractor(weights, "feature_extract"):
+        raise InputError(f"{path} {_describe_weights(weights)}, not a base model")
+    model_args = {
+        "n_learned_features": _n_out_features(weights, "feature_extract"),
+        **checkpoint["model_args"],
+    }
+    expected = {"n_learned_features": n_learned_features, "n_iter": n_iter}
+    return _rebuild(
+        SSNModel, path, checkpoint, model_args, expected, InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE)
+    )
+
+
+def _rebuild_composite(
+    path: Path | str,
+    checkpoint: dict[str, Any],
+    *,
+    n_learned_features: int | None = None,
+    n_extra_features: int | None = None,
+    n_iter: int | None = None,
+    n_extra_channels: int | None = None,
+) -> LoadedModel:
+    weights = checkpoint["weights"]
+    base, extra = "feature_extract_color", "feature_extract_optflow"
+    if not _has_extractor(weights, base) or not _has_extractor(weights, extra):
+        raise InputError(f"{path} {_describe_weights(weights)}, not a composite model")
+    model_args = {
+        "n_learned_features": _n_out_features(weights, base),
+        "n_extra_features": _n_out_features(weights, extra),
+        "n_extra_channels": _n_in_channels(weights, extra),
+        **checkpoint["model_args"],
+    }
+    if n_extra_channels not in (None, model_args["n_extra_channels"]):
+        raise InputError(
+            f"{path} reads {model_args['n_extra_channels']} extra channels, but there are {n_extra_channels}"
+        )
+    expected = {
+        "n_learned_features": n_learned_features,
+        "n_extra_features": n_extra_features,
+        "n_iter": n_iter,
+    }
+    return _rebuild(
+        CompositeSSNModel,
+        path,
+        checkpoint,
+        model_args,
+        expected,
+        InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE, DEFAULT_OPTFLOW_SCALE),
+    )
 
 
 def _rebuild(

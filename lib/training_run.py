@@ -43,6 +43,8 @@ VALIDATION_METRICS = (
     "compactness",
 )
 
+_COUNT_OPTION = "--val_nspix"  # what asks for the superpixels of validation
+
 N_PICTURES = 4  # overlays of each validation set
 
 
@@ -269,7 +271,7 @@ def _check_sets(
             f"({n_ranks()} ranks x --batchsize {recipe.batch_size})"
         )
     for dataset in validation_sets.values():
-        check_first_image(dataset, [val_n_spixels], option="--val_nspix")
+        check_first_image(dataset, [val_n_spixels], option=_COUNT_OPTION)
 
 
 def _losses_of(
@@ -316,6 +318,7 @@ def _validate_on(
         metrics=VALIDATION_METRICS,
         n_workers=n_workers,
         title=name,
+        option=_COUNT_OPTION,
     )
     (run,) = list_runs([method], [n_spixels])
     summary = summarize(run, [image[run] for image in images])

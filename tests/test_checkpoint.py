@@ -9,6 +9,7 @@ from lib.checkpoint import (
     file_sha256,
     load_base_model,
     load_composite_model,
+    load_model,
     read_checkpoint,
     save_checkpoint,
 )
@@ -161,6 +162,21 @@ def test_bare_state_dict_of_a_composite_tells_its_architecture(tmp_path):
 def test_contradicting_the_file_of_a_composite_is_an_error(composite_weights, expectation, message):
     with pytest.raises(InputError, match=message):
         load_composite_model(composite_weights, **expectation)
+
+
+def test_either_kind_is_loaded_and_read_once(base_weights, composite_weights, monkeypatch):
+    read = []
+
+    def load(path, **options):
+        read.append(path)
+        return torch_load(path, **options)
+
+    torch_load = torch.load
+    monkeypatch.setattr(torch, "load", load)
+    assert isinstance(load_model(base_weights).model, SSNModel)
+    assert isinstance(load_model(composite_weights).model, CompositeSSNModel)
+    assert isinstance(load_model("none").model, SSNPix)
+    assert read == [base_weights, composite_weights]
 
 
 def test_composite_that_reads_other_channels(composite_weights):

@@ -19,7 +19,7 @@ import eval_base_model
 import inference_base_model
 import model
 import train_base_model
-from conftest import ctrl_c_in_second_step, fails_with, make_quadrants
+from conftest import ctrl_c_in_second_step, fails_with, make_quadrants, write_annotations
 from lib import cli, training_run
 from lib.checkpoint import load_base_model, read_checkpoint, save_checkpoint
 from lib.errors import InputError
@@ -605,6 +605,14 @@ def test_bad_training_options(more, told, bsds_root, base_weights, tmp_path, cap
     error = fails_with(train_base_model.main, train_argv(bsds_root, tmp_path / "run", *more), capsys)
     assert told.format(**names) in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_later_validation_image_that_is_too_small(bsds_root, tmp_path, capsys):
+    data = bsds_root / "BSDS500/data"
+    Image.new("RGB", (5, 4)).save(data / "images/val/101.jpg")
+    write_annotations(data / "groundTruth/val/101.mat", [np.ones((4, 5))])
+    error = fails_with(train_base_model.main, train_argv(bsds_root, tmp_path / "run"), capsys)
+    assert "--val_nspix 24 is above the 20 pixels of 101" in error
 
 
 def test_unwritable_out_dir_is_found_before_training(bsds_root, tmp_path, monkeypatch):

@@ -76,6 +76,7 @@ def evaluate(
     n_workers: int = 0,
     first_idx: int = 0,
     title: str = "evaluating",
+    option: str = "--nspix",
 ) -> Iterator[dict[Run, ImageScores]]:
     """Score superpixels on the images of a data set, one after the other.
 
@@ -97,6 +98,8 @@ def evaluate(
         Image to start from.
     title : str
         Shown in the progress bar.
+    option : str
+        What asks for the superpixels, for error messages.
 
     Yields
     ------
@@ -114,7 +117,7 @@ def evaluate(
     _check_not_empty(dataset)
     metrics = tuple(dict.fromkeys(("n_spixels", *metrics)))
     is_hidden = None if is_first_rank() else True  # None: shown on a terminal
-    own = _evaluate_own_share(methods, dataset, n_spixels, metrics, n_workers, first_idx)
+    own = _evaluate_own_share(methods, dataset, n_spixels, metrics, n_workers, first_idx, option)
     with (
         closing(own),
         tqdm(total=len(dataset), initial=first_idx, desc=title, unit="image", disable=is_hidden) as progress,
@@ -133,6 +136,7 @@ def _evaluate_own_share(
     metrics: Sequence[str],
     n_workers: int,
     first_idx: int,
+    option: str,
 ) -> Iterator[dict[Run, ImageScores]]:
     runs = list_runs(methods, n_spixels)
     pending: deque[tuple[str, Future]] = deque()
@@ -145,7 +149,7 @@ def _evaluate_own_share(
     loader = evaluation_loader(dataset, n_workers=n_workers, first_idx=first_idx)
     with _name_lost_worker(), metric_workers(n_workers) as executor:
         for image in loader:
-            check_n_spixels(max(n_spixels), image.image_lab[0, 0].numel(), image.name)
+            check_n_spixels(max(n_spixels), image.image_lab[0, 0].numel(), image.name, option=option)
             label_maps = [
                 labels
                 for method in methods
