@@ -1,6 +1,7 @@
 """A page to try the base model: drop an image, move sliders, look at its superpixels, download the labels."""
 
 import argparse
+import shutil
 import tempfile
 from collections import deque
 from collections.abc import Sequence
@@ -47,17 +48,17 @@ def build_app(weights: str | Path, device: str = "cpu") -> gr.Blocks:
         np.save(path, labels)
         recent.append(path)
         if len(recent) > _KEPT_FILES:
-            recent.popleft().unlink()
+            shutil.rmtree(recent.popleft().parent)
         return str(path)
 
-    def segment(image: np.ndarray | None, n_spixels: int, compactness: float, n_iter: int) -> tuple:
+    def segment(image: str | None, n_spixels: int, compactness: float, n_iter: int) -> tuple:
         if image is None:
             return None, None, None, None, "Drop an image above."
         segmenter = Segmenter(
             loaded.model, loaded.scales, device=device, pos_scale_dist=compactness, n_iter=int(n_iter)
         )
         try:
-            superpixels = segmenter(image, int(n_spixels))
+            superpixels = segmenter(read_image(Path(image)), int(n_spixels))
         except InputError as error:
             raise gr.Error(str(error)) from error
         told = f"{int(n_spixels)} superpixels requested, {superpixels.n_measured} measured"
@@ -67,7 +68,10 @@ def build_app(weights: str | Path, device: str = "cpu") -> gr.Blocks:
         gr.Markdown("# Superpixels\nDrop an image and move the sliders.")
         with gr.Row():
             with gr.Column(scale=1):
-                image = gr.Image(read_image(DEMO_IMAGE), label="Image", format="png", elem_id="image")
+                # A file, as it is: Gradio would read palettes, 16 bits and transparency in another way.
+                image = gr.Image(
+                    str(DEMO_IMAGE), type="filepath", image_mode=None, label="Image", elem_id="image"
+                )
                 n_spixels = gr.Slider(10, 2000, 200, step=10, label="Superpixels", elem_id="count")
                 compactness = gr.Slider(
                     0.2, 5, 1, step=0.1, label="Compactness, 1 as trained", elem_id="compactness"

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 
 from lib.errors import InputError
@@ -72,7 +73,9 @@ class VideoFile:
         self.name = name
         self.path = path
         capture = self._open()
-        self._n_frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))  # what the file's header says
+        self._n_stored = _read_stored_count(path)
+        # The same, or else duration times frame rate, which is too high where frames were left out.
+        self._n_frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         frame_rate = capture.get(cv2.CAP_PROP_FPS)
         self.frame_rate = frame_rate if 1 <= frame_rate <= 240 else DEFAULT_FRAME_RATE  # headers may be wrong
         capture.release()
@@ -86,7 +89,7 @@ class VideoFile:
         Raises
         ------
         InputError
-            If decoding stops well before the number of frames that the file announces.
+            If decoding stops well before the number of frames that the file's header announces.
         """
         capture = self._open()
         n_read = 0
@@ -99,10 +102,17 @@ class VideoFile:
                 yield cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)
         finally:
             capture.release()
-        if n_read < ANNOUNCED_SHARE * self._n_frames - 1:
-            raise InputError(f"{self.path}: decoding stopped after {n_read} of {self._n_frames} frames")
-        if n_read < self._n_frames:
-            logger.warning("%s announces %d frames, but holds %d", self.path, self._n_frames, n_read)
+        if n_read < ANNOUNCED_SHARE * self._n_stored - 1:
+            raise InputError(f"{self.path}: decoding stopped after {n_read} of {self._n_stored} frames")
+        if n_read < self._n_stored:
+            logger.warning("%s announces %d frames, but holds %d", self.path, self._n_stored, n_read)
+        elif n_read < ANNOUNCED_SHARE * self._n_frames - 1:
+            logger.warning(
+                "%s holds %d frames, but its duration is that of %d: it left some out, or is damaged",
+                self.path,
+                n_read,
+                self._n_frames,
+            )
 
     def _open(self) -> cv2.VideoCapture:
         if not self.path.is_file():
@@ -113,15 +123,28 @@ class VideoFile:
         return capture
 
 
+def _read_stored_count(path: Path) -> int:
+    """Frames of a video as its header counts them; 0 where it does not, as in Matroska."""
+    try:
+        with av.open(str(path)) as container:
+            return container.streams.video[0].frames
+    except (av.FFmpegError, IndexError):
+        return 0
+
+
 def list_in_order(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files in a folder, ordered by name, with numbers in it ordered by value.
+    """Files in a folder that are not hidden, ordered by name, with numbers in it ordered by value.
 
     Raises
     ------
     InputError
         If none has one of `suffixes`, or they have several of them: masks beside frames, say.
     """
-    files = [file for file in folder.iterdir() if file.suffix.lower() in suffixes and file.is_file()]
+    files = [
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file()
+    ]
     present = sorted({file.suffix.lower() for file in files})
     if not present:
         raise InputError(f"{folder} holds no {', '.join(suffixes)} file")

@@ -23,6 +23,8 @@ MAX_PNG_LABEL = 2**16 - 1
 # Pictures are written about four times faster than at Pillow's default level, 6.
 _PNG_COMPRESS_LEVEL = 1
 
+_MAX_JPEG_SIDE = 65_500  # in pixels, of libjpeg
+
 
 OVERLAYS = ("boundaries", "mean_colors")
 
@@ -134,6 +136,8 @@ def write_outputs(
 
 
 def _write_picture(picture: np.ndarray, temporary: Path, path: Path) -> None:
+    if path.suffix.lower() in (".jpg", ".jpeg") and max(picture.shape) > _MAX_JPEG_SIDE:
+        raise InputError(f"{path}: JPEG cannot hold this image, of more than {_MAX_JPEG_SIDE} pixels a side")
     try:
         Image.fromarray(picture).save(temporary, compress_level=_PNG_COMPRESS_LEVEL)
     except ValueError as error:  # say, WebP ends at 16,383 pixels a side

@@ -68,13 +68,15 @@ def model_input(
 
 
 def check_n_spixels(n_spixels: int, n_pixels: int, image_name: str, *, option: str = "--nspix") -> None:
-    """Check that an image has as many pixels as superpixels are asked for, by an option.
+    """Check that at least one superpixel of an image is asked for, by an option, and no more than its pixels.
 
     Raises
     ------
     InputError
         If not.
     """
+    if n_spixels < 1:
+        raise InputError(f"{option} {n_spixels} is below 1")
     if n_spixels > n_pixels:
         raise InputError(f"{option} {n_spixels} is above the {n_pixels} pixels of {image_name}")
 

@@ -40,7 +40,7 @@ _MIN_SQUARED_DISTANCE = 1e-12
 _INERTIA = 1e-16
 
 # Pixels from which on no more than two grids are kept, of 17 bytes a pixel each.
-_LARGE_IMAGE = 2**20
+_LARGE_IMAGE = 2**18
 
 # Features of that size and above are not laid out by cell as a whole where labels alone are wanted.
 _LARGE_BYTES = 2**32

@@ -1,5 +1,6 @@
 """A video in, an overlay video and its labels out, frame by frame."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fractions import Fraction
@@ -10,7 +11,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from lib.errors import InputError, RunError
+from lib.errors import InputError, RunError, is_out_of_memory
 from lib.files import atomic_path
 from lib.frames import DEFAULT_FRAME_RATE, FrameFolder, VideoFile
 from lib.hdf5 import HDF5Writing, write_hdf5
@@ -21,6 +22,8 @@ from lib.optflow_sources import DISEstimator
 from lib.outputs import DEFAULT_STYLE, OverlayStyle
 from lib.superpixels import Superpixels
 from lib.tracking import Tracker, share_that_follows
+
+logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = (".mp4",)
 VIDEO_LABEL_SUFFIXES = (".h5",)
@@ -89,6 +92,10 @@ def frames_with_flow_of(frames: FrameFolder | VideoFile, archive: FlowArchive) -
     InputError
         If the archive is of frames of another size or number.
     """
+    if isinstance(frames, FrameFolder) and len(frames) != archive.n_frames:
+        raise InputError(
+            f"{archive.path} covers {archive.n_frames} frames, but {frames.name} has {len(frames)}"
+        )
     n_read = 0
     for image_rgb in frames.read():
         if image_rgb.shape[:2] != archive.frame_shape:
@@ -142,8 +149,8 @@ def segment_video(
     InputError
         If there is no frame, or the first one cannot be used.
     RunError
-        If a later frame cannot be used; files then hold the frames before. If a file cannot be written, which
-        is then not there; the other holds the frames so far.
+        If a later frame cannot be used, or there is no memory for it; files then hold the frames before. If a
+        file cannot be written, which is then not there; the other holds the frames so far.
     KeyboardInterrupt
         On Ctrl-C or SIGTERM; files then hold the frames before.
     """
@@ -169,11 +176,16 @@ def segment_video(
                     signals.raise_pending()
             except (InputError, RunError, KeyboardInterrupt) as error:
                 problem = error
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = RunError(f"out of memory at frame {run.n_frames}")
     except RunError as error:  # at the end of a file
         problem = error
-    if isinstance(problem, KeyboardInterrupt):
-        raise problem
     kept = [f"{file.n_frames} frames are in {file.path}" for file in files if file.n_frames]
+    if isinstance(problem, KeyboardInterrupt):
+        logger.warning("stopped; %s", ", ".join(kept) or "no frame was finished")
+        raise problem
     if problem is not None and kept:
         raise RunError(f"{problem}; {', '.join(kept)}") from problem
     if problem is not None or not files:
@@ -306,7 +318,16 @@ class _VideoWriter:
 
     def append(self, picture: np.ndarray) -> None:
         picture = np.ascontiguousarray(picture[: self._height, : self._width])
-        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        try:
+            packets = self._stream.encode(frame)
+        except av.FFmpegError as error:
+            if isinstance(error, OSError):
+                raise
+            raise RunError(
+                f"{_CODEC} cannot encode frames of {self._width}x{self._height} ({error.strerror})"
+            ) from error
+        self._container.mux(packets)
 
 
 class _LabelWriter:

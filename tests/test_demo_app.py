@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from conftest import make_quadrants
+from lib.images import read_image
+from lib.inference import Segmenter
 
 gradio = pytest.importorskip("gradio", reason="needs requirements-demo.txt")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -61,12 +63,13 @@ def download_labels(page, tmp_path):
     return np.load(tmp_path / "labels.npy")
 
 
-def test_drop_an_image_move_a_slider_and_download(page, tmp_path):
+def test_drop_an_image_move_a_slider_and_download(page, base_weights, tmp_path):
     n_at_start = wait_for_result(page, 200)  # of the image that is there at the start
     assert download_labels(page, tmp_path).shape == (300, 451)
-    Image.fromarray(make_quadrants(120, 184)[0]).save(tmp_path / "image.png")
+    file = tmp_path / "image.gif"  # with a palette
+    Image.fromarray(make_quadrants(120, 184)[0]).save(file)
     page.locator("#image button[aria-label='Clear'], #image button[aria-label='Remove Image']").first.click()
-    page.locator("#image input[type=file]").set_input_files(tmp_path / "image.png")
+    page.locator("#image input[type=file]").set_input_files(file)
     another = re.compile(f"^200 superpixels requested, (?!{n_at_start} )")
     playwright.expect(page.locator("#told textarea")).to_have_value(another, timeout=60_000)
     set_slider(page, "count", 50)
@@ -74,6 +77,8 @@ def test_drop_an_image_move_a_slider_and_download(page, tmp_path):
     labels = download_labels(page, tmp_path)
     assert labels.shape == (120, 184)
     assert labels.max() + 1 == n_measured
+    expected = Segmenter.from_checkpoint(base_weights)(read_image(file), 50)
+    np.testing.assert_array_equal(labels, expected.labels)
     for tab, name in (("Mean colours", "mean"), ("Boundaries", "boundaries"), ("Overlay", "overlay")):
         page.get_by_role("tab", name=tab).click()
         playwright.expect(page.locator(f"#{name} img")).to_be_visible(timeout=10_000)

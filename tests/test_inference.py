@@ -180,6 +180,12 @@ def test_images_that_cannot_be_used(image, message):
         Segmenter(SSNPix(), SCALES)(image, 24)
 
 
+@pytest.mark.parametrize("n_spixels", [0, -1])
+def test_no_superpixels(n_spixels):
+    with pytest.raises(InputError, match=f"--nspix {n_spixels} is below 1"):
+        Segmenter(SSNPix(), SCALES)(make_quadrants()[0], n_spixels)
+
+
 @pytest.mark.parametrize("n_spixels", [1, 7, 24, 60, 500])
 def test_exact_counts(n_spixels):
     segmenter = Segmenter(SSNModel(4), SCALES)

@@ -1,5 +1,8 @@
 """Optical flow from frames with known motion, and from the files of other programs."""
 
+from fractions import Fraction
+
+import av
 import cv2
 import numpy as np
 import pytest
@@ -161,6 +164,28 @@ def test_damaged_video_says_where_decoding_stopped(tmp_path):
     path.write_bytes(content)
     with pytest.raises(InputError, match=rf"{path}: decoding stopped after \d+ of 20 frames"):
         list(VideoFile("clip", path).read())
+
+
+def test_video_that_left_frames_out_is_read_to_its_end(tmp_path, caplog):
+    path = tmp_path / "clip.mkv"  # whose header does not count the frames
+    shown = [idx for idx in range(40) if idx % 10 < 5]
+    frames = translated_frames(len(shown), dy=0, dx=1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for time, pixels in zip(shown, frames, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert len(list(VideoFile("clip", path).read())) == len(shown)
+    assert f"{path} holds {len(shown)} frames, but its duration is that of" in caplog.text
+
+
+def test_hidden_files_are_no_frames(tmp_path):
+    files = write_frames(tmp_path / "clip", translated_frames(2, dy=0, dx=1))
+    (tmp_path / "clip" / "._1.png").write_bytes(b"what another system keeps beside a file")
+    assert list_in_order(tmp_path / "clip", (".png",)) == files
 
 
 @pytest.mark.parametrize("content", [None, b"no video"])

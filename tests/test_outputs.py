@@ -54,10 +54,21 @@ def test_labels_above_16_bits(tmp_path, suffix):
     np.testing.assert_array_equal(labels, superpixels.labels)
 
 
-def test_overlay_too_large_for_its_format_leaves_nothing(tmp_path):
-    files = OutputFiles(tmp_path / "overlay.webp", labels=tmp_path / "labels.npy")
-    with pytest.raises(InputError, match=r"overlay\.webp: the format cannot hold this image"):
-        write_outputs(make_superpixels(2, 16400), files)
+@pytest.mark.parametrize(
+    ("name", "width", "told"),
+    [
+        ("overlay.webp", 16_400, r"overlay\.webp: the format cannot hold this image"),
+        (
+            "overlay.JPG",
+            65_501,
+            r"overlay\.JPG: JPEG cannot hold this image, of more than 65500 pixels a side",
+        ),
+    ],
+)
+def test_overlay_too_large_for_its_format_leaves_nothing(tmp_path, name, width, told):
+    files = OutputFiles(tmp_path / name, labels=tmp_path / "labels.npy")
+    with pytest.raises(InputError, match=told):
+        write_outputs(make_superpixels(2, width), files)
     assert list(tmp_path.iterdir()) == []
 
 

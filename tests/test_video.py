@@ -92,8 +92,9 @@ def test_composite_estimates_or_reads_its_flow(clip, composite_weights, tmp_path
     assert not np.array_equal(estimated, read)
 
     (clip / "4.png").write_bytes((clip / "3.png").read_bytes())
-    with pytest.raises(RunError, match="covers frames 0 to 3, there is no frame 4; 4 frames are in results"):
-        main([*argv, "--optflow_data=flow.h5"])
+    error = fails_with(main, [*argv, "--optflow_data=flow.h5", "--out=other.mp4"], capsys)
+    assert "flow.h5 covers 4 frames, but clip has 5" in error
+    assert not (tmp_path / "other.mp4").exists()
 
 
 @pytest.mark.parametrize("more", [[], ["--temporal"]])
@@ -114,7 +115,7 @@ def test_frames_of_another_size(clip, tmp_path, monkeypatch):
         inference_base_model.main(["--base_model_weights=none", "--video=clip", "--nspix=24"])
 
 
-def test_ctrl_c_keeps_the_frames_before(tmp_path):
+def test_ctrl_c_keeps_the_frames_before(tmp_path, caplog):
     def frames():
         for idx in range(10):
             if idx == 3:
@@ -126,6 +127,30 @@ def test_ctrl_c_keeps_the_frames_before(tmp_path):
         segment_video(SEGMENTER, frames(), 24, **files)
     assert len(read_labels(files["labels_file"])) == 4  # the one at hand is finished
     assert len(list(VideoFile("o", files["overlay_file"]).read())) == 4
+    assert f"stopped; 4 frames are in {files['overlay_file']}, 4 frames are in" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_keeps_the_frames_before(tmp_path, error):
+    def frames():
+        for _ in range(3):
+            yield VideoFrame(make_quadrants()[0], None)
+        raise error
+
+    files = {"overlay_file": tmp_path / "o.mp4", "labels_file": tmp_path / "labels.h5"}
+    with pytest.raises(RunError, match=r"^out of memory at frame 3; 3 frames are in .*, 3 frames are in"):
+        segment_video(SEGMENTER, frames(), 24, **files)
+    assert len(read_labels(files["labels_file"])) == 3
+
+
+def test_frames_that_the_codec_does_not_take(tmp_path):
+    frames = (VideoFrame(np.zeros((4, 20_000, 3), np.uint8), None) for _ in range(2))
+    files = {"overlay_file": tmp_path / "o.mp4", "labels_file": tmp_path / "labels.h5"}
+    with pytest.raises(RunError, match="libx264 cannot encode frames of 20000x4"):
+        segment_video(SEGMENTER, frames, 24, **files)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_while_the_files_are_closed_comes_too_late(tmp_path, monkeypatch):
