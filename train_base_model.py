@@ -21,6 +21,8 @@ from model import SSNModel
 
 N_SYNTHETIC_IMAGES = 100
 
+START_SCALES = InputScales(cli.DEFAULT_COLOR_SCALE, 5.0)  # see docs/training.md; bare weight files imply 10
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
@@ -45,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_iou_arg(parser)
     cli.add_training_args(parser, n_annotations=4)
     cli.add_spixel_args(parser, trained=False, drawn=True)
-    parser.set_defaults(pos_scale=5.0)  # as chosen in docs/training.md; bare weight files imply 10
+    # Left to --init_weights, or else to START_SCALES.
+    parser.set_defaults(color_scale=None, pos_scale=None)
     parser.add_argument(
         "--distance",
         choices=DISTANCES,
@@ -62,7 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--init_weights",
         type=Path,
         metavar="FILE",
-        help="weights of a base model to start from; default: random ones",
+        help="weights of a base model to start from, and its --color_scale and --pos_scale, if none are "
+        f"given; default: random ones, {START_SCALES.color_scale} and {START_SCALES.pos_scale}",
     )
     cli.add_device_arg(parser)
     return parser
@@ -79,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
     model = SSNModel(
         args.deepfdim, n_iter=args.val_niter, distance=args.distance, sees_position=args.sees_position
     )
+    scales = START_SCALES
     if args.init_weights and not cli.resumed_from(args):
         start = load_base_model(args.init_weights, n_learned_features=args.deepfdim)
         for name in ("distance", "sees_position"):
@@ -88,10 +93,13 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
                     f"--{name} {ours} contradicts {theirs} of --init_weights {args.init_weights}"
                 )
         model.load_state_dict(start.model.state_dict())
+        scales = start.scales
+    scales = cli.choose_scales(scales, color_scale=args.color_scale, pos_scale=args.pos_scale)
+    args.color_scale, args.pos_scale = scales.color_scale, scales.pos_scale  # which a checkpoint tells
     cli.log_options(args)
     return run_training(
         model,
-        InputScales(args.color_scale, args.pos_scale),
+        scales,
         cli.read_recipe(args, device),
         train_set=train_set,
         validation_sets=validation_sets,

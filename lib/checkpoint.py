@@ -1,5 +1,6 @@
 """Weight files: our checkpoints, which carry what rebuilds the model, and the published state dicts."""
 
+import errno
 import hashlib
 import io
 import re
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lib.errors import InputError
+from lib.errors import DamagedFileError, InputError, is_out_of_memory
 from lib.features import InputScales
 from lib.files import atomic_path
 from model import N_FLOW_CHANNELS, CompositeSSNModel, SSNModel, SSNPix
@@ -61,17 +62,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If the file is missing, damaged, or holds something else.
+        If the file is missing or cannot be read.
+    DamagedFileError
+        If it is damaged, or holds something else.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no weight file {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
     except Exception as error:  # torch raises whatever the broken bytes led it to
-        raise InputError(
+        if is_out_of_memory(error):
+            raise
+        # An invalid argument is a place beyond the end of a file that was cut short.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise InputError(f"{path} cannot be read ({error.strerror})") from error
+        raise DamagedFileError(
             f"{path} is not a readable weight file: damaged, or more than tensors and plain types"
         ) from error
     if _is_state_dict(content):
@@ -82,7 +88,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         and isinstance(content.get("model_args"), dict)
     ):
         return content
-    raise InputError(f"{path} holds neither a state dict nor one of our checkpoints")
+    raise DamagedFileError(f"{path} holds neither a state dict nor one of our checkpoints")
 
 
 def load_base_model(

@@ -44,9 +44,7 @@ DEFAULT_VAL_N_ITER = 7  # see docs/training.md
 # Options that may change when a run is resumed. They change neither the score nor what a step computes, but
 # for the length of the run: the learning rate then goes on along the curve of the new one.
 _FREE_ON_RESUME = {
-    "bsds_root",
     "compile",
-    "data_root",
     "davis2017_root",
     "davis_optflow_folder",
     "davis_split",
@@ -59,8 +57,10 @@ _FREE_ON_RESUME = {
     "save_interval",
     "test_interval",
     "train_iter",
-    "val_data_root",
 }
+
+# Folders that may have moved when a run is resumed; which of them are given may not change.
+_MOVABLE = {"bsds_root", "data_root", "val_data_root"}
 
 # In pixels. Pillow takes larger ones for attacks, and refuses those of twice the size.
 _LARGEST_SAFE_IMAGE = 2**29
@@ -227,7 +227,10 @@ def add_device_arg(parser: argparse.ArgumentParser) -> None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn the value of `--device` into a device that is there.
+    """Turn the value of `--device` into a device that is there, and make it the current one.
+
+    Convolutions in float32 keep all its bits there: by default, cuDNN rounds to the 11 of TF32, too few for
+    positions.
 
     Raises
     ------
@@ -242,6 +245,7 @@ def resolve_device(name: str) -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name}: expected auto, cpu or cuda[:N]")
+    torch.backends.cudnn.allow_tf32 = False
     if device.type == "cuda":
         n_devices = torch.cuda.device_count()
         if n_ranks() > 1 and device.index is not None:
@@ -250,6 +254,7 @@ def resolve_device(name: str) -> torch.device:
         if idx >= n_devices:
             needed = f", and each of {n_ranks()} ranks needs one" if n_ranks() > 1 else ""
             raise InputError(f"--device {name}: this machine has {n_devices} CUDA devices{needed}")
+        torch.cuda.set_device(idx)
         return torch.device("cuda", idx)
     return device
 
@@ -593,7 +598,7 @@ def parse_training_args(parser: argparse.ArgumentParser, argv: Sequence[str] | N
     unknown = set(parser.parse_known_args(left_out + argv)[1]) & set(left_out)
     if unknown:
         raise InputError(f"--resume {resume_file} is of another model or version: it has {min(unknown)}")
-    recipe = [option for name, option in stored.items() if name not in _FREE_ON_RESUME]
+    recipe = [option for name, option in stored.items() if name not in _FREE_ON_RESUME | _MOVABLE]
     args = parser.parse_args(left_out + argv)
     stored_args = parser.parse_args(left_out + argv + recipe)  # of two values the latter counts
     for name in sorted(vars(args).keys() - _FREE_ON_RESUME):

@@ -7,6 +7,10 @@ class InputError(ValueError):
     """A file, folder or option cannot be used; the message says which, and what was expected."""
 
 
+class DamagedFileError(InputError):
+    """The content of a file is not what it should be, however often it is read."""
+
+
 class RunError(RuntimeError):
     """A run cannot go on for a reason that lies in its data or settings, such as a diverging loss."""
 

@@ -221,11 +221,11 @@ def train(
                 progress.update()
                 if state.step % log_interval == 0:
                     report()
+                validate_if_due()
                 if state.step % save_interval == 0:
                     report()
                     with signals.deferred():
                         on_first_rank(lambda: run_folder.save_periodic(state.weights(), state.progress()))
-                validate_if_due()
         except Stop as stop:
             report()
             if state.step > 0:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lib.checkpoint import read_checkpoint, save_checkpoint
-from lib.errors import InputError
+from lib.errors import DamagedFileError, InputError
 from lib.files import atomic_path, name_failed_write, prepare_out_dir, remove_leftovers
 from lib.tensorboard_log import TensorBoardLog
 from lib.visualization import draw_training_curves
@@ -42,9 +42,9 @@ class RunFolder:
         A folder that can be written to; see `prepare_run_folder`.
     description : dict
         What the checkpoints say about the model: "model_args", "input_args" and so on.
-    first_step, validated_step : int
-        Steps that are done, and the last one of them that is validated. What the log and the periodic
-        checkpoints hold beyond them is dropped.
+    weights, progress : mapping
+        The state that the run starts from. That of a run which goes on becomes `last_model.pth` first; then
+        what the log and the periodic checkpoints hold beyond it is dropped.
     n_kept : int
         Periodic checkpoints to keep.
     """
@@ -53,15 +53,18 @@ class RunFolder:
         self,
         folder: Path,
         description: Mapping[str, Any],
+        weights: Mapping[str, Any],
+        progress: Mapping[str, Any],
         *,
-        first_step: int,
-        validated_step: int,
         n_kept: int,
     ) -> None:
         self.folder = folder
         self.description = description
         self.n_kept = n_kept
+        first_step, validated_step = progress["step"], progress["validated_step"]
         remove_leftovers(folder)
+        if first_step > 0:
+            self.save_last(weights, progress)
         for path, step in _periodic_checkpoints(folder):
             if step > first_step:
                 path.unlink()
@@ -141,20 +144,28 @@ def prepare_run_folder(folder: Path, *, is_resumed: bool, overwrite: bool = Fals
     prepare_out_dir(folder)
 
 
+def has_best_model(folder: Path, *, validated_step: int) -> bool:
+    """Whether a folder has the best model of a run that is validated up to a step, not of later ones."""
+    try:
+        return read_checkpoint(folder / BEST_MODEL).get("step", 0) <= validated_step
+    except InputError:
+        return False
+
+
 def find_resumable(folder: Path) -> Path | None:
-    """The newest checkpoint of a run that can be read; None if there is none at all.
+    """The newest checkpoint of a run that is not damaged; None if there is none at all.
 
     Raises
     ------
     InputError
-        If there are some, of which none can be read.
+        If there are some, all of them damaged, or one cannot be read for a reason outside of it.
     """
     periodic = [path for path, _ in _periodic_checkpoints(folder)]
     paths = [path for path in (folder / LAST_MODEL, *periodic) if path.exists()]
     for path in paths:
         try:
             read_checkpoint(path)
-        except InputError as error:
+        except DamagedFileError as error:
             logger.warning("%s; looking for an earlier one", error)
         else:
             return path

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from lib.features import InputScales
 from lib.losses import compute_loss_terms
 from lib.segmentation import model_input
 from lib.training import TrainingState, train
-from lib.training_files import BEST_MODEL, RunFolder, Validation, prepare_run_folder
+from lib.training_files import BEST_MODEL, RunFolder, Validation, has_best_model, prepare_run_folder
 from lib.visualization import draw_boundaries
 
 logger = logging.getLogger(__name__)
@@ -177,6 +178,7 @@ def run_training(
     if score not in scores:
         raise ValueError(f"score must be one of {', '.join(scores)}, got {score!r}")
     torch.backends.cudnn.benchmark = True  # all crops have one size
+    torch.backends.cudnn.allow_tf32 = True
     model = model.to(device, memory_format=torch.channels_last)
     state = TrainingState(
         model,
@@ -189,6 +191,8 @@ def run_training(
     )
     if resume:
         state.restore(read_checkpoint(resume), resume)
+        if not on_first_rank(lambda: has_best_model(out_dir, validated_step=state.validated_step)):
+            state.best_score = -math.inf  # the next validation has nothing to beat
     on_first_rank(lambda: prepare_run_folder(out_dir, is_resumed=resume is not None, overwrite=overwrite))
     n_trained = sum(weight.numel() for weight in state.trained_weights())
     datasets = {"train": train_set, **validation_sets}
@@ -211,14 +215,15 @@ def run_training(
         n_steps=recipe.n_steps - state.step,
         first_sample=state.n_samples,
         n_workers=n_workers,
+        pin_memory=device.type == "cuda",
     )
     run_folder = together(
         lambda: (
             RunFolder(
                 out_dir,
                 description,
-                first_step=state.step,
-                validated_step=state.validated_step,
+                state.weights(),
+                state.progress(),
                 n_kept=n_kept,
             )
             if is_first_rank()
@@ -251,7 +256,7 @@ def run_training(
             save_interval=save_interval,
             run_folder=run_folder,
         )
-    if state.is_finished:
+    if state.is_finished and state.best_score > -math.inf:
         logger.info("best validation score: %.4f, %s", state.best_score, out_dir / BEST_MODEL)
     return state
 

@@ -112,6 +112,12 @@ def test_device_auto_takes_cuda_where_there_is_one():
     assert cli.resolve_device("cpu").type == "cpu"
 
 
+def test_float32_is_not_rounded_to_tf32():
+    torch.backends.cudnn.allow_tf32 = True
+    cli.resolve_device("cpu")
+    assert not torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize("name", ["gpu", "mps", "cuda:x", f"cuda:{torch.cuda.device_count()}"])
 def test_device_that_is_not_there_is_refused(name):
     with pytest.raises(InputError, match=f"--device {name}"):

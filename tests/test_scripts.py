@@ -278,6 +278,31 @@ def test_resuming_from_a_checkpoint_of_another_version(bsds_root, tmp_path, caps
     assert f"--resume {path} is of another model or version: it has --momentum=0.9" in error
 
 
+def test_going_back_leaves_the_best_model_of_later_steps(bsds_root, tmp_path):
+    folder = tmp_path / "run"
+    train_base_model.main(train_argv(bsds_root, folder, "--train_iter=4", "--save_interval=2"))
+    best = read_checkpoint(folder / "best_model.pth")
+    save_checkpoint({**best, "step": 4, "score": 2.0}, folder / "best_model.pth")
+    resumed = train_base_model.main([f"--resume={folder / 'checkpoint_00000002.pth'}"])
+    best = read_checkpoint(folder / "best_model.pth")
+    assert (best["step"], best["score"]) == (4, resumed.best_score)
+    assert best["score"] < 1
+
+
+def test_resume_with_other_data_to_validate_on(tmp_path, capsys):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for idx in range(4):
+        image_rgb, labels = make_quadrants(seed=idx)
+        Image.fromarray(image_rgb).save(folder / f"{idx}.jpg")
+        np.save(folder / f"{idx}.npy", labels)
+    train_base_model.main([f"--data_root={folder}", *train_argv(None, tmp_path / "run")[1:]])
+    last_model = tmp_path / "run" / "last_model.pth"
+    argv = [f"--resume={last_model}", f"--val_data_root={folder}"]
+    error = fails_with(train_base_model.main, argv, capsys)
+    assert f"--val_data_root {folder} contradicts the default of --resume {last_model}" in error
+
+
 def test_resume_auto_starts_and_goes_on(bsds_root, tmp_path, monkeypatch, capsys):
     argv = train_argv(bsds_root, tmp_path / "run", "--train_iter=4", "--resume=auto")
     with ctrl_c_in_second_step(monkeypatch):
@@ -331,6 +356,8 @@ def test_training_on_a_folder_of_images(tmp_path, base_weights):
     assert state.is_finished
     start = load_base_model(base_weights).model.feature_extract.output_conv[0].weight
     torch.testing.assert_close(state.model.feature_extract.output_conv[0].weight, start, atol=1e-6, rtol=0)
+    scales = load_base_model(tmp_path / "run" / "best_model.pth").scales
+    assert scales == load_base_model(base_weights).scales == InputScales(0.3, 7.0)
     log = (tmp_path / "run" / "log.jsonl").read_text()
     assert json.loads(log.splitlines()[-1])["val_asa"] > 0.5
 

@@ -11,7 +11,7 @@ import torch
 from lib.checkpoint import read_checkpoint
 from lib.errors import InputError, RunError
 from lib.training import TrainingState, _train_step, learning_rate_share, train
-from lib.training_files import RunFolder, Validation, find_resumable, prepare_run_folder
+from lib.training_files import RunFolder, Validation, find_resumable, has_best_model, prepare_run_folder
 from lib.weight_average import WeightAverage
 
 N_STEPS = 10
@@ -53,8 +53,8 @@ def run(
     run_folder = RunFolder(
         out_dir,
         {"model_args": {}},
-        first_step=state.step,
-        validated_step=state.validated_step,
+        state.weights(),
+        state.progress(),
         n_kept=2,
     )
 
@@ -328,7 +328,42 @@ def test_checkpoints_of_a_branch_that_is_left_are_removed(tmp_path):
     assert names == ["checkpoint_00000008.pth", "checkpoint_00000009.pth", "checkpoint_00000010_good.pth"]
 
 
-def test_newest_checkpoint_that_can_be_read_is_resumed(tmp_path):
+def test_a_run_that_went_back_goes_on_from_there(tmp_path):
+    run(tmp_path, make_state(), save_interval=4)
+    assert not has_best_model(tmp_path, validated_step=4)
+    assert has_best_model(tmp_path, validated_step=10)
+    checkpoint = tmp_path / "checkpoint_00000004.pth"
+    resumed = make_state()
+    resumed.restore(read_checkpoint(checkpoint), checkpoint)
+    assert resumed.validated_step == 4  # so that the validation is not made again
+    RunFolder(tmp_path, {"model_args": {}}, resumed.weights(), resumed.progress(), n_kept=2).close()
+    # If it is killed now, what it left behind is not taken up again.
+    assert read_checkpoint(find_resumable(tmp_path))["step"] == 4
+    assert [path.name for path in tmp_path.glob("checkpoint_*")] == [checkpoint.name]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "told"),
+    [
+        (MemoryError(), MemoryError, None),
+        (
+            OSError(5, "Input/output error"),
+            InputError,
+            r"last_model.pth cannot be read \(Input/output error\)",
+        ),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_now_is_not_passed_over(tmp_path, monkeypatch, error, raised, told):
+    def load(*args, **options):
+        raise error
+
+    run(tmp_path, make_state(), save_interval=4)
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(raised, match=told):
+        find_resumable(tmp_path)
+
+
+def test_newest_checkpoint_that_is_not_damaged_is_resumed(tmp_path):
     assert find_resumable(tmp_path) is None
     run(tmp_path, make_state(), save_interval=4)
     assert find_resumable(tmp_path) == tmp_path / "last_model.pth"

@@ -103,9 +103,18 @@ class EvaluationImages(Dataset):
 
 
 def training_loader(
-    crops: TrainingCrops, *, batch_size: int, n_steps: int, first_sample: int = 0, n_workers: int
+    crops: TrainingCrops,
+    *,
+    batch_size: int,
+    n_steps: int,
+    first_sample: int = 0,
+    n_workers: int,
+    pin_memory: bool = False,
 ) -> DataLoader:
-    """Batches of crops for `n_steps` steps, from sample `first_sample` on; each rank gets its own."""
+    """Batches of crops for `n_steps` steps, from sample `first_sample` on; each rank gets its own.
+
+    Pinned memory is for batches that go to the current CUDA device.
+    """
     stride = batch_size * n_ranks()
     starts = range(first_sample + rank() * batch_size, first_sample + n_steps * stride, stride)
     return _Loader(
@@ -113,7 +122,7 @@ def training_loader(
         batch_sampler=_Batches(starts, batch_size),
         num_workers=usable_workers(n_workers),
         worker_init_fn=_start_worker,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
         prefetch_factor=PREFETCHED_BATCHES if usable_workers(n_workers) else None,
     )
 
