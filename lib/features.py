@@ -54,7 +54,7 @@ def labyx_features(image_lab: Tensor, n_spixels: int, *, color_scale: float, pos
         CIELAB image: L in [0, 100], a and b roughly in [-128, 127].
     n_spixels : int
         Requested number of superpixels. Position is scaled with it so that one grid cell spans about
-        `pos_scale` whatever the image size.
+        `pos_scale` times the root of the image's longer by its shorter side, whatever its size.
     color_scale, pos_scale : float
         Weights of the Lab and of the position channels (dimensionless).
 
