@@ -145,10 +145,17 @@ def prepare_run_folder(folder: Path, *, is_resumed: bool, overwrite: bool = Fals
 
 
 def has_best_model(folder: Path, *, validated_step: int) -> bool:
-    """Whether a folder has the best model of a run that is validated up to a step, not of later ones."""
+    """Whether a folder has the best model of a run that is validated up to a step, not of later ones.
+
+    Raises
+    ------
+    InputError
+        If the file is there, but cannot be read for a reason outside of it.
+    """
+    path = folder / BEST_MODEL
     try:
-        return read_checkpoint(folder / BEST_MODEL).get("step", 0) <= validated_step
-    except InputError:
+        return path.exists() and read_checkpoint(path).get("step", 0) <= validated_step
+    except DamagedFileError:
         return False
 
 

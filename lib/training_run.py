@@ -178,7 +178,7 @@ def run_training(
     if score not in scores:
         raise ValueError(f"score must be one of {', '.join(scores)}, got {score!r}")
     torch.backends.cudnn.benchmark = True  # all crops have one size
-    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True  # faster, and only training rounds so
     model = model.to(device, memory_format=torch.channels_last)
     state = TrainingState(
         model,

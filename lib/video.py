@@ -92,10 +92,15 @@ def frames_with_flow_of(frames: FrameFolder | VideoFile, archive: FlowArchive) -
     InputError
         If the archive is of frames of another size or number.
     """
-    if isinstance(frames, FrameFolder) and len(frames) != archive.n_frames:
-        raise InputError(
-            f"{archive.path} covers {archive.n_frames} frames, but {frames.name} has {len(frames)}"
-        )
+
+    def check_count(n_frames: int) -> None:
+        if n_frames != archive.n_frames:
+            raise InputError(
+                f"{archive.path} covers {archive.n_frames} frames, but {frames.name} has {n_frames}"
+            )
+
+    if isinstance(frames, FrameFolder):  # a video file may hold fewer frames than it tells
+        check_count(len(frames))
     n_read = 0
     for image_rgb in frames.read():
         if image_rgb.shape[:2] != archive.frame_shape:
@@ -105,8 +110,7 @@ def frames_with_flow_of(frames: FrameFolder | VideoFile, archive: FlowArchive) -
             )
         yield VideoFrame(image_rgb, archive.read_frame(n_read))
         n_read += 1
-    if n_read != archive.n_frames:
-        raise InputError(f"{archive.path} covers {archive.n_frames} frames, but {frames.name} has {n_read}")
+    check_count(n_read)
 
 
 def segment_video(

@@ -361,6 +361,8 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_passed_over(tmp_path, monke
     monkeypatch.setattr(torch, "load", load)
     with pytest.raises(raised, match=told):
         find_resumable(tmp_path)
+    with pytest.raises(raised):
+        has_best_model(tmp_path, validated_step=10)
 
 
 def test_newest_checkpoint_that_is_not_damaged_is_resumed(tmp_path):
