@@ -20,7 +20,24 @@ from lib.superpixels import Superpixels
 
 DEMO_IMAGE = cli.REPO_ROOT / "demo" / "cat.jpg"
 _KEPT_SECONDS = 3600  # copies that the page serves
-_KEPT_FILES = 20  # of which it makes those copies
+
+
+class LabelFiles:
+    """The last label maps, as files to download; all are gone when the program ends."""
+
+    def __init__(self, n_kept: int = 20) -> None:
+        self._n_kept = n_kept
+        self._folder = tempfile.TemporaryDirectory(prefix="superpixels_")
+        self._paths: deque[Path] = deque()
+
+    def save(self, labels: np.ndarray) -> Path:
+        """Write a label map, and remove the oldest of too many."""
+        path = Path(tempfile.mkdtemp(dir=self._folder.name), "labels.npy")
+        np.save(path, labels)
+        self._paths.append(path)
+        if len(self._paths) > self._n_kept:
+            shutil.rmtree(self._paths.popleft().parent)
+        return path
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,16 +57,7 @@ def build_app(weights: str | Path, device: str = "cpu") -> gr.Blocks:
         If the weights cannot be used.
     """
     loaded = load_base_model(weights)
-    folder = tempfile.TemporaryDirectory(prefix="superpixels_")
-    recent: deque[Path] = deque()
-
-    def save_labels(labels: np.ndarray) -> str:
-        path = Path(tempfile.mkdtemp(dir=folder.name), "labels.npy")
-        np.save(path, labels)
-        recent.append(path)
-        if len(recent) > _KEPT_FILES:
-            shutil.rmtree(recent.popleft().parent)
-        return str(path)
+    label_files = LabelFiles()
 
     def segment(image: str | None, n_spixels: int, compactness: float, n_iter: int) -> tuple:
         if image is None:
@@ -62,7 +70,7 @@ def build_app(weights: str | Path, device: str = "cpu") -> gr.Blocks:
         except InputError as error:
             raise gr.Error(str(error)) from error
         told = f"{int(n_spixels)} superpixels requested, {superpixels.n_measured} measured"
-        return *draw_pictures(superpixels), save_labels(superpixels.labels), told
+        return *draw_pictures(superpixels), str(label_files.save(superpixels.labels)), told
 
     with gr.Blocks(title="Superpixels", delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)) as app:
         gr.Markdown("# Superpixels\nDrop an image and move the sliders.")

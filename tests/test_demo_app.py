@@ -1,4 +1,4 @@
-"""The page, in a real browser."""
+"""The page: in a real browser, and what it leaves on the disk."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ from lib.inference import Segmenter
 gradio = pytest.importorskip("gradio", reason="needs requirements-demo.txt")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 # Without these, a browser looks for updates of its own.
 _OFFLINE = [
@@ -63,6 +63,7 @@ def download_labels(page, tmp_path):
     return np.load(tmp_path / "labels.npy")
 
 
+@needs_browser
 def test_drop_an_image_move_a_slider_and_download(page, base_weights, tmp_path):
     n_at_start = wait_for_result(page, 200)  # of the image that is there at the start
     assert download_labels(page, tmp_path).shape == (300, 451)
@@ -82,3 +83,14 @@ def test_drop_an_image_move_a_slider_and_download(page, base_weights, tmp_path):
     for tab, name in (("Mean colours", "mean"), ("Boundaries", "boundaries"), ("Overlay", "overlay")):
         page.get_by_role("tab", name=tab).click()
         playwright.expect(page.locator(f"#{name} img")).to_be_visible(timeout=10_000)
+
+
+def test_only_the_last_label_files_are_kept(monkeypatch):
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    import demo_app
+
+    files = demo_app.LabelFiles(n_kept=2)
+    paths = [files.save(np.full((2, 3), value)) for value in range(4)]
+    assert [path.exists() for path in paths] == [False, False, True, True]
+    assert [int(np.load(path)[0, 0]) for path in paths[2:]] == [2, 3]
+    assert len(list(paths[3].parent.parent.iterdir())) == 2
