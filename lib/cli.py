@@ -280,8 +280,8 @@ def add_spixel_args(
             type=count_range,
             default=Recipe.n_spixels,
             metavar="N|LOW-HIGH",
-            help="requested number of superpixels in a crop of 200x200: a number, or a range from which it "
-            "is drawn for every batch, log-uniformly",
+            help="requested number of superpixels in a crop of --crop_size: a number, or a range from which "
+            "it is drawn for every batch, log-uniformly",
         )
         group.add_argument(
             "--val_nspix",
@@ -413,6 +413,13 @@ def add_training_args(parser: argparse.ArgumentParser, *, n_annotations: int) ->
     group.add_argument(
         "--batchsize", type=positive_int, default=Recipe.batch_size, help="crops in a batch, of each rank"
     )
+    group.add_argument(
+        "--crop_size",
+        type=positive_int,
+        default=Recipe.crop_size,
+        metavar="PIXELS",
+        help="rows and columns of a crop; --nspix is meant for one of them",
+    )
     add_nworkers_arg(group)
     group.add_argument("--train_iter", type=positive_int, default=Recipe.n_steps, help="steps in all")
     group.add_argument("--test_interval", type=positive_int, default=10_000, help="steps between validations")
@@ -464,6 +471,7 @@ def read_recipe(args: argparse.Namespace, device: torch.device) -> Recipe:
     """Recipe of the training run that the options describe."""
     return Recipe(
         n_spixels=args.nspix,
+        crop_size=args.crop_size,
         n_annotations=args.nannotations,
         n_iter=args.niter,
         n_steps=args.train_iter,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lib.checkpoint import read_checkpoint
-from lib.datasets.augmentation import CROP_SIZE
+from lib.datasets.augmentation import DEFAULT_CROP_SIZE
 from lib.datasets.samples import EvaluationImages, TrainingCrops, training_loader
 from lib.datasets.segmented_image import SegmentedImage
 from lib.distributed import data_parallel, is_first_rank, n_ranks, on_first_rank, synchronize, together
@@ -66,7 +66,8 @@ DEFAULT_COUNT_RANGE = CountRange(50, 500)
 class Recipe:
     """How a model is trained. The defaults are those of docs/training.md."""
 
-    n_spixels: CountRange = DEFAULT_COUNT_RANGE  # requested in a crop of 200x200, drawn for every batch
+    n_spixels: CountRange = DEFAULT_COUNT_RANGE  # requested in a crop, drawn for every batch
+    crop_size: int = DEFAULT_CROP_SIZE  # pixels, both ways
     n_annotations: int = 4  # of each crop
     n_iter: int = 5  # of the clustering; validation has the model's own
     n_steps: int = 500_000
@@ -208,7 +209,9 @@ def run_training(
 
     input_args = {name: value for name, value in scales._asdict().items() if value is not None}
     description = {"model_args": model.arguments(), "input_args": input_args, **(description or {})}
-    crops = TrainingCrops(train_set, n_annotations=recipe.n_annotations, seed=recipe.seed)
+    crops = TrainingCrops(
+        train_set, n_annotations=recipe.n_annotations, seed=recipe.seed, crop_size=recipe.crop_size
+    )
     loader = training_loader(
         crops,
         batch_size=recipe.batch_size,
@@ -267,8 +270,10 @@ def _check_sets(
     validation_sets: Mapping[str, Dataset[SegmentedImage]],
     val_n_spixels: int,
 ) -> None:
-    if max(recipe.n_spixels) > CROP_SIZE**2:
-        raise InputError(f"--nspix {max(recipe.n_spixels)} is above the {CROP_SIZE**2} pixels of a crop")
+    if max(recipe.n_spixels) > recipe.crop_size**2:
+        raise InputError(
+            f"--nspix {max(recipe.n_spixels)} is above the {recipe.crop_size**2} pixels of a crop"
+        )
     needed = n_ranks() * recipe.batch_size
     if len(train_set) < needed:
         raise InputError(

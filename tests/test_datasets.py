@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from conftest import make_quadrants
-from lib.datasets.augmentation import CROP_SIZE, Crop
+from lib.datasets.augmentation import DEFAULT_CROP_SIZE, Crop
 from lib.datasets.bsds import BSDSDataset
 from lib.datasets.davis import SPLITS, DAVISDataset, read_split
 from lib.datasets.samples import TrainingCrops, evaluation_loader, training_loader
@@ -164,7 +164,7 @@ def test_davis_names_all_missing_archives(davis_root, optflow_folder):
 def test_flow_is_read_in_worker_processes(davis_with_flow):
     crops = TrainingCrops(davis_with_flow, n_annotations=1, seed=0)
     plain = [crops[idx] for idx in range(8)]
-    assert plain[0]["extra"].shape == (4, CROP_SIZE, CROP_SIZE)
+    assert plain[0]["extra"].shape == (4, DEFAULT_CROP_SIZE, DEFAULT_CROP_SIZE)
     batches = list(training_loader(crops, batch_size=2, n_steps=4, n_workers=2))
     for step, batch in enumerate(batches):
         for name in ("image_lab", "gt_labels", "extra"):
@@ -184,7 +184,7 @@ def test_crops_of_flow_are_scaled_and_flipped_with_the_image(davis_with_flow):
         if motion.any():
             longest = motion.flatten()[motion.abs().argmax()]
             assert longest.abs() == pytest.approx(
-                5 * CROP_SIZE / 60
+                5 * DEFAULT_CROP_SIZE / 60
             )  # the height of the frame fills the crop
             directions.add(float(longest.sign()))
     assert directions == {-1.0, 1.0}
@@ -211,20 +211,22 @@ def test_built_in_davis_splits_do_not_overlap():
     assert len(set().union(*videos.values())) == 90
 
 
-def random_crop(image_rgb, labels, rng):
-    crop = Crop.draw(labels, rng).apply(SegmentedImage("image", image_rgb, [labels]))
+def random_crop(image_rgb, labels, rng, size=DEFAULT_CROP_SIZE):
+    crop = Crop.draw(labels, rng, size).apply(SegmentedImage("image", image_rgb, [labels]))
     return crop.image_rgb, crop.annotations[0]
 
 
+@pytest.mark.parametrize("size", [DEFAULT_CROP_SIZE, 321])
 @pytest.mark.parametrize("shape", [(60, 92), (321, 481), (700, 300), (1, 50)])
-def test_crop_takes_image_and_labels_alike(shape):
+def test_crop_takes_image_and_labels_alike(shape, size):
     # The labels are written into the image: they must still agree after flip, scale and crop.
     labels = make_quadrants(*shape)[1]
     image_rgb = np.repeat((labels * 60).astype(np.uint8)[..., None], 3, axis=2)
     rng = np.random.default_rng(0)
     for _ in range(20):
-        crop_rgb, crop_labels = random_crop(image_rgb, labels, rng)
-        assert crop_rgb.shape == (CROP_SIZE, CROP_SIZE, 3)
+        crop_rgb, crop_labels = random_crop(image_rgb, labels, rng, size)
+        assert crop_rgb.shape == (size, size, 3)
+        assert crop_labels.shape == (size, size)
         agreement = np.abs(crop_rgb[..., 0].astype(int) - 60 * crop_labels) < 30
         assert agreement.mean() > 0.95
         assert np.isin(crop_labels, labels).all()
@@ -238,7 +240,7 @@ def test_crops_flip_half_of_the_time_and_cover_all_scales():
     steps = []
     for _ in range(300):
         crop = random_crop(image_rgb, column, rng)[1]
-        steps.append((int(crop[0, -1]) - int(crop[0, 0])) / (CROP_SIZE - 1))
+        steps.append((int(crop[0, -1]) - int(crop[0, 0])) / (DEFAULT_CROP_SIZE - 1))
     extents = np.abs(steps)  # source pixels a crop pixel: 1 / scale
     assert 0.4 < np.mean(np.array(steps) < 0) < 0.6
     assert extents.max() == pytest.approx(1 / 0.75, rel=0.02)
@@ -276,7 +278,7 @@ def test_annotations_are_drawn_without_repetition_until_all_are_drawn(bsds_root,
     crops = TrainingCrops(BSDSDataset(bsds_root, "train"), n_annotations=n_annotations, seed=0)
     for idx in range(6):
         gt_labels = crops[idx]["gt_labels"]
-        assert gt_labels.shape == (n_annotations, CROP_SIZE, CROP_SIZE)
+        assert gt_labels.shape == (n_annotations, DEFAULT_CROP_SIZE, DEFAULT_CROP_SIZE)
         n_finer = sum(int(labels.max()) > 1 for labels in gt_labels)  # the other one has two labels at most
         if gt_labels.max() > 1:
             assert n_finer in (n_annotations // 2, -(-n_annotations // 2))

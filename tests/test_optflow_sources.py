@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from lib.datasets.augmentation import CROP_SIZE, Crop
+from lib.datasets.augmentation import DEFAULT_CROP_SIZE, Crop
 from lib.datasets.segmented_image import SegmentedImage
 from lib.errors import InputError
 from lib.frames import FrameFolder, VideoFile, list_in_order
@@ -88,25 +88,30 @@ def test_cropped_flow_is_the_flow_of_cropped_frames(tmp_path, is_flipped, extent
     )
     ((forward_again, _),) = estimate(tmp_path, [cropped.image_rgb, cropped_next.image_rgb])
     assert np.abs(cropped.extra[..., :2] - forward_again)[INSIDE].max() < 0.5
-    dx = (3 if is_flipped else -3) * CROP_SIZE / extent
+    dx = (3 if is_flipped else -3) * DEFAULT_CROP_SIZE / extent
     assert (
-        np.abs(cropped.extra[INSIDE] - (2 * CROP_SIZE / extent, dx, -2 * CROP_SIZE / extent, -dx)).max() < 0.5
+        np.abs(
+            cropped.extra[INSIDE] - (2 * DEFAULT_CROP_SIZE / extent, dx, -2 * DEFAULT_CROP_SIZE / extent, -dx)
+        ).max()
+        < 0.5
     )
 
 
 def test_extra_channels_that_are_no_vectors_keep_their_values():
     depth = np.random.default_rng(0).random((HEIGHT, WIDTH, 2)).astype(np.float32)
     image = SegmentedImage("room", np.zeros((HEIGHT, WIDTH, 3), np.uint8), [], depth)
-    plain, flipped = (Crop(0, 0, CROP_SIZE, is_flipped).apply(image).extra for is_flipped in (False, True))
-    np.testing.assert_allclose(plain, depth[:CROP_SIZE, :CROP_SIZE], rtol=1e-6)
+    plain, flipped = (
+        Crop(0, 0, DEFAULT_CROP_SIZE, is_flipped).apply(image).extra for is_flipped in (False, True)
+    )
+    np.testing.assert_allclose(plain, depth[:DEFAULT_CROP_SIZE, :DEFAULT_CROP_SIZE], rtol=1e-6)
     np.testing.assert_array_equal(flipped, plain[:, ::-1])
 
 
 def test_vectors_come_before_other_channels():
-    extra = np.ones((CROP_SIZE // 2, CROP_SIZE // 2, 3), dtype=np.float32)
+    extra = np.ones((DEFAULT_CROP_SIZE // 2, DEFAULT_CROP_SIZE // 2, 3), dtype=np.float32)
     image_rgb = np.zeros((*extra.shape[:2], 3), np.uint8)
     image = SegmentedImage("flow and depth", image_rgb, [], extra, n_vector_channels=2)
-    crop = Crop(0, 0, CROP_SIZE / 2, is_flipped=True).apply(image)
+    crop = Crop(0, 0, DEFAULT_CROP_SIZE / 2, is_flipped=True).apply(image)
     np.testing.assert_allclose(crop.extra[50, 50], [2, -2, 1])
 
 

@@ -24,6 +24,7 @@ from lib import cli, training_run
 from lib.checkpoint import load_base_model, read_checkpoint, save_checkpoint
 from lib.errors import InputError
 from lib.features import InputScales
+from lib.segmentation import model_input
 from lib.training import learning_rate_share
 
 REPO_ROOT = Path(__file__).parent.parent
@@ -580,6 +581,18 @@ def test_bad_evaluation_options(argv, told, tmp_path, bsds_root, capsys):
     assert told.format(tmp=tmp_path) in error
 
 
+def test_crop_size_is_what_the_network_trains_on(bsds_root, tmp_path, monkeypatch):
+    sizes = set()
+
+    def spy(model, image_lab, *args, **kwargs):
+        sizes.add(image_lab.shape[2:])
+        return model_input(model, image_lab, *args, **kwargs)
+
+    monkeypatch.setattr("lib.training_run.model_input", spy)
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run", "--crop_size=40"))
+    assert sizes == {(40, 40)}
+
+
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_broken_image_ends_an_evaluation_in_one_line(bsds_root, n_workers, capsys):
     image_dir, annotation_dir = (
@@ -598,6 +611,7 @@ def test_broken_image_ends_an_evaluation_in_one_line(bsds_root, n_workers, capsy
     ("more", "told"),
     [
         (["--nspix=40001"], "--nspix 40001 is above the 40000 pixels of a crop"),
+        (["--nspix=4-65", "--crop_size=8"], "--nspix 65 is above the 64 pixels of a crop"),
         (["--eval_on_davis"], "--eval_on_davis needs --davis2017_root"),
         (["--lr=0"], "argument --lr"),
         ([f"--seed={2**63}"], "argument --seed: expected an integer from 0 to 2**63 - 1"),

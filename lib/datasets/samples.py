@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lib.datasets.augmentation import Crop
+from lib.datasets.augmentation import DEFAULT_CROP_SIZE, Crop
 from lib.datasets.segmented_image import SegmentedImage
 from lib.distributed import n_ranks, rank
 from lib.errors import InputError, RunError
@@ -35,18 +35,28 @@ class TrainingCrops(Dataset):
         Annotations drawn per sample, without repetition until all of the image's have been drawn.
     seed : int
         Seed of all random choices.
+    crop_size : int
+        Rows and columns of a crop, in pixels.
     """
 
-    def __init__(self, dataset: Dataset[SegmentedImage], *, n_annotations: int, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[SegmentedImage],
+        *,
+        n_annotations: int,
+        seed: int,
+        crop_size: int = DEFAULT_CROP_SIZE,
+    ) -> None:
         self.dataset = dataset
         self.n_annotations = n_annotations
         self.seed = seed
+        self.crop_size = crop_size
 
     def __getitem__(self, sample_idx: int) -> dict[str, Tensor]:
         """Return `image_lab`, `gt_labels`, and `extra` where the data set has extra channels.
 
-        They are (3, 200, 200) float32, (n_annotations, 200, 200) int64, each annotation numbered from 0
-        without gaps, and (n_extra_channels, 200, 200) float32.
+        They are (3, H, W) float32, (n_annotations, H, W) int64, each annotation numbered from 0 without
+        gaps, and (n_extra_channels, H, W) float32, where H and W are the size of a crop.
         """
         epoch, position = divmod(sample_idx, len(self.dataset))
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
@@ -54,7 +64,7 @@ class TrainingCrops(Dataset):
         image = self.dataset[int(order[position])]
         shuffled = rng.permutation(len(image.annotations))
         annotations = [image.annotations[idx] for idx in np.resize(shuffled, self.n_annotations)]
-        crop = Crop.draw(annotations[0], rng).apply(image._replace(annotations=annotations))
+        crop = Crop.draw(annotations[0], rng, self.crop_size).apply(image._replace(annotations=annotations))
         # The inverse is flat before NumPy 2.
         gt_labels = [
             np.unique(labels, return_inverse=True)[1].reshape(labels.shape) for labels in crop.annotations
