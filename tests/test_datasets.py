@@ -183,9 +183,8 @@ def test_crops_of_flow_are_scaled_and_flipped_with_the_image(davis_with_flow):
         motion = flow[1] - flow[3]
         if motion.any():
             longest = motion.flatten()[motion.abs().argmax()]
-            assert longest.abs() == pytest.approx(
-                5 * DEFAULT_CROP_SIZE / 60
-            )  # the height of the frame fills the crop
+            factor = DEFAULT_CROP_SIZE / 60  # the height of the frame fills the crop
+            assert longest.abs() == pytest.approx(5 * factor)
             directions.add(float(longest.sign()))
     assert directions == {-1.0, 1.0}
 
