@@ -231,15 +231,16 @@ def test_crop_takes_image_and_labels_alike(shape, size):
         assert np.isin(crop_labels, labels).all()
 
 
-def test_crops_flip_half_of_the_time_and_cover_all_scales():
+@pytest.mark.parametrize("size", [DEFAULT_CROP_SIZE, 321])
+def test_crops_flip_half_of_the_time_and_cover_all_scales(size):
     height, width = 600, 900
     image_rgb = np.zeros((height, width, 3), dtype=np.uint8)
     column = np.tile(np.arange(width, dtype=np.int32), (height, 1))
     rng = np.random.default_rng(0)
     steps = []
     for _ in range(300):
-        crop = random_crop(image_rgb, column, rng)[1]
-        steps.append((int(crop[0, -1]) - int(crop[0, 0])) / (DEFAULT_CROP_SIZE - 1))
+        crop = random_crop(image_rgb, column, rng, size)[1]
+        steps.append((int(crop[0, -1]) - int(crop[0, 0])) / (size - 1))
     extents = np.abs(steps)  # source pixels a crop pixel: 1 / scale
     assert 0.4 < np.mean(np.array(steps) < 0) < 0.6
     assert extents.max() == pytest.approx(1 / 0.75, rel=0.02)

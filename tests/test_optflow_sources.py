@@ -88,13 +88,9 @@ def test_cropped_flow_is_the_flow_of_cropped_frames(tmp_path, is_flipped, extent
     )
     ((forward_again, _),) = estimate(tmp_path, [cropped.image_rgb, cropped_next.image_rgb])
     assert np.abs(cropped.extra[..., :2] - forward_again)[INSIDE].max() < 0.5
-    dx = (3 if is_flipped else -3) * DEFAULT_CROP_SIZE / extent
-    assert (
-        np.abs(
-            cropped.extra[INSIDE] - (2 * DEFAULT_CROP_SIZE / extent, dx, -2 * DEFAULT_CROP_SIZE / extent, -dx)
-        ).max()
-        < 0.5
-    )
+    factor = DEFAULT_CROP_SIZE / extent
+    dy, dx = 2 * factor, (3 if is_flipped else -3) * factor
+    assert np.abs(cropped.extra[INSIDE] - (dy, dx, -dy, -dx)).max() < 0.5
 
 
 def test_extra_channels_that_are_no_vectors_keep_their_values():
@@ -107,12 +103,13 @@ def test_extra_channels_that_are_no_vectors_keep_their_values():
     np.testing.assert_array_equal(flipped, plain[:, ::-1])
 
 
-def test_vectors_come_before_other_channels():
-    extra = np.ones((DEFAULT_CROP_SIZE // 2, DEFAULT_CROP_SIZE // 2, 3), dtype=np.float32)
+@pytest.mark.parametrize("size", [DEFAULT_CROP_SIZE, 300])
+def test_vectors_come_before_other_channels(size):
+    extra = np.ones((100, 100, 3), dtype=np.float32)
     image_rgb = np.zeros((*extra.shape[:2], 3), np.uint8)
     image = SegmentedImage("flow and depth", image_rgb, [], extra, n_vector_channels=2)
-    crop = Crop(0, 0, DEFAULT_CROP_SIZE / 2, is_flipped=True).apply(image)
-    np.testing.assert_allclose(crop.extra[50, 50], [2, -2, 1])
+    crop = Crop(0, 0, 100, is_flipped=True, size=size).apply(image)
+    np.testing.assert_allclose(crop.extra[50, 50], [size / 100, -size / 100, 1])
 
 
 def test_video_file(tmp_path):
