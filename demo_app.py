@@ -15,6 +15,7 @@ from lib.checkpoint import load_base_model
 from lib.errors import InputError
 from lib.images import read_image
 from lib.inference import Segmenter
+from lib.option_types import positive_int
 from lib.outputs import DEFAULT_STYLE, OverlayStyle
 from lib.superpixels import Superpixels
 
@@ -44,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
     cli.add_base_weights_arg(parser)
     cli.add_device_arg(parser)
-    parser.add_argument("--port", type=cli.positive_int, default=7860, help="of the page on this machine")
+    parser.add_argument("--port", type=positive_int, default=7860, help="of the page on this machine")
     return parser
 
 

@@ -23,6 +23,7 @@ from lib.interruption import StopSignals
 from lib.optflow import archive_name
 from lib.optflow_production import ArchiveJob, ArchiveReport, make_archives
 from lib.optflow_sources import DEFAULT_PRESET, DIS_PRESETS, FLOW_SUFFIXES, DISFlow, FlowFiles, FlowSource
+from lib.option_types import existing_dir, non_negative_int
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +32,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
     sources = parser.add_mutually_exclusive_group(required=True)
     sources.add_argument(
-        "--davis2017_root", type=cli.existing_dir, help="folder that holds DAVIS/; frames count as 854x480"
+        "--davis2017_root", type=existing_dir, help="folder that holds DAVIS/; frames count as 854x480"
     )
     sources.add_argument(
-        "--frames", type=cli.existing_dir, nargs="+", metavar="FOLDER", help="folders of frames, one a video"
+        "--frames", type=existing_dir, nargs="+", metavar="FOLDER", help="folders of frames, one a video"
     )
     sources.add_argument("--video", type=Path, nargs="+", metavar="FILE", help="video files")
     sources.add_argument(
         "--flow_files",
-        type=cli.existing_dir,
+        type=existing_dir,
         nargs=2,
         metavar=("FORWARD", "BACKWARD"),
         help=".flo or KITTI .png files of the flow from each frame to the next, and of the flow back: two "
@@ -73,9 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=False,
         help="print the mean distance in pixels at which forward and backward flow miss the start",
     )
-    parser.add_argument(
-        "--nworkers", type=cli.non_negative_int, default=os.cpu_count(), help="videos at a time"
-    )
+    parser.add_argument("--nworkers", type=non_negative_int, default=os.cpu_count(), help="videos at a time")
     return parser
 
 

@@ -20,16 +20,17 @@ from lib.evaluation.options import (
 )
 from lib.evaluation.run import run_evaluation
 from lib.evaluation.summary import Summary
+from lib.option_types import existing_dir
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--bsds_root", type=cli.existing_dir, help="folder that holds BSDS500/; scores it")
+    parser.add_argument("--bsds_root", type=existing_dir, help="folder that holds BSDS500/; scores it")
     parser.add_argument(
         "--bsds_split", choices=bsds.SPLITS, default="test", help="images of BSDS500 to score"
     )
     parser.add_argument(
-        "--data_root", type=cli.existing_dir, help="folder of images with label maps of your own; scores it"
+        "--data_root", type=existing_dir, help="folder of images with label maps of your own; scores it"
     )
     cli.add_davis_args(parser, default_split="test")
     cli.add_bool(
@@ -39,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="score DAVIS; default: if --davis2017_root is given",
     )
     cli.add_base_weights_arg(parser)
-    cli.add_spixel_args(parser, trained=True, swept=True)
+    cli.add_spixel_args(parser, swept=True)
     add_evaluation_args(parser)
     cli.add_device_arg(parser)
     return parser

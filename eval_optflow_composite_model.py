@@ -17,19 +17,18 @@ from lib.evaluation.options import (
 )
 from lib.evaluation.run import run_evaluation
 from lib.evaluation.summary import Summary
+from lib.option_types import existing_dir
 from model import N_FLOW_CHANNELS
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    parser.add_argument(
-        "--davis2017_root", type=cli.existing_dir, required=True, help="folder that holds DAVIS/"
-    )
+    parser.add_argument("--davis2017_root", type=existing_dir, required=True, help="folder that holds DAVIS/")
     cli.add_davis_split_arg(parser, default_split="test")
     cli.add_optflow_folder_args(parser)
     cli.add_base_weights_arg(parser)
     cli.add_composite_weights_arg(parser)
-    cli.add_spixel_args(parser, trained=True, swept=True)
+    cli.add_spixel_args(parser, swept=True)
     cli.add_optflow_args(parser, trained=True)
     add_evaluation_args(parser)
     cli.add_device_arg(parser)

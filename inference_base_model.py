@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_video_args(parser, sources)
     add_output_args(parser)
     cli.add_base_weights_arg(parser)
-    cli.add_spixel_args(parser, trained=True)
+    cli.add_spixel_args(parser)
     add_speed_args(parser)
     return parser
 

@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cli.add_optflow_method_arg(parser)
     cli.add_composite_weights_arg(parser)
-    cli.add_spixel_args(parser, trained=True)
+    cli.add_spixel_args(parser)
     cli.add_optflow_args(parser, trained=True)
     add_speed_args(parser)
     return parser

@@ -8,32 +8,41 @@ import torch
 from torch.utils.data import Dataset
 
 from lib import cli
-from lib.checkpoint import load_base_model
+from lib.checkpoint import DEFAULT_COLOR_SCALE, load_base_model
 from lib.datasets.bsds import BSDSDataset
 from lib.datasets.folder import FolderDataset, hold_out
 from lib.datasets.synthetic import SyntheticDataset
 from lib.errors import InputError
 from lib.features import InputScales
+from lib.option_types import existing_dir
 from lib.slic import DISTANCES
 from lib.training import TrainingState
+from lib.training_options import (
+    add_drawn_spixel_args,
+    add_training_args,
+    parse_training_args,
+    read_recipe,
+    resumed_from,
+    run_settings,
+)
 from lib.training_run import run_training
 from model import SSNModel
 
 N_SYNTHETIC_IMAGES = 100
 
-START_SCALES = InputScales(cli.DEFAULT_COLOR_SCALE, 5.0)  # see docs/training.md; bare weight files imply 10
+START_SCALES = InputScales(DEFAULT_COLOR_SCALE, 5.0)  # see docs/training.md; bare weight files imply 10
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
     data = parser.add_argument_group("data, of which one is needed")
-    data.add_argument("--bsds_root", type=cli.existing_dir, help="folder that holds BSDS500/")
+    data.add_argument("--bsds_root", type=existing_dir, help="folder that holds BSDS500/")
     data.add_argument(
-        "--data_root", type=cli.existing_dir, help="folder of images of your own with their label maps"
+        "--data_root", type=existing_dir, help="folder of images of your own with their label maps"
     )
     data.add_argument(
         "--val_data_root",
-        type=cli.existing_dir,
+        type=existing_dir,
         help="folder of such images to validate on; default: every tenth image of --data_root",
     )
     cli.add_bool(
@@ -45,10 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_davis_args(parser, default_split="val")
     cli.add_bool(parser, "--eval_on_davis", default=False, help="validate on DAVIS too")
     cli.add_iou_arg(parser)
-    cli.add_training_args(parser, n_annotations=4)
-    cli.add_spixel_args(parser, trained=False, drawn=True)
-    # Left to --init_weights, or else to START_SCALES.
-    parser.set_defaults(color_scale=None, pos_scale=None)
+    add_training_args(parser, n_annotations=4)
+    add_drawn_spixel_args(parser, trained=False)
     parser.add_argument(
         "--distance",
         choices=DISTANCES,
@@ -73,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> TrainingState:
-    args = cli.parse_training_args(build_parser(), argv)
+    args = parse_training_args(build_parser(), argv)
     device = cli.resolve_device(args.device)
     train_set, validation_sets = open_data(args)
     if args.eval_on_davis:
@@ -84,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
         args.deepfdim, n_iter=args.val_niter, distance=args.distance, sees_position=args.sees_position
     )
     scales = START_SCALES
-    if args.init_weights and not cli.resumed_from(args):
+    if args.init_weights and not resumed_from(args):
         start = load_base_model(args.init_weights, n_learned_features=args.deepfdim)
         for name in ("distance", "sees_position"):
             ours, theirs = getattr(model, name), getattr(start.model, name)
@@ -100,12 +107,12 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
     return run_training(
         model,
         scales,
-        cli.read_recipe(args, device),
+        read_recipe(args, device),
         train_set=train_set,
         validation_sets=validation_sets,
         score=f"{next(iter(validation_sets))}_asa",
         description={"options": cli.options_as_strings(args)},
-        **cli.run_settings(args, device),
+        **run_settings(args, device),
     )
 
 

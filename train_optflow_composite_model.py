@@ -11,7 +11,16 @@ from lib.checkpoint import file_sha256, load_base_model, load_composite_model
 from lib.datasets.davis import DAVISDataset, find_frames, read_split
 from lib.errors import InputError
 from lib.optflow import find_archives
+from lib.option_types import existing_dir
 from lib.training import TrainingState
+from lib.training_options import (
+    add_drawn_spixel_args,
+    add_training_args,
+    parse_training_args,
+    read_recipe,
+    resumed_from,
+    run_settings,
+)
 from lib.training_run import run_training
 from model import N_FLOW_CHANNELS, CompositeSSNModel, SSNPix
 
@@ -20,9 +29,7 @@ logger = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    parser.add_argument(
-        "--davis2017_root", type=cli.existing_dir, required=True, help="folder that holds DAVIS/"
-    )
+    parser.add_argument("--davis2017_root", type=existing_dir, required=True, help="folder that holds DAVIS/")
     cli.add_optflow_folder_args(parser)
     parser.add_argument(
         "--davis_train_split",
@@ -34,15 +41,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cli.add_iou_arg(parser)
     cli.add_base_weights_arg(parser)
-    cli.add_training_args(parser, n_annotations=1)  # DAVIS has one of each frame
-    cli.add_spixel_args(parser, trained=True, drawn=True)
+    add_training_args(parser, n_annotations=1)  # DAVIS has one of each frame
+    add_drawn_spixel_args(parser, trained=True)
     cli.add_optflow_args(parser, trained=False)
     cli.add_device_arg(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> TrainingState:
-    args = cli.parse_training_args(build_parser(), argv)
+    args = parse_training_args(build_parser(), argv)
     device = cli.resolve_device(args.device)
     splits = {
         "--davis_train_split": args.davis_train_split,
@@ -62,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
     )
 
     torch.manual_seed(args.seed)
-    if cli.resumed_from(args):
+    if resumed_from(args):
         model, scales, base_sha256 = load_composite_model(args.resume, n_extra_channels=N_FLOW_CHANNELS)
     else:
         base = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim)
@@ -84,12 +91,12 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
     return run_training(
         model,
         scales,
-        cli.read_recipe(args, device),
+        read_recipe(args, device),
         train_set=train_set,
         validation_sets={"davis_val": val_set},
         score="davis_val_mean_iou",
         description={"base_sha256": base_sha256, "options": cli.options_as_strings(args)},
-        **cli.run_settings(args, device),
+        **run_settings(args, device),
     )
 
 

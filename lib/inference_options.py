@@ -14,8 +14,6 @@ from lib.cli import (
     add_bool,
     add_device_arg,
     add_precision_arg,
-    positive_float,
-    positive_int,
     resolve_device,
 )
 from lib.distributed import n_ranks, on_first_rank
@@ -29,6 +27,7 @@ from lib.inference import Segmenter
 from lib.interruption import StopSignals
 from lib.optflow import FlowArchive
 from lib.optflow_sources import DEFAULT_PRESET
+from lib.option_types import positive_float, positive_int
 from lib.outputs import OVERLAYS, OverlayStyle
 from lib.precision import resolve_precision
 from lib.stopwatch import Stopwatch

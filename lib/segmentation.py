@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lib.cell_grid import compute_grid_shape
 from lib.connectivity import MIN_SIZE_SHARE
 from lib.errors import InputError
 from lib.features import InputScales, input_channels
-from lib.slic import compute_grid_shape
 from model import SSNOutput
 
 

@@ -1,25 +1,21 @@
 """Differentiable SLIC: soft k-means of pixel features over a grid of superpixels.
 
-The iteration of Jampani et al., "Superpixel Sampling Networks", ECCV 2018, computed cell by cell. The
-image is divided into `n_rows` x `n_cols` cells, one per superpixel, and every pixel may join the
-superpixel of its own cell or one of the eight around it. All pixels of a cell therefore share the same
-nine candidates, so one batched matrix product per step replaces the per-pixel gathering of candidates,
-and nothing of size (number of superpixels) x (number of pixels) is ever built.
-
-Differs from the published PyTorch code in that a candidate beyond the image border does not exist; there,
-column -1 wraps around to the end of the previous row.
+The iteration of Jampani et al., "Superpixel Sampling Networks", ECCV 2018, computed cell by cell. All
+pixels of a cell of the grid, see `lib.cell_grid`, share the same nine candidates, so one batched matrix
+product per step replaces the per-pixel gathering of candidates, and nothing of size (number of superpixels)
+x (number of pixels) is ever built.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from lib.cell_grid import CellGrid
 
 DISTANCES = ("euclidean", "squared")
 
@@ -39,9 +35,6 @@ _MIN_SQUARED_DISTANCE = 1e-12
 # pixels to underflow: that one stays where it was.
 _INERTIA = 1e-16
 
-# Pixels from which on no more than two grids are kept, of 17 bytes a pixel each.
-_LARGE_IMAGE = 2**18
-
 # Features of that size and above are not laid out by cell as a whole where labels alone are wanted.
 _LARGE_BYTES = 2**32
 
@@ -51,112 +44,6 @@ _PIECE_BYTES = 2**24
 
 # Working set of a step on the CPU: about what the second-level caches of two cores hold.
 _CHUNK_BYTES = 4 * 2**20
-
-
-def compute_grid_shape(height: int, width: int, n_spixels: int) -> tuple[int, int]:
-    """Rows and columns of the superpixel grid, each at least 1.
-
-    Parameters
-    ----------
-    height, width : int
-        Image size in pixels.
-    n_spixels : int
-        Requested number of superpixels.
-
-    Raises
-    ------
-    ValueError
-        If `n_spixels` is not between 1 and the number of pixels.
-    """
-    if not 1 <= n_spixels <= height * width:
-        raise ValueError(
-            f"n_spixels must lie between 1 and the number of pixels, {height * width} "
-            f"({height}x{width}), got {n_spixels}"
-        )
-    # floor(sqrt(q)) = isqrt(floor(q)): exact where a floating-point root could round.
-    n_rows = max(1, math.isqrt(n_spixels * height // width))
-    n_cols = max(1, math.isqrt(n_spixels * width // height))
-    return n_rows, n_cols
-
-
-@dataclass(frozen=True, eq=False)
-class CellGrid:
-    """Pixels of an image size, grouped by cell; S = n_rows * n_cols cells of at most P pixels.
-
-    Pixel (y, x) lies in cell (floor(y * n_rows / H), floor(x * n_cols / W)). Cells are numbered row by
-    row, like pixels. A cell's pixels fill its slots row by row; cells with fewer than P pixels leave slots
-    empty.
-
-    Attributes
-    ----------
-    image_shape, grid_shape : tuple of int
-        (H, W) in pixels, (n_rows, n_cols) in cells.
-    pixel_idx : Tensor, shape (S, P), int64
-        Flat index of the pixel in each slot; 0 in empty slots.
-    pixel_mask : Tensor, shape (S, P), bool
-        False in empty slots.
-    slot_idx : Tensor, shape (H*W,), int64
-        Flat index, in (S, P), of each pixel's slot.
-    neighbor_idx : Tensor, shape (S, 9), int64
-        The 3x3 candidate superpixels of each cell, row by row; 0 where beyond the border.
-    neighbor_mask : Tensor, shape (S, 9), bool
-        False where the candidate lies beyond the border.
-    """
-
-    image_shape: tuple[int, int]
-    grid_shape: tuple[int, int]
-    pixel_idx: Tensor
-    pixel_mask: Tensor
-    slot_idx: Tensor
-    neighbor_idx: Tensor
-    neighbor_mask: Tensor
-
-    @staticmethod
-    def for_image(height: int, width: int, n_spixels: int, device: torch.device) -> "CellGrid":
-        """Return the grid of an image size; the last few are cached.
-
-        Raises
-        ------
-        ValueError
-            If `n_spixels` is not between 1 and the number of pixels.
-        """
-        grid_shape = compute_grid_shape(height, width, n_spixels)
-        build = _build_grid if height * width < _LARGE_IMAGE else _build_large_grid
-        return build(height, width, *grid_shape, torch.device(device))
-
-    @property
-    def n_cells(self) -> int:
-        return self.grid_shape[0] * self.grid_shape[1]
-
-    def to_cells(self, pixels: Tensor) -> Tensor:
-        """Lay pixels out by cell: (B, C, H, W) to (B, S, C, P), zero in empty slots."""
-        return _PixelsToCells.apply(pixels, self).transpose(1, 2)
-
-    def to_pixels(self, cells: Tensor) -> Tensor:
-        """Undo `to_cells`: (B, S, C, P) to (B, C, H, W); empty slots are ignored."""
-        return _CellsToPixels.apply(cells.transpose(1, 2), self)
-
-    def to_candidates(self, spixels: Tensor) -> Tensor:
-        """Values of each cell's candidates: (B, S, C) to (B, S, 9, C), zero beyond the border."""
-        batch, n_cells, channels = spixels.shape
-        grid = spixels.transpose(1, 2).reshape(batch, channels, *self.grid_shape)
-        candidates = F.unfold(grid, kernel_size=3, padding=1)  # (B, C*9, S)
-        return candidates.view(batch, channels, 9, n_cells).permute(0, 3, 2, 1)
-
-    def sum_over_candidates(self, shares: Tensor) -> Tensor:
-        """Add up what every cell gives to each superpixel: (B, S, 9, C) to (B, S, C)."""
-        batch, n_cells, _, channels = shares.shape
-        columns = shares.permute(0, 3, 2, 1).reshape(batch, channels * 9, n_cells)
-        return F.fold(columns, self.grid_shape, kernel_size=3, padding=1).flatten(2).transpose(1, 2)
-
-    def initial_centroids(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mean pixel of every cell: (B, C, H, W) to (B, S, C); of those in a mask (B, H, W), or else zero."""
-        if mask is None:
-            return F.adaptive_avg_pool2d(pixels, self.grid_shape).flatten(2).transpose(1, 2)
-        weight = mask[:, None].to(pixels.dtype)
-        sums = F.adaptive_avg_pool2d(torch.where(mask[:, None], pixels, 0), self.grid_shape)
-        share = F.adaptive_avg_pool2d(weight, self.grid_shape)
-        return torch.where(share > 0, sums / share, 0).flatten(2).transpose(1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -477,53 +364,6 @@ def _update_centroids(local_sums: Tensor, origins: Tensor, spixel_features: Tens
     return (totals[..., :-1] + _INERTIA * spixel_features) / (totals[..., -1:] + _INERTIA)
 
 
-@lru_cache(maxsize=2)
-def _build_large_grid(height: int, width: int, n_rows: int, n_cols: int, device: torch.device) -> CellGrid:
-    return _build_grid.__wrapped__(height, width, n_rows, n_cols, device)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)  # a grid that validation makes serves training too, with its gradients
-def _build_grid(height: int, width: int, n_rows: int, n_cols: int, device: torch.device) -> CellGrid:
-    y, y_mask, y_slot = _split_axis(height, n_rows, device)
-    x, x_mask, x_slot = _split_axis(width, n_cols, device)
-    cell_height, cell_width = y.shape[1], x.shape[1]
-    n_slots = cell_height * cell_width
-
-    pixel_mask = (y_mask[:, None, :, None] & x_mask[None, :, None, :]).reshape(-1, n_slots)
-    pixel_idx = (y[:, None, :, None] * width + x[None, :, None, :]).reshape(-1, n_slots)
-    row, slot_y = y_slot.div(cell_height, rounding_mode="floor"), y_slot % cell_height
-    col, slot_x = x_slot.div(cell_width, rounding_mode="floor"), x_slot % cell_width
-    cell = row[:, None] * n_cols + col
-    slot = slot_y[:, None] * cell_width + slot_x
-
-    offset = torch.arange(-1, 2, device=device)
-    rows = (torch.arange(n_rows, device=device)[:, None] + offset)[:, None, :, None]
-    cols = (torch.arange(n_cols, device=device)[:, None] + offset)[None, :, None, :]
-    neighbor_mask = ((rows >= 0) & (rows < n_rows) & (cols >= 0) & (cols < n_cols)).reshape(-1, 9)
-    neighbor_idx = (rows * n_cols + cols).reshape(-1, 9)
-    return CellGrid(
-        image_shape=(height, width),
-        grid_shape=(n_rows, n_cols),
-        pixel_idx=pixel_idx.masked_fill(~pixel_mask, 0),
-        pixel_mask=pixel_mask,
-        slot_idx=(cell * n_slots + slot).flatten(),
-        neighbor_idx=neighbor_idx.masked_fill(~neighbor_mask, 0),
-        neighbor_mask=neighbor_mask,
-    )
-
-
-def _split_axis(length: int, n_cells: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Coordinates in each cell of an axis, which of them exist, and each coordinate's flat slot."""
-    coordinate = torch.arange(length, device=device)
-    cell = (coordinate * n_cells).div(length, rounding_mode="floor")
-    # The first coordinate with floor(coordinate * n_cells / length) = cell is ceil(cell * length / n_cells).
-    start = -(-torch.arange(n_cells + 1, device=device) * length).div(n_cells, rounding_mode="floor")
-    cell_length = -(-length // n_cells)
-    coordinates = start[:-1, None] + torch.arange(cell_length, device=device)
-    return coordinates, coordinates < start[1:, None], cell * cell_length + coordinate - start[cell]
-
-
 def _gather_points(pixels: Tensor, pixel_idx: Tensor, origins: Tensor, occupied: Tensor) -> Tensor:
     """Stack [p, 1, |p|^2] for the pixels p of some cells, relative to their origins: (B, cells, C+2, P).
 
@@ -603,32 +443,3 @@ class _EuclideanSoftmin(torch.autograd.Function):
         # d(-sqrt(x)) / dx = -1 / (2 sqrt(x)); a coinciding pixel and superpixel do not attract.
         is_clamped = distance <= math.sqrt(_MIN_SQUARED_DISTANCE)
         return grad.div_(-2 * distance).masked_fill_(is_clamped, 0)
-
-
-class _PixelsToCells(torch.autograd.Function):
-    """(B, C, H, W) to (B, C, S, P), zero in empty slots.
-
-    Its adjoint, `_CellsToPixels`, is its gradient: two gathers, no scatter.
-    """
-
-    @staticmethod
-    def forward(ctx, pixels: Tensor, grid: CellGrid) -> Tensor:
-        ctx.grid = grid
-        return pixels.flatten(2)[:, :, grid.pixel_idx].mul_(grid.pixel_mask)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return _CellsToPixels.apply(grad, ctx.grid), None
-
-
-class _CellsToPixels(torch.autograd.Function):
-    """(B, C, S, P) to (B, C, H, W), ignoring empty slots; its gradient is `_PixelsToCells`."""
-
-    @staticmethod
-    def forward(ctx, cells: Tensor, grid: CellGrid) -> Tensor:
-        ctx.grid = grid
-        return cells.flatten(2)[:, :, grid.slot_idx.view(grid.image_shape)]
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return _PixelsToCells.apply(grad, ctx.grid), None

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lib.cell_grid import compute_grid_shape
 from lib.inference import PreparedImage, Segmenter
 from lib.segmentation import check_n_spixels
-from lib.slic import compute_grid_shape
 from lib.superpixels import Superpixels
 
 # In cells. Without it superpixels at the edge of a cell would go to and fro; 0.5 is no better than 0.25.

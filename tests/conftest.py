@@ -25,6 +25,18 @@ DEVICES = [
     ),
 ]
 
+# Of images and superpixels, with odd cases of the grid.
+SHAPES_AND_COUNTS = [
+    ((20, 31), 12),  # cells of unequal size
+    ((20, 31), 1),
+    ((20, 31), 620),  # one pixel a cell
+    ((31, 20), 50),  # portrait
+    ((3, 40), 5),  # lower than a cell row would be
+    ((17, 1), 4),
+    ((1, 23), 23),
+    ((1, 1), 1),
+]
+
 QUADRANT_COLORS = np.array([[220, 40, 40], [40, 200, 60], [50, 60, 210], [230, 220, 60]], np.uint8)
 
 

@@ -9,6 +9,14 @@ import torch
 from lib import cli
 from lib.datasets.samples import usable_workers
 from lib.errors import InputError, RunError
+from lib.option_types import (
+    existing_dir,
+    non_negative_float,
+    non_negative_int,
+    parse_bool,
+    positive_float,
+    positive_int,
+)
 
 
 @pytest.mark.parametrize(
@@ -30,16 +38,16 @@ def test_flags_work_with_and_without_a_value(argv, expected):
 @pytest.mark.parametrize(
     ("parse", "text"),
     [
-        (cli.parse_bool, "yes"),
-        (cli.positive_int, "0"),
-        (cli.positive_int, "-4"),
-        (cli.positive_int, "2.5"),
-        (cli.non_negative_int, "-1"),
-        (cli.positive_float, "0"),
-        (cli.non_negative_float, "nan"),
-        (cli.non_negative_float, "inf"),
-        (cli.non_negative_float, "ten"),
-        (cli.existing_dir, "/no/such/folder"),
+        (parse_bool, "yes"),
+        (positive_int, "0"),
+        (positive_int, "-4"),
+        (positive_int, "2.5"),
+        (non_negative_int, "-1"),
+        (positive_float, "0"),
+        (non_negative_float, "nan"),
+        (non_negative_float, "inf"),
+        (non_negative_float, "ten"),
+        (existing_dir, "/no/such/folder"),
     ],
 )
 def test_bad_values_are_refused(parse, text):
@@ -49,7 +57,7 @@ def test_bad_values_are_refused(parse, text):
 
 def test_option_error_is_one_line_with_status_2(capsys):
     parser = cli.Parser("test")
-    cli.add_spixel_args(parser, trained=False)
+    cli.add_spixel_args(parser)
     with pytest.raises(SystemExit) as caught:
         parser.parse_args(["--nspix", "0"])
     assert caught.value.code == 2

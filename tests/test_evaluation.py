@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lib.cell_grid import CellGrid
 from lib.checkpoint import load_composite_model
 from lib.datasets.samples import EvaluationImages
 from lib.datasets.segmented_image import SegmentedImage
@@ -19,7 +20,6 @@ from lib.evaluation.scoring import Scores
 from lib.evaluation.summary import average_curves, summarize, summarize_groups
 from lib.evaluation.timing import seconds_per_image
 from lib.features import InputScales
-from lib.slic import CellGrid
 from model import CompositeSSNModel, SSNModel, SSNPix
 
 LEFT_RIGHT = np.repeat([[0, 1]], 20, axis=0).repeat(10, axis=1).astype(np.int32)

@@ -12,11 +12,11 @@ from skimage.measure import label
 
 import lib.inference
 from conftest import make_quadrants
+from lib.cell_grid import compute_grid_shape
 from lib.cli import REPO_ROOT
 from lib.errors import InputError
 from lib.features import InputScales
 from lib.inference import Segmenter
-from lib.slic import compute_grid_shape
 from model import CompositeSSNModel, SSNModel, SSNPix
 
 SCALES = InputScales(0.26, 2.5)

@@ -7,19 +7,10 @@ import pytest
 import torch
 
 from benchmarks import gather_oracle
+from conftest import SHAPES_AND_COUNTS
+from lib.cell_grid import compute_grid_shape
 from lib.losses import true_label_share
-from lib.slic import DISTANCES, CellGrid, _nearest, compute_grid_shape, slic, slic_labels
-
-SHAPES_AND_COUNTS = [
-    ((20, 31), 12),  # cells of unequal size
-    ((20, 31), 1),
-    ((20, 31), 620),  # one pixel a cell
-    ((31, 20), 50),  # portrait
-    ((3, 40), 5),  # lower than a cell row would be
-    ((17, 1), 4),
-    ((1, 23), 23),
-    ((1, 1), 1),
-]
+from lib.slic import DISTANCES, _nearest, slic, slic_labels
 
 
 def make_features(shape, *, batch=2, channels=4, requires_grad=False, dtype=torch.float64):
@@ -195,20 +186,6 @@ def test_labels_do_not_wrap_around_the_border(side):
     assert (spixel_col <= 1).all() if side == "left" else (spixel_col >= n_cols - 2).all()
 
 
-@pytest.mark.parametrize(("shape", "n_spixels"), SHAPES_AND_COUNTS)
-def test_cells_hold_every_pixel_once(shape, n_spixels):
-    height, width = shape
-    grid = CellGrid.for_image(height, width, n_spixels, torch.device("cpu"))
-    assert grid.pixel_idx[grid.pixel_mask].sort().values.equal(torch.arange(height * width))
-    n_rows, n_cols = grid.grid_shape
-    for y in range(height):
-        for x in range(width):
-            cell = y * n_rows // height * n_cols + x * n_cols // width
-            assert grid.slot_idx[y * width + x] // grid.pixel_idx.shape[1] == cell
-    pixels = torch.randn(2, 3, height, width)
-    assert grid.to_pixels(grid.to_cells(pixels)).equal(pixels)
-
-
 def test_means_and_reconstruction_of_pure_superpixels():
     # Four flat quadrants, far apart in feature space: soft assignment is as good as hard.
     row, col = torch.meshgrid(torch.arange(8), torch.arange(9), indexing="ij")
@@ -234,14 +211,6 @@ def test_a_superpixel_without_pixels_stays_finite():
     # Squared distances of this size underflow to zero affinity for all but the nearest candidate.
     features = 1e4 * make_features((20, 31), dtype=torch.float32)
     assert slic(features, 60, distance="squared").affinity.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "n_spixels", "expected"),
-    [(480, 854, 200, (10, 18)), (321, 481, 1000, (25, 38)), (9, 4, 9, (4, 2)), (3, 40, 5, (1, 8))],
-)
-def test_grid_shape(height, width, n_spixels, expected):
-    assert compute_grid_shape(height, width, n_spixels) == expected
 
 
 @pytest.mark.parametrize("n_spixels", [0, -3, 621])

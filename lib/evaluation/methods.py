@@ -8,10 +8,10 @@ import torch
 from skimage.segmentation import slic
 from torch import Tensor, nn
 
+from lib.cell_grid import compute_grid_shape
 from lib.datasets.samples import EvaluationImage
 from lib.features import InputScales, pixel_pos_scale
 from lib.segmentation import model_input
-from lib.slic import compute_grid_shape
 from model import cluster_labels
 
 # Of 5, 10 (scikit-image's default), 20, 30 and 50, the one with the best boundary recall on BSDS500 val at
