@@ -1,14 +1,24 @@
-"""The examples of the README run as they are."""
+"""The examples of the READMEs run as they are, and checksums are those of the files."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from lib.checkpoint import load_composite_model
+from lib.checkpoint import file_sha256, load_composite_model
 
 REPO_ROOT = Path(__file__).parent.parent
-EXAMPLES = re.findall(r"```python\n(.*?)```", (REPO_ROOT / "README.md").read_text(), re.DOTALL)
+README = (REPO_ROOT / "README.md").read_text()
+MODEL_CARD = (REPO_ROOT / "trained_models" / "README.md").read_text()
+
+
+def find_examples(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+EXAMPLES = find_examples(README)
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +42,32 @@ def test_depth_in_place_of_flow():
     model, scales, _ = load_composite_model("log_depth/best_model.pth")
     assert model.n_extra_channels == 1
     assert scales.extra_scale == 1.0
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPO_ROOT / "trained_models").glob("*.pth")), ids=lambda path: path.name
+)
+def test_checksum_of_weights(path):
+    assert file_sha256(path) in README + MODEL_CARD
+
+
+def test_base_weights_are_the_mean_that_their_card_tells():
+    Path("trained_models").unlink()
+    shutil.copytree(REPO_ROOT / "trained_models", "trained_models")
+    shipped = torch.load("trained_models/best_model.pth", weights_only=True)
+    Path("trained_models/best_model.pth").unlink()
+    (example,) = (example for example in find_examples(MODEL_CARD) if "mean =" in example)
+    exec(example, {})
+    remade = torch.load("trained_models/best_model.pth", weights_only=True)
+    assert remade["model_args"] == shipped["model_args"]
+    assert remade["input_args"] == shipped["input_args"]
+    torch.testing.assert_close(remade["weights"], shipped["weights"])
+
+
+def test_composite_is_on_top_of_the_base():
+    base = REPO_ROOT / "trained_models" / "best_model.pth"
+    composite = torch.load("trained_models/best_composite_model.pth", weights_only=True)
+    assert composite["base_sha256"] == file_sha256(base)
+    for name, value in torch.load(base, weights_only=True)["weights"].items():
+        taken_over = composite["weights"][name.replace("feature_extract", "feature_extract_color")]
+        torch.testing.assert_close(taken_over, value, rtol=0, atol=0)
