@@ -1,6 +1,5 @@
-"""Types of options, and how errors are told."""
+"""Options, and how errors are told."""
 
-import argparse
 import os
 
 import pytest
@@ -9,14 +8,6 @@ import torch
 from lib import cli
 from lib.datasets.samples import usable_workers
 from lib.errors import InputError, RunError
-from lib.option_types import (
-    existing_dir,
-    non_negative_float,
-    non_negative_int,
-    parse_bool,
-    positive_float,
-    positive_int,
-)
 
 
 @pytest.mark.parametrize(
@@ -33,26 +24,6 @@ def test_flags_work_with_and_without_a_value(argv, expected):
     parser = cli.Parser("test")
     cli.add_bool(parser, "--flag", default=False, help="a flag")
     assert parser.parse_args(argv).flag is expected
-
-
-@pytest.mark.parametrize(
-    ("parse", "text"),
-    [
-        (parse_bool, "yes"),
-        (positive_int, "0"),
-        (positive_int, "-4"),
-        (positive_int, "2.5"),
-        (non_negative_int, "-1"),
-        (positive_float, "0"),
-        (non_negative_float, "nan"),
-        (non_negative_float, "inf"),
-        (non_negative_float, "ten"),
-        (existing_dir, "/no/such/folder"),
-    ],
-)
-def test_bad_values_are_refused(parse, text):
-    with pytest.raises(argparse.ArgumentTypeError):
-        parse(text)
 
 
 def test_option_error_is_one_line_with_status_2(capsys):
