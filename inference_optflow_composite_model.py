@@ -8,6 +8,7 @@ from pathlib import Path
 from lib import cli
 from lib.checkpoint import load_composite_model
 from lib.errors import InputError
+from lib.files import real_path
 from lib.frame_flow import AUTO, FlowOfFrame, flows_of_images
 from lib.image_plan import plan_jobs
 from lib.image_run import RunSummary
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> RunSummary | VideoSummary:
 def _find_flows(args: argparse.Namespace, images: Sequence[Path]) -> list[FlowOfFrame]:
     optflow_data = args.optflow_data
     is_bare = optflow_data is None and args.optflow_data_fr_idx is None
-    if is_bare and [image.resolve() for image in images] == [DEMO_IMAGE]:
+    if is_bare and [real_path(image) for image in images] == [DEMO_IMAGE]:
         optflow_data = DEMO_FLOW
     if optflow_data is None:
         raise InputError(

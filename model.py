@@ -181,7 +181,9 @@ class SSNModel(nn.Module):
         `n_iter` are the iterations in place of the model's, say in training.
         """
         features = self.pixel_features(labyx)
-        return cluster(features, n_spixels, n_iter=n_iter or self.n_iter, distance=self.distance)
+        return cluster(
+            features, n_spixels, n_iter=self.n_iter if n_iter is None else n_iter, distance=self.distance
+        )
 
     def pixel_features(self, labyx: Tensor, *, base_features: Tensor | None = None) -> Tensor:
         """Features that are clustered, (B, n_learned_features + 5, H, W): [learned, L, a, b, y, x].
@@ -302,7 +304,9 @@ class CompositeSSNModel(nn.Module):
         `n_iter` are the iterations in place of the model's, say in training.
         """
         features = self.pixel_features(channels)
-        return cluster(features, n_spixels, n_iter=n_iter or self.n_iter, distance=self.distance)
+        return cluster(
+            features, n_spixels, n_iter=self.n_iter if n_iter is None else n_iter, distance=self.distance
+        )
 
     def pixel_features(
         self,

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from lib import cli
-from lib.checkpoint import DEFAULT_COLOR_SCALE, load_base_model
+from lib.checkpoint import DEFAULT_COLOR_SCALE, NO_NETWORK, load_base_model
 from lib.datasets.bsds import BSDSDataset
 from lib.datasets.folder import FolderDataset, hold_out
 from lib.datasets.synthetic import SyntheticDataset
@@ -92,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
     )
     scales = START_SCALES
     if args.init_weights and not resumed_from(args):
+        if str(args.init_weights) == NO_NETWORK:
+            raise InputError(f"--init_weights {NO_NETWORK}: there are no weights to start from")
         start = load_base_model(args.init_weights, n_learned_features=args.deepfdim)
         for name in ("distance", "sees_position"):
             ours, theirs = getattr(model, name), getattr(start.model, name)

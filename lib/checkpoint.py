@@ -113,7 +113,7 @@ def load_base_model(
         if n_learned_features is not None:
             raise InputError(f"--deepfdim {n_learned_features}: without a network nothing is learned")
         return LoadedModel(
-            SSNPix(n_iter=n_iter or DEFAULT_N_ITER).eval(),
+            SSNPix(n_iter=DEFAULT_N_ITER if n_iter is None else n_iter).eval(),
             InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE),
         )
     return _rebuild_base(path, read_checkpoint(path), n_learned_features=n_learned_features, n_iter=n_iter)

@@ -2,8 +2,9 @@
 
 import argparse
 import logging
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,13 +20,14 @@ from lib.checkpoint import (
     DEFAULT_POS_SCALE,
 )
 from lib.datasets.davis import DAVISDataset
-from lib.datasets.samples import LOST_WORKER, is_lost_worker
+from lib.datasets.samples import is_lost_worker
 from lib.distributed import end_process, is_first_rank, joined_ranks, local_rank, n_ranks
 from lib.errors import InputError, OtherRankError, RunError, is_out_of_memory
 from lib.features import InputScales
 from lib.memory import keep_freed_memory
 from lib.option_types import existing_dir, non_negative_float, non_negative_int, parse_bool, positive_int
 from lib.precision import PRECISIONS
+from lib.workers import LOST_WORKER
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,14 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_HelpFormatter,
             allow_abbrev=False,
         )
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        args = sys.argv[1:] if args is None else args
+        if any(argument == "" or re.fullmatch(r"--\w+=", argument) for argument in args):
+            self.error("the value of an option is empty; is a variable of the shell unset?")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n" if is_first_rank() else None)

@@ -37,7 +37,7 @@ def enforce_connectivity(labels: np.ndarray, n_spixels: int, *, mask: np.ndarray
     Raises
     ------
     ValueError
-        If `labels` is not a non-empty integer map or `n_spixels` is not positive.
+        If `labels` is not a non-empty integer map, `mask` has another shape or `n_spixels` is not positive.
     """
     if labels.ndim != 2 or labels.size == 0 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
@@ -46,6 +46,8 @@ def enforce_connectivity(labels: np.ndarray, n_spixels: int, *, mask: np.ndarray
         )
     if n_spixels < 1:
         raise ValueError(f"n_spixels must be at least 1, got {n_spixels}")
+    if mask is not None and mask.shape != labels.shape:
+        raise ValueError(f"mask has shape {mask.shape}, but labels have {labels.shape}")
     # `label` treats one value as background: shift the labels so that none has it.
     shifted = labels.astype(np.int64) - int(labels.min()) + 1
     if mask is not None:
@@ -79,7 +81,7 @@ def enforce_count(labels: np.ndarray, n_spixels: int) -> np.ndarray:
     Raises
     ------
     ValueError
-        If there are fewer pixels, or more parts of the mask that lie apart.
+        If there are fewer pixels, or more parts of the mask that lie apart, or a superpixel is in pieces.
     """
     sizes = np.bincount(labels[labels != OUTSIDE])
     if not 1 <= n_spixels <= sizes.sum():
@@ -99,7 +101,10 @@ def enforce_count(labels: np.ndarray, n_spixels: int) -> np.ndarray:
         sizes[new] = _halve(window, old, new)
         sizes[old] -= sizes[new]
         windows.append(windows[old])
-    return (label(result + 1, background=0, connectivity=1) - 1).astype(np.int32)  # by first pixel
+    result, n_pieces = label(result + 1, background=0, connectivity=1, return_num=True)  # by first pixel
+    if n_pieces != n_spixels:
+        raise ValueError("a superpixel of the labels is in pieces; enforce_connectivity comes first")
+    return (result - 1).astype(np.int32)
 
 
 def _halve(labels: np.ndarray, old: int, new: int) -> int:

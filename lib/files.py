@@ -21,7 +21,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     RunError
         If writing fails, say because the disk is full.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     with name_failed_write(path):
         try:
             yield temporary
@@ -33,7 +33,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def remove_leftovers(folder: Path) -> None:
     """Remove what `atomic_path` left in a folder when its process was killed."""
     for path in folder.iterdir():
-        if re.fullmatch(r"\..+\.\d+\.\w+", path.name):
+        if re.fullmatch(r"\..+\.partial-\d+(\.\w+)?", path.name):
             path.unlink()
 
 
@@ -44,6 +44,11 @@ def name_failed_write(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"cannot write {path} ({error.strerror or error})") from error
+
+
+def real_path(path: Path) -> Path:
+    """The path without links; as `Path.resolve`, which on Python 3.11 fails on a circle of links."""
+    return Path(os.path.realpath(path))
 
 
 def check_output_file(option: str, path: Path, suffixes: tuple[str, ...]) -> None:

@@ -77,13 +77,23 @@ class EstimatedFlow(NamedTuple):
         estimator = DISEstimator(str(self.frame.parent), DEFAULT_PRESET)
         forward = backward = np.zeros((*image_rgb.shape[:2], 2), np.float32)
         if self.previous:
-            estimator.flow_from_last(read_image(self.previous))
+            estimator.flow_from_last(self._read_neighbor(self.previous, image_rgb))
         pair = estimator.flow_from_last(image_rgb)
         if pair is not None:
             backward = pair[1]
         if self.following:
-            forward = estimator.flow_from_last(read_image(self.following))[0]
+            forward = estimator.flow_from_last(self._read_neighbor(self.following, image_rgb))[0]
         return np.concatenate([forward, backward], axis=2)
+
+    def _read_neighbor(self, file: Path, image_rgb: np.ndarray) -> np.ndarray:
+        neighbor_rgb = read_image(file)
+        if neighbor_rgb.shape != image_rgb.shape:
+            (height, width), (our_height, our_width) = neighbor_rgb.shape[:2], image_rgb.shape[:2]
+            raise InputError(
+                f"{self.frame} is {our_width}x{our_height}, but {file}, a neighbour whose flow is needed, is "
+                f"{width}x{height}"
+            )
+        return neighbor_rgb
 
     def __str__(self) -> str:
         described = _describe(self.following is not None, self.previous is not None)
@@ -153,6 +163,8 @@ class _Videos:
         if key not in self._frames:
             self._frames[key] = list_in_order(image.parent, (key[1],))
             self._places |= {frame: idx for idx, frame in enumerate(self._frames[key])}
+        if image not in self._places:
+            raise InputError(f"{image} is hidden, and so no frame of the video in its folder")
         return self._frames[key], self._places[image]
 
 

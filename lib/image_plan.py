@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lib.errors import InputError
-from lib.files import check_output_file, prepare_out_dir
+from lib.files import check_output_file, prepare_out_dir, real_path
 from lib.frame_flow import FlowOfFrame
 from lib.image_run import ImageJob
 from lib.images import IMAGE_SUFFIXES
@@ -72,24 +72,24 @@ def plan_jobs(
             templates[option] = template
     images = _find_images(args.image, [*templates.values(), *filter(None, [mask_template])])
     jobs = []
-    masks = {_filled(mask_template, name).resolve() for _, name in images} if mask_template else set()
-    images = [(file, name) for file, name in images if is_single or file.resolve() not in masks]
+    masks = {real_path(_filled(mask_template, name)) for _, name in images} if mask_template else set()
+    images = [(file, name) for file, name in images if is_single or real_path(file) not in masks]
     if not images:
         raise InputError(f"--image {' '.join(args.image)}: no image but those that --mask names as masks")
-    users = {file.resolve(): f"the image {file}" for file, _ in images}
+    users = {real_path(file): f"the image {file}" for file, _ in images}
     flows = [None] * len(images) if flows_of is None else flows_of([file for file, _ in images])
     for (file, name), flow in zip(images, flows, strict=True):
         paths = {option: _filled(template, name) for option, template in templates.items()}
         mask = _filled(mask_template, name) if mask_template else None
         if mask:
-            users.setdefault(mask.resolve(), f"--mask of {file}")
+            users.setdefault(real_path(mask), f"--mask of {file}")
         for source in flow.files if flow else []:
-            users.setdefault(source.resolve(), f"{source}, for the flow of {file},")
+            users.setdefault(real_path(source), f"{source}, for the flow of {file},")
         jobs.append(ImageJob(file, _output_files(paths), mask, flow))
     for job in jobs:
         for path in job.files.paths:
             user = f"an output of {job.image}"
-            other = users.setdefault(path.resolve(), user)
+            other = users.setdefault(real_path(path), user)
             if other is not user:
                 raise InputError(f"{user} and {other} are the same file, {path}")
     return jobs
@@ -100,18 +100,18 @@ def _find_images(given: Sequence[str], templates: Sequence[str]) -> list[tuple[P
 
     What lies in the folders of outputs and masks, if they are below a folder of images, is left out.
     """
-    apart = [_fixed_folder(template).resolve() for template in templates if NAME in template]
+    apart = [real_path(_fixed_folder(template)) for template in templates if NAME in template]
     images: dict[tuple[Path, Path], tuple[Path, Path]] = {}
     n_left_out = 0
     for value in given:
         root, files = _match(value)
         for file in files:
-            parents = file.resolve().parents
-            if any(folder in parents and root.resolve() in folder.parents for folder in apart):
+            parents = real_path(file).parents
+            if any(folder in parents and real_path(root) in folder.parents for folder in apart):
                 n_left_out += 1
                 continue
             name = file.relative_to(root)
-            images.setdefault((file.resolve(), name), (file, name))
+            images.setdefault((real_path(file), name), (file, name))
     if n_left_out:
         logger.info("%d images are left out, as they are in a folder of outputs or masks", n_left_out)
     if not images:

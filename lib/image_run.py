@@ -191,7 +191,7 @@ class _Run:
             image = job.read(self.segmenter)
             check_n_spixels(self.n_spixels, image.n_pixels, image.name)
         except InputError as error:
-            self._fail(str(error))
+            self._fail(_naming(job.image, error))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -207,15 +207,18 @@ class _Run:
         with_features = jobs[0].files.features is not None
         try:
             superpixels = self.segmenter.cluster(images, self.n_spixels, with_features=with_features)
+        except InputError as error:
+            failure = _naming(jobs[0].image, error)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+            failure = f"{jobs[0].image}: {_OUT_OF_MEMORY}"
         else:
             return list(zip(jobs, images, superpixels, strict=True))
         # Only here is what the attempt left in memory let go.
         if len(batch) > 1:
             return [each for one in batch for each in self._cluster([one])]
-        self._fail(f"{jobs[0].image}: {_OUT_OF_MEMORY}")
+        self._fail(failure)
         return []
 
     def _write(self, job: ImageJob, image: PreparedImage, superpixels: Superpixels) -> None:
@@ -235,6 +238,12 @@ class _Run:
     def _fail(self, message: str) -> None:
         self.failures.append(message)
         self.progress.update()
+
+
+def _naming(image: Path, error: InputError) -> str:
+    """What is told of an image that cannot be used, with its name."""
+    message = str(error)
+    return message if str(image) in message else f"{image}: {message}"
 
 
 def _map_ahead(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from lib.errors import InputError
 
@@ -36,6 +36,28 @@ def read_image(path: Path) -> np.ndarray:
         If the file is missing or not a readable image.
     """
     return _read_upright(path, "image", lambda image: np.asarray(_to_rgb(image)))
+
+
+def read_image_shape(path: Path) -> tuple[int, int]:
+    """Height and width in pixels of an image the right way up, from its header.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or its header cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            # PNG files have a getexif of their own: it decodes the pixels to look for EXIF behind them.
+            orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+            if orientation not in (5, 6, 7, 8):
+                return image.height, image.width
+            if image.format != "TIFF":
+                return image.width, image.height
+            image.load()  # Pillow turns TIFF files itself, by its version on opening or only now
+            return image.height, image.width
+    except Exception as error:  # Pillow raises whatever the broken bytes led it to
+        raise InputError(f"{path} is not a readable image ({error})") from error
 
 
 def count_pixels(path: Path) -> int:
@@ -136,8 +158,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise InputError("has 32-bit float pixels of unknown range; convert it to 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit greyscale; Pillow reads 16-bit colour as 8-bit itself
         values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise InputError("has 32-bit integer pixels; convert it to 8 or 16 bits")
+        may_be_8_bit = image.mode == "I" and 0 < values.max() < 256
+        if values.min() < 0 or values.max() > 65535 or may_be_8_bit:
+            raise InputError("has integer pixels of unknown range; convert it to 8 or 16 bits without sign")
         return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -14,7 +14,7 @@ from lib.connectivity import OUTSIDE
 from lib.errors import InputError
 from lib.features import InputScales, pixel_pos_scale, rgb_to_lab
 from lib.images import to_rgb_array
-from lib.segmentation import check_n_spixels, fit_grid_to_mask, model_input
+from lib.segmentation import check_features, check_n_spixels, fit_grid_to_mask, model_input
 from lib.stopwatch import Stopwatch
 from lib.superpixels import Superpixels
 from model import SSNPix, cluster, cluster_labels
@@ -99,7 +99,7 @@ class Segmenter:
         self.scales = scales
         self.with_bfloat16 = with_bfloat16
         self.pos_scale_dist = pos_scale_dist
-        self.n_iter = n_iter or model.n_iter
+        self.n_iter = model.n_iter if n_iter is None else n_iter
         self.stopwatch = stopwatch or Stopwatch()
 
     @classmethod
@@ -341,6 +341,7 @@ class Segmenter:
             if not self.learns_features:  # then these are the input itself
                 pixel_features = pixel_features.clone()
             pixel_features[:, self.model.position_channels] *= self.pos_scale_dist
+        check_features(pixel_features, images[0].name if len(images) == 1 else "a batch")
         return pixel_features, learned
 
     def _channels(self, images: Sequence[PreparedImage], n_spixels: int) -> Tensor:
@@ -384,9 +385,11 @@ def _extra_channels(extra: np.ndarray | None, image_shape: tuple[int, int], *, n
         return None
     if extra.ndim != 3 or extra.shape[:2] != image_shape:
         raise InputError(f"extra channels are {extra.shape}, but {name} is {image_shape}")
-    if not np.isfinite(extra).all():
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+        channels = np.ascontiguousarray(extra.transpose(2, 0, 1), dtype=np.float32)
+    if not np.isfinite(channels).all():
         raise InputError(f"extra channels of {name} hold NaN or infinite values")
-    return torch.from_numpy(np.ascontiguousarray(extra.transpose(2, 0, 1), dtype=np.float32))
+    return torch.from_numpy(channels)
 
 
 def _combine_masks(

@@ -19,7 +19,7 @@ from lib.cli import (
 from lib.distributed import n_ranks, on_first_rank
 from lib.errors import InputError, RunError
 from lib.features import InputScales
-from lib.files import check_output_file
+from lib.files import check_output_file, real_path
 from lib.frames import FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
 from lib.image_plan import NAME, OUTPUTS, is_single_image
 from lib.image_run import ImageJob, RunSummary, segment_files
@@ -93,9 +93,11 @@ def add_output_args(parser: argparse.ArgumentParser) -> None:
         type=_rgb_color,
         default="yellow",
         metavar="COLOR",
-        help="of the borders: a name, or #rrggbb",
+        help="of the borders in the overlay: a name, or #rrggbb",
     )
-    parser.add_argument("--boundary_width", type=positive_int, default=2, help="of the borders, in pixels")
+    parser.add_argument(
+        "--boundary_width", type=positive_int, default=2, help="of the borders in the overlay, in pixels"
+    )
     add_bool(
         parser,
         "--enforce_connectivity",
@@ -170,7 +172,7 @@ def segment_given_video(
         }
     )
     if args.video.is_dir():
-        video = FrameFolder(args.video.resolve().name, list_in_order(args.video, FRAME_SUFFIXES))
+        video = FrameFolder(real_path(args.video).name, list_in_order(args.video, FRAME_SUFFIXES))
     else:
         video = VideoFile(args.video.stem, args.video)
     if archive is not None:
@@ -383,7 +385,7 @@ def _report(summary: RunSummary) -> None:
 def _check_distinct(files: Mapping[str, Path | None]) -> None:
     paths = {name: path for name, path in files.items() if path is not None}
     for (name, path), (other_name, other_path) in itertools.combinations(paths.items(), 2):
-        if path.resolve() == other_path.resolve():
+        if real_path(path) == real_path(other_path):
             raise InputError(f"--{name} and --{other_name} are the same file, {path}")
 
 

@@ -22,7 +22,9 @@ from lib.hdf5 import HDF5Writing, write_hdf5
 FORWARD, BACKWARD = "flows", "inv_flows"
 
 # LZF, which comes with h5py, makes files 10 to 20 % larger than gzip does, but takes half the time to write.
-_COMPRESSION = {"compression": "lzf", "shuffle": True}
+_COMPRESSION = {"compression": "lzf", "shuffle": True, "fletcher32": True}  # with a checksum
+
+_MAX_FLOW = float(np.finfo(np.float16).max)
 
 
 class FlowArchive:
@@ -86,7 +88,7 @@ class FlowArchive:
         Raises
         ------
         InputError
-            If there is no such frame, or its flow is damaged, NaN or infinite.
+            If there is no such frame, or its flow is damaged, NaN, infinite or beyond what float16 holds.
         """
         if not 0 <= frame_idx < self.n_frames:
             raise InputError(
@@ -98,8 +100,10 @@ class FlowArchive:
                 flow[..., :2] = file[FORWARD][frame_idx]
             if frame_idx > 0:
                 flow[..., 2:] = file[BACKWARD][frame_idx - 1]
-        if not np.isfinite(flow).all():
-            raise InputError(f"{self.path}: the flow of frame {frame_idx} is NaN or infinite")
+        if not (np.abs(flow) <= _MAX_FLOW).all():
+            raise InputError(
+                f"{self.path}: the flow of frame {frame_idx} is NaN, infinite or above {_MAX_FLOW:.0f} pixels"
+            )
         return flow
 
     def read_attributes(self) -> dict[str, str]:

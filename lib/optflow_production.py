@@ -15,6 +15,7 @@ from lib.interruption import blocked_stop_signals, start_worker
 from lib.opencv import cv2
 from lib.optflow import FlowArchive, write_flow_archive
 from lib.optflow_sources import FlowSource
+from lib.workers import LOST_WORKER, usable_workers
 
 _PROGRESS_INTERVAL = 0.2  # seconds
 
@@ -75,7 +76,10 @@ def make_archives(
     n_done, must_stop = context.Value("q", 0), context.Event()
     n_told = 0
     with ProcessPoolExecutor(
-        min(n_workers, len(jobs)), context, initializer=_start_worker, initargs=(n_done, must_stop)
+        usable_workers(min(n_workers, len(jobs))),
+        context,
+        initializer=_start_worker,
+        initargs=(n_done, must_stop),
     ) as pool:
         with blocked_stop_signals():  # submitting starts the processes
             pending: set[Future] = {
@@ -90,9 +94,7 @@ def make_archives(
                 for future in done:
                     yield future.result()
         except BrokenProcessPool as error:
-            raise RunError(
-                "a worker process crashed or was killed; fewer --nworkers need less memory"
-            ) from error
+            raise RunError(LOST_WORKER) from error
         finally:
             must_stop.set()
             pool.shutdown(cancel_futures=True)
@@ -194,4 +196,10 @@ def _check_existing(job: ArchiveJob) -> None:
         raise InputError(
             f"{job.path} is there, but holds the flow of {archive.n_frames} frames, and the video has "
             f"{len(job.source) + 1}: delete it, or choose another --out_dir"
+        )
+    height, width = next(job.source.pairs())[0].shape[:2]
+    if archive.frame_shape != (height, width):
+        raise InputError(
+            f"{job.path} is there, but holds flow of {archive.frame_shape[1]}x{archive.frame_shape[0]}, and "
+            f"the video is {width}x{height}: delete it, or choose another --out_dir"
         )

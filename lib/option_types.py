@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from lib.training_run import CountRange
+from lib.recipe import CountRange
 
 Number = TypeVar("Number", int, float)
 

@@ -1,4 +1,4 @@
-"""One call from an image to superpixels, shared by training, evaluation and inference."""
+"""What training, evaluation and inference share between an image and its superpixels."""
 
 import math
 
@@ -11,6 +11,8 @@ from lib.connectivity import MIN_SIZE_SHARE
 from lib.errors import InputError
 from lib.features import InputScales, input_channels
 from model import SSNOutput
+
+_MAX_FEATURE = 1e17  # the sum of some hundred squares of differences still is a float32
 
 
 def segment_lab(
@@ -65,6 +67,22 @@ def model_input(
     channels = input_channels(image_lab, extra, n_spixels, scales)
     # The convolutions run up to twice as fast with the channels innermost.
     return channels.contiguous(memory_format=torch.channels_last)
+
+
+def check_features(pixel_features: Tensor, image_name: str) -> None:
+    """Check that the distances of features (B, C, H, W) can be computed in float32.
+
+    Raises
+    ------
+    InputError
+        If one is NaN, infinite or so large that its square may not be finite.
+    """
+    low, high = torch.aminmax(pixel_features)
+    if not (low > -_MAX_FEATURE and high < _MAX_FEATURE):
+        raise InputError(
+            f"{image_name}: features of {low:.3g} to {high:.3g} cannot be clustered; look at the weights, "
+            "the scales and the extra channels"
+        )
 
 
 def check_n_spixels(n_spixels: int, n_pixels: int, image_name: str, *, option: str = "--nspix") -> None:

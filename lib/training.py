@@ -160,6 +160,8 @@ def train(
         If the loss is not finite. The state on disk is that of the last line of the log.
     KeyboardInterrupt
         On Ctrl-C, after saving.
+    Exception
+        Whatever `batches` raises, after saving.
     """
     interval = _Interval(batch_size * n_ranks())
 
@@ -201,7 +203,22 @@ def train(
             on_first_rank(log_and_save)
         interval.restart()
 
-    def step_once(batch: Any) -> None:
+    def save_periodic_if_due() -> None:
+        if state.step == 0 or state.step % save_interval:
+            return
+        report()
+        with signals.deferred():
+            on_first_rank(lambda: run_folder.save_periodic(state.weights(), state.progress()))
+
+    def next_batch() -> Any:
+        try:
+            return together(lambda: interval.wait_for(remaining))
+        except Exception:  # a file that cannot be read, say
+            report()  # the steps so far are whole
+            raise
+
+    def step_once() -> None:
+        batch = next_batch()
         interval.learning_rate = state.current_learning_rate
         interval.terms_of_steps.append(_train_step(state, compute_losses, batch))
         state.n_samples += batch_size * n_ranks()
@@ -210,22 +227,20 @@ def train(
     progress = tqdm(total=state.n_steps, initial=state.step, desc="training", unit="step", disable=is_hidden)
     with progress, logging_redirect_tqdm(), StopSignals(polled=n_ranks() > 1) as signals:
         try:
-            validate_if_due()  # a run may have been stopped between a step and its validation
+            validate_if_due()  # a run may have been stopped between a step and what is due after it
+            save_periodic_if_due()
             interval.restart()
             with signals.deferred():
                 remaining = iter(batches)  # may start worker processes
             while state.step < state.n_steps:
                 # Neither the receipt of a batch from a worker nor a step may be cut short.
                 with signals.deferred():
-                    step_once(together(lambda: interval.wait_for(remaining)))
+                    step_once()
                 progress.update()
                 if state.step % log_interval == 0:
                     report()
                 validate_if_due()
-                if state.step % save_interval == 0:
-                    report()
-                    with signals.deferred():
-                        on_first_rank(lambda: run_folder.save_periodic(state.weights(), state.progress()))
+                save_periodic_if_due()
         except Stop as stop:
             report()
             if state.step > 0:

@@ -22,8 +22,8 @@ from lib.option_types import (
     share_float,
 )
 from lib.precision import resolve_precision
+from lib.recipe import Recipe
 from lib.training_files import find_resumable
-from lib.training_run import Recipe
 
 # Options that may change when a run is resumed. They change neither the score nor what a step computes, but
 # for the length of the run: the learning rate then goes on along the curve of the new one.

@@ -1,24 +1,24 @@
 """A whole training run: any model, any data set; what the training scripts share."""
 
+import hashlib
 import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn
 from torch.utils.data import Dataset
 
 from lib.checkpoint import read_checkpoint
-from lib.datasets.augmentation import DEFAULT_CROP_SIZE
 from lib.datasets.samples import EvaluationImages, TrainingCrops, training_loader
-from lib.datasets.segmented_image import SegmentedImage
+from lib.datasets.segmented_image import FileDataset, SegmentedImage
 from lib.distributed import data_parallel, is_first_rank, n_ranks, on_first_rank, synchronize, together
 from lib.errors import InputError
 from lib.evaluation.loop import check_first_image, connected_superpixels, evaluate, list_runs
@@ -26,7 +26,8 @@ from lib.evaluation.methods import NetworkMethod, Setting
 from lib.evaluation.summary import summarize
 from lib.features import InputScales
 from lib.losses import compute_loss_terms
-from lib.segmentation import model_input
+from lib.recipe import Recipe
+from lib.segmentation import check_n_spixels, model_input
 from lib.training import TrainingState, train
 from lib.training_files import BEST_MODEL, RunFolder, Validation, has_best_model, prepare_run_folder
 from lib.visualization import draw_boundaries
@@ -47,46 +48,6 @@ VALIDATION_METRICS = (
 _COUNT_OPTION = "--val_nspix"  # what asks for the superpixels of validation
 
 N_PICTURES = 4  # overlays of each validation set
-
-
-class CountRange(NamedTuple):
-    """Numbers of superpixels from `low` to `high`."""
-
-    low: int
-    high: int
-
-    def __str__(self) -> str:
-        return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
-
-
-DEFAULT_COUNT_RANGE = CountRange(50, 500)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a model is trained. The defaults are those of docs/training.md."""
-
-    n_spixels: CountRange = DEFAULT_COUNT_RANGE  # requested in a crop, drawn for every batch
-    crop_size: int = DEFAULT_CROP_SIZE  # pixels, both ways
-    n_annotations: int = 4  # of each crop
-    n_iter: int = 5  # of the clustering; validation has the model's own
-    n_steps: int = 500_000
-    batch_size: int = 6  # of each rank
-    optimizer: str = "muon"  # see lib.optimizers.build_optimizers
-    learning_rate: float = 3e-3  # peak
-    warmup_share: float = 0.1  # of all steps
-    ema_decay: float = 0.999  # of the averaged weights
-    max_grad_norm: float = 1.0  # longer gradients are shortened to it
-    loss: str = "expected_error"  # see lib.losses.compute_loss_terms
-    compactness: float = 1e-5
-    with_bfloat16: bool = False  # the convolutions alone
-    seed: int = 0
-
-    def draw_n_spixels(self, step: int) -> int:
-        """Number of superpixels of a step: log-uniform, a function of the seed and the step."""
-        low, high = self.n_spixels
-        exponent = np.random.default_rng([self.seed, 2, step]).random()
-        return round(low * (high / low) ** exponent)
 
 
 def run_training(
@@ -174,12 +135,11 @@ def run_training(
     KeyboardInterrupt
         On Ctrl-C, after saving. SIGTERM saves and returns.
     """
-    _check_sets(recipe, train_set, validation_sets, val_n_spixels)
-    scores = [f"{name}_{metric}" for name in validation_sets for metric in VALIDATION_METRICS]
+    scores = {f"{name}_{metric}": name for name in validation_sets for metric in VALIDATION_METRICS}
     if score not in scores:
         raise ValueError(f"score must be one of {', '.join(scores)}, got {score!r}")
-    torch.backends.cudnn.benchmark = True  # all crops have one size
-    torch.backends.cudnn.allow_tf32 = True  # faster, and only training rounds so
+    datasets = {"train": train_set, **validation_sets}
+    image_names = _check_sets(recipe, datasets, val_n_spixels)
     model = model.to(device, memory_format=torch.channels_last)
     state = TrainingState(
         model,
@@ -191,12 +151,16 @@ def run_training(
         max_grad_norm=recipe.max_grad_norm,
     )
     if resume:
-        state.restore(read_checkpoint(resume), resume)
-        if not on_first_rank(lambda: has_best_model(out_dir, validated_step=state.validated_step)):
+        checkpoint = read_checkpoint(resume)
+        state.restore(checkpoint, resume)
+        changed = _changed_sets(image_names, checkpoint.get("image_names_sha256", {}))
+        if changed:
+            logger.warning("not the images that --resume %s was trained with: %s", resume, ", ".join(changed))
+        has_best = on_first_rank(lambda: has_best_model(out_dir, validated_step=state.validated_step))
+        if not has_best or scores[score] in changed:
             state.best_score = -math.inf  # the next validation has nothing to beat
     on_first_rank(lambda: prepare_run_folder(out_dir, is_resumed=resume is not None, overwrite=overwrite))
     n_trained = sum(weight.numel() for weight in state.trained_weights())
-    datasets = {"train": train_set, **validation_sets}
     sizes = ", ".join(f"{len(dataset)} images in {name}" for name, dataset in datasets.items())
     logger.info(
         "device: %s, convolutions in %s, ranks: %d; %d trained parameters; %s",
@@ -208,7 +172,12 @@ def run_training(
     )
 
     input_args = {name: value for name, value in scales._asdict().items() if value is not None}
-    description = {"model_args": model.arguments(), "input_args": input_args, **(description or {})}
+    description = {
+        "model_args": model.arguments(),
+        "input_args": input_args,
+        "image_names_sha256": image_names,
+        **(description or {}),
+    }
     crops = TrainingCrops(
         train_set, n_annotations=recipe.n_annotations, seed=recipe.seed, crop_size=recipe.crop_size
     )
@@ -238,16 +207,19 @@ def run_training(
     def validate() -> Validation:
         synchronize(state.average.model)
         figures, pictures = {}, {}
-        for name, dataset in validation_sets.items():
-            figures |= _validate_on(
-                dataset, name, method, val_n_spixels, n_workers, ignore_background=ignore_background
-            )
-            draw = partial(_draw_overlays, dataset, name, method, val_n_spixels)
-            pictures |= together(draw if is_first_rank() else dict)
+        with cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):  # as in use
+            for name, dataset in validation_sets.items():
+                figures |= _validate_on(
+                    dataset, name, method, val_n_spixels, n_workers, ignore_background=ignore_background
+                )
+                draw = partial(_draw_overlays, dataset, name, method, val_n_spixels)
+                pictures |= together(draw if is_first_rank() else dict)
         return Validation(figures[score], figures, pictures)
 
     batches = loader if with_loader else itertools.repeat(next(iter(loader), None))
-    with closing(run_folder) if run_folder else nullcontext():
+    # All crops have one size, and TF32 is precise enough for gradients.
+    fast = cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
+    with closing(run_folder) if run_folder else nullcontext(), fast:
         train(
             state,
             batches,
@@ -265,23 +237,40 @@ def run_training(
 
 
 def _check_sets(
-    recipe: Recipe,
-    train_set: Dataset[SegmentedImage],
-    validation_sets: Mapping[str, Dataset[SegmentedImage]],
-    val_n_spixels: int,
-) -> None:
+    recipe: Recipe, datasets: Mapping[str, Dataset[SegmentedImage]], val_n_spixels: int
+) -> dict[str, str]:
+    """Find out now what is wrong with the images, as far as can be told without reading all of them.
+
+    Returns
+    -------
+    dict of str to str
+        SHA-256 of the names of the images, by the name of the data set, for those that lie in files.
+    """
     if max(recipe.n_spixels) > recipe.crop_size**2:
         raise InputError(
             f"--nspix {max(recipe.n_spixels)} is above the {recipe.crop_size**2} pixels of a crop"
         )
     needed = n_ranks() * recipe.batch_size
-    if len(train_set) < needed:
+    if len(datasets["train"]) < needed:
         raise InputError(
-            f"there are {len(train_set)} images to train on, fewer than the {needed} of a step "
+            f"there are {len(datasets['train'])} images to train on, fewer than the {needed} of a step "
             f"({n_ranks()} ranks x --batchsize {recipe.batch_size})"
         )
-    for dataset in validation_sets.values():
-        check_first_image(dataset, [val_n_spixels], option=_COUNT_OPTION)
+    names_sha256 = {}
+    for name, dataset in datasets.items():
+        shapes = on_first_rank(dataset.image_shapes) if isinstance(dataset, FileDataset) else {}
+        if name != "train":
+            check_first_image(dataset, [val_n_spixels], option=_COUNT_OPTION)
+            for image_name, (height, width) in shapes.items():
+                check_n_spixels(val_n_spixels, height * width, image_name, option=_COUNT_OPTION)
+        if shapes:
+            names_sha256[name] = hashlib.sha256("\n".join(shapes).encode()).hexdigest()
+    return names_sha256
+
+
+def _changed_sets(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
+    """Names of the data sets that differ among those known from both."""
+    return [name for name in ours if theirs.get(name, ours[name]) != ours[name]]
 
 
 def _losses_of(

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lib import cli
-from lib.datasets.samples import usable_workers
 from lib.errors import InputError, RunError
+from lib.workers import usable_workers
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,12 @@ def test_float32_is_not_rounded_to_tf32():
 def test_device_that_is_not_there_is_refused(name):
     with pytest.raises(InputError, match=f"--device {name}"):
         cli.resolve_device(name)
+
+
+@pytest.mark.parametrize("argv", [["--image", ""], ["--image="]])
+def test_empty_value_is_refused(argv, capsys):
+    parser = cli.Parser("")
+    parser.add_argument("--image")
+    with pytest.raises(SystemExit):
+        parser.parse_args(argv)
+    assert "the value of an option is empty" in capsys.readouterr().err

@@ -156,3 +156,14 @@ def test_exact_count_halves_the_largest():
 def test_bad_input_is_refused(labels, n_spixels, message):
     with pytest.raises(ValueError, match=message):
         enforce_connectivity(labels, n_spixels)
+
+
+def test_count_of_superpixels_in_pieces_is_refused():
+    labels = np.array([[0, 1, 0]], dtype=np.int32)
+    with pytest.raises(ValueError, match="a superpixel of the labels is in pieces"):
+        enforce_count(labels, 2)
+
+
+def test_mask_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"mask has shape \(3, 4\), but labels have \(4, 4\)"):
+        enforce_connectivity(np.zeros((4, 4), dtype=np.int32), 1, mask=np.ones((3, 4), dtype=bool))

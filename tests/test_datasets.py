@@ -323,3 +323,57 @@ def test_evaluation_sees_all_images_in_order(bsds_root):
     assert [image.name for image in images] == ["100", "101", "102"]
     assert images[0].image_lab.shape == (1, 3, 60, 92)
     assert all(len(image.annotations) == 2 for image in images)
+
+
+class OneImage(torch.utils.data.Dataset):
+    """A grey image with an annotation and extra channels of other types than those of the files."""
+
+    def __init__(self, labels, extra=None):
+        self.image = SegmentedImage("a", np.full((60, 92, 3), 128, np.uint8), [labels], extra=extra)
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, idx):
+        return self.image
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64])
+def test_annotations_and_channels_of_any_type(dtype):
+    dataset = OneImage(make_quadrants()[1].astype(dtype), extra=np.ones((60, 92, 1)))
+    for sample in (TrainingCrops(dataset, n_annotations=1, seed=0)[0], next(iter(loaded(dataset)))._asdict()):
+        assert sample["extra"].dtype == torch.float32
+    assert next(iter(loaded(dataset))).annotations[0].dtype == np.int32
+
+
+def loaded(dataset):
+    return evaluation_loader(dataset, n_workers=0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "extra"),
+    [
+        (np.full((60, 92), 2**31), None),
+        (np.full((60, 92), -1), None),
+        (np.full((60, 92), 0.5), None),
+        (np.zeros((60, 91), int), None),
+        (np.zeros((60, 92), int), np.full((60, 92, 1), np.nan)),
+    ],
+)
+def test_unusable_image_is_named_in_training_and_evaluation(labels, extra):
+    dataset = OneImage(labels, extra)
+    with pytest.raises(InputError, match=r"^a: "):
+        TrainingCrops(dataset, n_annotations=1, seed=0)[0]
+    with pytest.raises(InputError, match=r"^a: "):
+        next(iter(loaded(dataset)))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_smallest_crops(size):
+    rng = np.random.default_rng(0)
+    labels = make_quadrants()[1]
+    for _ in range(50):
+        crop = Crop.draw(labels, rng, size).apply(
+            SegmentedImage("a", np.zeros((60, 92, 3), np.uint8), [labels])
+        )
+        assert crop.annotations[0].shape == (size, size)

@@ -154,9 +154,9 @@ def test_only_the_metrics_asked_for():
         (
             [SegmentedImage("a", IMAGE_RGB * np.nan, [LEFT_RIGHT])],
             {},
-            r"a: an image to evaluate must be .* uint8",
+            r"a: an image must be .* uint8",
         ),
-        ([SegmentedImage("a", IMAGE_RGB[..., 0], [LEFT_RIGHT])], {}, r"a: an image to evaluate must be"),
+        ([SegmentedImage("a", IMAGE_RGB[..., 0], [LEFT_RIGHT])], {}, r"a: an image must be"),
         (
             [SegmentedImage("a", IMAGE_RGB, [LEFT_RIGHT], extra=np.full((20, 20, 1), np.nan, np.float32))],
             {},

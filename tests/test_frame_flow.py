@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_optflow_sources import INSIDE, translated_frames, write_frames
 
 from lib.errors import InputError
@@ -116,4 +117,18 @@ def test_damaged_neighbor_is_named(clip):
     clip[2].write_bytes(b"no picture")
     (flow,) = flows_of_images([clip[1]], Path(AUTO))
     with pytest.raises(InputError, match=r"2.png is not a readable image"):
+        flow.read(read_image(clip[1]))
+
+
+def test_hidden_image_is_no_frame(clip):
+    hidden = clip[1].with_name(".hidden.png")
+    shutil.copy(clip[1], hidden)
+    with pytest.raises(InputError, match=r"\.hidden\.png is hidden, and so no frame"):
+        flows_of_images([hidden], Path(AUTO))
+
+
+def test_neighbor_of_another_size_is_named(clip):
+    Image.new("RGB", (40, 30)).save(clip[2])
+    (flow,) = flows_of_images([clip[1]], Path(AUTO))
+    with pytest.raises(InputError, match=rf"{clip[1]} is \d+x\d+, but {clip[2]}, .* is 40x30"):
         flow.read(read_image(clip[1]))

@@ -15,7 +15,7 @@ from lib.features import InputScales
 from lib.image_run import ImageJob, segment_files
 from lib.inference import Segmenter
 from lib.outputs import OutputFiles
-from model import SSNModel
+from model import CompositeSSNModel, SSNModel
 
 SIZES = [(60, 92), (60, 92), (60, 92), (48, 92), (60, 92)]
 
@@ -330,3 +330,40 @@ def test_bad_options(photos, in_tmp_path, argv, told, capsys):
     shutil.copy(photos / "b.jpg", in_tmp_path / "copy" / "a.png")
     assert told in fails_with(inference_base_model.main, ["--base_model_weights=none", *argv], capsys)
     assert not (in_tmp_path / "o" / "a.png").exists()
+
+
+def test_image_whose_features_are_too_large_does_not_stop_the_others(photos, tmp_path):
+    images = sorted(photos.glob("?.*"))
+    flows = [Constant(1e30 if image.stem == "b" else 1.0) for image in images]
+    jobs = [
+        ImageJob(image, OutputFiles(tmp_path / f"{image.stem}.png"), flow=flow)
+        for image, flow in zip(images, flows, strict=True)
+    ]
+    segmenter = Segmenter(CompositeSSNModel(4, 2), InputScales(0.26, 2.5, 1.0))
+    summary = segment_files(segmenter, jobs, 24, batch_size=3)
+    assert summary.n_done == 2
+    (failure,) = summary.failures
+    assert failure.startswith(f"{photos / 'b.jpg'}: features of")
+
+
+class Constant:
+    """The same flow everywhere."""
+
+    files = ()
+
+    def __init__(self, value):
+        self.value = value
+
+    def read(self, image_rgb):
+        return np.full((*image_rgb.shape[:2], 4), self.value, np.float32)
+
+
+def test_circle_of_links_is_told(photos, in_tmp_path, capsys):
+    for name, target in ("one.png", "two.png"), ("two.png", "one.png"):
+        (in_tmp_path / name).symlink_to(target)
+    segment("--image", str(photos / "a.png"), "--out=one.png")  # which replaces the link
+    assert (in_tmp_path / "one.png").is_file()
+    error = fails_with(
+        inference_base_model.main, ["--image", str(photos / "a.png"), "--mask=two.png"], capsys
+    )
+    assert "two.png" in error

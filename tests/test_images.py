@@ -85,3 +85,11 @@ def test_masks_of_any_kind(mode, tmp_path):
     path = tmp_path / ("mask.tif" if mode == "CMYK" else "mask.png")
     image.save(path)
     np.testing.assert_array_equal(read_mask(path), expected)
+
+
+@pytest.mark.parametrize("brightest", [200, 70_000])
+def test_integers_of_unknown_range_are_refused(tmp_path, brightest):
+    path = tmp_path / "image.tif"
+    Image.fromarray(np.array([[0, brightest]], dtype=np.int32)).save(path)
+    with pytest.raises(InputError, match=r"image\.tif has integer pixels of unknown range"):
+        read_image(path)

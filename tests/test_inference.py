@@ -137,6 +137,8 @@ def test_extra_channels_change_the_superpixels_of_a_composite():
         (np.zeros((60, 91, 4)), r"extra channels are \(60, 91, 4\), but the image is \(60, 92\)"),
         (np.zeros((60, 92)), r"extra channels are \(60, 92\), but"),
         (np.full((60, 92, 4), np.nan), "extra channels of the image hold NaN or infinite values"),
+        (np.full((60, 92, 4), 1e300), "extra channels of the image hold NaN or infinite values"),
+        (np.full((60, 92, 4), 1e30), "the image: features of .* cannot be clustered"),
     ],
 )
 def test_unusable_extra_channels(extra, message):

@@ -19,11 +19,11 @@ def make_flow(n_pairs=3, shape=SHAPE, seed=0):
     return np.random.default_rng(seed).integers(-80, 80, (2, n_pairs, *shape, 2)) / 8
 
 
-def write_plain_archive(path, flow, **settings):
+def write_plain_archive(path, flow, dtype=np.float16, **settings):
     """Write the published layout with h5py alone."""
     with h5py.File(path, "w") as file:
         for name, values in zip(("flows", "inv_flows"), flow, strict=True):
-            file.create_dataset(name, data=values.astype(np.float16), **settings)
+            file.create_dataset(name, data=values.astype(dtype), **settings)
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_frame_out_of_range(tmp_path, frame_idx):
         FlowArchive(tmp_path / "flow.h5").read_frame(frame_idx)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1e5])
 def test_frame_with_flow_that_is_no_number_is_named(tmp_path, bad):
     flow = make_flow()
     flow[1, 1, 2, 3, 0] = bad  # backward flow of frame 2
-    write_plain_archive(tmp_path / "flow.h5", flow)
+    write_plain_archive(tmp_path / "flow.h5", flow, dtype=np.float32)
     archive = FlowArchive(tmp_path / "flow.h5")
     archive.read_frame(1)
-    with pytest.raises(InputError, match="the flow of frame 2 is NaN or infinite"):
+    with pytest.raises(InputError, match="the flow of frame 2 is NaN, infinite or above 65504 pixels"):
         archive.read_frame(2)
 
 
@@ -219,3 +219,17 @@ def test_all_missing_archives_are_named(tmp_path):
         find_archives(tmp_path, ["dogs", "car", "cat"])
     with pytest.raises(InputError, match=r"lacks optflow_dis_car\.h5; estimate_optflow.py makes them"):
         find_archives(tmp_path, ["car"], "dis")
+
+
+@pytest.mark.parametrize(("frame_idx", "place"), [(0, 0.3), (1, 0.8)])
+def test_damaged_flow_is_noticed(tmp_path, frame_idx, place):
+    path = tmp_path / "flow.h5"
+    flow = np.random.default_rng(0).normal(size=(60, 92, 2))
+    with write_flow_archive(path, flow.shape[:2], {}) as writer:
+        writer.append(flow, flow)
+    content = bytearray(path.read_bytes())
+    start = int(place * len(content))
+    content[start : start + 50] = bytes(50)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"flow\.h5 is not a readable HDF5 file"):
+        FlowArchive(path).read_frame(frame_idx)

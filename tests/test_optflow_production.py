@@ -16,9 +16,10 @@ SHAPE = (24, 40)
 class ConstantFlow(FlowSource):
     """The same flow for every pair, and its opposite as backward flow."""
 
-    def __init__(self, name, n_pairs=3, *, fails_at=None, seconds=0.0):
+    def __init__(self, name, n_pairs=3, *, shape=SHAPE, fails_at=None, seconds=0.0):
         self.name = name
         self.n_pairs = n_pairs
+        self.shape = shape
         self.fails_at = fails_at
         self.seconds = seconds
 
@@ -26,7 +27,7 @@ class ConstantFlow(FlowSource):
         return self.n_pairs
 
     def pairs(self):
-        flow = np.full((*SHAPE, 2), (1, 3), dtype=np.float32)
+        flow = np.full((*self.shape, 2), (1, 3), dtype=np.float32)
         for idx in range(self.n_pairs):
             if idx == self.fails_at:
                 raise InputError(f"{self.name}: frame {idx} is broken")
@@ -93,6 +94,8 @@ def test_existing_archive_of_other_settings_or_frames_is_told(tmp_path):
     assert "is there, made with preset fast: delete it, or choose another" in report.problem
     (report,) = run([job_for(tmp_path, ConstantFlow("video", 5), preset="fast")])[0].values()
     assert "is there, but holds the flow of 4 frames, and the video has 6" in report.problem
+    (report,) = run([job_for(tmp_path, ConstantFlow("video", shape=(24, 39)), preset="fast")])[0].values()
+    assert "is there, but holds flow of 40x24, and the video is 39x24" in report.problem
 
 
 def test_existing_archive_that_is_damaged_is_told(tmp_path):

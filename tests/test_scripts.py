@@ -654,6 +654,57 @@ def test_a_later_validation_image_that_is_too_small(bsds_root, tmp_path, capsys)
     write_annotations(data / "groundTruth/val/101.mat", [np.ones((4, 5))])
     error = fails_with(train_base_model.main, train_argv(bsds_root, tmp_path / "run"), capsys)
     assert "--val_nspix 24 is above the 20 pixels of 101" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_annotation_of_another_size_is_found_before_training(bsds_root, tmp_path, capsys):
+    data = bsds_root / "BSDS500/data"
+    write_annotations(data / "groundTruth/train/103.mat", [np.ones((59, 92))])
+    error = fails_with(train_base_model.main, train_argv(bsds_root, tmp_path / "run"), capsys)
+    assert "103.mat holds an annotation of shape (59, 92), but the image has (60, 92)" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_with_other_images_is_told(bsds_root, tmp_path, caplog):
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+    argv = train_argv(bsds_root, tmp_path / "run", "--resume=auto", "--train_iter=3")
+    unchanged = train_base_model.main(argv)
+    assert "not the images" not in caplog.text
+
+    data = bsds_root / "BSDS500/data"
+    for folder in ("images", "groundTruth"):
+        next((data / folder / "val").glob("100.*")).unlink()
+    last_model = tmp_path / "run" / "last_model.pth"
+    checkpoint = read_checkpoint(last_model)
+    save_checkpoint({**checkpoint, "best_score": 2.0}, last_model)  # which no validation beats
+    changed = train_base_model.main([*argv, "--train_iter=4"])
+    assert f"not the images that --resume {last_model} was trained with: bsds_val" in caplog.text
+    assert unchanged.best_score < 2
+    assert changed.best_score < 2
+    assert read_checkpoint(tmp_path / "run" / "best_model.pth")["step"] == 4
+
+
+def test_weights_to_start_from_must_be_some(bsds_root, tmp_path, capsys):
+    argv = train_argv(bsds_root, tmp_path / "run", "--init_weights=none")
+    assert "--init_weights none: there are no weights" in fails_with(train_base_model.main, argv, capsys)
+
+
+def test_only_training_may_round_to_tf32(bsds_root, tmp_path, monkeypatch):
+    seen = set()
+    cudnn = torch.backends.cudnn
+
+    def recording(name, original):
+        def record(*args, **settings):
+            seen.add((name, cudnn.allow_tf32, cudnn.benchmark))
+            return original(*args, **settings)
+
+        return record
+
+    monkeypatch.setattr("model.cluster", recording("train", model.cluster))
+    monkeypatch.setattr("lib.evaluation.methods.cluster_labels", recording("validate", model.cluster_labels))
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+    assert seen == {("train", True, True), ("validate", False, False)}
+    assert (cudnn.allow_tf32, cudnn.benchmark) == (False, False)
 
 
 def test_unwritable_out_dir_is_found_before_training(bsds_root, tmp_path, monkeypatch):

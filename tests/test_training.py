@@ -10,6 +10,7 @@ import torch
 
 from lib.checkpoint import read_checkpoint
 from lib.errors import InputError, RunError
+from lib.files import atomic_path
 from lib.training import TrainingState, _train_step, learning_rate_share, train
 from lib.training_files import RunFolder, Validation, find_resumable, has_best_model, prepare_run_folder
 from lib.weight_average import WeightAverage
@@ -34,7 +35,15 @@ def make_batches(first_step=0):
 
 
 def run(
-    out_dir, state, *, scores=None, compute_losses=None, test_interval=4, log_interval=3, save_interval=100
+    out_dir,
+    state,
+    *,
+    batches=None,
+    score_of=float,
+    compute_losses=None,
+    test_interval=4,
+    log_interval=3,
+    save_interval=100,
 ):
     out_dir.mkdir(exist_ok=True)
     validated = []
@@ -47,7 +56,7 @@ def run(
     def validate():
         validated.append(state.step)
         assert not state.average.model.training
-        score = scores[len(validated) - 1] if scores else float(state.step)
+        score = score_of(state.step)
         return Validation(score, {"asa": score}, {})
 
     run_folder = RunFolder(
@@ -60,7 +69,7 @@ def run(
 
     train(
         state,
-        make_batches(state.step),
+        make_batches(state.step) if batches is None else batches,
         compute_losses or default_losses,
         validate,
         batch_size=4,
@@ -102,7 +111,7 @@ def test_log_has_a_line_per_interval_and_per_validation(tmp_path):
 
 def test_best_model_is_that_of_the_best_validation(tmp_path):
     state = make_state()
-    run(tmp_path, state, scores=[0.5, 0.9, 0.7])
+    run(tmp_path, state, score_of={4: 0.5, 8: 0.9, 10: 0.7}.get)
     best, last = read_checkpoint(tmp_path / "best_model.pth"), read_checkpoint(tmp_path / "last_model.pth")
     assert (best["step"], best["score"]) == (8, 0.9)
     assert (last["step"], last["best_score"]) == (10, 0.9)
@@ -381,10 +390,46 @@ def test_newest_checkpoint_that_is_not_damaged_is_resumed(tmp_path):
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / ".last_model.123.pth").write_bytes(b"half")
-    (tmp_path / ".gitkeep").touch()
+    with atomic_path(tmp_path / "last_model.pth") as temporary:
+        temporary.write_bytes(b"half")
+        temporary.with_name(temporary.name.replace(str(os.getpid()), "123")).write_bytes(b"half")
+    for name in (".gitkeep", ".notes.2024.txt"):
+        (tmp_path / name).touch()
     run(tmp_path, make_state())
-    assert [path.name for path in tmp_path.glob(".*")] == [".gitkeep"]
+    assert {path.name for path in tmp_path.glob(".*")} == {".gitkeep", ".notes.2024.txt"}
+
+
+def test_batch_that_cannot_be_had_leaves_the_steps_before_it(tmp_path):
+    def batches():
+        yield from make_batches()[:5]
+        raise InputError("image 6 is broken")
+
+    whole = make_state()
+    run(tmp_path / "whole", whole)
+    parts = make_state()
+    with pytest.raises(InputError, match="image 6 is broken"):
+        run(tmp_path / "parts", parts, batches=batches(), test_interval=100, log_interval=100)
+    last_model = tmp_path / "parts" / "last_model.pth"
+    resumed = make_state()
+    resumed.restore(read_checkpoint(last_model), last_model)
+    assert resumed.step == 5
+    run(tmp_path / "parts", resumed)
+    assert resumed.model.weight.equal(whole.model.weight)
+
+
+def test_periodic_checkpoint_of_a_step_that_was_stopped_in_its_validation(tmp_path):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    stopped = make_state()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stopped, score_of=stop, save_interval=4)
+    assert not (tmp_path / "checkpoint_00000004.pth").exists()
+    resumed = make_state()
+    resumed.restore(read_checkpoint(tmp_path / "last_model.pth"), tmp_path / "last_model.pth")
+    assert resumed.step == 4
+    run(tmp_path, resumed, save_interval=4)
+    assert read_checkpoint(tmp_path / "checkpoint_00000004.pth")["validated_step"] == 4
 
 
 def test_curves_and_events_are_written_at_a_validation(tmp_path):

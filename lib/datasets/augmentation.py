@@ -38,7 +38,7 @@ class Crop(NamedTuple):
         height, width = gt_labels.shape
         for _ in range(1 + MAX_REDRAWS):
             scale = np.clip(rng.normal(SCALE_MEAN, SCALE_STD), SCALE_MIN, SCALE_MAX)
-            extent = min(size / scale, height, width)
+            extent = min(max(1, size / scale), height, width)
             top, left = rng.uniform(0, height - extent), rng.uniform(0, width - extent)
             crop = cls(top, left, extent, is_flipped=bool(rng.random() < 0.5), size=size)
             region = gt_labels[int(top) : int(top + extent), int(left) : int(left + extent)]

@@ -4,16 +4,15 @@ from pathlib import Path
 
 import numpy as np
 from scipy.io import loadmat
-from torch.utils.data import Dataset
 
-from lib.datasets.segmented_image import SegmentedImage
+from lib.datasets.segmented_image import FileDataset, SegmentedImage
 from lib.errors import InputError
-from lib.images import read_image
+from lib.images import read_image, read_image_shape
 
 SPLITS = ("train", "val", "test")
 
 
-class BSDSDataset(Dataset):
+class BSDSDataset(FileDataset):
     """A split of the Berkeley Segmentation Data Set 500, read lazily, in the order of the file names.
 
     Expects this tree; files of other types are ignored::
@@ -60,26 +59,26 @@ class BSDSDataset(Dataset):
 
     @property
     def sources(self) -> list[str]:
-        """Name and size of every file, which tell one set of images from another."""
         return [f"{file.name} {file.stat().st_size}" for file in self.image_files + self.annotation_files]
+
+    def image_shapes(self) -> dict[str, tuple[int, int]]:
+        shapes = {}
+        for image_file, annotation_file in zip(self.image_files, self.annotation_files, strict=True):
+            shapes[image_file.stem] = read_image_shape(image_file)
+            _read_annotations(annotation_file, shapes[image_file.stem])
+        return shapes
 
     def __len__(self) -> int:
         return len(self.image_files)
 
     def __getitem__(self, idx: int) -> SegmentedImage:
         image_rgb = read_image(self.image_files[idx])
-        annotations = _read_annotations(self.annotation_files[idx])
-        for annotation in annotations:
-            if annotation.shape != image_rgb.shape[:2]:
-                raise InputError(
-                    f"{self.annotation_files[idx]} holds an annotation of shape {annotation.shape}, but "
-                    f"the image has {image_rgb.shape[:2]}"
-                )
+        annotations = _read_annotations(self.annotation_files[idx], image_rgb.shape[:2])
         return SegmentedImage(self.image_files[idx].stem, image_rgb, annotations)
 
 
-def _read_annotations(file: Path) -> list[np.ndarray]:
-    """All segmentations of a .mat file, each (H, W) int32."""
+def _read_annotations(file: Path, image_shape: tuple[int, int]) -> list[np.ndarray]:
+    """All segmentations of a .mat file, each (H, W) int32, of the size of their image."""
     try:
         cells = loadmat(file)["groundTruth"].ravel()
         annotations = [cell["Segmentation"][0, 0].astype(np.int32) for cell in cells]
@@ -87,4 +86,9 @@ def _read_annotations(file: Path) -> list[np.ndarray]:
         raise InputError(f"{file} is not a readable BSDS500 annotation file ({error})") from error
     if not annotations:
         raise InputError(f"{file} holds no annotation")
+    for annotation in annotations:
+        if annotation.shape != image_shape:
+            raise InputError(
+                f"{file} holds an annotation of shape {annotation.shape}, but the image has {image_shape}"
+            )
     return annotations

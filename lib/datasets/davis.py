@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
 
-from lib.datasets.segmented_image import SegmentedImage
+from lib.datasets.segmented_image import FileDataset, SegmentedImage
 from lib.errors import InputError
 from lib.images import read_image, resize_image
 from lib.optflow import FlowArchive, find_archives
@@ -20,7 +19,7 @@ SPLIT_LIST_DIR = Path(__file__).parent / "davis_splits"
 SPLITS = tuple(sorted(file.stem for file in SPLIT_LIST_DIR.glob("*.txt")))
 
 
-class DAVISDataset(Dataset):
+class DAVISDataset(FileDataset):
     """The frames of a list of videos, read lazily, video by video.
 
     Expects this tree; frames and masks are paired by name::
@@ -85,12 +84,16 @@ class DAVISDataset(Dataset):
 
     @property
     def sources(self) -> list[str]:
-        """Name and size of every frame, mask and flow archive, which tell one set of images from another."""
+        """Name and size of every frame, mask and flow archive."""
         archives = dict.fromkeys(archive.path for archive, _ in self.flows or ())
         return [
             f"{file.parent.name}/{file.name} {file.stat().st_size}"
             for file in self.frame_files + self.mask_files
         ] + [f"{file.name} {file.stat().st_size}" for file in archives]
+
+    def image_shapes(self) -> dict[str, tuple[int, int]]:
+        """Frames and masks of another size become `FRAME_SHAPE` when they are read."""
+        return dict.fromkeys(map(_frame_name, self.frame_files), FRAME_SHAPE)
 
     def __len__(self) -> int:
         return len(self.frame_files)
@@ -100,8 +103,7 @@ class DAVISDataset(Dataset):
         image_rgb = read_image(frame_file)
         if image_rgb.shape[:2] != FRAME_SHAPE:
             image_rgb = resize_image(image_rgb, FRAME_SHAPE)
-        name = f"{frame_file.parent.name}/{frame_file.stem}"
-        image = SegmentedImage(name, image_rgb, [_read_mask(self.mask_files[idx])])
+        image = SegmentedImage(_frame_name(frame_file), image_rgb, [_read_mask(self.mask_files[idx])])
         if self.flows is None:
             return image
         archive, frame_idx = self.flows[idx]
@@ -173,6 +175,10 @@ def _check_archive(archive: FlowArchive, frames: list[Path]) -> None:
             f"{archive.path} holds the flow of {archive.n_frames} frames, but {frames[0].parent} has "
             f"{len(frames)}"
         )
+
+
+def _frame_name(frame_file: Path) -> str:
+    return f"{frame_file.parent.name}/{frame_file.stem}"
 
 
 def _read_mask(file: Path) -> np.ndarray:

@@ -1,25 +1,25 @@
 """A folder of people's own images, with a label map or several each."""
 
+import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.lib.format import open_memmap
-from PIL import ExifTags, Image
-from torch.utils.data import Dataset, Subset
+from PIL import Image
 
-from lib.datasets.segmented_image import SegmentedImage
+from lib.datasets.segmented_image import FileDataset, SegmentedImage
 from lib.errors import InputError
-from lib.images import IMAGE_SUFFIXES, read_image
+from lib.images import IMAGE_SUFFIXES, read_image, read_image_shape
 
 HOLD_OUT_EVERY = 10  # a tenth is enough to pick a model by
 
 _NUMBER = re.compile(r"\.\d+\Z")  # of an annotation, at the end of the stem of its file
 
 
-class FolderDataset(Dataset):
+class FolderDataset(FileDataset):
     """The images of a folder with their label maps, read lazily, in the order of the file names.
 
     Expects a flat folder; hidden files and files of other types are ignored::
@@ -61,17 +61,26 @@ class FolderDataset(Dataset):
                 "(<name>.<number>.png is a label map)"
             )
         self.label_files = _pair(self.image_files, unpaired, told_as=self.told_as)
-        for image_file, label_files in zip(self.image_files, self.label_files, strict=True):
-            image_shape = _read_shape(image_file)
+        self._shapes = [read_image_shape(image_file) for image_file in self.image_files]
+        for image_shape, label_files in zip(self._shapes, self.label_files, strict=True):
             for label_file in label_files:
                 with _open_label_map(label_file, image_shape):
                     pass  # whatever its header tells has been checked
 
     @property
     def sources(self) -> list[str]:
-        """Name and size of every file, which tell one set of images from another."""
         files = self.image_files + [file for files in self.label_files for file in files]
         return [f"{file.name} {file.stat().st_size}" for file in files]
+
+    def image_shapes(self) -> dict[str, tuple[int, int]]:
+        return {file.stem: shape for file, shape in zip(self.image_files, self._shapes, strict=True)}
+
+    def part(self, indices: Sequence[int]) -> "FolderDataset":
+        """A data set of some of the images."""
+        part = copy.copy(self)
+        for name in ("image_files", "label_files", "_shapes"):
+            setattr(part, name, [getattr(self, name)[idx] for idx in indices])
+        return part
 
     def __len__(self) -> int:
         return len(self.image_files)
@@ -83,12 +92,12 @@ class FolderDataset(Dataset):
         return SegmentedImage(image_file.stem, image_rgb, annotations)
 
 
-def hold_out(dataset: FolderDataset) -> tuple[Subset, Subset]:
+def hold_out(dataset: FolderDataset) -> tuple[FolderDataset, FolderDataset]:
     """Divide a data set for which there is no separate validation set.
 
     Returns
     -------
-    training, validation : Subset
+    training, validation : FolderDataset
         Validation has every tenth image, the first included; training has the others.
 
     Raises
@@ -102,7 +111,7 @@ def hold_out(dataset: FolderDataset) -> tuple[Subset, Subset]:
         )
     indices = range(len(dataset))
     training = [idx for idx in indices if idx % HOLD_OUT_EVERY]
-    return Subset(dataset, training), Subset(dataset, indices[::HOLD_OUT_EVERY])
+    return dataset.part(training), dataset.part(indices[::HOLD_OUT_EVERY])
 
 
 def _find_files(root: Path) -> tuple[list[Path], list[Path]]:
@@ -149,22 +158,6 @@ def _pair(image_files: list[Path], label_files: list[Path], *, told_as: str) -> 
             f"{plain_png}{stem}.npy, {stem}.0.png, {stem}.0.npy, ..."
         )
     return [[file for _, file in sorted(numbered[image_file.stem])] for image_file in image_files]
-
-
-def _read_shape(image_file: Path) -> tuple[int, int]:
-    """Height and width of an image the right way up, from its header."""
-    try:
-        with Image.open(image_file) as image:
-            # PNG files have a getexif of their own: it decodes the pixels to look for EXIF behind them.
-            orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-            if orientation not in (5, 6, 7, 8):
-                return image.height, image.width
-            if image.format != "TIFF":
-                return image.width, image.height
-            image.load()  # Pillow turns TIFF files itself, by its version on opening or only now
-            return image.height, image.width
-    except Exception as error:  # Pillow raises whatever the broken bytes led it to
-        raise InputError(f"{image_file} is not a readable image ({error})") from error
 
 
 @contextmanager

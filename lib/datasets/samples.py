@@ -1,6 +1,5 @@
 """What training and evaluation draw from a data set, as tensors."""
 
-import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,10 +14,9 @@ from lib.distributed import n_ranks, rank
 from lib.errors import InputError, RunError
 from lib.features import rgb_to_lab
 from lib.interruption import StopSignals, blocked_stop_signals, start_worker
+from lib.workers import LOST_WORKER, usable_workers
 
 PREFETCHED_BATCHES = 4  # per worker
-
-LOST_WORKER = "a worker process crashed or was killed; fewer --nworkers need less memory"
 
 
 class TrainingCrops(Dataset):
@@ -57,11 +55,16 @@ class TrainingCrops(Dataset):
 
         They are (3, H, W) float32, (n_annotations, H, W) int64, each annotation numbered from 0 without
         gaps, and (n_extra_channels, H, W) float32, where H and W are the size of a crop.
+
+        Raises
+        ------
+        InputError
+            As `EvaluationImages`.
         """
         epoch, position = divmod(sample_idx, len(self.dataset))
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
         rng = np.random.default_rng([self.seed, 1, sample_idx])
-        image = self.dataset[int(order[position])]
+        image = _usable(self.dataset[int(order[position])])
         shuffled = rng.permutation(len(image.annotations))
         annotations = [image.annotations[idx] for idx in np.resize(shuffled, self.n_annotations)]
         crop = Crop.draw(annotations[0], rng, self.crop_size).apply(image._replace(annotations=annotations))
@@ -105,8 +108,7 @@ class EvaluationImages(Dataset):
         InputError
             If it has no annotation, one of another size, or values that cannot be used.
         """
-        image = self.dataset[idx]
-        _check_image(image)
+        image = _usable(self.dataset[idx])
         extra = None if image.extra is None else _channels_first(image.extra)[None]
         image_lab = rgb_to_lab(image.image_rgb)[None]
         return EvaluationImage(image.name, image.image_rgb, image_lab, image.annotations, extra)
@@ -189,11 +191,12 @@ class _Loader(DataLoader):
             yield batch
 
 
-def _check_image(image: SegmentedImage) -> None:
+def _usable(image: SegmentedImage) -> SegmentedImage:
+    """The image with annotations in int32 and extra channels in float32, if it has all that is needed."""
     if image.image_rgb.dtype != np.uint8 or image.image_rgb.shape[2:] != (3,):
         raise InputError(
-            f"{image.name}: an image to evaluate must be (H, W, 3) uint8, got {image.image_rgb.dtype} of "
-            f"shape {image.image_rgb.shape}"
+            f"{image.name}: an image must be (H, W, 3) uint8, got {image.image_rgb.dtype} of shape "
+            f"{image.image_rgb.shape}"
         )
     if not image.annotations:
         raise InputError(f"{image.name} has no annotation")
@@ -203,10 +206,20 @@ def _check_image(image: SegmentedImage) -> None:
                 f"{image.name}: an annotation is {annotation.shape}, but the image is "
                 f"{image.image_rgb.shape[:2]}"
             )
-        if not np.issubdtype(annotation.dtype, np.integer) or annotation.min() < 0:
-            raise InputError(f"{image.name}: the labels of an annotation must be integers of at least 0")
-    if image.extra is not None and not np.isfinite(image.extra).all():
+        if (
+            annotation.dtype.kind not in "iub"
+            or annotation.min() < 0
+            or annotation.max() > np.iinfo(np.int32).max
+        ):
+            raise InputError(
+                f"{image.name}: the labels of an annotation must be integers from 0 to 2**31 - 1"
+            )
+    annotations = [annotation.astype(np.int32, copy=False) for annotation in image.annotations]
+    if image.extra is None:
+        return image._replace(annotations=annotations)
+    if not np.isfinite(image.extra).all():
         raise InputError(f"{image.name}: extra channels hold NaN or infinite values")
+    return image._replace(annotations=annotations, extra=image.extra.astype(np.float32, copy=False))
 
 
 def _channels_first(channels: np.ndarray) -> Tensor:
@@ -216,15 +229,6 @@ def _channels_first(channels: np.ndarray) -> Tensor:
 def is_lost_worker(error: RuntimeError) -> bool:
     """Whether PyTorch tells by an error that a worker process is gone."""
     return "DataLoader worker (pid" in str(error)
-
-
-def usable_workers(n_workers: int) -> int:
-    """At most one worker a core that this process may use: more are slower, and PyTorch warns of them.
-
-    Their number changes no sample.
-    """
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(n_workers, n_cores or 1)
 
 
 def _start_worker(worker_idx: int) -> None:

@@ -1,8 +1,11 @@
 """What every data set yields, whatever its files look like."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+from torch.utils.data import Dataset
 
 
 class SegmentedImage(NamedTuple):
@@ -15,3 +18,22 @@ class SegmentedImage(NamedTuple):
     # So many extra channels, the first ones, are pairs (dy, dx) in pixels of this image, as flow is: they are
     # flipped and scaled with it.
     n_vector_channels: int = 0
+
+
+class FileDataset(Dataset[SegmentedImage], ABC):
+    """A data set that lies in files, of which some things can be told before an image is read."""
+
+    @property
+    @abstractmethod
+    def sources(self) -> list[str]:
+        """Name and size of every file, which tell one set of images from another."""
+
+    @abstractmethod
+    def image_shapes(self) -> Mapping[str, tuple[int, int]]:
+        """Height and width in pixels of every image, by its name.
+
+        Raises
+        ------
+        InputError
+            If an annotation has another size than its image, or a file cannot be read.
+        """

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from lib.connectivity import enforce_connectivity
-from lib.datasets.samples import LOST_WORKER, EvaluationImage, EvaluationImages, evaluation_loader
+from lib.datasets.samples import EvaluationImage, EvaluationImages, evaluation_loader
 from lib.datasets.segmented_image import SegmentedImage
 from lib.distributed import gather, is_first_rank, n_ranks
 from lib.errors import InputError, RunError
@@ -23,6 +23,7 @@ from lib.evaluation.methods import Method, Setting
 from lib.evaluation.scoring import METRICS, Scores, check_metrics, score_label_maps
 from lib.evaluation.workers import metric_workers
 from lib.segmentation import check_n_spixels
+from lib.workers import LOST_WORKER
 
 
 class Run(NamedTuple):

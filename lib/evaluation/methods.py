@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lib.cell_grid import compute_grid_shape
 from lib.datasets.samples import EvaluationImage
 from lib.features import InputScales, pixel_pos_scale
-from lib.segmentation import model_input
+from lib.segmentation import check_features, model_input
 from model import cluster_labels
 
 # Of 5, 10 (scikit-image's default), 20, 30 and 50, the one with the best boundary recall on BSDS500 val at
@@ -104,6 +104,7 @@ class NetworkMethod:
             if shared is None:
                 shared = self.model.shareable_features(channels)
             features = self.model.pixel_features(channels, **shared)
+            check_features(features, image.name)
             for setting in group:
                 of_setting = cluster_labels(
                     features, setting.n_spixels, n_iter=self.model.n_iter, distance=self.model.distance
