@@ -15,7 +15,7 @@ from lib.checkpoint import load_base_model
 from lib.errors import InputError
 from lib.images import read_image
 from lib.inference import Segmenter
-from lib.option_types import positive_int
+from lib.option_types import port_int
 from lib.outputs import DEFAULT_STYLE, OverlayStyle
 from lib.superpixels import Superpixels
 
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
     cli.add_base_weights_arg(parser)
     cli.add_device_arg(parser)
-    parser.add_argument("--port", type=positive_int, default=7860, help="of the page on this machine")
+    parser.add_argument("--port", type=port_int, default=7860, help="of the page on this machine")
     return parser
 
 
@@ -69,7 +69,7 @@ def build_app(weights: str | Path, device: str = "cpu") -> gr.Blocks:
         try:
             superpixels = segmenter(read_image(Path(image)), int(n_spixels))
         except InputError as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(str(error).replace(image, Path(image).name)) from error
         told = f"{int(n_spixels)} superpixels requested, {superpixels.n_measured} measured"
         return *draw_pictures(superpixels), str(label_files.save(superpixels.labels)), told
 
@@ -121,7 +121,11 @@ def draw_pictures(superpixels: Superpixels) -> tuple[np.ndarray, np.ndarray, np.
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     device = cli.resolve_device(args.device)
-    build_app(args.base_model_weights, str(device)).launch(server_port=args.port)
+    app = build_app(args.base_model_weights, str(device))
+    try:
+        app.launch(server_port=args.port)
+    except OSError as error:  # Gradio's own message names an option that is not ours
+        raise InputError(f"--port {args.port} is taken or may not be used; choose another") from error
 
 
 if __name__ == "__main__":

@@ -62,13 +62,16 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Distinct(argparse.Action):
-    """Keeps a list of values, each once."""
+    """Keeps a list of values, each once; a repeated option adds to them."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
+        earlier = getattr(namespace, self.dest)
+        if earlier is not None and earlier is not self.default:
+            values = [*earlier, *values]
         setattr(namespace, self.dest, list(dict.fromkeys(values)))
 
 
-_SEVERAL = {"nargs": "+", "action": _Distinct}  # of an option that takes several values
+SEVERAL = {"nargs": "+", "action": _Distinct}  # of an option that takes several values
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -185,7 +188,7 @@ def add_spixel_args(parser: argparse.ArgumentParser, *, swept: bool = False) -> 
         type=positive_int,
         default=[200] if swept else 200,
         help="requested number of superpixels" + (", one or several" if swept else ""),
-        **(_SEVERAL if swept else {}),
+        **(SEVERAL if swept else {}),
     )
     group.add_argument(
         "--niter",
@@ -212,7 +215,7 @@ def add_feature_args(group: argparse._ActionsContainer, *, trained: bool, swept:
         help="weight of the position; higher is more compact"
         + (", one or several" if swept else "")
         + otherwise.format(DEFAULT_POS_SCALE),
-        **(_SEVERAL if swept else {}),
+        **(SEVERAL if swept else {}),
     )
     group.add_argument(
         "--deepfdim",

@@ -11,6 +11,7 @@ from PIL import ImageColor
 
 from lib.checkpoint import LoadedModel
 from lib.cli import (
+    SEVERAL,
     add_bool,
     add_device_arg,
     add_precision_arg,
@@ -230,7 +231,7 @@ def add_image_args(
     """Add the options for any number of images, which are one of the sources."""
     sources.add_argument(
         "--image",
-        nargs="+",
+        **SEVERAL,
         default=[str(demo_image)],
         metavar="IMAGE",
         help="images to segment: files, folders with all that is below them, or patterns such as '*.jpg'",

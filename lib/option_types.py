@@ -29,6 +29,11 @@ def non_negative_int(text: str) -> int:
     return _read_number(text, int, lambda value: value >= 0, "an integer of at least 0")
 
 
+def port_int(text: str) -> int:
+    """Read the number of a TCP port."""
+    return _read_number(text, int, lambda value: 0 < value < 2**16, "an integer from 1 to 65535")
+
+
 def seed_int(text: str) -> int:
     """Read an integer that PyTorch and NumPy both take as a seed."""
     return _read_number(text, int, lambda value: 0 <= value < 2**63, "an integer from 0 to 2**63 - 1")

@@ -361,9 +361,12 @@ class Constant:
 def test_circle_of_links_is_told(photos, in_tmp_path, capsys):
     for name, target in ("one.png", "two.png"), ("two.png", "one.png"):
         (in_tmp_path / name).symlink_to(target)
-    segment("--image", str(photos / "a.png"), "--out=one.png")  # which replaces the link
+    argv = ["--image", str(photos / "a.png")]
+    assert "no mask file two.png" in fails_with(inference_base_model.main, [*argv, "--mask=two.png"], capsys)
+    segment(*argv, "--out=one.png")  # which replaces the link
     assert (in_tmp_path / "one.png").is_file()
-    error = fails_with(
-        inference_base_model.main, ["--image", str(photos / "a.png"), "--mask=two.png"], capsys
-    )
-    assert "two.png" in error
+
+
+def test_repeated_image_option_adds_to_the_first(photos, in_tmp_path):
+    argv = [argument for name in ("a.png", "b.jpg") for argument in ("--image", str(photos / name))]
+    assert segment(*argv, "--out=overlays").n_done == 2
