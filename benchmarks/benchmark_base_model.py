@@ -14,8 +14,8 @@ from benchmarks import gather_oracle
 from benchmarks.measuring import MIB, Cost, describe, in_process, measure
 from lib.checkpoint import DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE
 from lib.features import InputScales, input_channels, pixel_positions
-from lib.losses import compute_loss_terms, cross_entropy_loss
-from lib.segmentation import segment_lab
+from lib.losses import compute_loss_terms
+from lib.segmentation import model_input
 from lib.slic import slic
 from model import SSNModel
 
@@ -46,7 +46,8 @@ def training_cost(device: torch.device, implementation: str, n_spixels: int, n_r
     model = SSNModel().to(device, memory_format=memory_format)
 
     def ours() -> None:
-        output = segment_lab(model, image_lab, n_spixels, SCALES, with_bfloat16=implementation == "ours bf16")
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=implementation == "ours bf16"):
+            output = model(model_input(model, image_lab, n_spixels, SCALES), n_spixels)
         terms = compute_loss_terms(
             output.assignment,
             output.labels,
@@ -64,7 +65,7 @@ def training_cost(device: torch.device, implementation: str, n_spixels: int, n_r
         labels = gather_oracle.labels_of(affinity, candidates)
         dense = gather_oracle.dense_affinity(affinity, candidates, n_cells)
         onehot = torch.nn.functional.one_hot(gt_labels, 10).permute(0, 3, 1, 2).float()
-        loss = cross_entropy_loss(gather_oracle.reconstruct(dense, onehot), gt_labels)
+        loss = gather_oracle.cross_entropy(gather_oracle.reconstruct(dense, onehot), gt_labels)
         loss = loss + COMPACTNESS * gather_oracle.position_loss(dense, labels)
         loss.backward()
 

@@ -26,7 +26,7 @@ from lib.opencv import cv2
 from lib.optflow import FlowArchive, archive_name
 from lib.optflow_production import ArchiveJob, make_archives
 from lib.optflow_sources import DIS_PRESETS, DISFlow
-from lib.segmentation import segment_lab
+from lib.segmentation import model_input
 from model import N_FLOW_CHANNELS, CompositeSSNModel, SSNModel
 
 SCALES = InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE, DEFAULT_OPTFLOW_SCALE)
@@ -100,7 +100,8 @@ def step_cost(device: torch.device, kind: str, with_bfloat16: bool, n_repeats: i
     model.train().to(device, memory_format=torch.channels_last)
 
     def step() -> None:
-        output = segment_lab(model, image_lab, 200, SCALES, extra=flow, with_bfloat16=with_bfloat16)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=with_bfloat16):
+            output = model(model_input(model, image_lab, 200, SCALES, extra=flow), 200)
         terms = compute_loss_terms(
             output.assignment,
             output.labels,

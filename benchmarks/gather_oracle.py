@@ -100,3 +100,9 @@ def position_loss(dense: Tensor, labels: Tensor) -> Tensor:
     means = dense @ yx / (dense.sum(2, keepdim=True) + 1e-16)  # (B, S, 2)
     own = means.gather(1, labels.flatten(1)[..., None].expand(-1, -1, 2))  # (B, H*W, 2)
     return (yx - own).square().sum(2).mean()
+
+
+def cross_entropy(reconstructed: Tensor, gt_labels: Tensor) -> Tensor:
+    """Mean cross-entropy of the true label (B, H, W) in reconstructed shares of all labels (B, L, H, W)."""
+    true_share = reconstructed.gather(1, gt_labels[:, None]) / reconstructed.sum(dim=1, keepdim=True)
+    return -true_share.clamp(min=1e-8).log().mean()

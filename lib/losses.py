@@ -11,7 +11,6 @@ from torch import Tensor
 from lib.features import pixel_positions
 from lib.slic import SoftAssignment
 
-NORMALIZATIONS = ("linear", "logsoftmax")
 RECONSTRUCTION_LOSSES = ("expected_error", "cross_entropy", "cross_entropy_logsoftmax", "soft_iou")
 
 _MIN_PROBABILITY = 1e-8  # keeps the logarithm and its gradient finite
@@ -39,6 +38,7 @@ def compute_loss_terms(
     reconstruction : {"expected_error", "cross_entropy", "cross_entropy_logsoftmax", "soft_iou"}
         Which reconstruction loss; its mean over the annotations is taken. "expected_error" is the mean share
         of wrong labels in what the superpixels carry to a pixel, which is 0 if each lies within one segment.
+        "cross_entropy" takes these shares as probabilities, "cross_entropy_logsoftmax" their softmax.
     compactness : float
         Weight of the position term, per square pixel.
 
@@ -46,6 +46,11 @@ def compute_loss_terms(
     -------
     dict of str to Tensor
         Weighted scalars "reconstruction" and "position".
+
+    Raises
+    ------
+    ValueError
+        If `reconstruction` is unknown.
     """
     if reconstruction not in RECONSTRUCTION_LOSSES:
         raise ValueError(f"reconstruction must be one of {RECONSTRUCTION_LOSSES}, got {reconstruction!r}")
@@ -58,7 +63,7 @@ def compute_loss_terms(
         reconstructed = reconstruct_labels(assignment, annotation, n_labels)
         if reconstruction == "soft_iou":
             return soft_iou_loss(reconstructed, annotation)
-        return cross_entropy_loss(reconstructed, annotation, normalization="logsoftmax")
+        return F.cross_entropy(reconstructed, annotation)
 
     loss = torch.stack([loss_of(annotation) for annotation in gt_labels.unbind(1)]).mean()
     return {"reconstruction": loss, "position": compactness * position_loss(assignment, labels)}
@@ -83,36 +88,6 @@ def reconstruct_labels(assignment: SoftAssignment, gt_labels: Tensor, n_labels: 
     """
     gt_onehot = F.one_hot(gt_labels, n_labels).permute(0, 3, 1, 2).to(assignment.affinity.dtype)
     return assignment.reconstruct(gt_onehot)
-
-
-def cross_entropy_loss(reconstructed: Tensor, gt_labels: Tensor, *, normalization: str = "linear") -> Tensor:
-    """Mean cross-entropy of the true label in reconstructed labels.
-
-    Parameters
-    ----------
-    reconstructed : Tensor, shape (B, L, H, W)
-        Non-negative share of each label, from `reconstruct_labels`.
-    gt_labels : Tensor, shape (B, H, W), int64
-        True labels.
-    normalization : {"linear", "logsoftmax"}
-        Divide the shares by their sum, or take their softmax.
-
-    Returns
-    -------
-    Tensor, scalar
-        At least 0; for "linear", 0 when every superpixel lies within one segment.
-
-    Raises
-    ------
-    ValueError
-        If `normalization` is unknown.
-    """
-    if normalization == "logsoftmax":
-        return F.cross_entropy(reconstructed, gt_labels)
-    if normalization != "linear":
-        raise ValueError(f"normalization must be one of {NORMALIZATIONS}, got {normalization!r}")
-    true_share = reconstructed.gather(1, gt_labels[:, None]).squeeze(1) / reconstructed.sum(dim=1)
-    return _negative_log_likelihood(true_share)
 
 
 def true_label_share(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:

@@ -10,21 +10,14 @@ from lib.cell_grid import compute_grid_shape
 from lib.connectivity import MIN_SIZE_SHARE
 from lib.errors import InputError
 from lib.features import InputScales, input_channels
-from model import SSNOutput
 
 _MAX_FEATURE = 1e17  # the sum of some hundred squares of differences still is a float32
 
 
-def segment_lab(
-    model: nn.Module,
-    image_lab: Tensor,
-    n_spixels: int,
-    scales: InputScales,
-    *,
-    extra: Tensor | None = None,
-    with_bfloat16: bool = False,
-) -> SSNOutput:
-    """Segment images with any model of this repo.
+def model_input(
+    model: nn.Module, image_lab: Tensor, n_spixels: int, scales: InputScales, *, extra: Tensor | None = None
+) -> Tensor:
+    """The scaled channels that a model reads, (B, 5 + its extra channels, H, W), innermost in memory.
 
     Parameters
     ----------
@@ -38,23 +31,12 @@ def segment_lab(
         Weights of colour, position and extra channels.
     extra : Tensor, shape (B, n_extra_channels, H, W), float32, optional
         Extra channels; left aside by models that read none.
-    with_bfloat16 : bool
-        Run the convolutions in bfloat16; distances and all that follows stay float32.
 
     Raises
     ------
     InputError
         If the model reads extra channels, but the images have another number of them or they have no scale.
     """
-    channels = model_input(model, image_lab, n_spixels, scales, extra=extra)
-    with torch.autocast(channels.device.type, dtype=torch.bfloat16, enabled=with_bfloat16):
-        return model(channels, n_spixels)
-
-
-def model_input(
-    model: nn.Module, image_lab: Tensor, n_spixels: int, scales: InputScales, *, extra: Tensor | None = None
-) -> Tensor:
-    """The scaled channels that a model reads, (B, 5 + its extra channels, H, W); see `segment_lab`."""
     n_extra_channels = 0 if extra is None else extra.shape[1]
     if model.n_extra_channels == 0:
         extra = None

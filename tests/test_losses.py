@@ -9,7 +9,6 @@ from benchmarks import gather_oracle
 from lib.losses import (
     RECONSTRUCTION_LOSSES,
     compute_loss_terms,
-    cross_entropy_loss,
     position_loss,
     reconstruct_labels,
     soft_iou_loss,
@@ -22,24 +21,10 @@ SHARES = torch.tensor([[[[0.8, 0.5, 0.25]], [[0.2, 0.5, 0.75]]]], dtype=torch.fl
 LABELS = torch.tensor([[[0, 1, 1]]])
 
 
-def test_linear_cross_entropy_by_hand():
+def test_plain_cross_entropy_by_hand():
     expected = -(math.log(0.8) + math.log(0.5) + math.log(0.75)) / 3
-    assert cross_entropy_loss(SHARES, LABELS).item() == pytest.approx(expected)
-    assert cross_entropy_loss(3 * SHARES, LABELS).item() == pytest.approx(expected)
-
-
-def test_logsoftmax_cross_entropy_by_hand():
-    def log_softmax(chosen, other):
-        return chosen - math.log(math.exp(chosen) + math.exp(other))
-
-    expected = -(log_softmax(0.8, 0.2) + log_softmax(0.5, 0.5) + log_softmax(0.75, 0.25)) / 3
-    loss = cross_entropy_loss(SHARES, LABELS, normalization="logsoftmax")
-    assert loss.item() == pytest.approx(expected)
-
-
-def test_unknown_normalization_is_refused():
-    with pytest.raises(ValueError, match="normalization must be one of"):
-        cross_entropy_loss(SHARES, LABELS, normalization="softmax")
+    assert gather_oracle.cross_entropy(SHARES, LABELS).item() == pytest.approx(expected)
+    assert gather_oracle.cross_entropy(3 * SHARES, LABELS).item() == pytest.approx(expected)
 
 
 def test_soft_iou_by_hand():
@@ -141,3 +126,24 @@ def test_loss_is_the_mean_over_annotations(reconstruction):
     each = torch.stack([loss_of(gt_labels[:, [idx]]) for idx in range(3)])
     assert len(each.unique()) == 3
     torch.testing.assert_close(loss_of(gt_labels), each.mean())
+
+
+@pytest.mark.parametrize("reconstruction", ["cross_entropy", "cross_entropy_logsoftmax"])
+def test_cross_entropies_are_those_of_the_reconstruction(reconstruction):
+    assignment = slic(torch.randn(2, 3, 13, 17), 12)
+    gt_labels = torch.randint(4, (2, 13, 17))
+    shares = reconstruct_labels(assignment, gt_labels, 4)
+    if reconstruction == "cross_entropy":
+        expected = gather_oracle.cross_entropy(shares, gt_labels)
+    else:
+        weights = shares.exp()
+        expected = -(weights.gather(1, gt_labels[:, None]) / weights.sum(1, keepdim=True)).log().mean()
+    terms = compute_loss_terms(
+        assignment,
+        assignment.labels(),
+        gt_labels[:, None],
+        4,
+        reconstruction=reconstruction,
+        compactness=0,
+    )
+    torch.testing.assert_close(terms["reconstruction"], expected)
