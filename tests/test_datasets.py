@@ -358,6 +358,7 @@ def loaded(dataset):
         (np.full((60, 92), 0.5), None),
         (np.zeros((60, 91), int), None),
         (np.zeros((60, 92), int), np.full((60, 92, 1), np.nan)),
+        (np.zeros((60, 92), int), np.full((60, 92, 1), 1e300)),
     ],
 )
 def test_unusable_image_is_named_in_training_and_evaluation(labels, extra):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -75,7 +76,7 @@ class FolderDataset(FileDataset):
     def image_shapes(self) -> dict[str, tuple[int, int]]:
         return {file.stem: shape for file, shape in zip(self.image_files, self._shapes, strict=True)}
 
-    def part(self, indices: Sequence[int]) -> "FolderDataset":
+    def part(self, indices: Sequence[int]) -> Self:
         """A data set of some of the images."""
         part = copy.copy(self)
         for name in ("image_files", "label_files", "_shapes"):

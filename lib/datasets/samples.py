@@ -217,9 +217,11 @@ def _usable(image: SegmentedImage) -> SegmentedImage:
     annotations = [annotation.astype(np.int32, copy=False) for annotation in image.annotations]
     if image.extra is None:
         return image._replace(annotations=annotations)
-    if not np.isfinite(image.extra).all():
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+        extra = image.extra.astype(np.float32, copy=False)
+    if not np.isfinite(extra).all():
         raise InputError(f"{image.name}: extra channels hold NaN or infinite values")
-    return image._replace(annotations=annotations, extra=image.extra.astype(np.float32, copy=False))
+    return image._replace(annotations=annotations, extra=extra)
 
 
 def _channels_first(channels: np.ndarray) -> Tensor:
