@@ -11,13 +11,14 @@ import gradio as gr
 import numpy as np
 
 from lib import cli
-from lib.checkpoint import load_base_model
-from lib.errors import InputError
-from lib.images import read_image
-from lib.inference import Segmenter
-from lib.option_types import port_int
-from lib.outputs import DEFAULT_STYLE, OverlayStyle
-from lib.superpixels import Superpixels
+from lib.cli.types import port_int
+from lib.files.images import read_image
+from lib.inference.outputs import DEFAULT_STYLE, OverlayStyle
+from lib.inference.segmenter import Segmenter
+from lib.runtime.device import resolve_device
+from lib.runtime.errors import InputError
+from lib.superpixels.regions import Superpixels
+from lib.weights import load_base_model
 
 DEMO_IMAGE = cli.REPO_ROOT / "demo" / "cat.jpg"
 _KEPT_SECONDS = 3600  # copies that the page serves
@@ -120,7 +121,7 @@ def draw_pictures(superpixels: Superpixels) -> tuple[np.ndarray, np.ndarray, np.
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    device = cli.resolve_device(args.device)
+    device = resolve_device(args.device)
     app = build_app(args.base_model_weights, str(device))
     try:
         app.launch(server_port=args.port)

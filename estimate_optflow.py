@@ -15,15 +15,15 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lib import cli
+from lib.cli.types import existing_dir, non_negative_int
 from lib.datasets import davis
-from lib.errors import InputError
-from lib.files import prepare_out_dir
-from lib.frames import FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
-from lib.interruption import StopSignals
-from lib.optflow import archive_name
-from lib.optflow_production import ArchiveJob, ArchiveReport, make_archives
-from lib.optflow_sources import DEFAULT_PRESET, DIS_PRESETS, FLOW_SUFFIXES, DISFlow, FlowFiles, FlowSource
-from lib.option_types import existing_dir, non_negative_int
+from lib.files.atomic import prepare_out_dir
+from lib.files.frames import FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
+from lib.optflow.archive import archive_name
+from lib.optflow.production import ArchiveJob, ArchiveReport, make_archives
+from lib.optflow.sources import DEFAULT_PRESET, DIS_PRESETS, FLOW_SUFFIXES, DISFlow, FlowFiles, FlowSource
+from lib.runtime.errors import InputError
+from lib.runtime.signals import StopSignals
 
 logger = logging.getLogger(__name__)
 

@@ -5,11 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from lib import cli
-from lib.checkpoint import NO_NETWORK, load_base_model
-from lib.datasets import bsds
-from lib.errors import InputError
-from lib.evaluation.loop import Run
-from lib.evaluation.options import (
+from lib.cli.evaluation import (
     add_evaluation_args,
     bsds_set,
     compared_methods,
@@ -18,9 +14,14 @@ from lib.evaluation.options import (
     folder_set,
     network_method,
 )
+from lib.cli.types import existing_dir
+from lib.datasets import bsds
+from lib.evaluation.loop import Run
 from lib.evaluation.run import run_evaluation
 from lib.evaluation.summary import Summary
-from lib.option_types import existing_dir
+from lib.runtime.device import resolve_device
+from lib.runtime.errors import InputError
+from lib.weights import NO_NETWORK, load_base_model
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[Run, Summary]]:
     args = build_parser().parse_args(argv)
-    device = cli.resolve_device(args.device)
+    device = resolve_device(args.device)
     sets = []
     if args.bsds_root:
         sets.append(bsds_set(args.bsds_root, args.bsds_split))

@@ -5,19 +5,20 @@ from collections.abc import Sequence
 from functools import partial
 
 from lib import cli
-from lib.checkpoint import check_base_of_composite, load_base_model, load_composite_model, load_model
-from lib.datasets.davis import DAVISDataset
-from lib.evaluation.loop import Run
-from lib.evaluation.options import (
+from lib.cli.evaluation import (
     add_evaluation_args,
     compared_methods,
     davis_set,
     evaluation_settings,
     network_method,
 )
+from lib.cli.types import existing_dir
+from lib.datasets.davis import DAVISDataset
+from lib.evaluation.loop import Run
 from lib.evaluation.run import run_evaluation
 from lib.evaluation.summary import Summary
-from lib.option_types import existing_dir
+from lib.runtime.device import resolve_device
+from lib.weights import check_base_of_composite, load_base_model, load_composite_model, load_model
 from model import N_FLOW_CHANNELS
 
 
@@ -37,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[Run, Summary]]:
     args = build_parser().parse_args(argv)
-    device = cli.resolve_device(args.device)
+    device = resolve_device(args.device)
     dataset = DAVISDataset(
         args.davis2017_root,
         args.davis_split,

@@ -4,11 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from lib import cli
-from lib.checkpoint import NO_NETWORK, load_base_model
-from lib.errors import InputError
-from lib.image_plan import plan_jobs
-from lib.image_run import RunSummary
-from lib.inference_options import (
+from lib.cli.inference import (
     add_image_args,
     add_output_args,
     add_speed_args,
@@ -18,7 +14,11 @@ from lib.inference_options import (
     segment_given_images,
     segment_given_video,
 )
-from lib.video import VideoSummary
+from lib.inference.images import RunSummary
+from lib.inference.jobs import plan_jobs
+from lib.inference.video import VideoSummary
+from lib.runtime.errors import InputError
+from lib.weights import NO_NETWORK, load_base_model
 
 
 def build_parser() -> argparse.ArgumentParser:

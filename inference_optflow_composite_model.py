@@ -6,13 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from lib import cli
-from lib.checkpoint import load_composite_model
-from lib.errors import InputError
-from lib.files import real_path
-from lib.frame_flow import AUTO, FlowOfFrame, flows_of_images
-from lib.image_plan import plan_jobs
-from lib.image_run import RunSummary
-from lib.inference_options import (
+from lib.cli.inference import (
     add_image_args,
     add_output_args,
     add_speed_args,
@@ -22,8 +16,14 @@ from lib.inference_options import (
     segment_given_images,
     segment_given_video,
 )
-from lib.optflow import FlowArchive
-from lib.video import VideoSummary
+from lib.files.atomic import real_path
+from lib.inference.images import RunSummary
+from lib.inference.jobs import plan_jobs
+from lib.inference.video import VideoSummary
+from lib.optflow.archive import FlowArchive
+from lib.optflow.lookup import AUTO, FlowOfFrame, flows_of_images
+from lib.runtime.errors import InputError
+from lib.weights import load_composite_model
 from model import N_FLOW_CHANNELS
 
 DEMO_DIR = cli.REPO_ROOT / "demo"

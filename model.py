@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.row_bands import Rows, bands, resize_rows, split_rows, strip_rows
-from lib.slic import DISTANCES, SoftAssignment, slic, slic_labels
+from lib.network.bands import Rows, bands, resize_rows, split_rows, strip_rows
+from lib.slic.iteration import DISTANCES, slic, slic_labels
+from lib.slic.soft_assignment import SoftAssignment
 
 N_BASE_CHANNELS = 5  # L, a, b, y, x: see lib/features.py
 N_FLOW_CHANNELS = 4  # fwd_dy, fwd_dx, bwd_dy, bwd_dx: see lib/optflow.py

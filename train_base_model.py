@@ -8,16 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from lib import cli
-from lib.checkpoint import DEFAULT_COLOR_SCALE, NO_NETWORK, load_base_model
-from lib.datasets.bsds import BSDSDataset
-from lib.datasets.folder import FolderDataset, hold_out
-from lib.datasets.synthetic import SyntheticDataset
-from lib.errors import InputError
-from lib.features import InputScales
-from lib.option_types import existing_dir
-from lib.slic import DISTANCES
-from lib.training import TrainingState
-from lib.training_options import (
+from lib.cli.training import (
     add_drawn_spixel_args,
     add_training_args,
     parse_training_args,
@@ -25,7 +16,17 @@ from lib.training_options import (
     resumed_from,
     run_settings,
 )
-from lib.training_run import run_training
+from lib.cli.types import existing_dir
+from lib.datasets.bsds import BSDSDataset
+from lib.datasets.folder import FolderDataset, hold_out
+from lib.datasets.synthetic import SyntheticDataset
+from lib.network.inputs import InputScales
+from lib.runtime.device import resolve_device
+from lib.runtime.errors import InputError
+from lib.slic.iteration import DISTANCES
+from lib.training.run import run_training
+from lib.training.trainer import TrainingState
+from lib.weights import DEFAULT_COLOR_SCALE, NO_NETWORK, load_base_model
 from model import SSNModel
 
 N_SYNTHETIC_IMAGES = 100
@@ -81,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> TrainingState:
     args = parse_training_args(build_parser(), argv)
-    device = cli.resolve_device(args.device)
+    device = resolve_device(args.device)
     train_set, validation_sets = open_data(args)
     if args.eval_on_davis:
         validation_sets["davis"] = cli.open_davis(args.davis2017_root, args.davis_split)

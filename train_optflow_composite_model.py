@@ -7,13 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from lib import cli
-from lib.checkpoint import file_sha256, load_base_model, load_composite_model
-from lib.datasets.davis import DAVISDataset, find_frames, read_split
-from lib.errors import InputError
-from lib.optflow import find_archives
-from lib.option_types import existing_dir
-from lib.training import TrainingState
-from lib.training_options import (
+from lib.cli.training import (
     add_drawn_spixel_args,
     add_training_args,
     parse_training_args,
@@ -21,7 +15,14 @@ from lib.training_options import (
     resumed_from,
     run_settings,
 )
-from lib.training_run import run_training
+from lib.cli.types import existing_dir
+from lib.datasets.davis import DAVISDataset, find_frames, read_split
+from lib.optflow.archive import find_archives
+from lib.runtime.device import resolve_device
+from lib.runtime.errors import InputError
+from lib.training.run import run_training
+from lib.training.trainer import TrainingState
+from lib.weights import file_sha256, load_base_model, load_composite_model
 from model import N_FLOW_CHANNELS, CompositeSSNModel, SSNPix
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> TrainingState:
     args = parse_training_args(build_parser(), argv)
-    device = cli.resolve_device(args.device)
+    device = resolve_device(args.device)
     splits = {
         "--davis_train_split": args.davis_train_split,
         "--davis_val_split": args.davis_val_split,

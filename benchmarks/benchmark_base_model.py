@@ -1,6 +1,6 @@
 """Time and memory of the clustering and of a training step, as ratios.
 
-The other side of each ratio is `gather_oracle`, the same computation written the plain way, measured in
+The other side of each ratio is `lib.slic.reference`, the same computation written the plain way, measured in
 the same run. Every workload runs in a process of its own, so that its peak memory can be told. Needs Linux.
 
     python -m benchmarks.benchmark_base_model
@@ -10,13 +10,12 @@ import argparse
 
 import torch
 
-from benchmarks import gather_oracle
 from benchmarks.measuring import MIB, Cost, describe, in_process, measure
-from lib.checkpoint import DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE
-from lib.features import InputScales, input_channels, pixel_positions
 from lib.losses import compute_loss_terms
-from lib.segmentation import model_input
-from lib.slic import slic
+from lib.network.inputs import InputScales, input_channels, model_input, pixel_positions
+from lib.slic import reference
+from lib.slic.iteration import slic
+from lib.weights import DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE
 from model import SSNModel
 
 SCALES = InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE)
@@ -31,7 +30,7 @@ def clustering_cost(
     features = torch.randn(1, 20, *size, device=device)
     features[:, -2:] = input_channels(features[:, :3], None, n_spixels, SCALES)[:, -2:]
 
-    cluster = {"ours": slic, "gather": gather_oracle.gather_slic}[implementation]
+    cluster = {"ours": slic, "gather": reference.gather_slic}[implementation]
     with torch.inference_mode():
         return measure(lambda: cluster(features, n_spixels), device, n_repeats)
 
@@ -61,12 +60,12 @@ def training_cost(device: torch.device, implementation: str, n_spixels: int, n_r
     def gather() -> None:
         labyx = input_channels(image_lab, None, n_spixels, SCALES)
         features = model.pixel_features(labyx)
-        affinity, candidates, n_cells = gather_oracle.gather_slic(features, n_spixels)
-        labels = gather_oracle.labels_of(affinity, candidates)
-        dense = gather_oracle.dense_affinity(affinity, candidates, n_cells)
+        affinity, candidates, n_cells = reference.gather_slic(features, n_spixels)
+        labels = reference.labels_of(affinity, candidates)
+        dense = reference.dense_affinity(affinity, candidates, n_cells)
         onehot = torch.nn.functional.one_hot(gt_labels, 10).permute(0, 3, 1, 2).float()
-        loss = gather_oracle.cross_entropy(gather_oracle.reconstruct(dense, onehot), gt_labels)
-        loss = loss + COMPACTNESS * gather_oracle.position_loss(dense, labels)
+        loss = reference.cross_entropy(reference.reconstruct(dense, onehot), gt_labels)
+        loss = loss + COMPACTNESS * reference.position_loss(dense, labels)
         loss.backward()
 
     return measure(gather if implementation == "gather" else ours, device, n_repeats)

@@ -16,17 +16,17 @@ import torch
 from PIL import Image
 
 from benchmarks.measuring import MIB, Cost, describe, in_process, make_photograph, measure
-from lib.checkpoint import DEFAULT_COLOR_SCALE, DEFAULT_OPTFLOW_SCALE, DEFAULT_POS_SCALE
+from lib.datasets.crops import TrainingCrops
 from lib.datasets.davis import FRAME_SHAPE, DAVISDataset, find_frames
-from lib.datasets.samples import TrainingCrops, training_loader
-from lib.features import InputScales, pixel_positions
-from lib.frames import FrameFolder
+from lib.datasets.loaders import training_loader
+from lib.files.frames import FrameFolder
+from lib.files.opencv import cv2
 from lib.losses import compute_loss_terms
-from lib.opencv import cv2
-from lib.optflow import FlowArchive, archive_name
-from lib.optflow_production import ArchiveJob, make_archives
-from lib.optflow_sources import DIS_PRESETS, DISFlow
-from lib.segmentation import model_input
+from lib.network.inputs import InputScales, model_input, pixel_positions
+from lib.optflow.archive import FlowArchive, archive_name
+from lib.optflow.production import ArchiveJob, make_archives
+from lib.optflow.sources import DIS_PRESETS, DISFlow
+from lib.weights import DEFAULT_COLOR_SCALE, DEFAULT_OPTFLOW_SCALE, DEFAULT_POS_SCALE
 from model import N_FLOW_CHANNELS, CompositeSSNModel, SSNModel
 
 SCALES = InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE, DEFAULT_OPTFLOW_SCALE)

@@ -14,14 +14,14 @@ import torch
 from torch.utils.data import Dataset
 
 from benchmarks.measuring import describe, make_photograph
-from lib.checkpoint import load_base_model
-from lib.cli import DEFAULT_BASE_WEIGHTS
-from lib.connectivity import enforce_connectivity
-from lib.datasets.samples import EvaluationImages, evaluation_loader
-from lib.datasets.segmented_image import SegmentedImage
+from lib.cli.options import DEFAULT_BASE_WEIGHTS
+from lib.datasets.base import SegmentedImage
+from lib.datasets.loaders import EvaluationImages, evaluation_loader
 from lib.evaluation.loop import connected_superpixels, evaluate
 from lib.evaluation.methods import NetworkMethod, Setting
-from lib.evaluation.scoring import METRICS, score_label_maps
+from lib.metrics.registry import METRICS, score_label_maps
+from lib.superpixels.connectivity import enforce_connectivity
+from lib.weights import load_base_model
 
 HEIGHT, WIDTH = 321, 481
 N_IMAGES, N_ANNOTATIONS = 40, 5

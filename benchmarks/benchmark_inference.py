@@ -17,15 +17,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.measuring import MIB, Cost, describe, in_process, make_photograph, measure
-from lib.checkpoint import load_base_model
-from lib.cli import DEFAULT_BASE_WEIGHTS
-from lib.features import input_channels, rgb_to_lab
-from lib.images import read_image
-from lib.inference import Segmenter
-from lib.memory import keep_freed_memory
-from lib.outputs import OutputFiles, write_outputs
-from lib.precision import resolve_precision
-from lib.stopwatch import Stopwatch
+from lib.cli.options import DEFAULT_BASE_WEIGHTS
+from lib.files.images import read_image
+from lib.inference.outputs import OutputFiles, write_outputs
+from lib.inference.segmenter import Segmenter
+from lib.network.inputs import input_channels, rgb_to_lab
+from lib.runtime.device import resolve_precision
+from lib.runtime.memory import keep_freed_memory
+from lib.runtime.stopwatch import Stopwatch
+from lib.weights import load_base_model
 from model import FeatureExtractor
 
 SIZE = (480, 854)

@@ -12,12 +12,13 @@ from PIL import Image
 
 import inference_base_model
 import inference_optflow_composite_model
-from lib.cli import DEFAULT_BASE_WEIGHTS, DEFAULT_COMPOSITE_WEIGHTS, REPO_ROOT
-from lib.frames import FRAME_SUFFIXES, list_in_order
-from lib.images import read_image
-from lib.inference import Segmenter
-from lib.optflow import FlowArchive
-from lib.visualization import draw_boundaries, draw_flow
+from lib.cli.options import DEFAULT_BASE_WEIGHTS, DEFAULT_COMPOSITE_WEIGHTS, REPO_ROOT
+from lib.files.frames import FRAME_SUFFIXES, list_in_order
+from lib.files.images import read_image
+from lib.inference.segmenter import Segmenter
+from lib.optflow.archive import FlowArchive
+from lib.optflow.drawing import draw_flow
+from lib.superpixels.drawing import draw_boundaries
 
 DOCS_DIR = Path(__file__).parent
 DEMO_DIR = REPO_ROOT / "demo"

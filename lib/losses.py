@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib.features import pixel_positions
-from lib.slic import SoftAssignment
+from lib.network.inputs import pixel_positions
+from lib.slic.soft_assignment import SoftAssignment
 
 RECONSTRUCTION_LOSSES = ("expected_error", "cross_entropy", "cross_entropy_logsoftmax", "soft_iou")
 

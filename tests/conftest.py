@@ -1,19 +1,13 @@
 """Small images, data sets and models that the tests make themselves."""
 
-import os
-import signal
-from contextlib import contextmanager
-from pathlib import Path
-
 import h5py
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.io import savemat
 
-from lib import cli, training_run
-from lib.checkpoint import file_sha256, load_base_model, save_checkpoint
+from helpers import make_quadrants, write_annotations
+from lib.weights import file_sha256, load_base_model, save_checkpoint
 from model import CompositeSSNModel, SSNModel
 
 torch.set_num_threads(1)  # for images this small, threads cost more than they bring
@@ -25,20 +19,6 @@ DEVICES = [
     ),
 ]
 
-# Of images and superpixels, with odd cases of the grid.
-SHAPES_AND_COUNTS = [
-    ((20, 31), 12),  # cells of unequal size
-    ((20, 31), 1),
-    ((20, 31), 620),  # one pixel a cell
-    ((31, 20), 50),  # portrait
-    ((3, 40), 5),  # lower than a cell row would be
-    ((17, 1), 4),
-    ((1, 23), 23),
-    ((1, 1), 1),
-]
-
-QUADRANT_COLORS = np.array([[220, 40, 40], [40, 200, 60], [50, 60, 210], [230, 220, 60]], np.uint8)
-
 
 @pytest.fixture(params=DEVICES)
 def device(request):
@@ -48,63 +28,6 @@ def device(request):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def make_quadrants(height=60, width=92, *, seed=0):
-    """An image of four slightly noisy coloured quadrants, and their numbers."""
-    row, col = np.mgrid[:height, :width]
-    labels = (2 * (row >= height // 2) + (col >= width // 2)).astype(np.int32)
-    noise = np.random.default_rng(seed).integers(-10, 11, (height, width, 3))
-    image_rgb = np.clip(QUADRANT_COLORS[labels].astype(int) + noise, 0, 255).astype(np.uint8)
-    return image_rgb, labels
-
-
-@contextmanager
-def full_disk(n_bytes):
-    """Let no file grow beyond a size, as a full disk would."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def write_annotations(path: Path, annotations):
-    """Write a .mat file in the layout of BSDS500."""
-    cells = np.empty((1, len(annotations)), dtype=object)
-    for idx, annotation in enumerate(annotations):
-        cells[0, idx] = {"Segmentation": annotation.astype(np.uint16), "Boundaries": annotation > 1}
-    savemat(path, {"groundTruth": cells})
-
-
-def fails_with(main, argv, capsys):
-    """Run a script that must fail as bad input does; return its one line."""
-    with pytest.raises(SystemExit) as caught:
-        cli.run(lambda: main(argv))
-    assert caught.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
-
-
-@contextmanager
-def ctrl_c_in_second_step(monkeypatch):
-    """Interrupt the training run in the block in the midst of its second step, and expect it to end so."""
-    original = training_run.compute_loss_terms
-    calls = []
-
-    def press_in_second_call(*args, **kwargs):
-        calls.append(None)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training_run, "compute_loss_terms", press_in_second_call)
-        with pytest.raises(KeyboardInterrupt):
-            yield
 
 
 @pytest.fixture

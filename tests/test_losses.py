@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from benchmarks import gather_oracle
 from lib.losses import (
     RECONSTRUCTION_LOSSES,
     compute_loss_terms,
@@ -14,7 +13,8 @@ from lib.losses import (
     soft_iou_loss,
     true_label_share,
 )
-from lib.slic import slic
+from lib.slic import reference
+from lib.slic.iteration import slic
 
 # One row of three pixels, two labels: shares of label 0 are 0.8, 0.5 and 0.25.
 SHARES = torch.tensor([[[[0.8, 0.5, 0.25]], [[0.2, 0.5, 0.75]]]], dtype=torch.float64)
@@ -23,8 +23,8 @@ LABELS = torch.tensor([[[0, 1, 1]]])
 
 def test_plain_cross_entropy_by_hand():
     expected = -(math.log(0.8) + math.log(0.5) + math.log(0.75)) / 3
-    assert gather_oracle.cross_entropy(SHARES, LABELS).item() == pytest.approx(expected)
-    assert gather_oracle.cross_entropy(3 * SHARES, LABELS).item() == pytest.approx(expected)
+    assert reference.cross_entropy(SHARES, LABELS).item() == pytest.approx(expected)
+    assert reference.cross_entropy(3 * SHARES, LABELS).item() == pytest.approx(expected)
 
 
 def test_soft_iou_by_hand():
@@ -44,14 +44,14 @@ def test_losses_equal_those_of_dense_affinities(n_labels):
     gt_labels = torch.randint(n_labels, (2, 20, 31))
     assignment = slic(features, 12)
     labels = assignment.labels()
-    affinity, candidates, n_cells = gather_oracle.gather_slic(features, 12)
-    dense = gather_oracle.dense_affinity(affinity, candidates, n_cells)
+    affinity, candidates, n_cells = reference.gather_slic(features, 12)
+    dense = reference.dense_affinity(affinity, candidates, n_cells)
     onehot = torch.nn.functional.one_hot(gt_labels, n_labels).permute(0, 3, 1, 2).double()
 
     reconstructed = reconstruct_labels(assignment, gt_labels, n_labels)
-    torch.testing.assert_close(reconstructed, gather_oracle.reconstruct(dense, onehot))
+    torch.testing.assert_close(reconstructed, reference.reconstruct(dense, onehot))
     torch.testing.assert_close(reconstructed.sum(1), torch.ones(2, 20, 31, dtype=torch.float64))
-    torch.testing.assert_close(position_loss(assignment, labels), gather_oracle.position_loss(dense, labels))
+    torch.testing.assert_close(position_loss(assignment, labels), reference.position_loss(dense, labels))
 
 
 def test_position_loss_by_hand():
@@ -134,7 +134,7 @@ def test_cross_entropies_are_those_of_the_reconstruction(reconstruction):
     gt_labels = torch.randint(4, (2, 13, 17))
     shares = reconstruct_labels(assignment, gt_labels, 4)
     if reconstruction == "cross_entropy":
-        expected = gather_oracle.cross_entropy(shares, gt_labels)
+        expected = reference.cross_entropy(shares, gt_labels)
     else:
         weights = shares.exp()
         expected = -(weights.gather(1, gt_labels[:, None]) / weights.sum(1, keepdim=True)).log().mean()

@@ -221,8 +221,8 @@ def test_bands_and_strips_equal_the_whole(size, band_rows, strip_rows, monkeypat
     x = torch.randn(2, 5, *size, device=device)
     x = x.contiguous(memory_format=torch.channels_last)
     for name, n_rows in (("BAND", band_rows), ("STRIP", strip_rows)):
-        monkeypatch.setattr(f"lib.row_bands._{name}_ROWS", n_rows)
-        monkeypatch.setattr(f"lib.row_bands._{name}_PIXELS", 1)
+        monkeypatch.setattr(f"lib.network.bands._{name}_ROWS", n_rows)
+        monkeypatch.setattr(f"lib.network.bands._{name}_PIXELS", 1)
     n_bands, n_strips = [], []
     extractor.scale1.register_forward_hook(lambda *_: n_strips.append(1))
     extractor.scale2.register_forward_hook(lambda *_: n_bands.append(1))

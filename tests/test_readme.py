@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.checkpoint import file_sha256, load_composite_model
+from lib.weights import file_sha256, load_composite_model
 
 REPO_ROOT = Path(__file__).parent.parent
 README = (REPO_ROOT / "README.md").read_text()

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
-from lib.datasets.segmented_image import FileDataset, SegmentedImage
-from lib.errors import InputError
-from lib.images import read_image, read_image_shape
+from lib.datasets.base import FileDataset, SegmentedImage
+from lib.files.images import read_image, read_image_shape
+from lib.runtime.errors import InputError
 
 SPLITS = ("train", "val", "test")
 

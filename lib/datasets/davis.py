@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lib.datasets.segmented_image import FileDataset, SegmentedImage
-from lib.errors import InputError
-from lib.images import read_image, resize_image
-from lib.optflow import FlowArchive, find_archives
+from lib.datasets.base import FileDataset, SegmentedImage
+from lib.files.images import read_image, resize_image
+from lib.optflow.archive import FlowArchive, find_archives
+from lib.runtime.errors import InputError
 from model import N_FLOW_CHANNELS
 
 FRAME_SHAPE = (480, 854)  # rows, columns in pixels; the few frames that differ are resized

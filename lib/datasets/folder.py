@@ -11,9 +11,9 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from PIL import Image
 
-from lib.datasets.segmented_image import FileDataset, SegmentedImage
-from lib.errors import InputError
-from lib.images import IMAGE_SUFFIXES, read_image, read_image_shape
+from lib.datasets.base import FileDataset, SegmentedImage
+from lib.files.images import IMAGE_SUFFIXES, read_image, read_image_shape
+from lib.runtime.errors import InputError
 
 HOLD_OUT_EVERY = 10  # a tenth is enough to pick a model by
 

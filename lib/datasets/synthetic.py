@@ -3,7 +3,7 @@
 import numpy as np
 from torch.utils.data import Dataset
 
-from lib.datasets.segmented_image import SegmentedImage
+from lib.datasets.base import SegmentedImage
 
 IMAGE_SHAPE = (321, 481)  # of BSDS500
 N_SEGMENTS = 20

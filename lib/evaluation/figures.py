@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.evaluation.scoring import METRICS
 from lib.evaluation.summary import Summary, curves_of
-from lib.files import atomic_path
-from lib.label_maps import check_label_map
-from lib.metrics import ContingencyTable
-from lib.visualization import draw_boundaries
+from lib.files.atomic import atomic_path
+from lib.metrics.definitions import ContingencyTable
+from lib.metrics.label_map import check_label_map
+from lib.metrics.registry import METRICS
+from lib.superpixels.drawing import draw_boundaries
 
 # Lines are told apart by marker and dashes, so that they can be read in black and white; the colours differ
 # in lightness too. There are eight markers and seven dashes, so that 56 lines differ.

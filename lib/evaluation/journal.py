@@ -5,10 +5,10 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lib.errors import InputError
 from lib.evaluation.loop import ImageScores, Run
-from lib.evaluation.scoring import PAIR_METRICS, SPIXEL_METRICS, Scores
-from lib.files import atomic_path, name_failed_write
+from lib.files.atomic import atomic_path, name_failed_write
+from lib.metrics.registry import PAIR_METRICS, SPIXEL_METRICS, Scores
+from lib.runtime.errors import InputError
 
 SCORES, SECONDS = "scores.csv", "seconds.csv"
 

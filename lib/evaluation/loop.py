@@ -1,6 +1,6 @@
 """The loop of an evaluation: every image through every method, every label map through every metric.
 
-The protocol is told in words by `lib.evaluation.record.PROTOCOL`.
+The protocol is told in words by `lib.evaluation.protocol.PROTOCOL`.
 """
 
 from collections import deque
@@ -14,16 +14,16 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from lib.connectivity import enforce_connectivity
-from lib.datasets.samples import EvaluationImage, EvaluationImages, evaluation_loader
-from lib.datasets.segmented_image import SegmentedImage
-from lib.distributed import gather, is_first_rank, n_ranks
-from lib.errors import InputError, RunError
+from lib.datasets.base import SegmentedImage
+from lib.datasets.loaders import EvaluationImage, EvaluationImages, evaluation_loader
 from lib.evaluation.methods import Method, Setting
-from lib.evaluation.scoring import METRICS, Scores, check_metrics, score_label_maps
 from lib.evaluation.workers import metric_workers
-from lib.segmentation import check_n_spixels
-from lib.workers import LOST_WORKER
+from lib.metrics.registry import METRICS, Scores, check_metrics, score_label_maps
+from lib.runtime.errors import InputError, RunError
+from lib.runtime.ranks import gather, is_first_rank, n_ranks
+from lib.runtime.workers import LOST_WORKER
+from lib.superpixels.connectivity import enforce_connectivity
+from lib.superpixels.counts import check_n_spixels
 
 
 class Run(NamedTuple):

@@ -8,10 +8,9 @@ import torch
 from skimage.segmentation import slic
 from torch import Tensor, nn
 
-from lib.cell_grid import compute_grid_shape
-from lib.datasets.samples import EvaluationImage
-from lib.features import InputScales, pixel_pos_scale
-from lib.segmentation import check_features, model_input
+from lib.datasets.loaders import EvaluationImage
+from lib.network.inputs import InputScales, check_features, model_input, pixel_pos_scale
+from lib.slic.grid import compute_grid_shape
 from model import cluster_labels
 
 # Of 5, 10 (scikit-image's default), 20, 30 and 50, the one with the best boundary recall on BSDS500 val at
@@ -52,7 +51,7 @@ class NetworkMethod:
 
     Its features are computed once for all settings that give its network the same input: for all of them
     if the network does not see the position, otherwise for those that scale it alike (see
-    `lib.features.pixel_pos_scale`). Those of extra channels are always computed once.
+    `lib.network.inputs.pixel_pos_scale`). Those of extra channels are always computed once.
 
     Parameters
     ----------

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from lib.datasets.samples import EvaluationImages
-from lib.datasets.segmented_image import SegmentedImage
+from lib.datasets.base import SegmentedImage
+from lib.datasets.loaders import EvaluationImages
 from lib.evaluation.figures import SheetImage, draw_curves, draw_sheet, save_figure
 from lib.evaluation.loop import ImageScores, Run, connected_superpixels
 from lib.evaluation.methods import Method, Setting
-from lib.evaluation.report import DatasetResults
-from lib.evaluation.scoring import METRICS, PAIR_METRICS
 from lib.evaluation.summary import summarize
+from lib.evaluation.tables import DatasetResults
+from lib.metrics.registry import METRICS, PAIR_METRICS
 
 _N_SHEET_IMAGES = 4  # worst ones, and as many best ones
 

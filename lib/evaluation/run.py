@@ -6,8 +6,6 @@ from pathlib import Path
 
 import torch
 
-from lib.distributed import is_first_rank, n_ranks, on_first_rank, together
-from lib.errors import InputError
 from lib.evaluation.journal import SCORES, SECONDS, Journal
 from lib.evaluation.loop import (
     ImageScores,
@@ -18,7 +16,7 @@ from lib.evaluation.loop import (
 )
 from lib.evaluation.methods import Method
 from lib.evaluation.pictures import write_curves, write_sheet
-from lib.evaluation.record import (
+from lib.evaluation.protocol import (
     RECORD,
     EvaluationSet,
     check_same_run,
@@ -27,7 +25,8 @@ from lib.evaluation.record import (
     recorded_picture_names,
     write_record,
 )
-from lib.evaluation.report import (
+from lib.evaluation.summary import Summary, average_curves, summarize, summarize_groups
+from lib.evaluation.tables import (
     CURVE_MEANS_CSV,
     RESULTS,
     SUMMARY_CSV,
@@ -38,11 +37,12 @@ from lib.evaluation.report import (
     table_metrics,
     write_results,
 )
-from lib.evaluation.scoring import METRICS, check_metrics
-from lib.evaluation.summary import Summary, average_curves, summarize, summarize_groups
 from lib.evaluation.timing import seconds_per_image
-from lib.files import prepare_out_dir
-from lib.interruption import StopSignals
+from lib.files.atomic import prepare_out_dir
+from lib.metrics.registry import METRICS, check_metrics
+from lib.runtime.errors import InputError
+from lib.runtime.ranks import is_first_rank, n_ranks, on_first_rank, together
+from lib.runtime.signals import StopSignals
 
 logger = logging.getLogger(__name__)
 

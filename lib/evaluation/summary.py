@@ -7,7 +7,7 @@ import numpy as np
 from scipy.integrate import trapezoid
 
 from lib.evaluation.loop import ImageScores, Run
-from lib.evaluation.scoring import METRICS
+from lib.metrics.registry import METRICS
 
 COUNT_RANGE = (100, 1000)  # measured superpixels over which curves are averaged
 

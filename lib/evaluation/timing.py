@@ -7,11 +7,11 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from lib.datasets.samples import EvaluationImages
-from lib.datasets.segmented_image import SegmentedImage
+from lib.datasets.base import SegmentedImage
+from lib.datasets.loaders import EvaluationImages
 from lib.evaluation.loop import Run, list_settings
 from lib.evaluation.methods import Method
-from lib.segmentation import check_n_spixels
+from lib.superpixels.counts import check_n_spixels
 
 N_TIMED_IMAGES = 5
 

@@ -5,8 +5,8 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from lib.interruption import blocked_stop_signals, start_worker
-from lib.workers import usable_workers
+from lib.runtime.signals import blocked_stop_signals, start_worker
+from lib.runtime.workers import usable_workers
 
 
 @contextmanager

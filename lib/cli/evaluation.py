@@ -1,0 +1,172 @@
+"""What the command lines of the evaluation scripts share."""
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib import cli
+from lib.datasets.bsds import BSDSDataset
+from lib.datasets.davis import DAVISDataset
+from lib.datasets.folder import FolderDataset
+from lib.evaluation.methods import GridMethod, Method, NetworkMethod, SLICMethod
+from lib.evaluation.protocol import EvaluationSet
+from lib.metrics.registry import METRICS
+from lib.runtime.errors import InputError
+from lib.weights import NO_NETWORK, LoadedModel, file_sha256
+
+_SSN_PIX, _SLIC, _GRID = "ssn_pix", "slic", "grid"
+_METHOD_NAME = r"[\w.+-]+"  # what may be part of the name of a file and the cell of a table
+
+
+def add_evaluation_args(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what is measured, compared and written."""
+    cli.add_iou_arg(parser)
+    cli.add_nworkers_arg(parser)
+    group = parser.add_argument_group("evaluation")
+    group.add_argument(
+        "--compare",
+        nargs="+",
+        default=[],
+        metavar="METHOD",
+        help=f"methods to score beside: {_SLIC} (scikit-image's), {_SSN_PIX} (no network), {_GRID}, or "
+        "weight files, FILE.pth or NAME=FILE.pth",
+    )
+    group.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="METRIC",
+        help=f"metrics to compute: {', '.join(METRICS)}; default: all",
+    )
+    cli.add_bool(group, "--protocol", default=False, help="tell in words what was done")
+    group.add_argument("--out_dir", type=Path, help="folder for tables, curves and pictures; default: none")
+    exclusive = group.add_mutually_exclusive_group()
+    cli.add_bool(
+        exclusive, "--resume", default=False, help="go on with the results of an interrupted run in --out_dir"
+    )
+    cli.add_bool(exclusive, "--overwrite", default=False, help="replace the results in --out_dir")
+
+
+def evaluation_settings(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """The settings of `lib.evaluation.run.run_evaluation` that are the same in all evaluation scripts.
+
+    Raises
+    ------
+    InputError
+        If `--resume` or `--overwrite` lacks its folder.
+    """
+    for name in ("resume", "overwrite"):
+        if getattr(args, name) and args.out_dir is None:
+            raise InputError(f"--{name} needs --out_dir")
+    metrics = list(args.metrics or METRICS)
+    if args.eval_iou_ignore_background and "mean_iou" in metrics and "mean_iou_foreground" not in metrics:
+        metrics.insert(metrics.index("mean_iou"), "mean_iou_foreground")
+    return {
+        "n_spixels": args.nspix,
+        "metrics": tuple(metrics),
+        "device": device,
+        "n_workers": args.nworkers,
+        "ignore_background": args.eval_iou_ignore_background,
+        "out_dir": args.out_dir,
+        "resume": args.resume,
+        "overwrite": args.overwrite,
+        "with_protocol": args.protocol,
+        "options": cli.options_as_strings(args),
+    }
+
+
+def davis_set(dataset: DAVISDataset, split: str) -> EvaluationSet:
+    """DAVIS videos as a data set to evaluate on, named after their split or the file that lists them."""
+    return EvaluationSet(f"DAVIS {Path(split).name}", f"davis_{Path(split).stem}", dataset, dataset.sources)
+
+
+def bsds_set(bsds_root: Path, split: str) -> EvaluationSet:
+    """A split of BSDS500 as a data set to evaluate on."""
+    dataset = BSDSDataset(bsds_root, split)
+    return EvaluationSet(f"BSDS500 {split}", f"bsds500_{split}", dataset, dataset.sources)
+
+
+def folder_set(data_root: Path) -> EvaluationSet:
+    """A folder of people's own images as a data set to evaluate on, named after it."""
+    dataset = FolderDataset(data_root)
+    name = data_root.resolve().name
+    return EvaluationSet(name, re.sub(r"[^\w.+-]", "_", name), dataset, dataset.sources)
+
+
+def network_method(
+    name: str, path: Path | str, loaded: LoadedModel, args: argparse.Namespace, device: torch.device
+) -> NetworkMethod:
+    """A model as a method, with the scales that the options give."""
+    given = {"color_scale": args.color_scale, "extra_scale": getattr(args, "optflow_scale", None)}
+    if loaded.scales.extra_scale is None:
+        given["extra_scale"] = None
+    weights = {} if str(path) == NO_NETWORK else {"weights": Path(path).name, "sha256": file_sha256(path)}
+    return NetworkMethod(
+        name,
+        loaded.model.to(device),
+        cli.choose_scales(loaded.scales, **given),
+        device,
+        pos_scales=args.pos_scale or (),
+        description=weights,
+    )
+
+
+def compared_methods(
+    args: argparse.Namespace, device: torch.device, load: Callable[[str], LoadedModel], taken: Sequence[str]
+) -> list[Method]:
+    """The methods that `--compare` names.
+
+    Parameters
+    ----------
+    args : Namespace
+        Options of the script.
+    device : torch.device
+        Where networks compute.
+    load : callable
+        Loads a weight file, or "none".
+    taken : sequence of str
+        Names of the methods that are there without `--compare`.
+
+    Raises
+    ------
+    InputError
+        If a method is unknown, two have one name, or a weight file cannot be used.
+    """
+    methods: list[Method] = []
+    for text in args.compare:
+        if text == _SLIC:
+            methods.append(SLICMethod())
+        elif text == _GRID:
+            methods.append(GridMethod())
+        elif text == _SSN_PIX:
+            methods.append(network_method(_SSN_PIX, NO_NETWORK, load(NO_NETWORK), args, device))
+        else:
+            name, path = _split_name(text)
+            if not path.endswith(".pth") and not Path(path).is_file():
+                raise InputError(
+                    f"--compare {text}: no such method; there are {_SLIC}, {_SSN_PIX}, {_GRID} and weight "
+                    "files, FILE.pth or NAME=FILE.pth"
+                )
+            if not re.fullmatch(_METHOD_NAME, name):
+                raise InputError(
+                    f"--compare {text}: a name may hold letters, digits and ._+- only; use NAME=FILE.pth"
+                )
+            methods.append(network_method(name, path, load(path), args, device))
+    names = [*taken, *(method.name for method in methods)]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(
+            f"--compare: two methods are named {twice[0]}; name a weight file with NAME=FILE.pth"
+        )
+    return methods
+
+
+def _split_name(text: str) -> tuple[str, str]:
+    """Name and file of a method given as FILE or NAME=FILE; files may have a "=" in their path."""
+    name, separator, path = text.partition("=")
+    if Path(text).is_file() or not separator:
+        return Path(text).stem, text
+    return name, path

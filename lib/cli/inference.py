@@ -1,0 +1,392 @@
+"""The options of the inference scripts, and what the scripts do with them."""
+
+import argparse
+import itertools
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import ImageColor
+
+from lib.cli.options import SEVERAL, add_bool, add_device_arg, add_precision_arg
+from lib.cli.types import positive_float, positive_int
+from lib.files.atomic import check_output_file, real_path
+from lib.files.frames import FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
+from lib.inference.images import ImageJob, RunSummary, segment_files
+from lib.inference.jobs import NAME, OUTPUTS, is_single_image
+from lib.inference.outputs import OVERLAYS, OverlayStyle
+from lib.inference.segmenter import Segmenter
+from lib.inference.video import (
+    VIDEO_LABEL_SUFFIXES,
+    VIDEO_SUFFIXES,
+    VideoSummary,
+    frames_with_estimated_flow,
+    frames_with_flow_of,
+    frames_without_flow,
+    segment_video,
+)
+from lib.network.inputs import InputScales
+from lib.optflow.archive import FlowArchive
+from lib.optflow.sources import DEFAULT_PRESET
+from lib.runtime.device import resolve_device, resolve_precision
+from lib.runtime.errors import InputError, RunError
+from lib.runtime.ranks import n_ranks, on_first_rank
+from lib.runtime.signals import StopSignals
+from lib.runtime.stopwatch import Stopwatch
+from lib.weights import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+_FOR_SEVERAL = f"; for several images, a folder or a name with {NAME}"  # in the help of options
+
+_CUDA_BATCH_SIZE = 8
+_DEFAULT_VIDEO = "results.mp4"
+_FOR_IMAGES_ALONE = {
+    "mask": None,
+    "save_features": None,
+    "save_flow": None,
+    "save_outlines": None,
+    "exact_nspix": False,
+    "enforce_connectivity": True,
+    "skip_existing": False,
+    "batchsize": None,
+    "optflow_data_fr_idx": None,
+    "optflow_method": None,
+}
+
+
+def add_output_args(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what to write."""
+    parser.add_argument(
+        "--out",
+        help=f"overlay to write, any common format, .mp4 for a video{_FOR_SEVERAL}; default: "
+        f"{OUTPUTS['out'].default}, {_DEFAULT_VIDEO} for a video, folder "
+        f"{OUTPUTS['out'].default_for_many} for several images",
+    )
+    parser.add_argument(
+        "--save_labels",
+        help="label map to write: .npy (int32), .png (16 bits), .tif (32 bits) or .h5, which alone holds "
+        f"those of a video{_FOR_SEVERAL}",
+    )
+    parser.add_argument(
+        "--save_features",
+        help=f"position-invariant features of pixels and superpixels to write: .npz{_FOR_SEVERAL}",
+    )
+    parser.add_argument(
+        "--save_outlines",
+        help=f"outlines of the superpixels to write, for labelling tools: .geojson or .svg{_FOR_SEVERAL}",
+    )
+    parser.add_argument(
+        "--overlay",
+        choices=OVERLAYS,
+        default="boundaries",
+        help="draw the borders of the superpixels over the image, or paint each in its mean colour",
+    )
+    parser.add_argument(
+        "--boundary_color",
+        type=_rgb_color,
+        default="yellow",
+        metavar="COLOR",
+        help="of the borders in the overlay: a name, or #rrggbb",
+    )
+    parser.add_argument(
+        "--boundary_width", type=positive_int, default=2, help="of the borders in the overlay, in pixels"
+    )
+    add_bool(
+        parser,
+        "--enforce_connectivity",
+        default=True,
+        help="make superpixels connected and merge crumbs; False gives the raw argmax",
+    )
+    add_bool(
+        parser,
+        "--exact_nspix",
+        default=False,
+        help="merge or split superpixels until there are exactly --nspix",
+    )
+    parser.add_argument(
+        "--pos_scale_dist",
+        type=positive_float,
+        default=1.0,
+        help="factor of the position in the distances alone, beside --pos_scale; higher is more compact",
+    )
+
+
+def add_video_args(parser: argparse.ArgumentParser, sources: argparse._MutuallyExclusiveGroup) -> None:
+    """Add the options for a video, which is one of the sources."""
+    sources.add_argument(
+        "--video",
+        type=Path,
+        metavar="FILE|FOLDER",
+        help="video to segment: a file, or a folder of its frames",
+    )
+    add_bool(
+        parser,
+        "--temporal",
+        default=False,
+        help="let superpixels of a video keep their label from frame to frame, with the optical flow",
+    )
+
+
+def segment_given_video(
+    args: argparse.Namespace, segmenter: Segmenter, *, archive: FlowArchive | None = None
+) -> VideoSummary:
+    """Segment the video that the options name.
+
+    Parameters
+    ----------
+    args : Namespace
+        Of a parser with the options of the outputs and of a video.
+    segmenter : Segmenter
+        What segments.
+    archive : FlowArchive, optional
+        Flow of the video; where it is needed and not given, it is estimated.
+
+    Raises
+    ------
+    InputError
+        If the video cannot be opened, files cannot be written, or options are for images alone.
+    """
+    for option, default in _FOR_IMAGES_ALONE.items():
+        if getattr(args, option, default) != default:
+            raise InputError(f"--{option} is for images, not for a --video")
+    if n_ranks() > 1:
+        raise InputError("a --video is segmented by a single process")
+    out = Path(args.out or _DEFAULT_VIDEO)
+    labels = Path(args.save_labels) if args.save_labels else None
+    check_output_file("--out", out, VIDEO_SUFFIXES)
+    if labels:
+        check_output_file("--save_labels", labels, VIDEO_LABEL_SUFFIXES)
+    _check_distinct(
+        {
+            "video": args.video,
+            "optflow_data": archive.path if archive else None,
+            "out": out,
+            "save_labels": labels,
+        }
+    )
+    if args.video.is_dir():
+        video = FrameFolder(real_path(args.video).name, list_in_order(args.video, FRAME_SUFFIXES))
+    else:
+        video = VideoFile(args.video.stem, args.video)
+    if archive is not None:
+        frames = frames_with_flow_of(video, archive)
+    elif args.temporal or segmenter.model.n_extra_channels:
+        frames = frames_with_estimated_flow(video, DEFAULT_PRESET)
+    else:
+        frames = frames_without_flow(video)
+    start = time.perf_counter()
+    summary = segment_video(
+        segmenter,
+        frames,
+        args.nspix,
+        overlay_file=out,
+        labels_file=labels,
+        style=_overlay_style(args),
+        tracked=args.temporal,
+        frame_rate=video.frame_rate,
+        n_frames=len(video),
+    )
+    follows = summary.share_that_follows
+    logger.info(
+        "%s: %d frames, %d superpixels requested, %.1f measured, %.2f frames/s on %s%s, overlay in %s",
+        args.video,
+        summary.n_frames,
+        args.nspix,
+        summary.n_measured,
+        summary.n_frames / (time.perf_counter() - start),
+        segmenter.device,
+        "" if follows is None else f", labels of {100 * follows:.1f} % of the pixels follow the flow",
+        out,
+    )
+    _tell_profile(args, segmenter)
+    return summary
+
+
+def check_needs(args: argparse.Namespace) -> None:
+    """Check that options which need others have them.
+
+    Raises
+    ------
+    InputError
+        If not.
+    """
+    for option in ("exact_nspix", "save_outlines"):
+        if getattr(args, option) and not args.enforce_connectivity:
+            raise InputError(f"--{option} needs --enforce_connectivity")
+    if args.temporal and args.video is None:
+        raise InputError("--temporal needs a --video")
+
+
+def add_image_args(
+    parser: argparse.ArgumentParser, sources: argparse._MutuallyExclusiveGroup, *, demo_image: Path
+) -> None:
+    """Add the options for any number of images, which are one of the sources."""
+    sources.add_argument(
+        "--image",
+        **SEVERAL,
+        default=[str(demo_image)],
+        metavar="IMAGE",
+        help="images to segment: files, folders with all that is below them, or patterns such as '*.jpg'",
+    )
+    parser.add_argument(
+        "--mask", help=f"picture of the pixels to segment, all that are not black{_FOR_SEVERAL}"
+    )
+    add_bool(
+        parser, "--skip_existing", default=False, help="leave out images of which all files are there already"
+    )
+    parser.add_argument(
+        "--batchsize",
+        type=positive_int,
+        help="images of one size that go through the network together; default: "
+        f"{_CUDA_BATCH_SIZE} on CUDA, else 1",
+    )
+
+
+def add_speed_args(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where and how fast to compute; `open_segmenter` reads them."""
+    add_device_arg(parser)
+    add_precision_arg(parser, default="fp32")
+    add_bool(
+        parser,
+        "--compile",
+        default=False,
+        help="compile the network with torch.compile, which takes a minute for every size of images",
+    )
+    add_bool(parser, "--profile", default=False, help="tell how long each stage took")
+
+
+def open_segmenter(args: argparse.Namespace, loaded: LoadedModel, scales: InputScales) -> Segmenter:
+    """What segments with a loaded model as the options say.
+
+    Raises
+    ------
+    InputError
+        If the device or the precision cannot be had, or there is no network to compile.
+    """
+    device = resolve_device(args.device)
+    segmenter = Segmenter(
+        loaded.model,
+        scales,
+        device=device,
+        with_bfloat16=resolve_precision(args.precision, device) == "bf16",
+        pos_scale_dist=args.pos_scale_dist,
+        stopwatch=Stopwatch(device if args.profile else None),
+    )
+    if args.compile:
+        if not segmenter.learns_features:
+            raise InputError("--compile: there is no network to compile")
+        loaded.model.compile_network()
+    return segmenter
+
+
+def _tell_profile(args: argparse.Namespace, segmenter: Segmenter) -> None:
+    """With `--profile`, tell how long each stage took on the first rank."""
+    if args.profile:
+        on_first_rank(lambda: logger.info("%s", segmenter.stopwatch))
+
+
+def _overlay_style(args: argparse.Namespace) -> OverlayStyle:
+    """The overlays that the options describe."""
+    return OverlayStyle(args.overlay, args.boundary_color, args.boundary_width)
+
+
+def segment_given_images(
+    args: argparse.Namespace, segmenter: Segmenter, jobs: Sequence[ImageJob]
+) -> RunSummary:
+    """Segment the images that the options name, and tell what came of them.
+
+    Parameters
+    ----------
+    args : Namespace
+        Of a parser with the options of images and outputs.
+    segmenter : Segmenter
+        What segments.
+    jobs : sequence of ImageJob
+        The images; see `plan_jobs`.
+
+    Raises
+    ------
+    InputError
+        If a single image cannot be used.
+    RunError
+        If files cannot be written, or one of several images failed.
+    """
+    if is_single_image(args.image) and n_ranks() == 1 and not args.skip_existing:
+        summary = _segment_single_image(args, segmenter, jobs[0])
+        _tell_profile(args, segmenter)
+        return summary
+    summary = segment_files(
+        segmenter,
+        jobs,
+        args.nspix,
+        connected=args.enforce_connectivity,
+        exact=args.exact_nspix,
+        style=_overlay_style(args),
+        batch_size=args.batchsize or (_CUDA_BATCH_SIZE if segmenter.device.type == "cuda" else 1),
+        skip_existing=args.skip_existing,
+    )
+    _tell_profile(args, segmenter)
+    on_first_rank(lambda: _report(summary))
+    return summary
+
+
+def _segment_single_image(args: argparse.Namespace, segmenter: Segmenter, job: ImageJob) -> RunSummary:
+    """Segment an image, whose errors are those of the script, and tell in one line what came of it."""
+    start = time.perf_counter()
+    with StopSignals():
+        image = job.read(segmenter)
+        (superpixels,) = segmenter.cluster([image], args.nspix, with_features=args.save_features is not None)
+        if args.enforce_connectivity:
+            superpixels = segmenter.finish(superpixels, args.nspix, exact=args.exact_nspix)
+        job.write(segmenter, image, superpixels, _overlay_style(args))
+    seconds = time.perf_counter() - start
+    if job.flow is not None:
+        logger.info("%s", job.flow)
+    logger.info(
+        "%s: %d superpixels requested, %d measured, %.2f s on %s, overlay in %s",
+        job.image,
+        args.nspix,
+        superpixels.n_measured,
+        seconds,
+        segmenter.device,
+        job.files.overlay,
+    )
+    return RunSummary(n_done=1, n_skipped=0, failures=[], seconds=seconds)
+
+
+def _report(summary: RunSummary) -> None:
+    """Tell what came of many images: a line for each that failed, and one for all.
+
+    Raises
+    ------
+    RunError
+        If an image failed.
+    """
+    for failure in summary.failures:
+        logger.error("%s", failure)
+    logger.info(
+        "%d images segmented, %d skipped, %d failed, %.2f images/s",
+        summary.n_done,
+        summary.n_skipped,
+        len(summary.failures),
+        summary.n_done / summary.seconds,
+    )
+    if summary.failures:
+        raise RunError(f"{len(summary.failures)} of the images failed")
+
+
+def _check_distinct(files: Mapping[str, Path | None]) -> None:
+    paths = {name: path for name, path in files.items() if path is not None}
+    for (name, path), (other_name, other_path) in itertools.combinations(paths.items(), 2):
+        if real_path(path) == real_path(other_path):
+            raise InputError(f"--{name} and --{other_name} are the same file, {path}")
+
+
+def _rgb_color(text: str) -> tuple[int, int, int]:
+    """Read the name of a colour, or #rrggbb."""
+    try:
+        return ImageColor.getrgb(text)[:3]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected the name of a colour or #rrggbb, got {text!r}") from None

@@ -1,0 +1,94 @@
+"""What the command lines of the scripts share: options, and how errors are told."""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from PIL import Image
+
+from lib.datasets.loaders import is_lost_worker
+from lib.runtime.errors import InputError, OtherRankError, RunError, is_out_of_memory
+from lib.runtime.memory import keep_freed_memory
+from lib.runtime.ranks import end_process, is_first_rank, joined_ranks
+from lib.runtime.workers import LOST_WORKER
+
+logger = logging.getLogger(__name__)
+
+# In pixels. Pillow takes larger ones for attacks, and refuses those of twice the size.
+_LARGEST_SAFE_IMAGE = 2**29
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that shows defaults and tells an error in one line, with status 2."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        args = sys.argv[1:] if args is None else args
+        if any(argument == "" or re.fullmatch(r"--\w+=", argument) for argument in args):
+            self.error("the value of an option is empty; is a variable of the shell unset?")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n" if is_first_rank() else None)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        # An option that is required or whose help tells the default needs no "(default: None)".
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def run(main: Callable[[], object]) -> NoReturn:
+    """Run a script: bad input ends in one line and status 2, a run that failed in status 1.
+
+    Of the processes that `torchrun` starts, the first tells what happens; errors are told by all.
+    """
+    keep_freed_memory()
+    Image.MAX_IMAGE_PIXELS = _LARGEST_SAFE_IMAGE
+    end_process(_exit_status(main, Path(sys.argv[0]).name))
+
+
+def _exit_status(main: Callable[[], object], program: str) -> int:
+    """Exit status of a script, which is run here, after its error is told."""
+    try:
+        with joined_ranks():
+            level = logging.INFO if is_first_rank() else logging.ERROR
+            logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
+            main()
+    except OtherRankError:
+        return 1
+    except (InputError, OSError) as error:
+        return _tell(program, error, 2)
+    except RunError as error:
+        return _tell(program, error, 1)
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            return _tell(program, RunError("out of memory; smaller batches or images take less"), 1)
+        if "InvalidCxxCompiler" in str(error):  # found missing by PyTorch when the network first runs
+            return _tell(program, InputError("--compile needs a C++ compiler, and there is none"), 2)
+        if not is_lost_worker(error):  # of which PyTorch may tell in the midst of anything
+            raise
+        return _tell(program, RunError(LOST_WORKER), 1)
+    except KeyboardInterrupt:
+        return 130  # what shells report for a program that Ctrl-C ended
+    return 0
+
+
+def _tell(program: str, error: Exception, status: int) -> int:
+    # An error of a data loader's worker arrives as the text of its traceback: the last line is the error.
+    message = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    message = message.removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")
+    print(f"{program}: error: {message}", file=sys.stderr)
+    return status

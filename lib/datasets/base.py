@@ -1,0 +1,80 @@
+"""What every data set yields, whatever its files look like."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lib.runtime.errors import InputError
+
+
+class SegmentedImage(NamedTuple):
+    """An image and the segmentations people drew of it."""
+
+    name: str
+    image_rgb: np.ndarray  # (H, W, 3), uint8
+    annotations: list[np.ndarray]  # each (H, W), int32; 0 is the background of DAVIS, BSDS500 starts at 1
+    extra: np.ndarray | None = None  # (H, W, n_extra_channels), float32: flow, depth, ...
+    # So many extra channels, the first ones, are pairs (dy, dx) in pixels of this image, as flow is: they are
+    # flipped and scaled with it.
+    n_vector_channels: int = 0
+
+
+class FileDataset(Dataset[SegmentedImage], ABC):
+    """A data set that lies in files, of which some things can be told before an image is read."""
+
+    @property
+    @abstractmethod
+    def sources(self) -> list[str]:
+        """Name and size of every file, which tell one set of images from another."""
+
+    @abstractmethod
+    def image_shapes(self) -> Mapping[str, tuple[int, int]]:
+        """Height and width in pixels of every image, by its name.
+
+        Raises
+        ------
+        InputError
+            If an annotation has another size than its image, or a file cannot be read.
+        """
+
+
+def check_image(image: SegmentedImage) -> SegmentedImage:
+    """The image with annotations in int32 and extra channels in float32, if it has all that is needed."""
+    if image.image_rgb.dtype != np.uint8 or image.image_rgb.shape[2:] != (3,):
+        raise InputError(
+            f"{image.name}: an image must be (H, W, 3) uint8, got {image.image_rgb.dtype} of shape "
+            f"{image.image_rgb.shape}"
+        )
+    if not image.annotations:
+        raise InputError(f"{image.name} has no annotation")
+    for annotation in image.annotations:
+        if annotation.shape != image.image_rgb.shape[:2]:
+            raise InputError(
+                f"{image.name}: an annotation is {annotation.shape}, but the image is "
+                f"{image.image_rgb.shape[:2]}"
+            )
+        if (
+            annotation.dtype.kind not in "iub"
+            or annotation.min() < 0
+            or annotation.max() > np.iinfo(np.int32).max
+        ):
+            raise InputError(
+                f"{image.name}: the labels of an annotation must be integers from 0 to 2**31 - 1"
+            )
+    annotations = [annotation.astype(np.int32, copy=False) for annotation in image.annotations]
+    if image.extra is None:
+        return image._replace(annotations=annotations)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+        extra = image.extra.astype(np.float32, copy=False)
+    if not np.isfinite(extra).all():
+        raise InputError(f"{image.name}: extra channels hold NaN or infinite values")
+    return image._replace(annotations=annotations, extra=extra)
+
+
+def channels_first(channels: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)))

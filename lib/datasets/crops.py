@@ -1,0 +1,136 @@
+"""Random crops for training."""
+
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lib.datasets.base import SegmentedImage, channels_first, check_image
+from lib.network.inputs import rgb_to_lab
+
+DEFAULT_CROP_SIZE = 200  # pixels, both ways
+
+SCALE_MEAN, SCALE_STD = 1.0, 0.75
+SCALE_MIN, SCALE_MAX = 0.75, 3.0
+
+MAX_REDRAWS = 9
+
+
+class Crop(NamedTuple):
+    """A square region of an image, resized to `size` x `size` pixels and perhaps flipped left to right.
+
+    Only the region is resized, never the whole image.
+    """
+
+    top: float  # pixels of the image
+    left: float
+    extent: float  # side of the square
+    is_flipped: bool
+    size: int = DEFAULT_CROP_SIZE
+
+    @classmethod
+    def draw(cls, gt_labels: np.ndarray, rng: np.random.Generator, size: int = DEFAULT_CROP_SIZE) -> Self:
+        """Draw a crop of `size` x `size` pixels of an image with labels (H, W).
+
+        The scale comes from a normal distribution and is clipped; images too small for it are enlarged as
+        far as needed. A crop within a single segment, from which nothing can be learnt, is drawn anew, up
+        to `MAX_REDRAWS` times.
+        """
+        height, width = gt_labels.shape
+        for _ in range(1 + MAX_REDRAWS):
+            scale = np.clip(rng.normal(SCALE_MEAN, SCALE_STD), SCALE_MIN, SCALE_MAX)
+            extent = min(max(1, size / scale), height, width)
+            top, left = rng.uniform(0, height - extent), rng.uniform(0, width - extent)
+            crop = cls(top, left, extent, is_flipped=bool(rng.random() < 0.5), size=size)
+            region = gt_labels[int(top) : int(top + extent), int(left) : int(left + extent)]
+            if region.min() != region.max():
+                break
+        return crop
+
+    def apply(self, image: SegmentedImage) -> SegmentedImage:
+        """Crop the image, its annotations and its extra channels alike.
+
+        Colours and extra channels are resized bilinearly, with antialiasing, labels by nearest neighbour.
+        Vectors are scaled with the image, and the flip negates their dx.
+        """
+        image_rgb = self._resize(image.image_rgb, Image.Resampling.BILINEAR)
+        annotations = [self._resize(labels, Image.Resampling.NEAREST) for labels in image.annotations]
+        extra = image.extra
+        if extra is not None:
+            channels = np.moveaxis(extra, -1, 0)
+            extra = np.stack([self._resize(c, Image.Resampling.BILINEAR) for c in channels], axis=-1)
+            vectors = extra[..., : image.n_vector_channels]
+            vectors *= self.size / self.extent
+            if self.is_flipped:
+                vectors[..., 1::2] *= -1
+        return image._replace(image_rgb=image_rgb, annotations=annotations, extra=extra)
+
+    def _resize(self, pixels: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
+        box = (self.left, self.top, self.left + self.extent, self.top + self.extent)
+        resized = Image.fromarray(pixels).resize((self.size, self.size), resampling, box=box)
+        return np.asarray(resized)[:, :: -1 if self.is_flipped else 1]
+
+
+class TrainingCrops(Dataset):
+    """The endless stream of random crops that a training run sees.
+
+    Sample i is a function of the seed and of i alone: neither the number of workers nor an interruption
+    changes it. Every epoch visits all images in an order of its own.
+
+    Parameters
+    ----------
+    dataset : Dataset of SegmentedImage
+        Source of the images.
+    n_annotations : int
+        Annotations drawn per sample, without repetition until all of the image's have been drawn.
+    seed : int
+        Seed of all random choices.
+    crop_size : int
+        Rows and columns of a crop, in pixels.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[SegmentedImage],
+        *,
+        n_annotations: int,
+        seed: int,
+        crop_size: int = DEFAULT_CROP_SIZE,
+    ) -> None:
+        self.dataset = dataset
+        self.n_annotations = n_annotations
+        self.seed = seed
+        self.crop_size = crop_size
+
+    def __getitem__(self, sample_idx: int) -> dict[str, Tensor]:
+        """Return `image_lab`, `gt_labels`, and `extra` where the data set has extra channels.
+
+        They are (3, H, W) float32, (n_annotations, H, W) int64, each annotation numbered from 0 without
+        gaps, and (n_extra_channels, H, W) float32, where H and W are the size of a crop.
+
+        Raises
+        ------
+        InputError
+            As `EvaluationImages`.
+        """
+        epoch, position = divmod(sample_idx, len(self.dataset))
+        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
+        rng = np.random.default_rng([self.seed, 1, sample_idx])
+        image = check_image(self.dataset[int(order[position])])
+        shuffled = rng.permutation(len(image.annotations))
+        annotations = [image.annotations[idx] for idx in np.resize(shuffled, self.n_annotations)]
+        crop = Crop.draw(annotations[0], rng, self.crop_size).apply(image._replace(annotations=annotations))
+        # The inverse is flat before NumPy 2.
+        gt_labels = [
+            np.unique(labels, return_inverse=True)[1].reshape(labels.shape) for labels in crop.annotations
+        ]
+        sample = {
+            "image_lab": rgb_to_lab(crop.image_rgb),
+            "gt_labels": torch.from_numpy(np.stack(gt_labels)),
+        }
+        if crop.extra is not None:
+            sample["extra"] = channels_first(crop.extra)
+        return sample

@@ -1,0 +1,142 @@
+"""What training and evaluation draw from a data set, as tensors."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lib.datasets.base import SegmentedImage, channels_first, check_image
+from lib.datasets.crops import TrainingCrops
+from lib.network.inputs import rgb_to_lab
+from lib.runtime.errors import RunError
+from lib.runtime.ranks import n_ranks, rank
+from lib.runtime.signals import StopSignals, blocked_stop_signals, start_worker
+from lib.runtime.workers import LOST_WORKER, usable_workers
+
+PREFETCHED_BATCHES = 4  # per worker
+
+
+class EvaluationImage(NamedTuple):
+    """A whole image with all its annotations."""
+
+    name: str
+    image_rgb: np.ndarray  # (H, W, 3), uint8
+    image_lab: Tensor  # (1, 3, H, W), float32
+    annotations: list[np.ndarray]  # each (H, W), int32
+    extra: Tensor | None  # (1, n_extra_channels, H, W), float32
+
+
+class EvaluationImages(Dataset):
+    """Every image of a data set, checked and ready for a network."""
+
+    def __init__(self, dataset: Dataset[SegmentedImage]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, idx: int) -> EvaluationImage:
+        """Return an image.
+
+        Raises
+        ------
+        InputError
+            If it has no annotation, one of another size, or values that cannot be used.
+        """
+        image = check_image(self.dataset[idx])
+        extra = None if image.extra is None else channels_first(image.extra)[None]
+        image_lab = rgb_to_lab(image.image_rgb)[None]
+        return EvaluationImage(image.name, image.image_rgb, image_lab, image.annotations, extra)
+
+
+def training_loader(
+    crops: TrainingCrops,
+    *,
+    batch_size: int,
+    n_steps: int,
+    first_sample: int = 0,
+    n_workers: int,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Batches of crops for `n_steps` steps, from sample `first_sample` on; each rank gets its own.
+
+    Pinned memory is for batches that go to the current CUDA device.
+    """
+    stride = batch_size * n_ranks()
+    starts = range(first_sample + rank() * batch_size, first_sample + n_steps * stride, stride)
+    return _Loader(
+        crops,
+        batch_sampler=_Batches(starts, batch_size),
+        num_workers=usable_workers(n_workers),
+        worker_init_fn=_start_worker,
+        pin_memory=pin_memory,
+        prefetch_factor=PREFETCHED_BATCHES if usable_workers(n_workers) else None,
+    )
+
+
+def evaluation_loader(dataset: Dataset[SegmentedImage], *, n_workers: int, first_idx: int = 0) -> DataLoader:
+    """Yield an `EvaluationImage` at a time, in order, from `first_idx` on; with several ranks, every n-th."""
+    return _Loader(
+        EvaluationImages(dataset),
+        batch_size=None,
+        sampler=range(first_idx + rank(), len(dataset), n_ranks()),
+        num_workers=usable_workers(n_workers),
+        worker_init_fn=_start_worker,
+        collate_fn=_leave_as_is,
+    )
+
+
+class _Batches:
+    """The samples of each batch, given the first one."""
+
+    def __init__(self, starts: range, batch_size: int) -> None:
+        self.starts = starts
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[range]:
+        return (range(start, start + self.batch_size) for start in self.starts)
+
+
+class _Loader(DataLoader):
+    """A loader whose workers never see the signals that are meant to stop the main process.
+
+    Such a signal does not cut short the receipt of a batch either, on which the worker would complain.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        with blocked_stop_signals():
+            batches = super().__iter__()
+        return self._receive(batches)
+
+    @staticmethod
+    def _receive(batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            with StopSignals.deferred_if_active():
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except RuntimeError as error:
+                    if is_lost_worker(error):
+                        raise RunError(LOST_WORKER) from error
+                    raise
+            yield batch
+
+
+def is_lost_worker(error: RuntimeError) -> bool:
+    """Whether PyTorch tells by an error that a worker process is gone."""
+    return "DataLoader worker (pid" in str(error)
+
+
+def _start_worker(worker_idx: int) -> None:
+    # PyTorch's own check for the main process waits for batches to be fetched that nobody will fetch.
+    start_worker()
+
+
+def _leave_as_is(image: EvaluationImage) -> EvaluationImage:
+    return image

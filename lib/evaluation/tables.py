@@ -1,0 +1,230 @@
+"""Tables of an evaluation, for people and for programs."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lib.evaluation.summary import COUNT_RANGE, CurveMean, CurveMeans, Summary
+from lib.files.atomic import atomic_path
+from lib.metrics.registry import METRICS, PAIR_METRICS
+
+RESULTS, SUMMARY_MARKDOWN, SUMMARY_CSV, CURVE_MEANS_CSV = (
+    "results.json",
+    "summary.md",
+    "summary.csv",
+    "curve_means.csv",
+)
+
+# Columns of the table on the screen, unless metrics are chosen.
+MAIN_METRICS = (
+    "asa",
+    "ue_np",
+    "boundary_recall",
+    "boundary_precision",
+    "compactness",
+    "explained_variation",
+    "mean_iou",
+)
+
+
+class DatasetResults(NamedTuple):
+    """What an evaluation found on a data set."""
+
+    name: str
+    summaries: list[Summary]
+    groups: dict[str, list[Summary]]  # by folder of images, which is a video in DAVIS
+    curve_means: CurveMeans
+
+
+def table_metrics(metrics: Sequence[str], *, ignore_background: bool) -> list[str]:
+    """Metrics that tables for reading show: the main ones among those asked for, or else all these."""
+    main = [name for name in MAIN_METRICS if name in metrics]
+    if set(metrics) != set(METRICS):
+        main = [name for name in metrics if name != "n_spixels"]
+    if ignore_background and "mean_iou_foreground" in metrics:
+        main = ["mean_iou_foreground" if name == "mean_iou" else name for name in main]
+    return list(dict.fromkeys(main))
+
+
+def summary_table(summaries: Sequence[Summary], metrics: Sequence[str]) -> str:
+    """Markdown table with a row for each run: requested, measured, means of `metrics`, seconds."""
+    return _markdown(
+        [
+            {**_row(summary, summary.mean, metrics), "s/image": _format_seconds(summary.seconds)}
+            for summary in summaries
+        ]
+    )
+
+
+def group_table(groups: Mapping[str, Sequence[Summary]], metrics: Sequence[str]) -> str:
+    """Markdown table with a row for each video and run."""
+    return _markdown(
+        [
+            {"video": group, **_row(summary, summary.mean, metrics)}
+            for group, summaries in groups.items()
+            for summary in summaries
+        ]
+    )
+
+
+def curve_table(curves: Sequence[CurveMean], metrics: Sequence[str]) -> str:
+    """Markdown table with a row for each curve: the range of measured counts, means of `metrics`."""
+    return _markdown(
+        [
+            {
+                **_curve_cells(curve.method, curve.pos_scale),
+                "from": f"{curve.low:.1f}",
+                "to": f"{curve.high:.1f}",
+                **_metric_cells(curve.means, metrics),
+            }
+            for curve in curves
+        ]
+    )
+
+
+def write_results(
+    out_dir: Path, results: Sequence[DatasetResults], record: Mapping[str, Any], metrics: Sequence[str]
+) -> None:
+    """Write the summary as Markdown and CSV, the means of curves as CSV, and everything as JSON.
+
+    Raises
+    ------
+    RunError
+        If a file cannot be written.
+    """
+    _write(out_dir / SUMMARY_MARKDOWN, _markdown_page(results, metrics))
+    rows = [row for result in results for row in _summary_rows(result)]
+    _write_csv(out_dir / SUMMARY_CSV, rows)
+    curve_rows = [row for result in results for row in _curve_rows(result)]
+    if curve_rows:
+        _write_csv(out_dir / CURVE_MEANS_CSV, curve_rows)
+    content = {**record, "summaries": rows, "curve_means": curve_rows}
+    _write(out_dir / RESULTS, json.dumps(_without_nan(content), indent=2) + "\n")
+
+
+def _markdown_page(results: Sequence[DatasetResults], metrics: Sequence[str]) -> str:
+    shown = [name for name in METRICS if name in metrics and name != "n_spixels"]
+    parts = []
+    for result in results:
+        parts += [
+            f"# {result.name}",
+            f"{result.summaries[0].n_images} images, {result.summaries[0].n_pairs} pairs",
+        ]
+        parts += ["## Means", summary_table(result.summaries, shown)]
+        of_pairs = [metric.name for metric in PAIR_METRICS if metric.name in metrics]
+        if of_pairs:
+            worst = [_row(summary, summary.worst, of_pairs) for summary in result.summaries]
+            parts += ["## Worst annotation of each image", _markdown(worst)]
+        if result.curve_means.common:
+            parts += ["## Means over the counts that all curves cover"]
+            parts += [curve_table(result.curve_means.common, shown)]
+        if result.curve_means.own:
+            parts += ["## Means over each curve's own part of {} to {}".format(*COUNT_RANGE)]
+            parts += [curve_table(result.curve_means.own, shown)]
+        if result.groups:
+            parts += ["## Videos", group_table(result.groups, shown)]
+    abbreviations = ", ".join(f"{METRICS[name].symbol}: {METRICS[name].title}" for name in shown)
+    return "\n\n".join([*parts, abbreviations]) + "\n"
+
+
+def _row(summary: Summary, values: Mapping[str, float], metrics: Sequence[str]) -> dict[str, str]:
+    return {
+        **_curve_cells(summary.run.method, summary.run.pos_scale),
+        "requested": str(summary.run.n_spixels),
+        "measured": f"{summary.mean['n_spixels']:.1f}",
+        **_metric_cells(values, metrics),
+    }
+
+
+def _format_seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds:.3f}" if seconds >= 0.0005 else "<0.001"
+
+
+def _curve_cells(method: str, pos_scale: float | None) -> dict[str, str]:
+    return {"method": method, "pos_scale": "" if pos_scale is None else f"{pos_scale:g}"}
+
+
+def _metric_cells(values: Mapping[str, float], metrics: Sequence[str]) -> dict[str, str]:
+    return {METRICS[name].symbol: f"{values[name]:.4f}" for name in metrics}
+
+
+def _summary_rows(result: DatasetResults) -> list[dict[str, Any]]:
+    """A row of full precision for each run, then for each video and run."""
+    groups = [("", result.summaries), *result.groups.items()]
+    return [
+        {
+            "dataset": result.name,
+            "video": group,
+            "method": summary.run.method,
+            "requested": summary.run.n_spixels,
+            "pos_scale": summary.run.pos_scale,
+            "images": summary.n_images,
+            "pairs": summary.n_pairs,
+            "seconds": summary.seconds,
+            **summary.mean,
+            **{f"{name}_worst": value for name, value in summary.worst.items()},
+        }
+        for group, summaries in groups
+        for summary in summaries
+    ]
+
+
+def _curve_rows(result: DatasetResults) -> list[dict[str, Any]]:
+    return [
+        {
+            "dataset": result.name,
+            "range": kind,
+            "method": curve.method,
+            "pos_scale": curve.pos_scale,
+            "from": curve.low,
+            "to": curve.high,
+            **curve.means,
+        }
+        for kind, curves in result.curve_means._asdict().items()
+        for curve in curves
+    ]
+
+
+def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """A table whose columns line up: names at the left, numbers at the right."""
+    columns = list(rows[0])
+    lines = [columns, *([row[column] for column in columns] for row in rows)]
+    widths = [max(3, *(len(line[idx]) for line in lines)) for idx in range(len(columns))]
+    is_text = [column in ("method", "video") for column in columns]
+    padded = [
+        [
+            cell.ljust(width) if text else cell.rjust(width)
+            for cell, width, text in zip(line, widths, is_text, strict=True)
+        ]
+        for line in lines
+    ]
+    rule = [
+        "-" * width if text else "-" * (width - 1) + ":" for width, text in zip(widths, is_text, strict=True)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

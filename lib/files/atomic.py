@@ -1,0 +1,91 @@
+"""Writing files that are never half there, and finding out early that they cannot be written."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lib.runtime.errors import InputError, RunError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, renamed to it on success and removed on failure.
+
+    The temporary name keeps the suffix, by which writers choose the format.
+
+    Raises
+    ------
+    RunError
+        If writing fails, say because the disk is full.
+    """
+    temporary = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    with name_failed_write(path):
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `atomic_path` left in a folder when its process was killed."""
+    for path in folder.iterdir():
+        if re.fullmatch(r"\..+\.partial-\d+(\.\w+)?", path.name):
+            path.unlink()
+
+
+@contextmanager
+def name_failed_write(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system into a `RunError` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write {path} ({error.strerror or error})") from error
+
+
+def real_path(path: Path) -> Path:
+    """The path without links; as `Path.resolve`, which on Python 3.11 fails on a circle of links."""
+    return Path(os.path.realpath(path))
+
+
+def check_output_file(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
+    """Find out, before any work, whether a file can be written.
+
+    Raises
+    ------
+    InputError
+        If its folder is missing or not writable, or its suffix is not one of `suffixes`.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"{option} {path}: the name must end in {', '.join(suffixes)}")
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder")
+    try:
+        _try_writing_to(path.parent)
+    except OSError as error:
+        raise InputError(
+            f"{option} {path}: cannot write to folder {path.parent} ({error.strerror})"
+        ) from error
+
+
+def prepare_out_dir(out_dir: Path, *, option: str = "--out_dir") -> None:
+    """Make a folder that an option names, and find out now whether it can be written to.
+
+    Raises
+    ------
+    InputError
+        If not.
+    """
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        _try_writing_to(out_dir)
+    except OSError as error:
+        raise InputError(f"{option} {out_dir} cannot be written to ({error.strerror})") from error
+
+
+def _try_writing_to(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder):
+        pass

@@ -1,0 +1,170 @@
+"""Files of superpixels: overlays, label maps, features."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from lib.files.atomic import atomic_path
+from lib.files.hdf5 import write_hdf5
+from lib.optflow.drawing import draw_flow
+from lib.runtime.errors import InputError
+from lib.superpixels.drawing import BOUNDARY_COLOR, draw_boundaries, draw_mean_colors
+from lib.superpixels.outlines import to_geojson, to_svg
+from lib.superpixels.regions import Superpixels
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+LABEL_SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".h5")
+FEATURE_SUFFIXES = (".npz",)
+OUTLINE_SUFFIXES = (".geojson", ".svg")
+MAX_PNG_LABEL = 2**16 - 1
+
+# Pictures are written about four times faster than at Pillow's default level, 6.
+_PNG_COMPRESS_LEVEL = 1
+
+_MAX_JPEG_SIDE = 65_500  # in pixels, of libjpeg
+
+
+OVERLAYS = ("boundaries", "mean_colors")
+
+
+class OverlayStyle(NamedTuple):
+    """How an overlay looks.
+
+    Attributes
+    ----------
+    kind : {"boundaries", "mean_colors"}
+        Borders over the image, or every superpixel in its mean colour.
+    color : tuple of int
+        RGB of the borders.
+    width : int
+        Pixels across a border.
+    """
+
+    kind: str = "boundaries"
+    color: tuple[int, int, int] = BOUNDARY_COLOR
+    width: int = 2
+
+    def draw(self, superpixels: Superpixels) -> np.ndarray:
+        """The overlay of an image, (H, W, 3) uint8."""
+        image_rgb, labels = superpixels.image_rgb, superpixels.labels
+        if self.kind == "mean_colors":
+            return draw_mean_colors(image_rgb, labels, superpixels.colors)
+        return draw_boundaries(image_rgb, labels, color=self.color, width=self.width)
+
+
+DEFAULT_STYLE = OverlayStyle()
+
+
+class OutputFiles(NamedTuple):
+    """Where to write what about an image; the format is that of the suffix.
+
+    Attributes
+    ----------
+    overlay : Path
+        Picture of the image with its superpixels.
+    labels : Path, optional
+        Label map: .npy (int32), .png (16 bits), .tif (32 bits), or .h5 (data set `labels`, compressed).
+    features : Path, optional
+        Arrays `pixel_features`, `spixel_features`, `n_base_features` and `labels`, .npz.
+    outlines : Path, optional
+        Outlines of the superpixels, which must be connected: .geojson or .svg; see
+        `lib.superpixels.outlines`.
+    flow : Path, optional
+        Picture of the optical flow of the image.
+    """
+
+    overlay: Path
+    labels: Path | None = None
+    features: Path | None = None
+    outlines: Path | None = None
+    flow: Path | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        return [path for path in self if path is not None]
+
+
+def write_outputs(
+    superpixels: Superpixels,
+    files: OutputFiles,
+    *,
+    style: OverlayStyle = DEFAULT_STYLE,
+    flow: np.ndarray | None = None,
+) -> None:
+    """Write what is asked for about an image. Either all files are written or none.
+
+    Parameters
+    ----------
+    superpixels : Superpixels
+        With features, if these are to be written.
+    files : OutputFiles
+        Files to write.
+    style : OverlayStyle
+        How the overlay looks.
+    flow : ndarray, shape (H, W, 4), float32, optional
+        What to draw of it, if asked for; see `draw_flow`.
+
+    Raises
+    ------
+    InputError
+        If a file's format cannot hold its content.
+    RunError
+        If a file cannot be written.
+    """
+    with ExitStack() as stack:
+        _write_picture(
+            style.draw(superpixels), stack.enter_context(atomic_path(files.overlay)), files.overlay
+        )
+        if files.flow:
+            _write_picture(draw_flow(flow), stack.enter_context(atomic_path(files.flow)), files.flow)
+        if files.labels:
+            _write_labels(superpixels.labels, stack.enter_context(atomic_path(files.labels)), files.labels)
+        if files.features:
+            temporary = stack.enter_context(atomic_path(files.features))
+            with temporary.open("wb") as file:  # given a name, NumPy may add a suffix to it
+                np.savez(
+                    file,
+                    pixel_features=superpixels.pixel_features,
+                    spixel_features=superpixels.features,
+                    n_base_features=superpixels.n_base_features,
+                    labels=superpixels.labels,
+                )
+        if files.outlines:
+            draw = to_svg if files.outlines.suffix.lower() == ".svg" else to_geojson
+            stack.enter_context(atomic_path(files.outlines)).write_text(draw(superpixels))
+
+
+def _write_picture(picture: np.ndarray, temporary: Path, path: Path) -> None:
+    if path.suffix.lower() in (".jpg", ".jpeg") and max(picture.shape) > _MAX_JPEG_SIDE:
+        raise InputError(f"{path}: JPEG cannot hold this image, of more than {_MAX_JPEG_SIDE} pixels a side")
+    try:
+        Image.fromarray(picture).save(temporary, compress_level=_PNG_COMPRESS_LEVEL)
+    except ValueError as error:  # say, WebP ends at 16,383 pixels a side
+        raise InputError(f"{path}: the format cannot hold this image ({error})") from error
+
+
+def _write_labels(labels: np.ndarray, temporary: Path, path: Path) -> None:
+    match path.suffix.lower():
+        case ".npy":
+            with temporary.open("wb") as file:  # given a name, NumPy may add a suffix to it
+                np.save(file, labels)
+        case ".h5":
+            with write_hdf5(temporary) as writing:
+                writing.file.create_dataset("labels", data=labels, compression="gzip", shuffle=True)
+        case ".tif" | ".tiff":
+            Image.fromarray(labels).save(temporary, compression="tiff_adobe_deflate")
+        case _:
+            if labels.min() < 0:
+                raise InputError(
+                    f"--save_labels {path}: a PNG cannot hold -1, the label of pixels outside the mask; "
+                    "use a name that ends in .npy, .tif or .h5"
+                )
+            if labels.max() > MAX_PNG_LABEL:
+                raise InputError(
+                    f"--save_labels {path}: label {labels.max()} does not fit a 16-bit PNG; "
+                    "use a name that ends in .npy, .tif or .h5"
+                )
+            Image.fromarray(labels.astype(np.uint16)).save(temporary)

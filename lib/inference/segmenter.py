@@ -1,0 +1,407 @@
+"""From an image in memory to its superpixels: the library call that the inference scripts make too."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lib.files.images import to_rgb_array
+from lib.network.inputs import InputScales, check_features, model_input, pixel_pos_scale, rgb_to_lab
+from lib.runtime.errors import InputError
+from lib.runtime.stopwatch import Stopwatch
+from lib.superpixels.connectivity import OUTSIDE
+from lib.superpixels.counts import check_n_spixels, fit_grid_to_mask
+from lib.superpixels.regions import Superpixels
+from lib.weights import load_model
+from model import SSNPix, cluster, cluster_labels
+
+CPU = torch.device("cpu")
+
+
+class PreparedImage(NamedTuple):
+    """An image as a network reads it; see `Segmenter.prepare`."""
+
+    image_rgb: np.ndarray  # (H, W, 3), uint8
+    image_lab: Tensor  # (3, H, W), float32, on the CPU
+    extra: Tensor | None  # (n_extra_channels, H, W), float32, on the CPU
+    mask: np.ndarray | None  # (H, W), bool: pixels to segment; None for all
+    name: str  # for error messages
+
+    @property
+    def n_pixels(self) -> int:
+        """Pixels to segment."""
+        return self.image_lab[0].numel() if self.mask is None else np.count_nonzero(self.mask)
+
+    def n_spixels_on_grid(self, n_spixels: int) -> int:
+        """Superpixels to request of all pixels, so that about `n_spixels` fall on those to segment."""
+        return n_spixels if self.mask is None else fit_grid_to_mask(self.mask, n_spixels)
+
+
+class Segmenter:
+    """Cuts images into superpixels with a trained model.
+
+    Parameters
+    ----------
+    model : SSNModel, CompositeSSNModel or SSNPix
+        Put into evaluation mode and moved to `device`.
+    scales : InputScales
+        Weights of the input channels.
+    device : torch.device or str
+        Where to compute.
+    with_bfloat16 : bool
+        Run the convolutions in bfloat16; the clustering stays in float32.
+    pos_scale_dist : float
+        Factor of the position in the distances of the clustering, beside the one that the network may see:
+        superpixels get more compact the higher it is.
+    n_iter : int, optional
+        Iterations of the clustering, by default those the model was trained with.
+    stopwatch : Stopwatch, optional
+        Times the stages.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from lib.files.images import read_image
+    >>> from lib.inference import Segmenter
+    >>> segmenter = Segmenter.from_checkpoint("trained_models/best_model.pth")
+    >>> superpixels = segmenter(read_image(Path("demo/cat.jpg")), 200, with_features=True)
+    >>> superpixels.labels.shape
+    (300, 451)
+    >>> superpixels.n_measured == len(superpixels.colors) == len(superpixels.features)
+    True
+
+    What a graph network takes: a vector for each superpixel, and which of them are neighbours.
+
+    >>> nodes = np.concatenate([superpixels.features, superpixels.positions], axis=1)
+    >>> nodes.shape[1]
+    17
+    >>> superpixels.edges.shape[1]
+    2
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scales: InputScales,
+        *,
+        device: torch.device | str = CPU,
+        with_bfloat16: bool = False,
+        pos_scale_dist: float = 1.0,
+        n_iter: int | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        self.model = model.eval().to(self.device, memory_format=torch.channels_last)
+        self.scales = scales
+        self.with_bfloat16 = with_bfloat16
+        self.pos_scale_dist = pos_scale_dist
+        self.n_iter = model.n_iter if n_iter is None else n_iter
+        self.stopwatch = stopwatch or Stopwatch()
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: Path | str,
+        *,
+        device: torch.device | str = CPU,
+        with_bfloat16: bool = False,
+        pos_scale_dist: float = 1.0,
+    ) -> Self:
+        """Load a base or a composite model, whichever a weight file holds.
+
+        Parameters
+        ----------
+        path : Path or str
+            One of our checkpoints, a published state dict, or "none" for the model without a network.
+        device, with_bfloat16, pos_scale_dist
+            As for the class.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be used.
+        """
+        loaded = load_model(path)
+        return cls(
+            loaded.model,
+            loaded.scales,
+            device=device,
+            with_bfloat16=with_bfloat16,
+            pos_scale_dist=pos_scale_dist,
+        )
+
+    @property
+    def learns_features(self) -> bool:
+        """Whether the model has a network."""
+        return not isinstance(self.model, SSNPix)
+
+    def __call__(
+        self,
+        image: np.ndarray | Image.Image | Tensor,
+        n_spixels: int = 200,
+        *,
+        extra: np.ndarray | Tensor | None = None,
+        mask: np.ndarray | Tensor | None = None,
+        connected: bool = True,
+        exact: bool = False,
+        with_features: bool = False,
+        with_soft_assignment: bool = False,
+    ) -> Superpixels | list[Superpixels]:
+        """Cut an image, or each image of a batch, into superpixels.
+
+        Parameters
+        ----------
+        image : ndarray, PIL image or Tensor
+            An array (H, W, 3) or grey (H, W), of uint8 or of floats in [0, 1]; any PIL image; or a batch of
+            tensors (B, 3, H, W) with such values. Pixels that are NaN are left out, as outside a mask.
+        n_spixels : int
+            Requested number of superpixels; with a mask, about that of those in it.
+        extra : ndarray or Tensor, optional
+            Extra channels, for a composite model, say the flow of the frame: (H, W, n_extra_channels), or
+            (B, n_extra_channels, H, W) for a batch.
+        mask : ndarray or Tensor, bool, optional
+            Pixels to segment, (H, W), or (B, H, W) for a batch; the others get the label -1. The network sees
+            them all the same.
+        connected : bool
+            Enforce connectivity; otherwise labels are the most likely superpixel of each pixel, in up to
+            n_rows * n_cols numbers of which some may not occur.
+        exact : bool
+            Merge or split superpixels, which must be connected, until there are exactly `n_spixels`.
+        with_features, with_soft_assignment : bool
+            Keep the learned features, or the soft assignment; see `Superpixels`.
+
+        Returns
+        -------
+        Superpixels
+            Of a batch, a list of them.
+
+        Raises
+        ------
+        InputError
+            If the image has another layout or fewer than `n_spixels` pixels, the extra channels are not
+            what the model reads, of another size or not finite, or the mask is of another size, empty, or in
+            more parts than superpixels wanted.
+        """
+        if exact and not connected:
+            raise InputError("an exact number of superpixels needs connected ones")
+        if isinstance(image, Tensor):
+            prepared = self._prepare_batch(image, extra, mask)
+        else:
+            prepared = [self.prepare(image, extra, mask)]
+        superpixels = self.cluster(
+            prepared, n_spixels, with_features=with_features, with_soft_assignment=with_soft_assignment
+        )
+        if connected:
+            superpixels = [self.finish(each, n_spixels, exact=exact) for each in superpixels]
+        return superpixels if isinstance(image, Tensor) else superpixels[0]
+
+    def prepare(
+        self,
+        image: np.ndarray | Image.Image,
+        extra: np.ndarray | Tensor | None = None,
+        mask: np.ndarray | Tensor | None = None,
+        *,
+        name: str = "the image",
+    ) -> PreparedImage:
+        """Do what comes before the network, which needs no device and may run in another thread.
+
+        `name` is used in error messages; the other parameters are those of the call.
+        """
+        with self.stopwatch.stage("conversion"):
+            pixels, is_known = to_rgb_array(image, name=name)
+            mask = _combine_masks(_as_array(mask), is_known, pixels.shape[:2], name=name)
+            # A copy, as what is told of superpixels later must not change with the caller's array.
+            as_bytes = pixels.copy() if pixels.dtype == np.uint8 else np.rint(255 * pixels).astype(np.uint8)
+            channels = _extra_channels(_as_array(extra), pixels.shape[:2], name=name)
+            return PreparedImage(as_bytes, rgb_to_lab(pixels), channels, mask, name)
+
+    @torch.no_grad()
+    def cluster(
+        self,
+        images: Sequence[PreparedImage],
+        n_spixels: int,
+        *,
+        with_features: bool = False,
+        with_soft_assignment: bool = False,
+    ) -> list[Superpixels]:
+        """Cut images into superpixels that may be in pieces; parameters as for the call.
+
+        The images must be of one size. Those with masks are segmented one by one, on grids of their own.
+        """
+        if len(images) > 1 and any(image.mask is not None for image in images):
+            return [
+                superpixels
+                for image in images
+                for superpixels in self.cluster(
+                    [image],
+                    n_spixels,
+                    with_features=with_features,
+                    with_soft_assignment=with_soft_assignment,
+                )
+            ]
+        check_n_spixels(n_spixels, images[0].n_pixels, images[0].name)
+        n_on_grid = images[0].n_spixels_on_grid(n_spixels)
+        with self.stopwatch.stage("network", on_device=True):
+            pixel_features, learned = self._features(images, n_on_grid, with_learned=with_features)
+        mask = images[0].mask
+        settings = {
+            "n_iter": self.n_iter,
+            "distance": self.model.distance,
+            "mask": None if mask is None else torch.from_numpy(mask)[None].to(self.device),
+        }
+        assignment = None
+        with self.stopwatch.stage("clustering", on_device=True):
+            if with_soft_assignment:
+                output = cluster(pixel_features, n_on_grid, **settings)
+                assignment, labels = output.assignment, output.labels
+            else:
+                labels = cluster_labels(pixel_features, n_on_grid, **settings)
+            labels = labels.to(torch.int32).cpu().numpy()
+        return [
+            Superpixels(
+                labels[idx] if mask is None else np.where(mask, labels[idx], np.int32(OUTSIDE)),
+                image.image_rgb,
+                n_on_grid,
+                pixel_features=None if learned is None else learned[idx],
+                n_base_features=0 if learned is None else self.model.n_learned_features,
+                soft_assignment=None if assignment is None else assignment.of_image(idx),
+            )
+            for idx, image in enumerate(images)
+        ]
+
+    def finish(self, superpixels: Superpixels, n_spixels: int, *, exact: bool = False) -> Superpixels:
+        """Do what comes after the clustering: connectivity and, with `exact`, the number of superpixels.
+
+        Raises
+        ------
+        InputError
+            If the mask is in more parts than superpixels wanted.
+        """
+        with self.stopwatch.stage("connectivity"):
+            connected = superpixels.connected()
+            if not exact:
+                return connected
+            try:
+                return connected.with_count(n_spixels)
+            except ValueError as error:
+                raise InputError(str(error)) from error
+
+    @torch.no_grad()
+    def cluster_from(
+        self, image: PreparedImage, n_spixels: int, start: Tensor | None
+    ) -> tuple[Superpixels, Tensor]:
+        """Cut a frame into superpixels that start from given features, (C, S), NaN where there are none.
+
+        Returns
+        -------
+        superpixels : Superpixels
+            As from `cluster`.
+        spixel_features : Tensor, shape (C, S)
+            Where they ended.
+        """
+        if image.mask is not None:
+            raise InputError(f"{image.name} has a mask or NaN pixels, which a video cannot have")
+        check_n_spixels(n_spixels, image.n_pixels, image.name)
+        with self.stopwatch.stage("network", on_device=True):
+            pixel_features, _ = self._features([image], n_spixels)
+        with self.stopwatch.stage("clustering", on_device=True):
+            output = cluster(
+                pixel_features,
+                n_spixels,
+                n_iter=self.n_iter,
+                distance=self.model.distance,
+                start=None if start is None else start[None],
+            )
+            labels = output.labels[0].to(torch.int32).cpu().numpy()
+        return Superpixels(labels, image.image_rgb, n_spixels), output.spixel_features[0]
+
+    def position_scale(self, image_shape: tuple[int, int], n_spixels: int) -> float:
+        """What a pixel of distance is in the position channels that are clustered."""
+        return self.pos_scale_dist * pixel_pos_scale(image_shape, n_spixels, self.scales.pos_scale)
+
+    def _features(
+        self, images: Sequence[PreparedImage], n_spixels: int, *, with_learned: bool = False
+    ) -> tuple[Tensor, np.ndarray | None]:
+        """What is clustered, (B, C, H, W), and the learned features that do not depend on position."""
+        if with_learned and not self.learns_features:
+            raise InputError("without a network nothing is learned: there are no features")
+        learned = None
+        with self._autocast():
+            channels = self._channels(images, n_spixels)
+            shared = self.model.shareable_features(channels) if with_learned else {}
+            pixel_features = self.model.pixel_features(channels, **shared)
+            if with_learned:
+                features = self.model.position_invariant_features(channels, **shared)
+                learned = features.float().contiguous().cpu().numpy()
+        if self.pos_scale_dist != 1:
+            if not self.learns_features:  # then these are the input itself
+                pixel_features = pixel_features.clone()
+            pixel_features[:, self.model.position_channels] *= self.pos_scale_dist
+        check_features(pixel_features, images[0].name if len(images) == 1 else "a batch")
+        return pixel_features, learned
+
+    def _channels(self, images: Sequence[PreparedImage], n_spixels: int) -> Tensor:
+        def batch(parts: Sequence[Tensor]) -> Tensor:
+            return (parts[0][None] if len(parts) == 1 else torch.stack(parts)).to(self.device)
+
+        image_lab = batch([image.image_lab for image in images])
+        extra = None if images[0].extra is None else batch([image.extra for image in images])
+        return model_input(self.model, image_lab, n_spixels, self.scales, extra=extra)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.with_bfloat16)
+
+    def _prepare_batch(
+        self, images: Tensor, extra: np.ndarray | Tensor | None, mask: np.ndarray | Tensor | None
+    ) -> list[PreparedImage]:
+        if images.ndim != 4 or len(images) == 0:
+            raise InputError(f"a batch of tensors must be (B, 3, H, W), got {tuple(images.shape)}")
+        for name, values, n_dims in (("extra channels", extra, 4), ("masks", mask, 3)):
+            if values is not None and (values.ndim != n_dims or len(values) != len(images)):
+                raise InputError(
+                    f"the {name} of a batch must have {n_dims} dimensions and one entry for each of the "
+                    f"{len(images)} images, got {tuple(values.shape)}"
+                )
+        nothing = [None] * len(images)
+        arrays = _as_array(images.movedim(1, -1))
+        extras = nothing if extra is None else np.moveaxis(_as_array(extra), 1, -1)
+        masks = nothing if mask is None else _as_array(mask)
+        return [self.prepare(*parts) for parts in zip(arrays, extras, masks, strict=True)]
+
+
+def _as_array(values: np.ndarray | Tensor | None) -> np.ndarray | None:
+    if not isinstance(values, Tensor):
+        return None if values is None else np.asarray(values)
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+
+
+def _extra_channels(extra: np.ndarray | None, image_shape: tuple[int, int], *, name: str) -> Tensor | None:
+    if extra is None:
+        return None
+    if extra.ndim != 3 or extra.shape[:2] != image_shape:
+        raise InputError(f"extra channels are {extra.shape}, but {name} is {image_shape}")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+        channels = np.ascontiguousarray(extra.transpose(2, 0, 1), dtype=np.float32)
+    if not np.isfinite(channels).all():
+        raise InputError(f"extra channels of {name} hold NaN or infinite values")
+    return torch.from_numpy(channels)
+
+
+def _combine_masks(
+    mask: np.ndarray | None, is_known: np.ndarray | None, image_shape: tuple[int, int], *, name: str
+) -> np.ndarray | None:
+    """Pixels in the mask that are not NaN; None for all."""
+    if mask is not None and mask.shape != image_shape:
+        raise InputError(f"the mask is {mask.shape}, but {name} is {image_shape}")
+    given = [each.astype(bool) for each in (mask, is_known) if each is not None]
+    if not given:
+        return None
+    combined = np.logical_and.reduce(given)
+    if not combined.any():
+        raise InputError(f"the mask of {name} leaves no pixel to segment")
+    return combined

@@ -1,0 +1,5 @@
+"""Metrics of superpixels against annotations."""
+
+from lib.metrics.registry import METRICS, score_label_maps
+
+__all__ = ["METRICS", "score_label_maps"]

@@ -1,0 +1,92 @@
+"""Where a label map changes from pixel to pixel: one pass, from which all boundary metrics follow."""
+
+from functools import cached_property
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt, maximum_filter
+
+from lib.metrics.label_map import check_label_map
+
+
+class Boundary:
+    """The boundary between the regions of a label map, in the 4-neighbourhood.
+
+    All arrays are computed when they are first asked for, and kept.
+
+    Parameters
+    ----------
+    labels : ndarray, shape (H, W), integer
+        Label map; non-negative, gaps are allowed.
+
+    Attributes
+    ----------
+    labels : ndarray, shape (H, W), int64
+        The label map; see `lib.metrics.label_map.check_label_map`.
+    beside : ndarray, shape (H, W - 1), bool
+        Whether a pixel and the next one in its row differ.
+    below : ndarray, shape (H - 1, W), bool
+        Whether a pixel and the next one in its column differ.
+
+    Raises
+    ------
+    ValueError
+        If `labels` is not a label map.
+    """
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self.labels = check_label_map(labels)
+        self.beside = self.labels[:, :-1] != self.labels[:, 1:]
+        self.below = self.labels[:-1] != self.labels[1:]
+        self._near: dict[tuple[int, bool], np.ndarray] = {}
+
+    @cached_property
+    def one_sided(self) -> np.ndarray:
+        """Pixels that differ from their right or lower neighbour, (H, W) bool: a line one pixel wide."""
+        pixels = np.zeros(self.labels.shape, dtype=bool)
+        pixels[:, :-1] |= self.beside
+        pixels[:-1] |= self.below
+        return pixels
+
+    @cached_property
+    def two_sided(self) -> np.ndarray:
+        """Pixels that differ from any of their four neighbours, (H, W) bool."""
+        pixels = self.one_sided.copy()
+        pixels[:, 1:] |= self.beside
+        pixels[1:] |= self.below
+        return pixels
+
+    def pixels(self, *, one_sided: bool) -> np.ndarray:
+        """The boundary pixels of either kind, (H, W) bool."""
+        return self.one_sided if one_sided else self.two_sided
+
+    def near(self, radius: int, *, one_sided: bool = False) -> np.ndarray:
+        """Pixels with a boundary pixel in the square window of 2 `radius` + 1 pixels a side, (H, W) bool."""
+        key = radius, one_sided
+        if key not in self._near:
+            self._near[key] = maximum_filter(
+                self.pixels(one_sided=one_sided), 2 * radius + 1, mode="constant"
+            )
+        return self._near[key]
+
+    @cached_property
+    def distance(self) -> np.ndarray:
+        """Euclidean distance of every pixel to the nearest two-sided boundary pixel, (H, W), in pixels.
+
+        The length of the image's diagonal where there is no boundary.
+        """
+        if not self.two_sided.any():
+            return np.full(self.labels.shape, np.hypot(*self.labels.shape))
+        return distance_transform_edt(~self.two_sided)
+
+    @cached_property
+    def perimeters(self) -> np.ndarray:
+        """Pixel sides between each region and others or the image's border, (max label + 1,) int64."""
+        labels = self.labels
+        outside = [labels[0], labels[-1], labels[:, 0], labels[:, -1]]
+        between = [
+            labels[:, :-1][self.beside],
+            labels[:, 1:][self.beside],
+            labels[:-1][self.below],
+            labels[1:][self.below],
+        ]
+        return np.bincount(np.concatenate(outside + between), minlength=int(labels.max()) + 1)

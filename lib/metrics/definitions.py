@@ -1,0 +1,327 @@
+"""How well superpixels respect a segmentation, and what they are like.
+
+The metrics need only three passes over the pixels, each made once: a `ContingencyTable` of superpixels and
+segments, the `Boundary` of either, and the `ColorVariation` within superpixels. They are those that the
+survey of Stutz et al. [1]_ compares; docstrings tell details in which implementations differ. In formulas,
+S_j are the superpixels, G_i the segments of the annotation, and N the number of pixels.
+
+References
+----------
+.. [1] Stutz et al., "Superpixels: An Evaluation of the State-of-the-Art", CVIU 2018 (arXiv 1612.01601).
+"""
+
+import math
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from lib.metrics.boundary import Boundary
+from lib.metrics.label_map import check_label_map
+
+BOUNDARY_TOLERANCE = 0.0025  # of the image's diagonal
+
+
+class ContingencyTable:
+    """How many pixels each superpixel shares with each segment; only pairs that share any are stored.
+
+    Superpixels are numbered without gaps, in the order of their labels. Segments have the numbers that
+    `lib.metrics.label_map.check_label_map` gives them: their own, unless these are far apart; 0 stays 0.
+
+    Parameters
+    ----------
+    labels, gt_labels : ndarray, shape (H, W), integer
+        Superpixels and ground-truth segments, non-negative; gaps are allowed.
+
+    Attributes
+    ----------
+    spixel_idx, segments, n_shared : ndarray, shape (K,), int64
+        The pairs, ordered by superpixel and then by segment, and the pixels each shares.
+    spixel_sizes, largest_share : ndarray, shape (n_spixels,), int64
+        Pixels of each superpixel, and those in the segment it shares most with.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or either is not a label map.
+    """
+
+    def __init__(self, labels: np.ndarray, gt_labels: np.ndarray) -> None:
+        labels, gt_labels = check_label_map(labels), check_label_map(gt_labels)
+        _check_same_shape(labels, gt_labels)
+        n_segments = int(gt_labels.max()) + 1
+        pairs, self.n_shared = np.unique(labels.ravel() * n_segments + gt_labels.ravel(), return_counts=True)
+        spixels, self.segments = np.divmod(pairs, n_segments)
+        is_first = np.diff(spixels, prepend=-1) > 0
+        self.spixel_idx = np.cumsum(is_first) - 1
+        self._first_pair = np.flatnonzero(is_first)
+        self.spixel_sizes = np.add.reduceat(self.n_shared, self._first_pair)
+        self.largest_share = np.maximum.reduceat(self.n_shared, self._first_pair)
+
+    @property
+    def n_pixels(self) -> int:
+        """Number of pixels, N."""
+        return int(self.n_shared.sum())
+
+    def majority(self) -> np.ndarray:
+        """Segment that each superpixel shares most with, (n_spixels,); of equals the lower number."""
+        is_largest = self.n_shared == self.largest_share[self.spixel_idx]
+        return np.minimum.reduceat(
+            np.where(is_largest, self.segments, np.iinfo(np.int64).max), self._first_pair
+        )
+
+
+class ColorVariation(NamedTuple):
+    """How colours vary within superpixels and in the whole image, all channels pooled."""
+
+    within: np.ndarray  # (n_spixels,), float64: sum of squared differences to the superpixel's mean colour
+    spixel_sizes: np.ndarray  # (n_spixels,), int64
+    total: float  # sum of squared differences to the image's mean colour
+
+    @classmethod
+    def measure(cls, labels: np.ndarray, image_rgb: np.ndarray) -> Self:
+        """Measure an image.
+
+        Parameters
+        ----------
+        labels : ndarray, shape (H, W), integer
+            Superpixels, non-negative; gaps are allowed.
+        image_rgb : ndarray, shape (H, W, 3)
+            The image, 0 to 255 in every channel.
+
+        Raises
+        ------
+        ValueError
+            If `labels` is not a label map, or the image is of another shape or not finite.
+        """
+        labels = check_label_map(labels)
+        if image_rgb.ndim != 3 or image_rgb.shape[:2] != labels.shape:
+            raise ValueError(f"the image is {image_rgb.shape}, but its superpixels are {labels.shape}")
+        if not np.isfinite(image_rgb).all():
+            raise ValueError("the image holds NaN or infinite values")
+        spixel_of_pixel = labels.ravel()
+        sizes = np.bincount(spixel_of_pixel)
+        occurs = sizes > 0
+        squares = np.zeros(labels.size)
+        total = 0.0
+        for channel in np.moveaxis(image_rgb, -1, 0):
+            values = channel.ravel().astype(np.float64)
+            sums = np.bincount(spixel_of_pixel, weights=values)
+            means = np.divide(sums, sizes, out=np.zeros_like(sums), where=occurs)
+            squares += np.square(values - means[spixel_of_pixel])
+            total += np.square(values - values.mean()).sum()
+        within = np.bincount(spixel_of_pixel, weights=squares)
+        return cls(within[occurs], sizes[occurs], float(total))
+
+
+def achievable_segmentation_accuracy(table: ContingencyTable) -> float:
+    """Share of pixels labelled right when every superpixel takes the segment it shares most with.
+
+    ASA = 1/N sum_j max_i |S_j n G_i|, in (0, 1]; 1 is best.
+
+    References
+    ----------
+    .. [1] Liu et al., "Entropy Rate Superpixel Segmentation", CVPR 2011.
+    """
+    return float(table.largest_share.sum() / table.n_pixels)
+
+
+def undersegmentation_error_np(table: ContingencyTable) -> float:
+    """Undersegmentation error of Neubert and Protzel: pixels by which superpixels leak out of segments.
+
+    UE_NP = 1/N sum_i sum_{j: S_j n G_i not empty} min(|S_j n G_i|, |S_j - G_i|), in [0, 1]; 0 is best.
+
+    References
+    ----------
+    .. [1] Neubert and Protzel, "Superpixel Benchmark and Comparison", Forum Bildverarbeitung 2012.
+    """
+    outside = table.spixel_sizes[table.spixel_idx] - table.n_shared
+    return float(np.minimum(table.n_shared, outside).sum() / table.n_pixels)
+
+
+def undersegmentation_error_bergh(table: ContingencyTable) -> float:
+    """Undersegmentation error of Van den Bergh et al.: pixels outside their superpixel's largest share.
+
+    UE_Bergh = 1/N sum_j |S_j - argmax_i |S_j n G_i||, in [0, 1); 0 is best. It equals 1 - ASA.
+
+    References
+    ----------
+    .. [1] Van den Bergh et al., "SEEDS: Superpixels Extracted via Energy-Driven Sampling", ECCV 2012.
+    """
+    return float((table.spixel_sizes - table.largest_share).sum() / table.n_pixels)
+
+
+def mean_iou(table: ContingencyTable, *, ignore_background: bool = False) -> float:
+    """Mean IoU of the segments, when every superpixel takes the segment it shares most with.
+
+    Of equal shares the lower segment wins. In [0, 1]; 1 is best.
+
+    Parameters
+    ----------
+    table : ContingencyTable
+        Of superpixels and segments.
+    ignore_background : bool
+        Leave segment 0 out of the mean.
+
+    Returns
+    -------
+    float
+        NaN if there is no segment to average over.
+    """
+    segments, segment_idx = np.unique(table.segments, return_inverse=True)
+    n_segments = len(segments)
+    majority_idx = np.searchsorted(segments, table.majority())
+    gt_size = np.bincount(segment_idx, weights=table.n_shared)
+    predicted_size = np.bincount(majority_idx, weights=table.spixel_sizes, minlength=n_segments)
+    intersection = np.bincount(majority_idx, weights=table.largest_share, minlength=n_segments)
+    iou = intersection / (gt_size + predicted_size - intersection)
+    if ignore_background:
+        iou = iou[segments != 0]
+    return float(iou.mean()) if len(iou) else math.nan
+
+
+def boundary_tolerance(shape: tuple[int, int]) -> int:
+    """Tolerance of boundary recall and precision for an image (H, W): round(0.0025 * diagonal), in pixels.
+
+    Halves go to the even number, as Python rounds.
+    """
+    return round(BOUNDARY_TOLERANCE * math.hypot(*shape))
+
+
+def boundary_recall(
+    boundary: Boundary, gt_boundary: Boundary, radius: int, *, one_sided: bool = False
+) -> float:
+    """Share of the annotation's boundary pixels that have a superpixel boundary nearby.
+
+    In [0, 1]; 1 is best, and the value where the annotation has no boundary.
+
+    Parameters
+    ----------
+    boundary, gt_boundary : Boundary
+        Of the superpixels and of the annotation.
+    radius : int
+        Nearby is the square window of 2 `radius` + 1 pixels a side. See `boundary_tolerance`.
+    one_sided : bool
+        Take only the upper or left pixel of the two at a boundary, on both maps. The SSN and SEAL papers
+        report this variant with a `radius` of 1 and 2.
+
+    Raises
+    ------
+    ValueError
+        If the label maps differ in shape.
+
+    References
+    ----------
+    .. [1] Martin et al., "Learning to Detect Natural Image Boundaries Using Local Brightness, Color, and
+       Texture Cues", TPAMI 2004.
+    .. [2] Tu et al., "Learning Superpixels with Segmentation-Aware Affinity Loss", CVPR 2018.
+    """
+    _check_same_shape(boundary.labels, gt_boundary.labels)
+    is_found = boundary.near(radius, one_sided=one_sided)[gt_boundary.pixels(one_sided=one_sided)]
+    return float(is_found.mean()) if is_found.size else 1.0
+
+
+def boundary_precision(
+    boundary: Boundary, gt_boundary: Boundary, radius: int, *, one_sided: bool = False
+) -> float:
+    """Share of the superpixels' boundary pixels that have a boundary of the annotation nearby.
+
+    In [0, 1]; 1 is best, and the value where there is a single superpixel. Hits are counted on the
+    superpixels' boundary; implementations that count them on the annotation's differ. Parameters and errors
+    are those of `boundary_recall`.
+    """
+    return boundary_recall(gt_boundary, boundary, radius, one_sided=one_sided)
+
+
+def mean_distance_to_edge(boundary: Boundary, gt_boundary: Boundary) -> float:
+    """Mean distance of the annotation's boundary pixels to the nearest superpixel boundary.
+
+    In pixels, from 0, the best, to the diagonal of the image, which is the value where there is a single
+    superpixel. 0 where the annotation has no boundary. The mean is over the annotation's boundary pixels;
+    implementations that divide by all pixels of the image differ.
+
+    Raises
+    ------
+    ValueError
+        If the label maps differ in shape.
+
+    References
+    ----------
+    .. [1] Benesova and Kottman, "Fast Superpixel Segmentation Using Morphological Processing", 2014.
+    """
+    _check_same_shape(boundary.labels, gt_boundary.labels)
+    distances = boundary.distance[gt_boundary.two_sided]
+    return float(distances.mean()) if distances.size else 0.0
+
+
+def compactness(boundary: Boundary) -> float:
+    """Compactness of the superpixels: how much of the area of a circle of their perimeter they fill.
+
+    CO = 1/N sum_j |S_j| 4 pi A_j / P_j^2, where the area A_j = |S_j| is in pixels and the perimeter P_j in
+    pixel sides, those at the image's border included. Higher is more compact; squares reach pi / 4, the most.
+
+    References
+    ----------
+    .. [1] Schick et al., "Measuring and Evaluating the Compactness of Superpixels", ICPR 2012.
+    """
+    sizes = np.bincount(boundary.labels.ravel())
+    occurs = sizes > 0
+    sizes, perimeters = sizes[occurs].astype(np.float64), boundary.perimeters[occurs]
+    quotients = 4 * np.pi * sizes / np.square(perimeters)
+    return float((sizes * quotients).sum() / sizes.sum())
+
+
+def explained_variation(variation: ColorVariation) -> float:
+    """Share of the variation of colour that is between superpixels, not within them.
+
+    EV = sum_j |S_j| |mean(S_j) - mean(I)|^2 / sum_n |I_n - mean(I)|^2, all channels pooled, in [0, 1]; 1 is
+    best, and the value of an image of one colour.
+
+    References
+    ----------
+    .. [1] Moore et al., "Superpixel Lattices", CVPR 2008.
+    """
+    if variation.total == 0:
+        return 1.0
+    return max(0.0, float(1 - variation.within.sum() / variation.total))  # rounding may lead below 0
+
+
+def intra_cluster_variation(variation: ColorVariation) -> float:
+    """Mean variation of colour within superpixels, each weighing the same.
+
+    ICV = mean_j sqrt(sum_{n in S_j} |I_n - mean(S_j)|^2) / |S_j|, in 8-bit units, all channels pooled; 0 is
+    best. As it divides by |S_j| outside of the root, it also falls with the size of superpixels.
+
+    References
+    ----------
+    .. [1] Benesova and Kottman, "Fast Superpixel Segmentation Using Morphological Processing", 2014.
+    """
+    return float((np.sqrt(variation.within) / variation.spixel_sizes).mean())
+
+
+def contour_density(boundary: Boundary) -> float:
+    """Share of pixels at a superpixel boundary, on either side of it; the image's border is none.
+
+    In [0, 1]; of two sets of superpixels with the same recall, the one with the lower density is better.
+
+    References
+    ----------
+    .. [1] Machairas et al., "Waterpixels", TIP 2015.
+    """
+    return float(boundary.two_sided.mean())
+
+
+def count_spixels(labels: np.ndarray) -> int:
+    """Number of superpixels that occur."""
+    return int(np.count_nonzero(np.bincount(check_label_map(labels).ravel())))
+
+
+def size_spread(labels: np.ndarray) -> float:
+    """Standard deviation of the sizes of superpixels, as a share of their mean; 0 if all are of one size."""
+    sizes = np.bincount(check_label_map(labels).ravel())
+    sizes = sizes[sizes > 0]
+    return float(sizes.std() / sizes.mean())
+
+
+def _check_same_shape(labels: np.ndarray, gt_labels: np.ndarray) -> None:
+    if labels.shape != gt_labels.shape:
+        raise ValueError(f"superpixels are {labels.shape}, but the annotation is {gt_labels.shape}")

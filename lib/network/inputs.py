@@ -1,0 +1,166 @@
+"""From images to the input channels of the networks: the one place that scales them."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from skimage.color import rgb2lab
+from torch import Tensor, nn
+
+from lib.runtime.errors import InputError
+
+
+class InputScales(NamedTuple):
+    """Weights of the input channels (dimensionless)."""
+
+    color_scale: float
+    pos_scale: float
+    extra_scale: float | None = None  # None for models without extra channels
+
+
+def rgb_to_lab(image_rgb: np.ndarray) -> Tensor:
+    """Convert an sRGB image to CIELAB (D65).
+
+    Parameters
+    ----------
+    image_rgb : ndarray, shape (H, W, 3)
+        uint8 as read from a file, or floats in [0, 1].
+
+    Returns
+    -------
+    Tensor, shape (3, H, W), float32
+        L in [0, 100], a and b roughly in [-128, 127].
+    """
+    scale = 255 if image_rgb.dtype == np.uint8 else 1
+    image_lab = rgb2lab(image_rgb.astype(np.float32) / scale)
+    return torch.from_numpy(np.ascontiguousarray(image_lab.transpose(2, 0, 1)))
+
+
+def pixel_positions(like: Tensor) -> Tensor:
+    """Row and column of every pixel of a (B, C, H, W) tensor: (B, 2, H, W), its dtype and device."""
+    batch, _, height, width = like.shape
+    y = torch.arange(height, dtype=like.dtype, device=like.device)
+    x = torch.arange(width, dtype=like.dtype, device=like.device)
+    yx = torch.stack(torch.meshgrid(y, x, indexing="ij"))
+    return yx.expand(batch, -1, -1, -1)
+
+
+def labyx_features(image_lab: Tensor, n_spixels: int, *, color_scale: float, pos_scale: float) -> Tensor:
+    """Stack scaled colour and pixel position into the base network's input.
+
+    Parameters
+    ----------
+    image_lab : Tensor, shape (B, 3, H, W)
+        CIELAB image: L in [0, 100], a and b roughly in [-128, 127].
+    n_spixels : int
+        Requested number of superpixels. Position is scaled with it so that one grid cell spans about
+        `pos_scale` times the root of the image's longer by its shorter side, whatever its size.
+    color_scale, pos_scale : float
+        Weights of the Lab and of the position channels (dimensionless).
+
+    Returns
+    -------
+    Tensor, shape (B, 5, H, W)
+        Channels [L, a, b, y, x]; same dtype and device as `image_lab`.
+
+    Raises
+    ------
+    ValueError
+        If `image_lab` is not a batch of 3-channel images.
+
+    References
+    ----------
+    .. [1] Jampani et al., "Superpixel Sampling Networks", ECCV 2018.
+    """
+    if image_lab.ndim != 4 or image_lab.shape[1] != 3:
+        raise ValueError(f"image_lab must have shape (B, 3, H, W), got {tuple(image_lab.shape)}")
+    scale = pixel_pos_scale(image_lab.shape[2:], n_spixels, pos_scale)
+    return torch.cat([color_scale * image_lab, scale * pixel_positions(image_lab)], dim=1)
+
+
+def pixel_pos_scale(image_shape: Sequence[int], n_spixels: int, pos_scale: float) -> float:
+    """What the position in pixels is multiplied by, for an image (H, W); see `labyx_features`."""
+    height, width = image_shape
+    spixels_per_axis = math.isqrt(n_spixels)
+    return pos_scale * max(spixels_per_axis / height, spixels_per_axis / width)
+
+
+def input_channels(image_lab: Tensor, extra: Tensor | None, n_spixels: int, scales: InputScales) -> Tensor:
+    """Stack the scaled channels that a model reads.
+
+    Parameters
+    ----------
+    image_lab : Tensor, shape (B, 3, H, W)
+        CIELAB image.
+    extra : Tensor, shape (B, n_extra_channels, H, W), optional
+        Further channels, such as optical flow or depth.
+    n_spixels : int
+        Requested number of superpixels.
+    scales : InputScales
+        Weights of colour, position and, with `extra`, of the extra channels.
+
+    Returns
+    -------
+    Tensor, shape (B, 5 + n_extra_channels, H, W)
+        Channels [L, a, b, y, x, extra]; see `labyx_features`.
+    """
+    labyx = labyx_features(image_lab, n_spixels, color_scale=scales.color_scale, pos_scale=scales.pos_scale)
+    return labyx if extra is None else torch.cat([labyx, scales.extra_scale * extra], dim=1)
+
+
+_MAX_FEATURE = 1e17  # the sum of some hundred squares of differences still is a float32
+
+
+def model_input(
+    model: nn.Module, image_lab: Tensor, n_spixels: int, scales: InputScales, *, extra: Tensor | None = None
+) -> Tensor:
+    """The scaled channels that a model reads, (B, 5 + its extra channels, H, W), innermost in memory.
+
+    Parameters
+    ----------
+    model : SSNModel, CompositeSSNModel or SSNPix
+        On the images' device.
+    image_lab : Tensor, shape (B, 3, H, W), float32
+        CIELAB images.
+    n_spixels : int
+        Requested number of superpixels.
+    scales : InputScales
+        Weights of colour, position and extra channels.
+    extra : Tensor, shape (B, n_extra_channels, H, W), float32, optional
+        Extra channels; left aside by models that read none.
+
+    Raises
+    ------
+    InputError
+        If the model reads extra channels, but the images have another number of them or they have no scale.
+    """
+    n_extra_channels = 0 if extra is None else extra.shape[1]
+    if model.n_extra_channels == 0:
+        extra = None
+    elif model.n_extra_channels != n_extra_channels:
+        raise InputError(
+            f"the model reads {model.n_extra_channels} extra channels, but the image has {n_extra_channels}"
+        )
+    elif scales.extra_scale is None:
+        raise InputError("extra channels need a scale; see InputScales")
+    channels = input_channels(image_lab, extra, n_spixels, scales)
+    # The convolutions run up to twice as fast with the channels innermost.
+    return channels.contiguous(memory_format=torch.channels_last)
+
+
+def check_features(pixel_features: Tensor, image_name: str) -> None:
+    """Check that the distances of features (B, C, H, W) can be computed in float32.
+
+    Raises
+    ------
+    InputError
+        If one is NaN, infinite or so large that its square may not be finite.
+    """
+    low, high = torch.aminmax(pixel_features)
+    if not (low > -_MAX_FEATURE and high < _MAX_FEATURE):
+        raise InputError(
+            f"{image_name}: features of {low:.3g} to {high:.3g} cannot be clustered; look at the weights, "
+            "the scales and the extra channels"
+        )

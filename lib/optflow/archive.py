@@ -1,0 +1,243 @@
+"""Flow archives: the optical flow of a video in one HDF5 file, read and written frame by frame.
+
+A file `optflow_<method>_<video>.h5` holds two data sets, each (n_frames - 1, H, W, 2) float16:
+
+- `flows[i]` is the flow from frame i to frame i + 1,
+- `inv_flows[i]` is the flow from frame i + 1 to frame i.
+
+The last axis is (dy, dx) in pixels of the frames, which are 480x854 for DAVIS. The format is that of
+vvarga90/ssn-pytorch-optflow.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from lib.files.hdf5 import HDF5Writing, write_hdf5
+from lib.runtime.errors import InputError
+
+FORWARD, BACKWARD = "flows", "inv_flows"
+
+# LZF, which comes with h5py, makes files 10 to 20 % larger than gzip does, but takes half the time to write.
+_COMPRESSION = {"compression": "lzf", "shuffle": True, "fletcher32": True}  # with a checksum
+
+_MAX_FLOW = float(np.finfo(np.float16).max)
+
+
+class FlowArchive:
+    """A flow archive to read from.
+
+    The file is opened for every read, in the process that reads, so an archive may be handed to worker
+    processes. Only the frame asked for is read, however the file is divided into chunks.
+
+    Parameters
+    ----------
+    path : Path
+        The HDF5 file.
+
+    Attributes
+    ----------
+    n_frames : int
+        Frames of the video, one more than there are flows in each direction.
+    frame_shape : tuple of int
+        (H, W) of its frames.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged, or of another layout.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(f"no flow archive {path}")
+        with self._opened() as file:
+            missing = [name for name in (FORWARD, BACKWARD) if not isinstance(file.get(name), h5py.Dataset)]
+            if missing:
+                raise InputError(
+                    f"{path} is no flow archive: it has no data set {' and no '.join(missing)}, "
+                    f"only {', '.join(file) or 'nothing'}"
+                )
+            for name in (FORWARD, BACKWARD):
+                shape, dtype = file[name].shape, file[name].dtype
+                if len(shape) != 4 or shape[3] != 2 or not np.issubdtype(dtype, np.floating):
+                    raise InputError(
+                        f"{name} of {path} is {shape} {dtype}, "
+                        "but must be (n_frames - 1, height, width, 2) floating point"
+                    )
+            shape, inverse_shape = file[FORWARD].shape, file[BACKWARD].shape
+        if shape != inverse_shape:
+            raise InputError(f"{path}: {FORWARD} are {shape}, but {BACKWARD} are {inverse_shape}")
+        if shape[0] == 0:
+            raise InputError(f"{path} holds no flow: a video with one frame has none")
+        self.n_frames = shape[0] + 1
+        self.frame_shape = shape[1:3]
+
+    def read_frame(self, frame_idx: int) -> np.ndarray:
+        """Read the flow of frame `frame_idx`, counted from 0, to its next and to its previous frame.
+
+        Returns
+        -------
+        ndarray, shape (H, W, 4), float32
+            [fwd_dy, fwd_dx, bwd_dy, bwd_dx] in pixels; zeros where there is no next or previous frame.
+
+        Raises
+        ------
+        InputError
+            If there is no such frame, or its flow is damaged, NaN, infinite or beyond what float16 holds.
+        """
+        if not 0 <= frame_idx < self.n_frames:
+            raise InputError(
+                f"{self.path} covers frames 0 to {self.n_frames - 1}, there is no frame {frame_idx}"
+            )
+        flow = np.zeros((*self.frame_shape, 4), dtype=np.float32)
+        with self._opened() as file:
+            if frame_idx < self.n_frames - 1:
+                flow[..., :2] = file[FORWARD][frame_idx]
+            if frame_idx > 0:
+                flow[..., 2:] = file[BACKWARD][frame_idx - 1]
+        if not (np.abs(flow) <= _MAX_FLOW).all():
+            raise InputError(
+                f"{self.path}: the flow of frame {frame_idx} is NaN, infinite or above {_MAX_FLOW:.0f} pixels"
+            )
+        return flow
+
+    def read_attributes(self) -> dict[str, str]:
+        """What the writer noted about the flow, such as its settings."""
+        with self._opened() as file:
+            return {name: str(value) for name, value in file.attrs.items()}
+
+    @contextmanager
+    def _opened(self) -> Iterator[h5py.File]:
+        try:
+            with h5py.File(self.path, "r") as file:
+                yield file
+        except InputError:
+            raise
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
+            raise InputError(f"{self.path} is not a readable HDF5 file ({error})") from error
+
+
+class FlowArchiveWriter:
+    """Appends pairs of flows to an archive; made by `write_flow_archive`."""
+
+    def __init__(self, writing: HDF5Writing, path: Path, frame_shape: tuple[int, int]) -> None:
+        self._writing = writing
+        self._path = path
+        shape = (*frame_shape, 2)
+        self._datasets = [
+            writing.file.create_dataset(
+                name,
+                shape=(0, *shape),
+                maxshape=(None, *shape),
+                chunks=(1, *shape),
+                dtype=np.float16,
+                **_COMPRESSION,
+            )
+            for name in (FORWARD, BACKWARD)
+        ]
+
+    def append(self, forward: np.ndarray, backward: np.ndarray) -> None:
+        """Append the flow from the current last frame to a new one, and back.
+
+        Parameters
+        ----------
+        forward, backward : ndarray, shape (H, W, 2)
+            (dy, dx) in pixels.
+
+        Raises
+        ------
+        InputError
+            If a value is NaN, infinite or beyond float16.
+        OSError
+            If writing fails.
+        """
+        for dataset, flow in zip(self._datasets, (forward, backward), strict=True):
+            with np.errstate(over="ignore"):
+                flow = flow.astype(np.float16)
+            if not np.isfinite(flow).all():
+                raise InputError(
+                    f"{self._path.name}: the flow between frames {len(dataset)} and {len(dataset) + 1} is "
+                    "NaN, infinite or beyond 65504 pixels"
+                )
+            dataset.resize(len(dataset) + 1, axis=0)
+            dataset[-1] = flow
+        self._writing.raise_failed_write()
+
+
+@contextmanager
+def write_flow_archive(
+    path: Path, frame_shape: tuple[int, int], attributes: Mapping[str, str]
+) -> Iterator[FlowArchiveWriter]:
+    """Write an archive under a temporary name, which becomes `path` when the block ends without an error.
+
+    Parameters
+    ----------
+    path : Path
+        See `archive_name`.
+    frame_shape : tuple of int
+        (H, W) of the frames.
+    attributes : mapping
+        Notes on how the flow was made; `FlowArchive.read_attributes` returns them.
+
+    Raises
+    ------
+    RunError
+        If writing fails, say because the disk is full.
+    """
+    with write_hdf5(path) as writing:
+        writing.file.attrs.update(attributes)
+        yield FlowArchiveWriter(writing, path, frame_shape)
+
+
+def archive_name(method: str, video: str) -> str:
+    """Name of the file with the flow of a video, estimated with a method such as "dis" or "gma"."""
+    return f"optflow_{method}_{video}.h5"
+
+
+def find_archives(
+    folder: Path, videos: list[str], method: str | None = None, *, option: str = "--davis_optflow_folder"
+) -> list[FlowArchive]:
+    """Find and open the archives of some videos.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder that holds them.
+    videos : list of str
+        Names of the videos.
+    method : str, optional
+        Which method's; needed where there are several, or where its name holds an underscore, as then the
+        file could as well be that of another video.
+    option : str
+        What named the folder, for error messages.
+
+    Raises
+    ------
+    InputError
+        If archives are missing (all are named), or more than one would do.
+    """
+    all_paths = sorted(folder.glob("optflow_*.h5"))
+    paths, missing = [], []
+    for video in dict.fromkeys(videos):
+        known = {}
+        for path in all_paths:
+            name = path.name.removeprefix("optflow_").removesuffix(f"_{video}.h5")
+            if path.name == archive_name(name, video) and (name == method if method else "_" not in name):
+                known[name] = path
+        if len(known) > 1:
+            raise InputError(
+                f"{folder} holds the flow of {video} by several methods: choose one with --optflow_method "
+                f"{' or '.join(sorted(known))}"
+            )
+        if known:
+            paths.append(next(iter(known.values())))
+        else:
+            missing.append(archive_name(method or "<method>", video))
+    if missing:
+        raise InputError(f"{option} {folder} lacks {', '.join(missing)}; estimate_optflow.py makes them")
+    return [FlowArchive(path) for path in paths]

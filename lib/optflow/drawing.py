@@ -1,0 +1,41 @@
+"""Pictures of optical flow."""
+
+import numpy as np
+from skimage.color import hsv2rgb
+
+
+def draw_flow(flow: np.ndarray) -> np.ndarray:
+    """Draw the optical flow of a frame: to the next frame at the left, to the previous one at the right.
+
+    Hue is the direction and saturation the length of the motion, on one scale that ends at the longest
+    motion but for the top percent. The wheel in the corner shows which colour is which direction: a pixel
+    that moves to the right has the colour of the right of the wheel.
+
+    Parameters
+    ----------
+    flow : ndarray, shape (H, W, 4), float32
+        Channels [fwd_dy, fwd_dx, bwd_dy, bwd_dx] in pixels.
+
+    Returns
+    -------
+    ndarray, shape (H, 2 W, 3), uint8
+    """
+    both = np.concatenate([flow[..., :2], flow[..., 2:]], axis=1)  # (H, 2 W, 2)
+    lengths = np.linalg.norm(both, axis=-1)
+    longest = np.percentile(lengths[lengths > 0], 99) if lengths.any() else 1.0
+    picture = _motion_colors(both / longest)
+    radius = min(flow.shape[:2]) // 10
+    if radius > 0:
+        dy, dx = np.mgrid[-radius : radius + 1, -radius : radius + 1] / radius
+        in_wheel = dy**2 + dx**2 <= 1
+        corner = picture[: 2 * radius + 1, -2 * radius - 1 :]
+        corner[in_wheel] = _motion_colors(np.stack([dy, dx], axis=-1))[in_wheel]
+    return picture
+
+
+def _motion_colors(motion: np.ndarray) -> np.ndarray:
+    """Colours of motions (..., 2) of length up to 1; no motion is white."""
+    hue = np.arctan2(-motion[..., 0], motion[..., 1]) / (2 * np.pi) % 1
+    saturation = np.minimum(np.linalg.norm(motion, axis=-1), 1)
+    hsv = np.stack([hue, saturation, np.ones_like(hue)], axis=-1)
+    return (255 * hsv2rgb(hsv)).round().astype(np.uint8)

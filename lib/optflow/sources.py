@@ -1,0 +1,246 @@
+"""Where optical flow comes from: estimated from frames, or read from the files of another program.
+
+A source yields the flow of one pair of neighbouring frames after the other, forward and backward, each
+(H, W, 2) float32 with last axis (dy, dx) in pixels.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lib.files.frames import FrameFolder, VideoFile
+from lib.files.opencv import cv2
+from lib.runtime.errors import InputError
+
+# Presets of OpenCV's implementation, from fast to accurate.
+DIS_PRESETS = {
+    "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
+    "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
+    "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
+}
+
+DEFAULT_PRESET = "medium"
+
+# With fewer rows or columns, OpenCV's implementation may crash.
+MIN_FRAME_SIDE = 16
+
+FLOW_SUFFIXES = (".flo", ".png")
+
+_FLO_MAGIC = b"PIEH"
+_FLO_UNKNOWN = 1e9  # the Middlebury code marks unknown flow by values above
+
+FlowPair = tuple[np.ndarray, np.ndarray]
+
+
+class FlowSource(ABC):
+    """The optical flow of a video, pair by pair."""
+
+    name: str
+    has_exact_length = True
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Pairs of frames to expect; an estimate unless `has_exact_length`."""
+
+    @abstractmethod
+    def pairs(self) -> Iterator[FlowPair]:
+        """Yield the forward and the backward flow of each pair of neighbouring frames."""
+
+
+class DISFlow(FlowSource):
+    """Flow estimated by OpenCV's Dense Inverse Search.
+
+    Parameters
+    ----------
+    frames : FrameFolder or VideoFile
+        The video.
+    preset : str
+        One of `DIS_PRESETS`.
+
+    References
+    ----------
+    .. [1] Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016.
+    """
+
+    def __init__(self, frames: FrameFolder | VideoFile, preset: str) -> None:
+        self.name = frames.name
+        self.frames = frames
+        self.preset = preset
+        self.has_exact_length = isinstance(frames, FrameFolder)
+
+    def __len__(self) -> int:
+        return max(0, len(self.frames) - 1)
+
+    def pairs(self) -> Iterator[FlowPair]:
+        """Estimate the flow between every frame and the next.
+
+        Raises
+        ------
+        InputError
+            If the video has one frame, or frames of different sizes.
+        """
+        estimator = DISEstimator(self.name, self.preset)
+        n_frames = 0
+        for image_rgb in self.frames.read():
+            n_frames += 1
+            pair = estimator.flow_from_last(image_rgb)
+            if pair is not None:
+                yield pair
+        if n_frames < 2:
+            raise InputError(f"{self.name} has {n_frames} frame; optical flow needs at least two")
+
+
+class DISEstimator:
+    """Flow between one frame and the next, which come one at a time, by OpenCV's Dense Inverse Search.
+
+    Parameters
+    ----------
+    name : str
+        The video's name, for error messages.
+    preset : str
+        One of `DIS_PRESETS`.
+    """
+
+    def __init__(self, name: str, preset: str) -> None:
+        self._name = name
+        self._estimator = cv2.DISOpticalFlow_create(DIS_PRESETS[preset])
+        self._last: np.ndarray | None = None
+        self._n_frames = 0
+
+    def flow_from_last(self, image_rgb: np.ndarray) -> FlowPair | None:
+        """Flow from the frame of the last call to this one, and back; None at the first call.
+
+        Raises
+        ------
+        InputError
+            If the frame has another size than the last, or is too small.
+        """
+        last, self._last = self._last, cv2.cvtColor(image_rgb, cv2.COLOR_RGB2GRAY)
+        self._n_frames += 1
+        if min(self._last.shape) < MIN_FRAME_SIDE:
+            raise InputError(
+                f"{self._name}: frames of {_size(self._last)} are too small, DIS needs {MIN_FRAME_SIDE} both "
+                "ways"
+            )
+        if last is None:
+            return None
+        if self._last.shape != last.shape:
+            raise InputError(
+                f"{self._name}: frame {self._n_frames - 1} is {_size(self._last)}, before {_size(last)}"
+            )
+        return self._estimate(last, self._last), self._estimate(self._last, last)
+
+    def _estimate(self, frame: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return self._estimator.calc(frame, other, None)[..., ::-1]  # OpenCV has (dx, dy)
+
+
+class FlowFiles(FlowSource):
+    """Flow that another program wrote, a file for every pair of frames in each direction.
+
+    Parameters
+    ----------
+    name : str
+        The video's name.
+    forward_files, backward_files : list of Path
+        Flow from frame i to i + 1, and from frame i + 1 to i, for i = 0, 1, ...; see `read_flow_file`.
+
+    Raises
+    ------
+    InputError
+        If there is not one file of each for every pair.
+    """
+
+    def __init__(self, name: str, forward_files: list[Path], backward_files: list[Path]) -> None:
+        if not forward_files:
+            raise InputError(f"{name} has no files of forward flow")
+        if len(forward_files) != len(backward_files):
+            raise InputError(
+                f"{name} has {len(forward_files)} files of forward flow, but {len(backward_files)} of "
+                "backward flow; a video of N frames has N - 1 of each"
+            )
+        self.name = name
+        self.forward_files = forward_files
+        self.backward_files = backward_files
+
+    def __len__(self) -> int:
+        return len(self.forward_files)
+
+    def pairs(self) -> Iterator[FlowPair]:
+        """Yield what the files hold.
+
+        Raises
+        ------
+        InputError
+            If a file cannot be read, or differs in size from the others.
+        """
+        shape = None
+        for files in zip(self.forward_files, self.backward_files, strict=True):
+            pair = tuple(read_flow_file(file) for file in files)
+            for file, flow in zip(files, pair, strict=True):
+                shape = shape or flow.shape
+                if flow.shape != shape:
+                    raise InputError(f"{file} is {_size(flow)}, the files before are {shape[1]}x{shape[0]}")
+            yield pair
+
+
+def read_flow_file(path: Path) -> np.ndarray:
+    """Read a flow field in the format of Middlebury (.flo) or of KITTI (16-bit .png).
+
+    Both store (dx, dy); KITTI in 64ths of a pixel with an offset of 2**15, and a third channel that tells
+    where the flow is known.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    ndarray, shape (H, W, 2), float32
+        (dy, dx) in pixels.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, or its flow is not known everywhere.
+
+    References
+    ----------
+    .. [1] Baker et al., "A Database and Evaluation Methodology for Optical Flow", IJCV 2011.
+    .. [2] Geiger et al., "Are we ready for Autonomous Driving?", CVPR 2012.
+    """
+    flow = _read_flo(path) if path.suffix.lower() == ".flo" else _read_kitti(path)
+    is_unknown = ~(np.abs(flow) < _FLO_UNKNOWN).all(axis=-1)  # NaN is not below
+    if is_unknown.any():
+        raise InputError(f"{path} does not tell the flow of {is_unknown.sum()} pixels; it must be dense")
+    return np.ascontiguousarray(flow)
+
+
+def _read_flo(path: Path) -> np.ndarray:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    if len(content) < 12 or content[:4] != _FLO_MAGIC:
+        raise InputError(f"{path} is not a Middlebury .flo file")
+    width, height = np.frombuffer(content, "<i4", count=2, offset=4).tolist()
+    if len(content) != 12 + 8 * width * height or min(width, height) < 1:
+        raise InputError(f"{path} has {len(content)} bytes, which is not the size of {width}x{height} flow")
+    return np.frombuffer(content, "<f4", offset=12).reshape(height, width, 2)[..., ::-1]
+
+
+def _read_kitti(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if image is None or image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(f"{path} is not a 16-bit colour PNG, as KITTI stores flow in")
+    is_known, flow = image[..., 0], image[..., 1:]  # OpenCV reads BGR, which is (is_known, dy, dx)
+    flow = (flow.astype(np.float32) - 2**15) / 64
+    flow[is_known == 0] = np.nan
+    return flow
+
+
+def _size(pixels: np.ndarray) -> str:
+    height, width = pixels.shape[:2]
+    return f"{width}x{height}"

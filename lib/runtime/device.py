@@ -1,0 +1,81 @@
+"""The number format of the convolutions."""
+
+import logging
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+from lib.runtime.errors import InputError
+from lib.runtime.ranks import local_rank, n_ranks
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("fp32", "bf16", "auto")
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_CPU_FLAGS = r"\b(avx512_bf16|amx_bf16|bf16)\b"  # of x86, x86 and Arm
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Turn "auto" into "bf16" where the device has such instructions, else into "fp32".
+
+    Raises
+    ------
+    InputError
+        If "bf16" is asked of a GPU that does not have it. A processor without it gets there, but several
+        times slower than in float32, of which a warning tells.
+    """
+    is_native = _has_bfloat16(device)
+    if name == "auto":
+        return "bf16" if is_native else "fp32"
+    if name == "bf16" and not is_native:
+        if device.type == "cuda":
+            raise InputError(
+                f"--precision bf16: {torch.cuda.get_device_name(device)} has no bfloat16; use fp32"
+            )
+        logger.warning("--precision bf16: this processor has no bfloat16, fp32 will be several times faster")
+    return name
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.system() != "Linux":
+        return False
+    return re.search(_CPU_FLAGS, _CPU_INFO.read_text()) is not None
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn the value of `--device` into a device that is there, and make it the current one.
+
+    Convolutions in float32 keep all its bits there: by default, cuDNN rounds to the 11 of TF32, too few for
+    positions.
+
+    Raises
+    ------
+    InputError
+        If it is not one of the choices, or is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: expected auto, cpu or cuda[:N]")
+    torch.backends.cudnn.allow_tf32 = False
+    if device.type == "cuda":
+        n_devices = torch.cuda.device_count()
+        if n_ranks() > 1 and device.index is not None:
+            raise InputError(f"--device {name}: each rank takes a device of its own; use cuda")
+        idx = local_rank() if n_ranks() > 1 else device.index or 0
+        if idx >= n_devices:
+            needed = f", and each of {n_ranks()} ranks needs one" if n_ranks() > 1 else ""
+            raise InputError(f"--device {name}: this machine has {n_devices} CUDA devices{needed}")
+        torch.cuda.set_device(idx)
+        return torch.device("cuda", idx)
+    return device

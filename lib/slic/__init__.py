@@ -1,0 +1,7 @@
+"""Differentiable SLIC, the clustering of the paper."""
+
+from lib.slic.grid import CellGrid, compute_grid_shape
+from lib.slic.iteration import DISTANCES, slic, slic_labels
+from lib.slic.soft_assignment import SoftAssignment
+
+__all__ = ["DISTANCES", "CellGrid", "SoftAssignment", "compute_grid_shape", "slic", "slic_labels"]

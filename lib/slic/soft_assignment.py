@@ -1,0 +1,90 @@
+"""The soft assignment of pixels to superpixels."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from lib.slic.grid import CellGrid
+
+# Weight of the previous centroid in an update. It only matters for a superpixel that lost all its
+# pixels to underflow: that one stays where it was.
+_INERTIA = 1e-16
+
+
+@dataclass(frozen=True, eq=False)
+class SoftAssignment:
+    """Share of every pixel in each of its nine candidate superpixels (Q in the paper).
+
+    Attributes
+    ----------
+    grid : CellGrid
+        Which pixels and which candidates the shares belong to.
+    affinity : Tensor, shape (B, S, 9, P)
+        Sums to 1 over the nine candidates, of which those beyond the border get at most exp(-55), but is zero
+        where a mask left a pixel out; differentiable. Without a mask, arbitrary in empty slots.
+    """
+
+    grid: CellGrid
+    affinity: Tensor
+
+    def of_image(self, idx: int) -> Self:
+        """The part of one image of the batch."""
+        return replace(self, affinity=self.affinity[idx : idx + 1])
+
+    def labels(self) -> Tensor:
+        """Most likely superpixel of every pixel (H in the paper), shape (B, H, W), int64."""
+        # `max` is several times faster on CPU than `argmax` over an axis that is not the last.
+        choice = self.affinity.detach().max(dim=2).indices  # (B, S, P)
+        neighbor_idx = self.grid.neighbor_idx.expand(choice.shape[0], -1, -1)
+        cell_labels = neighbor_idx.gather(2, choice)
+        return self.grid.to_pixels(cell_labels.unsqueeze(2)).squeeze(1)
+
+    def spixel_means(self, values: Tensor) -> Tensor:
+        """Affinity-weighted mean of a per-pixel quantity in each superpixel.
+
+        Parameters
+        ----------
+        values : Tensor, shape (B, K, H, W)
+            Anything per pixel, of the affinity's dtype and device.
+
+        Returns
+        -------
+        Tensor, shape (B, K, S)
+            Differentiable in `values` and in the affinity.
+        """
+        cells = self.grid.to_cells(values)
+        occupied = self.grid.pixel_mask.to(cells.dtype)[None, :, None].expand(len(cells), -1, -1, -1)
+        cells = torch.cat([cells, occupied], dim=2)  # (B, S, K+1, P)
+        totals = self.grid.sum_over_candidates(self.affinity @ cells.transpose(2, 3))
+        sums, weight = totals[..., :-1], totals[..., -1:]
+        return (sums / (weight + _INERTIA)).transpose(1, 2)
+
+    def to_pixels(self, spixel_values: Tensor) -> Tensor:
+        """Blend superpixel values by affinity: (B, K, S) to (B, K, H, W), differentiable."""
+        candidates = self.grid.to_candidates(spixel_values.transpose(1, 2))  # (B, S, 9, K)
+        return self.grid.to_pixels(candidates.transpose(2, 3) @ self.affinity)
+
+    def reconstruct(self, values: Tensor) -> Tensor:
+        """Average a per-pixel quantity into superpixels and spread it back, both by affinity.
+
+        `values` and the result have shape (B, K, H, W).
+        """
+        return self.to_pixels(self.spixel_means(values))
+
+    def to_sparse(self) -> Tensor:
+        """Affinity as a sparse COO tensor of shape (B, S, H*W), differentiable.
+
+        Each of its columns has the pixel's existing candidates as entries and sums to 1.
+        """
+        grid, batch = self.grid, self.affinity.shape[0]
+        exists = grid.neighbor_mask[:, :, None] & grid.pixel_mask[:, None, :]  # (S, 9, P)
+        spixel = grid.neighbor_idx[:, :, None].expand_as(exists)[exists]
+        pixel = grid.pixel_idx[:, None, :].expand_as(exists)[exists]
+        item = torch.arange(batch, device=pixel.device).repeat_interleave(len(pixel))
+        indices = torch.stack([item, spixel.repeat(batch), pixel.repeat(batch)])
+        size = (batch, grid.n_cells, math.prod(grid.image_shape))
+        values = self.affinity[:, exists].flatten()
+        return torch.sparse_coo_tensor(indices, values, size, check_invariants=True)

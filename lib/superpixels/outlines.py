@@ -1,0 +1,150 @@
+"""Outlines of superpixels as polygons, for labelling tools: GeoJSON and SVG."""
+
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+
+from lib.superpixels.connectivity import OUTSIDE
+from lib.superpixels.regions import Superpixels
+
+# Sides of a pixel, clockwise, which keeps it to the right: start and end corner, (row, column) from its first
+# one, and the pixel beyond.
+_SIDES = (
+    ((0, 0), (0, 1), (-1, 0)),
+    ((0, 1), (1, 1), (0, 1)),
+    ((1, 1), (1, 0), (1, 0)),
+    ((1, 0), (0, 0), (0, -1)),
+)
+
+Ring = list[tuple[int, int]]
+
+
+def trace_outlines(labels: np.ndarray) -> list[list[Ring]]:
+    """Outlines of all superpixels along the sides of their pixels.
+
+    Parameters
+    ----------
+    labels : ndarray, shape (H, W), integer
+        4-connected superpixels 0 to S - 1; -1 outside.
+
+    Returns
+    -------
+    list of list of list of (x, y)
+        For each superpixel its rings of corners, in pixels from the corner of the image: first the outer one,
+        clockwise as seen, then those of holes, counterclockwise. No ring meets itself, but two may meet at a
+        corner. The last corner of a ring is not the first again.
+    """
+    height, width = labels.shape
+    padded = np.pad(labels, 1, constant_values=OUTSIDE)
+    starts, ends, owners = [], [], []
+    for start, end, beyond in _SIDES:
+        neighbor = padded[1 + beyond[0] : 1 + beyond[0] + height, 1 + beyond[1] : 1 + beyond[1] + width]
+        row, col = np.nonzero((labels != neighbor) & (labels != OUTSIDE))
+        starts.append((row + start[0]) * (width + 1) + col + start[1])
+        ends.append((row + end[0]) * (width + 1) + col + end[1])
+        owners.append(labels[row, col])
+    start, end, owner = (np.concatenate(parts) for parts in (starts, ends, owners))
+    order = np.argsort(owner, kind="stable")
+    bounds = np.searchsorted(owner[order], np.arange(labels.max() + 2))
+    outlines = []
+    for first, last in pairwise(bounds):
+        sides = order[first:last]
+        rings = _chain(start[sides].tolist(), end[sides].tolist(), width + 1)
+        rings = [_without_straight_corners(ring) for ring in rings]
+        outlines.append(sorted(rings, key=_signed_area, reverse=True))  # that of a hole is negative
+    return outlines
+
+
+def to_geojson(superpixels: Superpixels) -> str:
+    """A FeatureCollection with a Polygon for each superpixel, in pixels (x, y).
+
+    Its properties are `label`, `size` in pixels and `color`, the mean RGB.
+    """
+    features = [
+        {
+            "type": "Feature",
+            "properties": {"label": label, "size": size, "color": color},
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [[*ring, ring[0]] for ring in rings],
+            },
+        }
+        for label, size, color, rings in _regions(superpixels)
+    ]
+    return json.dumps({"type": "FeatureCollection", "features": features})
+
+
+def to_svg(superpixels: Superpixels) -> str:
+    """A picture with a path for each superpixel, filled with its mean colour.
+
+    Their attributes are `data-label` and `data-size`; the coordinates are pixels.
+    """
+    height, width = superpixels.labels.shape
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" fill-rule="evenodd" stroke="yellow" stroke-width="0.5">'
+    ]
+    for label, size, color, rings in _regions(superpixels):
+        path = " ".join("M" + " ".join(f"{x},{y}" for x, y in ring) + "Z" for ring in rings)
+        fill = f"rgb({','.join(map(str, color))})"
+        lines.append(
+            f'<path data-label="{label}" data-size="{size}" fill={quoteattr(fill)} d={quoteattr(path)}/>'
+        )
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def _regions(superpixels: Superpixels) -> Iterator[tuple[int, int, list[int], list[Ring]]]:
+    """Label, size, mean colour and rings of each superpixel."""
+    colors = np.round(superpixels.colors).astype(int).tolist()
+    sizes = superpixels.sizes.tolist()
+    for label, rings in enumerate(trace_outlines(superpixels.labels)):
+        yield label, sizes[label], colors[label], rings
+
+
+def _chain(starts: list[int], ends: list[int], n_columns: int) -> list[Ring]:
+    """Join sides, from corner to corner, into closed rings of corners.
+
+    Where two pixels of a superpixel touch at a corner only, four sides meet. The way turns right there, and
+    so stays with the pixel it came along; where it meets itself, a ring is complete.
+    """
+    following: dict[int, list[int]] = {}
+    for start, end in zip(starts, ends, strict=True):
+        following.setdefault(start, []).append(end)
+    rings = []
+    for first in following:
+        way, index_on_way, last_step = [], {}, 1
+        corner = first
+        while following[corner]:
+            choices = following[corner]
+            right = corner + _turn_right(last_step, n_columns)
+            after = choices.pop(choices.index(right) if right in choices else 0)
+            index_on_way[corner] = len(way)
+            way.append(corner)
+            corner, last_step = after, after - corner
+            if corner in index_on_way:
+                ring = way[index_on_way[corner] :]
+                del way[index_on_way[corner] :]
+                for passed in ring:
+                    del index_on_way[passed]
+                rings.append([(passed % n_columns, passed // n_columns) for passed in ring])
+    return rings
+
+
+def _turn_right(step: int, n_columns: int) -> int:
+    return {1: n_columns, n_columns: -1, -1: -n_columns, -n_columns: 1}[step]
+
+
+def _without_straight_corners(ring: Ring) -> Ring:
+    points = np.array(ring)
+    before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
+    is_turn = (before != after).any(axis=1)
+    return [tuple(point) for point in points[is_turn].tolist()]
+
+
+def _signed_area(ring: Ring) -> float:
+    """Area that a ring encloses, positive if it runs clockwise as seen."""
+    x, y = np.array(ring).T
+    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)

@@ -1,0 +1,134 @@
+"""The superpixels of one image, and what can be told of each of them."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+from lib.slic.soft_assignment import SoftAssignment
+from lib.superpixels.connectivity import OUTSIDE, enforce_connectivity, enforce_count
+
+
+@dataclass(frozen=True, eq=False)
+class Superpixels:
+    """Superpixels of one image.
+
+    Properties are computed when they are first asked for. S is the largest label plus 1; where labels have
+    gaps, as they may without connectivity, the rows of those that do not occur are NaN.
+
+    Attributes
+    ----------
+    labels : ndarray, shape (H, W), int32
+        Superpixel of each pixel, from 0; -1 outside the mask.
+    image_rgb : ndarray, shape (H, W, 3), uint8
+        The image.
+    pixel_features : ndarray, shape (C, H, W), float32, optional
+        Learned features that do not depend on where in the image a pixel lies, if they were asked for.
+    n_base_features : int
+        The first ones of them, which come from colour; the others come from extra channels.
+    n_spixels : int
+        Superpixels requested for as many pixels as the image has: with a mask, more than in the mask.
+    soft_assignment : SoftAssignment, optional
+        Share of every pixel in the superpixels around it, if it was asked for. It is that of the clustering,
+        whose superpixels are those of the grid: enforcing connectivity afterwards renumbers them.
+    """
+
+    labels: np.ndarray
+    image_rgb: np.ndarray
+    n_spixels: int
+    pixel_features: np.ndarray | None = None
+    n_base_features: int = 0
+    soft_assignment: SoftAssignment | None = None
+
+    def connected(self) -> Self:
+        """The same with connectivity enforced; see `enforce_connectivity`."""
+        mask = self.labels != OUTSIDE
+        labels = enforce_connectivity(self.labels, self.n_spixels, mask=None if mask.all() else mask)
+        return replace(self, labels=labels)
+
+    def with_image(self, image_rgb: np.ndarray) -> Self:
+        """The same on another image."""
+        return replace(self, image_rgb=image_rgb)
+
+    def with_count(self, n_spixels: int) -> Self:
+        """The same with exactly so many superpixels; they must be connected. See `enforce_count`."""
+        return replace(self, labels=enforce_count(self.labels, n_spixels))
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Pixels in each superpixel, (S,) int64."""
+        return np.bincount(self._flat_labels)
+
+    @property
+    def n_measured(self) -> int:
+        """Superpixels that occur."""
+        return int(np.count_nonzero(self.sizes))
+
+    @cached_property
+    def colors(self) -> np.ndarray:
+        """Mean RGB of each superpixel, 0 to 255, (S, 3) float32."""
+        return self.mean_of(self.image_rgb)
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """Mean row and column of each superpixel, in pixels, (S, 2) float32."""
+        return self.mean_of(np.moveaxis(np.indices(self.labels.shape), 0, -1))
+
+    @cached_property
+    def features(self) -> np.ndarray | None:
+        """Mean of `pixel_features` in each superpixel, (S, C) float32; None without them."""
+        if self.pixel_features is None:
+            return None
+        return self.mean_of(np.moveaxis(self.pixel_features, 0, -1))
+
+    @cached_property
+    def edges(self) -> np.ndarray:
+        """Pairs of superpixels that share a border, (E, 2) int32: the smaller label first, in rising order.
+
+        Two superpixels share a border where a pixel of one lies beside or below a pixel of the other.
+        """
+        pairs = [
+            np.stack([one[one != other], other[one != other]])
+            for one, other in (
+                (self.labels[:, :-1], self.labels[:, 1:]),
+                (self.labels[:-1], self.labels[1:]),
+            )
+        ]
+        pairs = np.sort(np.concatenate(pairs, axis=1), axis=0).astype(np.int64)
+        low, high = pairs[:, pairs[0] != OUTSIDE]
+        n_labels = len(self.sizes)
+        unique = np.unique(low * n_labels + high)
+        return np.stack(np.divmod(unique, n_labels), axis=1).astype(np.int32)
+
+    def mean_of(self, values: np.ndarray) -> np.ndarray:
+        """Mean of any per-pixel values in each superpixel.
+
+        Parameters
+        ----------
+        values : ndarray, shape (H, W) or (H, W, K)
+            Numbers or bool: depth, flow, a probability map, a mask.
+
+        Returns
+        -------
+        ndarray, shape (S,) or (S, K), float32
+
+        Raises
+        ------
+        ValueError
+            If `values` are of another height and width.
+        """
+        values = np.asarray(values)
+        if values.shape[:2] != self.labels.shape or values.ndim > 3:
+            raise ValueError(
+                f"values must be (H, W) or (H, W, K) of an image {self.labels.shape}, got {values.shape}"
+            )
+        channels = values[self.labels != OUTSIDE].reshape(len(self._flat_labels), -1)
+        sums = np.stack([np.bincount(self._flat_labels, channel) for channel in channels.T], axis=-1)
+        with np.errstate(invalid="ignore"):  # labels that do not occur
+            means = (sums / self.sizes[:, None]).astype(np.float32)
+        return means.reshape(-1, *values.shape[2:])
+
+    @cached_property
+    def _flat_labels(self) -> np.ndarray:
+        return self.labels[self.labels != OUTSIDE]

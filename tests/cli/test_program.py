@@ -1,0 +1,113 @@
+"""Options, and how errors are told."""
+
+import os
+
+import pytest
+import torch
+
+from lib import cli
+from lib.runtime.device import resolve_device
+from lib.runtime.errors import InputError, RunError
+from lib.runtime.workers import usable_workers
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], False),
+        (["--flag"], True),
+        (["--flag", "True"], True),
+        (["--flag", "False"], False),
+        (["--flag=false"], False),
+    ],
+)
+def test_flags_work_with_and_without_a_value(argv, expected):
+    parser = cli.Parser("test")
+    cli.add_bool(parser, "--flag", default=False, help="a flag")
+    assert parser.parse_args(argv).flag is expected
+
+
+def test_option_error_is_one_line_with_status_2(capsys):
+    parser = cli.Parser("test")
+    cli.add_spixel_args(parser)
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(["--nspix", "0"])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "argument --nspix: expected an integer of at least 1, got '0'" in error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (InputError("no image file cat.jpg"), 2, "no image file cat.jpg"),
+        (FileNotFoundError(2, "No such file or directory", "x.txt"), 2, "x.txt"),
+        (RunError("the loss of step 3 is not finite"), 1, "step 3"),
+        (MemoryError(), 1, "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory."), 1, "out of memory"),
+        (
+            RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. "),
+            1,
+            "a worker process crashed",
+        ),
+        (
+            InputError(
+                "Caught InputError in DataLoader worker process 0.\nOriginal Traceback:\n"
+                "  File ...\nlib.runtime.errors.InputError: a.mat holds no annotation\n"
+            ),
+            2,
+            ": error: a.mat holds no annotation",
+        ),
+    ],
+)
+def test_errors_end_in_one_line(error, status, told, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    assert caught.value.code == status
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert told in printed
+
+
+def test_no_more_workers_than_this_process_has_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3}, raising=False)
+    assert usable_workers(4) == 1
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+def test_bugs_keep_their_traceback(kind):
+    def main():
+        raise kind("not the user's fault")
+
+    with pytest.raises(kind, match="not the user's fault"):
+        cli.run(main)
+
+
+def test_device_auto_takes_cuda_where_there_is_one():
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert resolve_device("cpu").type == "cpu"
+
+
+def test_float32_is_not_rounded_to_tf32():
+    torch.backends.cudnn.allow_tf32 = True
+    resolve_device("cpu")
+    assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps", "cuda:x", f"cuda:{torch.cuda.device_count()}"])
+def test_device_that_is_not_there_is_refused(name):
+    with pytest.raises(InputError, match=f"--device {name}"):
+        resolve_device(name)
+
+
+@pytest.mark.parametrize("argv", [["--image", ""], ["--image="]])
+def test_empty_value_is_refused(argv, capsys):
+    parser = cli.Parser("")
+    parser.add_argument("--image")
+    with pytest.raises(SystemExit):
+        parser.parse_args(argv)
+    assert "the value of an option is empty" in capsys.readouterr().err

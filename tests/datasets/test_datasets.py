@@ -1,0 +1,380 @@
+"""Data sets, augmentation and the stream of training samples."""
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+
+from helpers import make_quadrants
+from lib.datasets.base import SegmentedImage
+from lib.datasets.bsds import BSDSDataset
+from lib.datasets.crops import DEFAULT_CROP_SIZE, Crop, TrainingCrops
+from lib.datasets.davis import SPLITS, DAVISDataset, read_split
+from lib.datasets.loaders import evaluation_loader, training_loader
+from lib.runtime.errors import InputError
+
+
+def test_bsds_yields_every_annotation(bsds_root):
+    dataset = BSDSDataset(bsds_root, "val")
+    assert len(dataset) == 3
+    image = dataset[1]
+    image_rgb, labels = make_quadrants(seed=11)
+    assert image.name == "101"
+    assert np.abs(image.image_rgb.astype(int) - image_rgb).mean() < 10  # JPEG
+    assert len(image.annotations) == 2
+    np.testing.assert_array_equal(image.annotations[0], labels + 1)
+    np.testing.assert_array_equal(image.annotations[1], labels // 2 + 1)
+
+
+def test_bsds_in_another_layout_says_what_was_looked_for(tmp_path):
+    with pytest.raises(InputError, match=r"--bsds_root .*no folder .*BSDS500/data/images/train"):
+        BSDSDataset(tmp_path, "train")
+
+
+def test_bsds_image_without_annotation_is_named(bsds_root):
+    (bsds_root / "BSDS500/data/groundTruth/val/102.mat").unlink()
+    with pytest.raises(InputError, match=r"1 images have no annotations.*102\.mat"):
+        BSDSDataset(bsds_root, "val")
+
+
+def test_bsds_folder_without_images(bsds_root):
+    for file in (bsds_root / "BSDS500/data/images/val").glob("*.jpg"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"no \*\.jpg in"):
+        BSDSDataset(bsds_root, "val")
+
+
+@pytest.mark.parametrize("content", ["garbage", "other variable", "no annotation", "other size"])
+def test_bsds_bad_annotation_file_is_named(bsds_root, content):
+    file = bsds_root / "BSDS500/data/groundTruth/val/100.mat"
+    if content == "garbage":
+        file.write_bytes(b"MATLAB? no")
+    elif content == "other variable":
+        savemat(file, {"labels": np.zeros((3, 3))})
+    elif content == "no annotation":
+        savemat(file, {"groundTruth": np.empty((1, 0), dtype=object)})
+    else:
+        Image.fromarray(make_quadrants(30, 40)[0]).save(bsds_root / "BSDS500/data/images/val/100.jpg")
+    with pytest.raises(InputError, match=str(file)):
+        BSDSDataset(bsds_root, "val")[0]
+
+
+def test_davis_reads_two_label_and_multi_object_masks(davis_root):
+    dataset = DAVISDataset(davis_root, str(davis_root / "both.txt"))
+    assert [dataset[idx].name for idx in range(len(dataset))] == [
+        "car/00000",
+        "car/00001",
+        "dogs/00000",
+        "dogs/00001",
+    ]
+    _, labels = make_quadrants()
+    np.testing.assert_array_equal(dataset[0].annotations[0], np.minimum(labels, 1))
+    np.testing.assert_array_equal(dataset[2].annotations[0], labels % 3)
+
+
+def test_davis_frames_of_another_size_are_resized(davis_root):
+    for folder, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".png")):
+        file = davis_root / "DAVIS" / folder / "480p" / "dogs" / f"00000{suffix}"
+        with Image.open(file) as image:
+            image.resize((120, 60), Image.Resampling.NEAREST).save(file)
+    image = DAVISDataset(davis_root, str(davis_root / "both.txt"))[2]
+    assert image.image_rgb.shape == (60, 92, 3)
+    assert image.annotations[0].shape == (60, 92)
+    assert np.unique(image.annotations[0]).tolist() == [0, 1, 2]
+
+
+def test_davis_split_file_may_repeat_a_video_and_start_with_a_byte_order_mark(davis_root):
+    split = davis_root / "windows.txt"
+    split.write_bytes(b"\xef\xbb\xbfcar\r\ndogs\r\ncar\r\n")
+    assert read_split(str(split)) == ["car", "dogs"]
+
+
+def test_davis_split_with_missing_videos_names_them_all(davis_root):
+    split = davis_root / "more.txt"
+    split.write_text("car\nboat\nbus\n")
+    with pytest.raises(InputError, match=r"more\.txt names videos that are not in .*: boat, bus"):
+        DAVISDataset(davis_root, str(split))
+
+
+def test_davis_frame_without_mask_is_named(davis_root):
+    (davis_root / "DAVIS/Annotations/480p/car/00001.png").unlink()
+    with pytest.raises(InputError, match=r"1 frames have no mask.*car/00001\.png"):
+        DAVISDataset(davis_root, str(davis_root / "both.txt"))
+
+
+def test_davis_in_another_layout_says_what_was_looked_for(tmp_path):
+    with pytest.raises(InputError, match=r"no folder .*DAVIS/JPEGImages/480p"):
+        DAVISDataset(tmp_path, "val")
+
+
+@pytest.fixture
+def davis_with_flow(davis_root, optflow_folder):
+    return DAVISDataset(davis_root, str(davis_root / "both.txt"), optflow_folder=optflow_folder)
+
+
+def test_davis_frames_carry_their_flow(davis_with_flow):
+    first, last = davis_with_flow[0], davis_with_flow[1]  # of the video "car"
+    assert first.n_vector_channels == 4
+    assert first.extra.shape == (60, 92, 4)
+    assert first.extra.dtype == np.float32
+    np.testing.assert_array_equal(first.extra[20, 30:71:40], [[0, 0, 0, 0], [0, 5, 0, 0]])
+    np.testing.assert_array_equal(last.extra[20, 30:71:40], [[0, 0, 0, 0], [0, 0, 0, -5]])
+
+
+def test_sources_tell_files_of_the_same_names_apart(davis_root, optflow_folder, bsds_root):
+    def sources():
+        davis = DAVISDataset(davis_root, str(davis_root / "both.txt"), optflow_folder=optflow_folder)
+        return davis.sources + BSDSDataset(bsds_root, "test").sources
+
+    seen = [sources()]
+    assert len(seen[0]) == 2 * (4 + 1) + 2 * 2  # frames and masks, archives; images and annotations
+    for file in (
+        optflow_folder / "optflow_gma_car.h5",
+        davis_root / "DAVIS/Annotations/480p/dogs/00001.png",
+        bsds_root / "BSDS500/data/groundTruth/test/100.mat",
+    ):
+        with file.open("ab") as longer:
+            longer.write(b"0")
+        seen.append(sources())
+        assert len({tuple(each) for each in seen}) == len(seen)
+
+
+def test_davis_archive_of_another_size_or_length(davis_root, optflow_folder):
+    path = optflow_folder / "optflow_gma_dogs.h5"
+    for shape, told in (
+        ((1, 60, 120, 2), "the flow in .*dogs.h5 is 120x60, but DAVIS frames are 92x60"),
+        ((2, 60, 92, 2), "dogs.h5 holds the flow of 3 frames, but .*dogs has 2"),
+    ):
+        with h5py.File(path, "w") as file:
+            for name in ("flows", "inv_flows"):
+                file.create_dataset(name, shape=shape, dtype=np.float16)
+        with pytest.raises(InputError, match=told):
+            DAVISDataset(davis_root, str(davis_root / "both.txt"), optflow_folder=optflow_folder)
+
+
+def test_davis_names_all_missing_archives(davis_root, optflow_folder):
+    for file in optflow_folder.iterdir():
+        file.unlink()
+    with pytest.raises(InputError, match=r"lacks optflow_<method>_car\.h5, optflow_<method>_dogs\.h5"):
+        DAVISDataset(davis_root, str(davis_root / "both.txt"), optflow_folder=optflow_folder)
+
+
+def test_flow_is_read_in_worker_processes(davis_with_flow):
+    crops = TrainingCrops(davis_with_flow, n_annotations=1, seed=0)
+    plain = [crops[idx] for idx in range(8)]
+    assert plain[0]["extra"].shape == (4, DEFAULT_CROP_SIZE, DEFAULT_CROP_SIZE)
+    batches = list(training_loader(crops, batch_size=2, n_steps=4, n_workers=2))
+    for step, batch in enumerate(batches):
+        for name in ("image_lab", "gt_labels", "extra"):
+            assert batch[name].equal(torch.stack([plain[2 * step][name], plain[2 * step + 1][name]]))
+    image = next(iter(evaluation_loader(davis_with_flow, n_workers=2)))
+    assert image.extra.shape == (1, 4, 60, 92)
+    assert image.extra[0, :, 20, 50].tolist() == [0, 5, 0, 0]
+
+
+def test_crops_of_flow_are_scaled_and_flipped_with_the_image(davis_with_flow):
+    crops = TrainingCrops(davis_with_flow, n_annotations=1, seed=1)
+    directions = set()
+    for idx in range(40):
+        flow = crops[idx]["extra"]  # either forward or backward: a video has two frames
+        assert not flow[[0, 2]].any()
+        motion = flow[1] - flow[3]
+        if motion.any():
+            longest = motion.flatten()[motion.abs().argmax()]
+            factor = DEFAULT_CROP_SIZE / 60  # the height of the frame fills the crop
+            assert longest.abs() == pytest.approx(5 * factor)
+            directions.add(float(longest.sign()))
+    assert directions == {-1.0, 1.0}
+
+
+def test_crops_without_a_border_are_drawn_anew():
+    labels = np.zeros((400, 600), dtype=np.int32)
+    labels[180:200, 280:300] = 1
+    image = SegmentedImage("image", np.zeros((400, 600, 3), dtype=np.uint8), [labels])
+    rng = np.random.default_rng(0)
+    crops = [Crop.draw(labels, rng).apply(image) for _ in range(100)]
+    n_with_border = sum(len(np.unique(crop.annotations[0])) == 2 for crop in crops)
+    assert n_with_border > 60  # about 15 at the first draw
+
+
+def test_davis_unknown_split():
+    with pytest.raises(InputError, match="--davis_split trian is neither test, train, val nor"):
+        read_split("trian")
+
+
+def test_built_in_davis_splits_do_not_overlap():
+    videos = {split: read_split(split) for split in SPLITS}
+    assert {split: len(names) for split, names in videos.items()} == {"train": 45, "val": 15, "test": 30}
+    assert len(set().union(*videos.values())) == 90
+
+
+def random_crop(image_rgb, labels, rng, size=DEFAULT_CROP_SIZE):
+    crop = Crop.draw(labels, rng, size).apply(SegmentedImage("image", image_rgb, [labels]))
+    return crop.image_rgb, crop.annotations[0]
+
+
+@pytest.mark.parametrize("size", [DEFAULT_CROP_SIZE, 321])
+@pytest.mark.parametrize("shape", [(60, 92), (321, 481), (700, 300), (1, 50)])
+def test_crop_takes_image_and_labels_alike(shape, size):
+    # The labels are written into the image: they must still agree after flip, scale and crop.
+    labels = make_quadrants(*shape)[1]
+    image_rgb = np.repeat((labels * 60).astype(np.uint8)[..., None], 3, axis=2)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        crop_rgb, crop_labels = random_crop(image_rgb, labels, rng, size)
+        assert crop_rgb.shape == (size, size, 3)
+        assert crop_labels.shape == (size, size)
+        agreement = np.abs(crop_rgb[..., 0].astype(int) - 60 * crop_labels) < 30
+        assert agreement.mean() > 0.95
+        assert np.isin(crop_labels, labels).all()
+
+
+@pytest.mark.parametrize("size", [DEFAULT_CROP_SIZE, 321])
+def test_crops_flip_half_of_the_time_and_cover_all_scales(size):
+    height, width = 600, 900
+    image_rgb = np.zeros((height, width, 3), dtype=np.uint8)
+    column = np.tile(np.arange(width, dtype=np.int32), (height, 1))
+    rng = np.random.default_rng(0)
+    steps = []
+    for _ in range(300):
+        crop = random_crop(image_rgb, column, rng, size)[1]
+        steps.append((int(crop[0, -1]) - int(crop[0, 0])) / (size - 1))
+    extents = np.abs(steps)  # source pixels a crop pixel: 1 / scale
+    assert 0.4 < np.mean(np.array(steps) < 0) < 0.6
+    assert extents.max() == pytest.approx(1 / 0.75, rel=0.02)
+    assert extents.min() < 1 / 2.2
+    # P(N(1, 0.75) < 0.75) = 0.369 of all scales are clipped to the smallest.
+    assert np.mean(extents > 1.32) == pytest.approx(0.369, abs=0.08)
+
+
+def test_samples_depend_on_seed_and_number_alone(bsds_root):
+    dataset = BSDSDataset(bsds_root, "train")
+    crops = TrainingCrops(dataset, n_annotations=1, seed=3)
+    plain = [crops[idx] for idx in range(12)]
+    loader = training_loader(crops, batch_size=2, n_steps=4, first_sample=4, n_workers=2)
+    batches = list(loader)
+    assert len(batches) == 4
+    for step, batch in enumerate(batches, start=2):
+        for name in ("image_lab", "gt_labels"):
+            expected = torch.stack([plain[2 * step][name], plain[2 * step + 1][name]])
+            assert batch[name].equal(expected)
+    other = TrainingCrops(dataset, n_annotations=1, seed=4)
+    assert not any(plain[idx]["image_lab"].equal(other[idx]["image_lab"]) for idx in range(12))
+
+
+def test_samples_differ_and_draw_every_annotation(bsds_root):
+    crops = TrainingCrops(BSDSDataset(bsds_root, "train"), n_annotations=1, seed=0)
+    samples = [crops[idx] for idx in range(24)]
+    assert len({sample["image_lab"].sum().item() for sample in samples}) == 24
+    assert {int(sample["gt_labels"].max()) for sample in samples} >= {1, 3}
+    for sample in samples:
+        assert sample["gt_labels"].unique().tolist() == list(range(sample["gt_labels"].max() + 1))
+
+
+@pytest.mark.parametrize("n_annotations", [1, 2, 5])
+def test_annotations_are_drawn_without_repetition_until_all_are_drawn(bsds_root, n_annotations):
+    crops = TrainingCrops(BSDSDataset(bsds_root, "train"), n_annotations=n_annotations, seed=0)
+    for idx in range(6):
+        gt_labels = crops[idx]["gt_labels"]
+        assert gt_labels.shape == (n_annotations, DEFAULT_CROP_SIZE, DEFAULT_CROP_SIZE)
+        n_finer = sum(int(labels.max()) > 1 for labels in gt_labels)  # the other one has two labels at most
+        if gt_labels.max() > 1:
+            assert n_finer in (n_annotations // 2, -(-n_annotations // 2))
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2, 3])
+def test_ranks_share_the_samples(bsds_root, monkeypatch, n_ranks):
+    crops = TrainingCrops(BSDSDataset(bsds_root, "train"), n_annotations=1, seed=0)
+    monkeypatch.setattr("lib.datasets.loaders.n_ranks", lambda: n_ranks)
+    taken = []
+    for rank in range(n_ranks):
+        monkeypatch.setattr("lib.datasets.loaders.rank", lambda rank=rank: rank)
+        loader = training_loader(crops, batch_size=2, n_steps=3, first_sample=7, n_workers=0)
+        batches = [list(batch) for batch in loader.batch_sampler]
+        assert [len(batch) for batch in batches] == [2, 2, 2]
+        taken.append(batches)
+    for step in range(3):  # the samples of a step follow each other, whoever takes them
+        start = 7 + 2 * n_ranks * step
+        of_step = [idx for batches in taken for idx in batches[step]]
+        assert of_step == list(range(start, start + 2 * n_ranks))
+
+
+def test_every_epoch_visits_every_image(bsds_root):
+    class Names(BSDSDataset):
+        seen: list[int] = []  # noqa: RUF012
+
+        def __getitem__(self, idx):
+            self.seen.append(idx)
+            return super().__getitem__(idx)
+
+    crops = TrainingCrops(Names(bsds_root, "train"), n_annotations=1, seed=0)
+    for idx in range(40):
+        crops[idx]
+    epochs = [Names.seen[start : start + 4] for start in range(0, 40, 4)]
+    assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_evaluation_sees_all_images_in_order(bsds_root):
+    loader = evaluation_loader(BSDSDataset(bsds_root, "val"), n_workers=2)
+    images = list(loader)
+    assert [image.name for image in images] == ["100", "101", "102"]
+    assert images[0].image_lab.shape == (1, 3, 60, 92)
+    assert all(len(image.annotations) == 2 for image in images)
+
+
+class OneImage(torch.utils.data.Dataset):
+    """A grey image with an annotation and extra channels of other types than those of the files."""
+
+    def __init__(self, labels, extra=None):
+        self.image = SegmentedImage("a", np.full((60, 92, 3), 128, np.uint8), [labels], extra=extra)
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, idx):
+        return self.image
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64])
+def test_annotations_and_channels_of_any_type(dtype):
+    dataset = OneImage(make_quadrants()[1].astype(dtype), extra=np.ones((60, 92, 1)))
+    for sample in (TrainingCrops(dataset, n_annotations=1, seed=0)[0], next(iter(loaded(dataset)))._asdict()):
+        assert sample["extra"].dtype == torch.float32
+    assert next(iter(loaded(dataset))).annotations[0].dtype == np.int32
+
+
+def loaded(dataset):
+    return evaluation_loader(dataset, n_workers=0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "extra"),
+    [
+        (np.full((60, 92), 2**31), None),
+        (np.full((60, 92), -1), None),
+        (np.full((60, 92), 0.5), None),
+        (np.zeros((60, 91), int), None),
+        (np.zeros((60, 92), int), np.full((60, 92, 1), np.nan)),
+        (np.zeros((60, 92), int), np.full((60, 92, 1), 1e300)),
+    ],
+)
+def test_unusable_image_is_named_in_training_and_evaluation(labels, extra):
+    dataset = OneImage(labels, extra)
+    with pytest.raises(InputError, match=r"^a: "):
+        TrainingCrops(dataset, n_annotations=1, seed=0)[0]
+    with pytest.raises(InputError, match=r"^a: "):
+        next(iter(loaded(dataset)))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_smallest_crops(size):
+    rng = np.random.default_rng(0)
+    labels = make_quadrants()[1]
+    for _ in range(50):
+        crop = Crop.draw(labels, rng, size).apply(
+            SegmentedImage("a", np.zeros((60, 92, 3), np.uint8), [labels])
+        )
+        assert crop.annotations[0].shape == (size, size)

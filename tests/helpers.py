@@ -1,0 +1,133 @@
+"""Small images, videos and failures that several tests share."""
+
+import os
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+from scipy.ndimage import gaussian_filter
+
+from lib import cli
+from lib.files.frames import list_in_order
+from lib.training import run as training_run
+
+# Of images and superpixels, with odd cases of the grid.
+SHAPES_AND_COUNTS = [
+    ((20, 31), 12),  # cells of unequal size
+    ((20, 31), 1),
+    ((20, 31), 620),  # one pixel a cell
+    ((31, 20), 50),  # portrait
+    ((3, 40), 5),  # lower than a cell row would be
+    ((17, 1), 4),
+    ((1, 23), 23),
+    ((1, 1), 1),
+]
+
+
+QUADRANT_COLORS = np.array([[220, 40, 40], [40, 200, 60], [50, 60, 210], [230, 220, 60]], np.uint8)
+
+
+def make_quadrants(height=60, width=92, *, seed=0):
+    """An image of four slightly noisy coloured quadrants, and their numbers."""
+    row, col = np.mgrid[:height, :width]
+    labels = (2 * (row >= height // 2) + (col >= width // 2)).astype(np.int32)
+    noise = np.random.default_rng(seed).integers(-10, 11, (height, width, 3))
+    image_rgb = np.clip(QUADRANT_COLORS[labels].astype(int) + noise, 0, 255).astype(np.uint8)
+    return image_rgb, labels
+
+
+@contextmanager
+def full_disk(n_bytes):
+    """Let no file grow beyond a size, as a full disk would."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def write_annotations(path: Path, annotations):
+    """Write a .mat file in the layout of BSDS500."""
+    cells = np.empty((1, len(annotations)), dtype=object)
+    for idx, annotation in enumerate(annotations):
+        cells[0, idx] = {"Segmentation": annotation.astype(np.uint16), "Boundaries": annotation > 1}
+    savemat(path, {"groundTruth": cells})
+
+
+def fails_with(main, argv, capsys):
+    """Run a script that must fail as bad input does; return its one line."""
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: main(argv))
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+@contextmanager
+def ctrl_c_in_second_step(monkeypatch):
+    """Interrupt the training run in the block in the midst of its second step, and expect it to end so."""
+    original = training_run.compute_loss_terms
+    calls = []
+
+    def press_in_second_call(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "compute_loss_terms", press_in_second_call)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+class LineFit(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(3))
+        self.matrix = torch.nn.Parameter(torch.zeros(3, 2))  # which another optimizer trains
+
+    def forward(self, batch):
+        return batch @ (self.weight + self.matrix.sum(1))
+
+
+HEIGHT, WIDTH = 210, 260  # of frames with known motion
+INSIDE = np.s_[20:-20, 20:-20]  # away from what enters and leaves the frame
+
+
+def make_texture(height=HEIGHT, width=WIDTH):
+    """Smooth random patches, (H, W) float, 0 to 255."""
+    texture = gaussian_filter(np.random.default_rng(0).normal(size=(height, width)), 2)
+    return 255 * (texture - texture.min()) / np.ptp(texture)
+
+
+def translated_frames(n_frames, dy, dx):
+    """Frames whose content moves by (dy, dx) from one to the next, each (H, W, 3) uint8."""
+    texture = make_texture(HEIGHT + 40, WIDTH + 40)
+    frames = []
+    for idx in range(n_frames):
+        top, left = 20 - idx * dy, 20 - idx * dx
+        frames.append(np.repeat(texture[top : top + HEIGHT, left : left + WIDTH, None], 3, axis=2))
+    return [frame.round().astype(np.uint8) for frame in frames]
+
+
+def write_frames(folder, frames):
+    folder.mkdir(exist_ok=True)
+    for idx, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{idx}.png")
+    return list_in_order(folder, (".png",))
+
+
+def write_flo(path, flow):
+    """Write (dy, dx) in the Middlebury format."""
+    height, width, _ = flow.shape
+    header = np.float32(202021.25).tobytes() + np.array([width, height], dtype="<i4").tobytes()
+    path.write_bytes(header + flow[..., ::-1].astype("<f4").tobytes())

@@ -1,0 +1,372 @@
+"""Many image files in, the files of their superpixels out."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import inference_base_model
+from helpers import fails_with, full_disk, make_quadrants
+from lib import cli
+from lib.inference.images import ImageJob, segment_files
+from lib.inference.outputs import OutputFiles
+from lib.inference.segmenter import Segmenter
+from lib.network.inputs import InputScales
+from lib.runtime.errors import RunError
+from model import CompositeSSNModel, SSNModel
+
+SIZES = [(60, 92), (60, 92), (60, 92), (48, 92), (60, 92)]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with five images of two sizes, one of them below another folder, and what is no image."""
+    folder = tmp_path / "photos"
+    (folder / "trip" / "day 1").mkdir(parents=True)
+    (folder / ".cache").mkdir()
+    names = ["a.png", "b.jpg", "c.PNG", "trip/d.png", "trip/day 1/e.png"]
+    for seed, (name, size) in enumerate(zip(names, SIZES, strict=True)):
+        Image.fromarray(make_quadrants(*size, seed=seed)[0]).save(folder / name)
+    shutil.copy(folder / "a.png", folder / ".cache" / "hidden.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def segment(*argv):
+    """Run the script without a network, which is fast."""
+    return inference_base_model.main(["--base_model_weights=none", "--nspix=24", "--device=cpu", *argv])
+
+
+def files_below(folder):
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+def test_folder_keeps_its_structure(photos, in_tmp_path, caplog):
+    caplog.set_level("INFO")
+    summary = segment(
+        "--image",
+        str(photos),
+        "--out=overlays",
+        "--save_labels=labels/x_{name}.tif",
+        "--save_outlines=outlines",
+    )
+    assert (summary.n_done, summary.n_skipped, summary.failures) == (5, 0, [])
+    names = ["a", "b", "c", "trip/d", "trip/day 1/e"]
+    assert files_below(in_tmp_path / "overlays") == sorted(f"{name}.png" for name in names)
+    assert files_below(in_tmp_path / "labels") == sorted(f"x_{name}.tif" for name in names)
+    assert files_below(in_tmp_path / "outlines") == sorted(f"{name}.geojson" for name in names)
+    assert "5 images segmented, 0 skipped, 0 failed" in caplog.text
+
+
+def test_files_and_patterns(photos, in_tmp_path):
+    segment("--image", str(photos / "**" / "?.png"), "--out=by_pattern")
+    assert files_below(in_tmp_path / "by_pattern") == ["a.png", "trip/d.png", "trip/day 1/e.png"]
+    segment("--image", str(photos / "a.png"), str(photos / "trip"), "--out={name}_o.png")
+    assert (in_tmp_path / "a_o.png").is_file()
+    assert (in_tmp_path / "day 1" / "e_o.png").is_file()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_batches_equal_one_by_one(photos, tmp_path, batch_size):
+    segmenter = Segmenter(SSNModel(4), InputScales(0.26, 2.5))
+    images = sorted(photos.rglob("?.*"))
+    jobs = [
+        ImageJob(image, OutputFiles(tmp_path / f"{image.stem}.png", labels=tmp_path / f"{image.stem}.npy"))
+        for image in images
+    ]
+    assert segment_files(segmenter, jobs, 24, batch_size=batch_size).n_done == 5
+    for job in jobs:
+        expected = segmenter(np.asarray(Image.open(job.image)), 24).labels
+        np.testing.assert_array_equal(np.load(job.files.labels), expected)
+
+
+def test_batches_hold_images_of_one_size(photos, tmp_path, monkeypatch):
+    sizes = []
+    original = Segmenter.cluster
+
+    def cluster(self, images, *args, **kwargs):
+        sizes.append((len(images), images[0].image_rgb.shape[0]))
+        return original(self, images, *args, **kwargs)
+
+    monkeypatch.setattr(Segmenter, "cluster", cluster)
+    segment("--image", str(photos), f"--out={tmp_path / 'o'}", "--batchsize=2")
+    assert sizes == [(2, 60), (1, 60), (1, 48), (1, 60)]
+
+
+def test_bad_files_do_not_stop_the_others(photos, in_tmp_path, capsys):
+    (photos / "aa.jpg").write_bytes(b"no image")
+    Image.fromarray(make_quadrants(4, 5)[0]).save(photos / "small.png")
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: segment("--image", str(photos), "--out=overlays"))
+    assert caught.value.code == 1
+    assert len(files_below(in_tmp_path / "overlays")) == 5
+    assert "2 of the images failed" in capsys.readouterr().err
+
+
+def test_failures_name_the_image(photos, in_tmp_path, caplog):
+    (photos / "aa.jpg").write_bytes(b"no image")
+    Image.fromarray(make_quadrants(4, 5)[0]).save(photos / "small.png")
+    with pytest.raises(RunError):
+        segment("--image", "photos", "--out=overlays")
+    assert "aa.jpg is not a readable image" in caplog.text
+    assert "--nspix 24 is above the 20 pixels of photos/small.png" in caplog.text
+
+
+def test_full_disk_leaves_no_half_written_file(photos, in_tmp_path, monkeypatch):
+    original = np.save
+
+    def fail_for_one(file, labels):
+        file.write(b"some bytes")
+        if "b." in file.name:
+            raise OSError(28, "No space left on device")
+        file.seek(0)
+        original(file, labels)
+
+    monkeypatch.setattr(np, "save", fail_for_one)
+    with pytest.raises(RunError, match="1 of the images failed"):
+        segment("--image", str(photos), "--out=overlays", "--save_labels=labels")
+    written = files_below(in_tmp_path / "overlays") + files_below(in_tmp_path / "labels")
+    assert len(written) == 8
+    assert not any("b." in name for name in written)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 12"),
+    ],
+)
+def test_a_batch_that_does_not_fit_the_memory(photos, in_tmp_path, monkeypatch, error):
+    original = Segmenter.cluster
+
+    def cluster(self, images, *args, **kwargs):
+        if len(images) > 1 or "e.png" in images[0].name:
+            raise error
+        return original(self, images, *args, **kwargs)
+
+    monkeypatch.setattr(Segmenter, "cluster", cluster)
+    with pytest.raises(RunError, match="1 of the images failed"):
+        segment("--image", str(photos), "--out=overlays", "--batchsize=3")
+    assert len(files_below(in_tmp_path / "overlays")) == 4
+
+
+def test_a_name_that_looks_like_a_pattern(photos, in_tmp_path):
+    (photos / "a.png").rename(in_tmp_path / "photo[1].png")
+    segment("--image=photo[1].png", "--out=o.png")
+    assert (in_tmp_path / "o.png").is_file()
+
+
+def test_an_image_named_twice_counts_once(photos, in_tmp_path):
+    assert segment("--image", "photos", "photos/a.png", "photos", "--out={name}_o.png").n_done == 5
+
+
+def test_masks_below_the_images_are_no_images(photos, in_tmp_path):
+    write_masks(photos, in_tmp_path / "masks")
+    (in_tmp_path / "masks").rename(photos / "masks")
+    assert segment("--image=photos", "--mask=photos/masks", "--out=photos/overlays").n_done == 5
+
+
+def test_masks_beside_the_images_are_no_images(photos, in_tmp_path):
+    write_masks(photos, in_tmp_path / "masks")
+    for mask in (in_tmp_path / "masks").rglob("*.png"):
+        folder = photos / mask.relative_to(in_tmp_path / "masks").parent
+        mask.rename(folder / f"{mask.stem}_mask.png")
+    argv = ["--image=photos", "--mask=photos/{name}_mask.png", "--save_labels=labels"]
+    assert segment(*argv).n_done == 5
+    assert (np.load(in_tmp_path / "labels" / "a.npy") == -1).mean() == 0.5
+
+
+@pytest.mark.parametrize("name", ["read", "write"])
+def test_an_image_that_does_not_fit_the_memory_does_not_stop_the_rest(photos, in_tmp_path, monkeypatch, name):
+    original = getattr(ImageJob, name)
+
+    def fail(self, *args):
+        if "a.png" in self.image.name:
+            torch.empty(2**60, dtype=torch.uint8)  # as PyTorch's own allocator tells it
+        return original(self, *args)
+
+    monkeypatch.setattr(ImageJob, name, fail)
+    with pytest.raises(RunError, match="1 of the images failed"):
+        segment("--image=photos", "--out=overlays")
+    assert len(files_below(in_tmp_path / "overlays")) == 4
+
+
+def test_full_disk_leaves_what_was_finished_and_no_half_file(in_tmp_path):
+    (in_tmp_path / "photos").mkdir()
+    for name, size in (("large", 400), ("small", 40)):
+        noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(in_tmp_path / "photos" / f"{name}.png")
+    with full_disk(100_000), pytest.raises(RunError, match="1 of the images failed"):
+        segment("--image=photos", "--out=o", "--save_labels=o")
+    assert files_below(in_tmp_path / "o") == ["small.npy", "small.png"]
+
+
+def test_large_images_are_read_one_at_a_time(photos, in_tmp_path, monkeypatch):
+    def read(self, segmenter):
+        n_held.append(sum(started) - sum(finished))
+        started.append(1)
+        return original(self, segmenter)
+
+    def cluster(self, images, *args, **kwargs):
+        finished.append(len(images))
+        return original_cluster(self, images, *args, **kwargs)
+
+    started, finished, n_held = [], [], []
+    original, original_cluster = ImageJob.read, Segmenter.cluster
+    monkeypatch.setattr(ImageJob, "read", read)
+    monkeypatch.setattr(Segmenter, "cluster", cluster)
+    monkeypatch.setattr("lib.inference.images._MAX_WAITING_PIXELS", 60 * 92)
+    segment("--image=photos", "--out=o")
+    assert max(n_held) <= 2  # one at the network, one before it
+
+
+def test_single_image_into_a_folder_and_skipped(photos, in_tmp_path):
+    argv = ["--image=photos/a.png", "--out=o/{name}/overlay.png", "--skip_existing"]
+    assert segment(*argv).n_done == 1
+    assert segment(*argv).n_skipped == 1
+    assert segment(*argv[:-1]).n_done == 1
+    assert files_below(in_tmp_path / "o") == ["a/overlay.png"]
+
+
+def test_skip_existing(photos, in_tmp_path):
+    argv = ["--image", str(photos), "--out=overlays", "--save_labels=labels", "--skip_existing"]
+    segment(*argv)
+    (in_tmp_path / "labels" / "a.npy").unlink()
+    before = (in_tmp_path / "overlays" / "b.png").stat().st_mtime_ns
+    summary = segment(*argv)
+    assert (summary.n_done, summary.n_skipped) == (1, 4)
+    assert (in_tmp_path / "labels" / "a.npy").is_file()
+    assert (in_tmp_path / "overlays" / "b.png").stat().st_mtime_ns == before
+
+
+def write_masks(photos, folder):
+    """Masks of all photos, in which the left half is white."""
+    for image in photos.rglob("?.*"):
+        path = folder / image.relative_to(photos).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        height, width = np.asarray(Image.open(image)).shape[:2]
+        mask = np.zeros((height, width), dtype=np.uint8)
+        mask[:, : width // 2] = 255
+        Image.fromarray(mask).save(path)
+
+
+def test_masks(photos, in_tmp_path):
+    write_masks(photos, in_tmp_path / "masks")
+    segment("--image", str(photos), "--mask=masks", "--save_labels=many", "--batchsize=4")
+    segment("--image=photos/a.png", "--mask=masks/a.png", "--save_labels=one.npy")
+    many = np.load(in_tmp_path / "many" / "a.npy")
+    assert (many[:, 46:] == -1).all()
+    assert many[:, :46].min() == 0
+    np.testing.assert_array_equal(many, np.load(in_tmp_path / "one.npy"))
+
+
+def test_style_of_overlays(photos, in_tmp_path):
+    style = ["--boundary_color=#ff0000", "--boundary_width=1"]
+    segment("--image=photos/a.png", *style, "--out=one.png")
+    segment("--image=photos", *style)
+    segment("--image=photos/a.png", "--overlay=mean_colors", "--out=means.png")
+    one, many, means = (
+        np.asarray(Image.open(in_tmp_path / name)) for name in ("one.png", "results/a.png", "means.png")
+    )
+    assert (one == (255, 0, 0)).all(axis=2).any()
+    np.testing.assert_array_equal(one, many)
+    assert len(np.unique(means.reshape(-1, 3), axis=0)) < 40
+
+
+def test_what_an_earlier_run_wrote_is_no_image(photos, in_tmp_path):
+    for _ in range(2):
+        assert (
+            segment("--image=photos", "--out=photos/overlays", "--save_labels=photos/x/{name}.png").n_done
+            == 5
+        )
+
+
+def test_features_of_a_folder(photos, in_tmp_path, base_weights):
+    argv = [f"--base_model_weights={base_weights}", "--nspix=24", "--save_features=features"]
+    inference_base_model.main(["--image", str(photos), *argv])
+    with np.load(in_tmp_path / "features" / "trip" / "d.npz") as saved:
+        assert saved["pixel_features"].shape == (4, 48, 92)
+    assert len(files_below(in_tmp_path / "results")) == 5
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--image=empty"], "--image empty: no image in that folder"),
+        (["--image=no_*.jpg"], "--image no_*.jpg: no file is named like that"),
+        (["--image=photos", "--out=o.png"], "--out o.png is one file, but there may be several images"),
+        (["--image=photos", "--out={name}.xyz"], "--out {name}.xyz: the name must end in"),
+        (["--image=photos", "--out=photos/notes.txt"], "--out photos/notes.txt cannot be written to"),
+        (["--image=photos", "--out=photos"], "an output of photos/a.png and the image photos/a.png are the"),
+        (["--image=photos", "--mask=no"], "--mask no: for several images, give a folder of masks, or a name"),
+        (["--image=photos/a.png", "--mask=no.png"], "no mask file no.png"),
+        (["--image=photos/a.png", "--mask=photos/notes.txt"], "photos/notes.txt is not a readable mask"),
+        (["--image=photos/a.png", "--mask=photos/trip/d.png"], "the mask is (48, 92), but photos/a.png is"),
+        (["--boundary_color=nocolour"], "expected the name of a colour or #rrggbb, got 'nocolour'"),
+        (
+            ["--image=photos", "--out=o/{name}.png", "--save_labels=o/{name}.png"],
+            "an output of photos/a.png and an output of photos/a.png are the same file, o/a.png",
+        ),
+        (
+            ["--image=photos/a.png", "--mask=photos/trip/d.png", "--out=photos/trip/d.png"],
+            "an output of photos/a.png and --mask of photos/a.png are the same file, photos/trip/d.png",
+        ),
+        (["--image", "photos/a.png", "copy/a.png", "--out=o"], "are the same file, o/a.png"),
+    ],
+)
+def test_bad_options(photos, in_tmp_path, argv, told, capsys):
+    (in_tmp_path / "empty").mkdir()
+    (in_tmp_path / "copy").mkdir()
+    shutil.copy(photos / "b.jpg", in_tmp_path / "copy" / "a.png")
+    assert told in fails_with(inference_base_model.main, ["--base_model_weights=none", *argv], capsys)
+    assert not (in_tmp_path / "o" / "a.png").exists()
+
+
+def test_image_whose_features_are_too_large_does_not_stop_the_others(photos, tmp_path):
+    images = sorted(photos.glob("?.*"))
+    flows = [Constant(1e30 if image.stem == "b" else 1.0) for image in images]
+    jobs = [
+        ImageJob(image, OutputFiles(tmp_path / f"{image.stem}.png"), flow=flow)
+        for image, flow in zip(images, flows, strict=True)
+    ]
+    segmenter = Segmenter(CompositeSSNModel(4, 2), InputScales(0.26, 2.5, 1.0))
+    summary = segment_files(segmenter, jobs, 24, batch_size=3)
+    assert summary.n_done == 2
+    (failure,) = summary.failures
+    assert failure.startswith(f"{photos / 'b.jpg'}: features of")
+
+
+class Constant:
+    """The same flow everywhere."""
+
+    files = ()
+
+    def __init__(self, value):
+        self.value = value
+
+    def read(self, image_rgb):
+        return np.full((*image_rgb.shape[:2], 4), self.value, np.float32)
+
+
+def test_circle_of_links_is_told(photos, in_tmp_path, capsys):
+    for name, target in ("one.png", "two.png"), ("two.png", "one.png"):
+        (in_tmp_path / name).symlink_to(target)
+    argv = ["--image", str(photos / "a.png")]
+    assert "no mask file two.png" in fails_with(inference_base_model.main, [*argv, "--mask=two.png"], capsys)
+    segment(*argv, "--out=one.png")  # which replaces the link
+    assert (in_tmp_path / "one.png").is_file()
+
+
+def test_repeated_image_option_adds_to_the_first(photos, in_tmp_path):
+    argv = [argument for name in ("a.png", "b.jpg") for argument in ("--image", str(photos / name))]
+    assert segment(*argv, "--out=overlays").n_done == 2

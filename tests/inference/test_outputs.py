@@ -1,0 +1,137 @@
+"""Files of superpixels."""
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers import make_quadrants
+from lib.files.atomic import check_output_file
+from lib.inference.outputs import OutputFiles, OverlayStyle, write_outputs
+from lib.optflow.drawing import draw_flow
+from lib.runtime.errors import InputError
+from lib.superpixels.drawing import draw_boundaries
+from lib.superpixels.regions import Superpixels
+
+
+def make_superpixels(height=60, width=92, **more):
+    image_rgb, quadrants = make_quadrants(height, width)
+    return Superpixels(quadrants, image_rgb, 4, **more)
+
+
+def every_pixel(height, width):
+    """A superpixel for every pixel."""
+    labels = np.arange(height * width, dtype=np.int32).reshape(height, width)
+    return Superpixels(labels, np.zeros((height, width, 3), dtype=np.uint8), labels.size)
+
+
+def read_labels(path):
+    if path.suffix == ".npy":
+        return np.load(path)
+    if path.suffix == ".h5":
+        with h5py.File(path) as file:
+            return file["labels"][:]
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize("suffix", ["npy", "png", "tif", "h5"])
+def test_labels_come_back(tmp_path, suffix):
+    superpixels = every_pixel(256, 256)
+    path = tmp_path / f"labels.{suffix}"
+    write_outputs(superpixels, OutputFiles(tmp_path / "overlay.png", labels=path))
+    np.testing.assert_array_equal(read_labels(path), superpixels.labels)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, "overlay.png"]
+
+
+@pytest.mark.parametrize("suffix", ["NPY", "tif", "h5"])
+def test_labels_above_16_bits(tmp_path, suffix):
+    superpixels = every_pixel(256, 257)
+    overlay, path = tmp_path / "overlay.png", tmp_path / f"labels.{suffix}"
+    with pytest.raises(InputError, match=r"--save_labels .*does not fit a 16-bit PNG.*\.npy, \.tif or \.h5"):
+        write_outputs(superpixels, OutputFiles(overlay, labels=tmp_path / "labels.png"))
+    assert list(tmp_path.iterdir()) == []
+    write_outputs(superpixels, OutputFiles(overlay, labels=path))
+    labels = np.load(path) if suffix == "NPY" else read_labels(path)
+    np.testing.assert_array_equal(labels, superpixels.labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "told"),
+    [
+        ("overlay.webp", 16_400, r"overlay\.webp: the format cannot hold this image"),
+        (
+            "overlay.JPG",
+            65_501,
+            r"overlay\.JPG: JPEG cannot hold this image, of more than 65500 pixels a side",
+        ),
+    ],
+)
+def test_overlay_too_large_for_its_format_leaves_nothing(tmp_path, name, width, told):
+    files = OutputFiles(tmp_path / name, labels=tmp_path / "labels.npy")
+    with pytest.raises(InputError, match=told):
+        write_outputs(make_superpixels(2, width), files)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overlay_and_flow(tmp_path):
+    superpixels = make_superpixels()
+    flow = np.random.default_rng(0).normal(size=(5, 6, 4)).astype(np.float32)
+    files = OutputFiles(tmp_path / "overlay.png", flow=tmp_path / "flow.png")
+    write_outputs(superpixels, files, flow=flow)
+    overlay = np.asarray(Image.open(tmp_path / "overlay.png"))
+    np.testing.assert_array_equal(overlay, draw_boundaries(superpixels.image_rgb, superpixels.labels))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "flow.png")), draw_flow(flow))
+
+
+def test_styles_of_overlays(tmp_path):
+    superpixels = make_superpixels()
+    path = tmp_path / "overlay.png"
+    write_outputs(superpixels, OutputFiles(path), style=OverlayStyle("mean_colors"))
+    painted = np.asarray(Image.open(path))
+    assert len(np.unique(painted.reshape(-1, 3), axis=0)) == 4
+    write_outputs(superpixels, OutputFiles(path), style=OverlayStyle(color=(255, 0, 0), width=1))
+    expected = draw_boundaries(superpixels.image_rgb, superpixels.labels, color=(255, 0, 0), width=1)
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
+
+
+def test_png_cannot_hold_pixels_outside(tmp_path):
+    superpixels = make_superpixels()
+    superpixels.labels[0, 0] = -1
+    files = OutputFiles(tmp_path / "o.png", labels=tmp_path / "labels.png")
+    with pytest.raises(InputError, match="a PNG cannot hold -1"):
+        write_outputs(superpixels, files)
+    write_outputs(superpixels, files._replace(labels=tmp_path / "labels.tif"))
+    np.testing.assert_array_equal(read_labels(tmp_path / "labels.tif"), superpixels.labels)
+
+
+@pytest.mark.parametrize(("name", "start"), [("o.geojson", '{"type": "Feature'), ("o.SVG", "<svg")])
+def test_outlines(tmp_path, name, start):
+    write_outputs(make_superpixels(), OutputFiles(tmp_path / "o.png", outlines=tmp_path / name))
+    assert (tmp_path / name).read_text().startswith(start)
+
+
+def test_saved_features(tmp_path):
+    features = np.random.default_rng(0).random((4, 60, 92), dtype=np.float32)
+    superpixels = make_superpixels(pixel_features=features, n_base_features=4)
+    write_outputs(superpixels, OutputFiles(tmp_path / "o.png", features=tmp_path / "features.NPZ"))
+    with np.load(tmp_path / "features.NPZ") as saved:
+        assert sorted(saved) == ["labels", "n_base_features", "pixel_features", "spixel_features"]
+        np.testing.assert_array_equal(saved["labels"], superpixels.labels)
+        np.testing.assert_array_equal(saved["pixel_features"], features)
+        np.testing.assert_array_equal(saved["spixel_features"], superpixels.features)
+        assert saved["n_base_features"] == 4
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["features.NPZ", "o.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("labels.txt", r"must end in \.npy, \.png"),
+        ("no/labels.npy", "cannot write to folder"),
+        ("folder.npy", "is a folder"),
+    ],
+)
+def test_output_that_cannot_be_written_is_found_early(tmp_path, name, message):
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(InputError, match=f"--save_labels .*{message}"):
+        check_output_file("--save_labels", tmp_path / name, (".npy", ".png"))

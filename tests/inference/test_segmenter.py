@@ -1,0 +1,395 @@
+"""From an image in memory to its superpixels."""
+
+import doctest
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from skimage.measure import label
+
+import lib.inference
+from helpers import make_quadrants
+from lib.cli.options import REPO_ROOT
+from lib.inference.segmenter import Segmenter
+from lib.network.inputs import InputScales
+from lib.runtime.errors import InputError
+from lib.slic.grid import compute_grid_shape
+from model import CompositeSSNModel, SSNModel, SSNPix
+
+SCALES = InputScales(0.26, 2.5)
+WITH_EXTRA = SCALES._replace(extra_scale=1.0)
+
+
+def test_docstring_examples(monkeypatch):
+    monkeypatch.chdir(REPO_ROOT)
+    results = doctest.testmod(lib.inference)
+    assert results.attempted > 5
+    assert results.failed == 0
+
+
+def test_superpixels_follow_the_quadrants():
+    image_rgb, quadrants = make_quadrants()
+    superpixels = Segmenter(SSNPix(), SCALES)(image_rgb, 24)
+    labels = superpixels.labels
+    assert labels.dtype == np.int32
+    assert superpixels.n_measured == len(np.unique(labels)) == labels.max() + 1
+    assert label(labels + 1, background=0, connectivity=1).max() == superpixels.n_measured
+    for idx in range(superpixels.n_measured):
+        counts = np.bincount(quadrants[labels == idx])
+        assert counts.max() > 0.95 * counts.sum()
+    np.testing.assert_array_equal(superpixels.image_rgb, image_rgb)
+
+
+def test_superpixels_on_any_device(device):
+    model, image_rgb = SSNModel(4), make_quadrants()[0]
+    expected = Segmenter(model, SCALES)(image_rgb, 24).labels
+    labels = Segmenter(model, SCALES, device=device)(image_rgb, 24).labels
+    assert np.mean(labels == expected) > 0.99
+
+
+def test_bfloat16_changes_features_a_little():
+    image_rgb, model = make_quadrants()[0], SSNModel(4)
+    plain, narrow = (
+        Segmenter(model, SCALES, with_bfloat16=with_bfloat16)(image_rgb, 24, with_features=True)
+        for with_bfloat16 in (False, True)
+    )
+    assert narrow.pixel_features.dtype == np.float32
+    assert not np.array_equal(plain.pixel_features, narrow.pixel_features)
+    scale = np.abs(plain.pixel_features).max()
+    np.testing.assert_allclose(narrow.pixel_features, plain.pixel_features, rtol=0, atol=0.05 * scale)
+
+
+def test_without_connectivity_labels_are_those_of_the_grid():
+    superpixels = Segmenter(SSNPix(), SCALES)(make_quadrants()[0], 24, connected=False)
+    assert superpixels.labels.max() < 3 * 6
+    assert superpixels.n_measured == len(np.unique(superpixels.labels))
+
+
+def test_kinds_of_images_agree():
+    image_rgb = make_quadrants()[0]
+    segmenter = Segmenter(SSNModel(4), SCALES)
+    expected = segmenter(image_rgb, 24).labels
+    for same in (Image.fromarray(image_rgb), image_rgb / 255, (image_rgb / 255).astype(np.float32)):
+        superpixels = segmenter(same, 24)
+        np.testing.assert_array_equal(superpixels.labels, expected)
+        np.testing.assert_array_equal(superpixels.image_rgb, image_rgb)
+
+
+def test_grey_images():
+    grey = make_quadrants()[0][..., 0]
+    segmenter = Segmenter(SSNPix(), SCALES)
+    expected = segmenter(np.stack([grey, grey, grey], axis=-1), 24).labels
+    np.testing.assert_array_equal(segmenter(grey, 24).labels, expected)
+
+
+def test_batch_equals_one_by_one():
+    images = [make_quadrants(seed=seed)[0] for seed in range(3)]
+    segmenter = Segmenter(SSNModel(4), SCALES)
+    batch = torch.from_numpy(np.stack(images)).movedim(-1, 1)
+    for values in (batch, batch / 255):
+        together = segmenter(values, 24, with_features=True, with_soft_assignment=True)
+        assert len(together) == 3
+        for superpixels, image_rgb in zip(together, images, strict=True):
+            alone = segmenter(image_rgb, 24, with_features=True, with_soft_assignment=True)
+            np.testing.assert_array_equal(superpixels.labels, alone.labels)
+            np.testing.assert_allclose(superpixels.features, alone.features, atol=1e-4)
+            affinities = superpixels.soft_assignment.affinity, alone.soft_assignment.affinity
+            torch.testing.assert_close(*affinities, rtol=1e-3, atol=1e-4)
+
+
+def test_soft_assignment_is_that_of_the_labels_before_connectivity():
+    segmenter = Segmenter(SSNModel(4), SCALES)
+    superpixels = segmenter(make_quadrants()[0], 24, connected=False, with_soft_assignment=True)
+    np.testing.assert_array_equal(superpixels.soft_assignment.labels()[0], superpixels.labels)
+    assert segmenter(make_quadrants()[0], 24).soft_assignment is None
+
+
+def test_what_is_learnt_on_top_of_a_soft_assignment_gets_gradients():
+    segmenter = Segmenter(SSNPix(), SCALES)
+    assignment = segmenter(make_quadrants()[0], 24, with_soft_assignment=True).soft_assignment
+    values = torch.rand(1, 2, *make_quadrants()[0].shape[:2], requires_grad=True)
+    assignment.spixel_means(values).square().sum().backward()
+    assert values.grad.abs().sum() > 0
+
+
+def test_extra_channels_change_the_superpixels_of_a_composite():
+    image_rgb, quadrants = make_quadrants()
+    segmenter = Segmenter(CompositeSSNModel(4, 2, n_extra_channels=1), SCALES._replace(extra_scale=50.0))
+    plain, moved = (
+        segmenter(image_rgb, 24, extra=extra.astype(np.float32)[..., None]).labels
+        for extra in (np.zeros(quadrants.shape), quadrants)
+    )
+    assert not np.array_equal(plain, moved)
+    batch = torch.from_numpy(image_rgb).movedim(-1, 0)[None].repeat(2, 1, 1, 1)
+    extras = torch.from_numpy(np.stack([np.zeros(quadrants.shape), quadrants]))[:, None]
+    for superpixels, expected in zip(segmenter(batch, 24, extra=extras), (plain, moved), strict=True):
+        np.testing.assert_array_equal(superpixels.labels, expected)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (None, "reads 4 extra channels, but the image has 0"),
+        (np.zeros((60, 92, 3)), "reads 4 extra channels, but the image has 3"),
+        (np.zeros((60, 91, 4)), r"extra channels are \(60, 91, 4\), but the image is \(60, 92\)"),
+        (np.zeros((60, 92)), r"extra channels are \(60, 92\), but"),
+        (np.full((60, 92, 4), np.nan), "extra channels of the image hold NaN or infinite values"),
+        (np.full((60, 92, 4), 1e300), "extra channels of the image hold NaN or infinite values"),
+        (np.full((60, 92, 4), 1e30), "the image: features of .* cannot be clustered"),
+    ],
+)
+def test_unusable_extra_channels(extra, message):
+    with pytest.raises(InputError, match=message):
+        Segmenter(CompositeSSNModel(4, 2), WITH_EXTRA)(make_quadrants()[0], 24, extra=extra)
+
+
+def test_extra_channels_of_any_layout():
+    segmenter, image_rgb = Segmenter(CompositeSSNModel(4, 2), WITH_EXTRA), make_quadrants()[0]
+    extra = np.random.default_rng(0).normal(size=(60, 92, 4))
+    plain, other = (
+        segmenter(image_rgb, 24, extra=values).labels
+        for values in (extra.astype(np.float32), extra[:, ::-1].copy()[:, ::-1])
+    )
+    np.testing.assert_array_equal(plain, other)
+
+
+def test_extra_channels_need_a_scale():
+    extra = np.zeros((60, 92, 4), dtype=np.float32)
+    with pytest.raises(InputError, match="extra channels need a scale"):
+        Segmenter(CompositeSSNModel(4, 2), SCALES)(make_quadrants()[0], 24, extra=extra)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((0, 9, 3), np.uint8), r"must be \(H, W, 3\), or grey \(H, W\), got \(0, 9, 3\)"),
+        (np.zeros((8, 9, 4), np.uint8), r"got \(8, 9, 4\)"),
+        (np.zeros(9, np.uint8), r"got \(9,\)"),
+        (np.zeros((8, 9, 3), np.int64), "must be of uint8, or of floats in .*, got int64"),
+        (np.full((8, 9, 3), 200.0), r"must have floats in \[0, 1\], got 200.0 to 200.0"),
+        (np.full((8, 9, 3), np.nan), "the mask of the image leaves no pixel to segment"),
+        ("photo.jpg", "the image must be an array, a PIL image or a batch of tensors, got <class 'str'>"),
+        (Image.new("F", (9, 8)), "the image has 32-bit float pixels of unknown range"),
+        (torch.zeros(3, 8, 9), r"a batch of tensors must be \(B, 3, H, W\), got \(3, 8, 9\)"),
+        (np.zeros((2, 2, 3), np.uint8), "--nspix 24 is above the 4 pixels of the image"),
+    ],
+)
+def test_images_that_cannot_be_used(image, message):
+    with pytest.raises(InputError, match=message):
+        Segmenter(SSNPix(), SCALES)(image, 24)
+
+
+@pytest.mark.parametrize("n_spixels", [0, -1])
+def test_no_superpixels(n_spixels):
+    with pytest.raises(InputError, match=f"--nspix {n_spixels} is below 1"):
+        Segmenter(SSNPix(), SCALES)(make_quadrants()[0], n_spixels)
+
+
+@pytest.mark.parametrize("n_spixels", [1, 7, 24, 60, 500])
+def test_exact_counts(n_spixels):
+    segmenter = Segmenter(SSNModel(4), SCALES)
+    image_rgb = make_quadrants()[0]
+    mask = np.ones((60, 92), dtype=bool)
+    mask[20:] = False
+    for superpixels in (
+        segmenter(image_rgb, n_spixels, exact=True),
+        segmenter(image_rgb, n_spixels, exact=True, mask=mask),
+    ):
+        assert superpixels.n_measured == superpixels.labels.max() + 1 == n_spixels
+        assert label(superpixels.labels + 1, background=0, connectivity=1).max() == n_spixels
+
+
+def test_exact_counts_that_cannot_be():
+    segmenter = Segmenter(SSNPix(), SCALES)
+    mask = np.zeros((60, 92), dtype=bool)
+    mask[::20, ::30] = True
+    with pytest.raises(InputError, match="2 superpixels cannot cover the 12 parts of the mask"):
+        segmenter(make_quadrants()[0], 2, exact=True, mask=mask)
+    with pytest.raises(InputError, match="an exact number of superpixels needs connected ones"):
+        segmenter(make_quadrants()[0], 2, exact=True, connected=False)
+
+
+@pytest.mark.parametrize("model", [SSNModel(4, sees_position=False), SSNPix()])
+def test_position_in_the_distances_alone(model):
+    image_rgb = make_quadrants()[0]
+    doubled = Segmenter(model, SCALES, pos_scale_dist=2.0)(image_rgb, 24)
+    expected = Segmenter(model, SCALES._replace(pos_scale=2 * SCALES.pos_scale))(image_rgb, 24)
+    np.testing.assert_array_equal(doubled.labels, expected.labels)
+    assert not np.array_equal(doubled.labels, Segmenter(model, SCALES)(image_rgb, 24).labels)
+
+
+def test_number_of_iterations():
+    image_rgb, model = make_quadrants()[0], SSNModel(4, n_iter=5)
+    plain, same, more = (
+        Segmenter(model, SCALES, n_iter=n_iter)(image_rgb, 24, connected=False).labels
+        for n_iter in (None, 5, 20)
+    )
+    np.testing.assert_array_equal(plain, same)
+    assert not np.array_equal(plain, more)
+
+
+def test_position_in_the_distances_leaves_the_network_alone():
+    image_rgb, flow = make_quadrants()[0], np.ones((60, 92, 4), dtype=np.float32)
+    model = CompositeSSNModel(4, 2)
+    plain, doubled = (
+        Segmenter(model, WITH_EXTRA, pos_scale_dist=factor)(image_rgb, 24, extra=flow, with_features=True)
+        for factor in (1.0, 2.0)
+    )
+    np.testing.assert_array_equal(plain.pixel_features, doubled.pixel_features)
+    assert not np.array_equal(plain.labels, doubled.labels)
+
+
+def test_masked_and_unmasked_agree_away_from_the_mask():
+    image_rgb = make_quadrants(96, 144)[0]
+    mask = np.zeros((96, 144), dtype=bool)
+    mask[:, :72] = True  # whose border is one between cells too
+    segmenter = Segmenter(SSNModel(4), SCALES)
+    whole, masked = segmenter(image_rgb, 96), segmenter(image_rgb, 48, mask=mask)
+    assert (masked.labels[:, 72:] == -1).all()
+    assert masked.labels[:, :72].min() == 0
+    assert masked.n_measured == masked.labels.max() + 1 == len(masked.colors)
+    away = np.s_[:, :48]  # two cells from it
+    pairs = np.unique(np.stack([whole.labels[away].ravel(), masked.labels[away].ravel()]), axis=1)
+    n_regions = len(np.unique(whole.labels[away]))
+    assert pairs.shape[1] <= 1.1 * n_regions  # nearly one to one
+
+
+@pytest.mark.parametrize(("sees_position", "n_runs"), [(False, 1), (True, 2)])
+def test_network_that_reads_no_position_runs_once_for_features_too(sees_position, n_runs):
+    model = SSNModel(4, sees_position=sees_position)
+    runs = []
+    model.feature_extract.register_forward_hook(lambda *_: runs.append(1))
+    image_rgb, segmenter = make_quadrants()[0], Segmenter(model, SCALES)
+    superpixels = segmenter(image_rgb, 24, with_features=True)
+    assert len(runs) == n_runs
+    np.testing.assert_array_equal(superpixels.labels, segmenter(image_rgb, 24).labels)
+    assert superpixels.pixel_features.shape == (4, 60, 92)
+
+
+@pytest.mark.parametrize("n_spixels", [10, 30, 100])
+def test_thin_mask_gets_about_the_superpixels_asked_for(n_spixels):
+    y, x = np.mgrid[:200, :300]
+    mask = np.abs(y - x * 0.6) < 5  # a line, which touches many more cells than its area fills
+    superpixels = Segmenter(SSNPix(), SCALES)(make_quadrants(200, 300)[0], n_spixels, mask=mask)
+    assert 0.7 * n_spixels <= superpixels.n_measured <= 1.5 * n_spixels
+
+
+def test_nan_pixels_are_masked():
+    image = make_quadrants()[0] / 255
+    mask = np.ones((60, 92), dtype=bool)
+    mask[10:20, 30:50] = False
+    holes = np.where(mask[..., None], image, np.nan)
+    segmenter = Segmenter(SSNPix(), SCALES)
+    labels = segmenter(holes, 24).labels
+    np.testing.assert_array_equal(labels == -1, ~mask)
+    np.testing.assert_array_equal(labels, segmenter(image, 24, mask=mask).labels)
+    holes[:2] = np.nan
+    assert (segmenter(holes, 24, mask=mask).labels[:2] == -1).all()
+
+
+def test_masks_of_a_batch():
+    images = np.stack([make_quadrants(seed=seed)[0] for seed in range(2)])
+    masks = np.random.default_rng(0).random((2, 60, 92)) < 0.8
+    masks[1, :40] = False
+    segmenter = Segmenter(SSNModel(4), SCALES)
+    together = segmenter(torch.from_numpy(images).movedim(-1, 1), 24, mask=torch.from_numpy(masks))
+    for superpixels, image, mask in zip(together, images, masks, strict=True):
+        expected = segmenter(image, 24, mask=mask).labels
+        np.testing.assert_array_equal(superpixels.labels, expected)
+        np.testing.assert_array_equal(segmenter(image, 24, mask=torch.from_numpy(mask)).labels, expected)
+
+
+@pytest.mark.parametrize("with_hole", [0, 1])
+def test_nan_pixels_of_a_batch(with_hole):
+    images = np.stack([make_quadrants(seed=seed)[0] / 255 for seed in range(2)])
+    images[with_hole, 10:20, 30:50] = np.nan
+    segmenter = Segmenter(SSNPix(), SCALES)
+    together = segmenter(torch.from_numpy(images).movedim(-1, 1), 24)
+    for superpixels, image in zip(together, images, strict=True):
+        np.testing.assert_array_equal(superpixels.labels, segmenter(image, 24).labels)
+        np.testing.assert_array_equal(superpixels.labels == -1, np.isnan(image[..., 0]))
+
+
+def test_result_keeps_its_image():
+    image_rgb = make_quadrants()[0]
+    superpixels = Segmenter(SSNPix(), SCALES)(image_rgb, 24)
+    image_rgb[:] = 0
+    assert superpixels.colors.min() > 10
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.ones((60, 91), dtype=bool), r"the mask is \(60, 91\), but the image is \(60, 92\)"),
+        (np.zeros((60, 92), dtype=bool), "the mask of the image leaves no pixel to segment"),
+    ],
+)
+def test_unusable_masks(mask, message):
+    with pytest.raises(InputError, match=message):
+        Segmenter(SSNPix(), SCALES)(make_quadrants()[0], 24, mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_spixels"),
+    [((1, 1), 1), ((1, 300), 20), ((2000, 2), 50), ((100_000, 10), 200), ((10, 100_000), 200)],
+)
+def test_images_of_odd_sizes(shape, n_spixels):
+    model = SSNModel(4, sees_position=False)
+    superpixels = Segmenter(model, SCALES)(np.full((*shape, 3), 0.5), n_spixels)
+    assert superpixels.labels.shape == shape
+    n_rows, n_cols = compute_grid_shape(*shape, n_spixels)
+    assert 0.9 * n_rows * n_cols <= superpixels.n_measured <= n_rows * n_cols
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    shape=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    share=st.floats(0, 1),
+    exact=st.booleans(),
+    is_masked=st.booleans(),
+)
+def test_promises_for_any_size_and_count(shape, share, exact, is_masked):
+    n_pixels = shape[0] * shape[1]
+    rng = np.random.default_rng(n_pixels)
+    mask = np.ones(shape, dtype=bool)
+    if is_masked:
+        mask[:, shape[1] // 2 + 1 :] = False
+    n_spixels = max(1, round(share * mask.sum()))
+    superpixels = Segmenter(SSNPix(), SCALES)(
+        rng.integers(0, 256, (*shape, 3), dtype=np.uint8),
+        n_spixels,
+        exact=exact,
+        mask=mask if is_masked else None,
+    )
+    np.testing.assert_array_equal(superpixels.labels == -1, ~mask)
+    assert superpixels.n_measured == superpixels.labels.max() + 1
+    assert label(superpixels.labels + 1, background=0, connectivity=1).max() == superpixels.n_measured
+    assert not exact or superpixels.n_measured == n_spixels
+
+
+def test_without_a_network_there_are_no_features():
+    with pytest.raises(InputError, match="without a network nothing is learned"):
+        Segmenter(SSNPix(), SCALES)(make_quadrants()[0], 24, with_features=True)
+
+
+def test_features_of_a_composite_and_of_its_base(device):
+    image_rgb, quadrants = make_quadrants()
+    base = SSNModel(4)
+    for module in base.modules():  # statistics that are not those of an untrained network
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+    model = CompositeSSNModel.on_top_of(base, 3, n_extra_channels=4)
+    extra = np.random.default_rng(0).normal(size=(*quadrants.shape, 4)).astype(np.float32)
+    segmenter = Segmenter(model, WITH_EXTRA, device=device)
+    superpixels = segmenter(image_rgb, 24, extra=extra, with_features=True)
+    assert superpixels.pixel_features.shape == (7, 60, 92)
+    assert superpixels.features.shape == (superpixels.n_measured, 7)
+    assert superpixels.n_base_features == 4
+    of_base = Segmenter(base, SCALES, device=device)(image_rgb, 24, with_features=True)
+    np.testing.assert_allclose(superpixels.pixel_features[:4], of_base.pixel_features, rtol=1e-5, atol=1e-5)
+    for idx in range(superpixels.n_measured):
+        expected = superpixels.pixel_features[:, superpixels.labels == idx].mean(axis=1)
+        np.testing.assert_allclose(superpixels.features[idx], expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,282 @@
+"""A video in, an overlay video and labels out."""
+
+import os
+import signal
+import tracemalloc
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+import inference_base_model
+import inference_optflow_composite_model
+import lib.video
+from helpers import fails_with, full_disk, make_quadrants
+from lib.files.frames import VideoFile
+from lib.inference.outputs import OverlayStyle
+from lib.inference.segmenter import Segmenter
+from lib.inference.video import VideoFrame, _VideoWriter, segment_video
+from lib.network.inputs import InputScales
+from lib.optflow.archive import write_flow_archive
+from lib.runtime.errors import RunError
+from model import SSNPix
+
+SEGMENTER = Segmenter(SSNPix(), InputScales(0.26, 2.5))
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A folder with four frames of 61x92, in which an odd number of rows tests the codec."""
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for idx in range(4):
+        Image.fromarray(np.roll(make_quadrants(61, 92)[0], idx, axis=1)).save(folder / f"{idx}.png")
+    return folder
+
+
+def read_labels(path):
+    with h5py.File(path) as file:
+        assert file["labels"].compression == "gzip"
+        return file["labels"][:]
+
+
+def frames_of(clip):
+    return [np.asarray(Image.open(file)) for file in sorted(clip.iterdir())]
+
+
+def test_folder_of_frames(clip, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.chdir(tmp_path)
+    summary = inference_base_model.main(
+        ["--base_model_weights=none", "--video=clip", "--nspix=24", "--save_labels=labels.h5"]
+    )
+    assert (summary.n_frames, summary.share_that_follows) == (4, None)
+    labels = read_labels("labels.h5")
+    segmenter = Segmenter(SSNPix(), InputScales(0.26, 10.0))
+    for frame, of_frame in zip(frames_of(clip), labels, strict=True):
+        np.testing.assert_array_equal(of_frame, segmenter(frame, 24).labels)
+    overlays = list(VideoFile("results", tmp_path / "results.mp4").read())
+    assert [overlay.shape for overlay in overlays] == 4 * [(60, 92, 3)]
+    assert np.abs(overlays[0].astype(int) - frames_of(clip)[0][:60]).mean() < 60
+    assert "clip: 4 frames, 24 superpixels requested" in caplog.text
+
+
+def test_video_file_with_tracking(clip, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.chdir(tmp_path)
+    argv = ["--base_model_weights=none", "--nspix=24", "--temporal"]
+    inference_base_model.main([*argv, "--video=clip", "--out=clip.mp4"])
+    summary = inference_base_model.main([*argv, "--video=clip.mp4", "--save_labels=labels.h5"])
+    assert summary.n_frames == 4
+    assert summary.share_that_follows > 0.6
+    assert "% of the pixels follow the flow" in caplog.text
+    labels = read_labels("labels.h5")
+    assert len(np.intersect1d(labels[0], labels[-1])) > 12
+
+
+def test_composite_estimates_or_reads_its_flow(clip, composite_weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = [f"--comp_model_weights={composite_weights}", "--video=clip", "--nspix=24", "--device=cpu"]
+    main = inference_optflow_composite_model.main
+    main([*argv, "--save_labels=estimated.h5"])
+    main([*argv, "--optflow_data=auto", "--save_labels=auto.h5"])
+    with write_flow_archive(tmp_path / "flow.h5", (61, 92), {}) as archive:
+        for _ in range(3):
+            flow = np.zeros((61, 92, 2), dtype=np.float32)
+            flow[..., 1] = 30
+            archive.append(flow, -flow)
+    main([*argv, "--optflow_data=flow.h5", "--save_labels=read.h5"])
+    estimated, auto, read = (read_labels(f"{name}.h5") for name in ("estimated", "auto", "read"))
+    np.testing.assert_array_equal(estimated, auto)
+    assert not np.array_equal(estimated, read)
+
+    (clip / "4.png").write_bytes((clip / "3.png").read_bytes())
+    error = fails_with(main, [*argv, "--optflow_data=flow.h5", "--out=other.mp4"], capsys)
+    assert "flow.h5 covers 4 frames, but clip has 5" in error
+    assert not (tmp_path / "other.mp4").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--temporal"]])
+def test_frames_before_a_broken_one_are_kept(clip, tmp_path, monkeypatch, more):
+    monkeypatch.chdir(tmp_path)
+    (clip / "2.png").write_bytes(b"broken")
+    argv = ["--base_model_weights=none", "--video=clip", "--nspix=24", "--save_labels=labels.h5", *more]
+    with pytest.raises(RunError, match=r"2\.png is not a readable image.*; 2 frames are in results\.mp4"):
+        inference_base_model.main(argv)
+    assert len(read_labels("labels.h5")) == 2
+    assert len(list(VideoFile("results", tmp_path / "results.mp4").read())) == 2
+
+
+def test_frames_of_another_size(clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(make_quadrants()[0]).save(clip / "1.png")
+    with pytest.raises(RunError, match=r"frame 1 is \(60, 92\), those before are \(61, 92\); 1 frames are"):
+        inference_base_model.main(["--base_model_weights=none", "--video=clip", "--nspix=24"])
+
+
+def test_ctrl_c_keeps_the_frames_before(tmp_path, caplog):
+    def frames():
+        for idx in range(10):
+            if idx == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield VideoFrame(make_quadrants()[0], None)
+
+    files = {"overlay_file": tmp_path / "o.mp4", "labels_file": tmp_path / "labels.h5"}
+    with pytest.raises(KeyboardInterrupt):
+        segment_video(SEGMENTER, frames(), 24, **files)
+    assert len(read_labels(files["labels_file"])) == 4  # the one at hand is finished
+    assert len(list(VideoFile("o", files["overlay_file"]).read())) == 4
+    assert f"stopped; 4 frames are in {files['overlay_file']}, 4 frames are in" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_keeps_the_frames_before(tmp_path, error):
+    def frames():
+        for _ in range(3):
+            yield VideoFrame(make_quadrants()[0], None)
+        raise error
+
+    files = {"overlay_file": tmp_path / "o.mp4", "labels_file": tmp_path / "labels.h5"}
+    with pytest.raises(RunError, match=r"^out of memory at frame 3; 3 frames are in .*, 3 frames are in"):
+        segment_video(SEGMENTER, frames(), 24, **files)
+    assert len(read_labels(files["labels_file"])) == 3
+
+
+def test_frames_that_the_codec_does_not_take(tmp_path):
+    frames = (VideoFrame(np.zeros((4, 20_000, 3), np.uint8), None) for _ in range(2))
+    files = {"overlay_file": tmp_path / "o.mp4", "labels_file": tmp_path / "labels.h5"}
+    with pytest.raises(RunError, match="libx264 cannot encode frames of 20000x4"):
+        segment_video(SEGMENTER, frames, 24, **files)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_the_files_are_closed_comes_too_late(tmp_path, monkeypatch):
+    def leave(self, *exception):
+        os.kill(os.getpid(), signal.SIGINT)
+        original(self, *exception)
+
+    original = _VideoWriter.__exit__
+    monkeypatch.setattr(_VideoWriter, "__exit__", leave)
+    frames = (VideoFrame(make_quadrants()[0], None) for _ in range(3))
+    summary = segment_video(SEGMENTER, frames, 24, overlay_file=tmp_path / "o.mp4")
+    assert summary.n_frames == len(list(VideoFile("o", tmp_path / "o.mp4").read())) == 3
+
+
+def test_frame_rate_stays(clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frames = (VideoFrame(frame, None) for frame in frames_of(clip))
+    segment_video(SEGMENTER, frames, 24, overlay_file=tmp_path / "fast.mp4", frame_rate=50)
+    inference_base_model.main(["--base_model_weights=none", "--video=fast.mp4", "--nspix=24"])
+    assert VideoFile("results", tmp_path / "results.mp4").frame_rate == pytest.approx(50)
+
+
+def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
+    def full(self, picture):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lib.inference.video._VideoWriter.append", full)
+    frames = iter([VideoFrame(make_quadrants()[0], None)])
+    with pytest.raises(RunError, match="No space left on device"):
+        segment_video(
+            SEGMENTER, frames, 24, overlay_file=tmp_path / "o.mp4", labels_file=tmp_path / "labels.h5"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("full", "kept", "n_kept"), [("_VideoWriter", "labels.h5", 2), ("_LabelWriter", "o.mp4", 3)]
+)
+def test_what_cannot_be_written_leaves_the_other_file(tmp_path, monkeypatch, full, kept, n_kept):
+    def append(self, pixels):
+        if len(seen) == 2:
+            raise OSError(28, "No space left on device")
+        seen.append(pixels)
+        original(self, pixels)
+
+    seen = []
+    original = getattr(lib.inference.video, full).append
+    monkeypatch.setattr(f"lib.inference.video.{full}.append", append)
+    frames = (VideoFrame(make_quadrants()[0], None) for _ in range(4))
+    files = {"overlay_file": tmp_path / "o.mp4", "labels_file": tmp_path / "labels.h5"}
+    told = rf"No space left on device.*; {n_kept} frames are in .*{kept}$"
+    with pytest.raises(RunError, match=told):
+        segment_video(SEGMENTER, frames, 24, **files)
+    assert [file.name for file in tmp_path.iterdir()] == [kept]
+    frames_kept = (
+        read_labels(tmp_path / kept) if kept == "labels.h5" else VideoFile("o", tmp_path / kept).read()
+    )
+    assert len(list(frames_kept)) == n_kept
+
+
+def test_labels_that_cannot_be_finished_leave_the_overlay(tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.inference.video._LabelWriter.append", lambda self, labels: None)
+    monkeypatch.setattr("lib.files.hdf5._EnduringFile._error", OSError(28, "No space left on device"))
+    frames = (VideoFrame(make_quadrants()[0], None) for _ in range(4))
+    files = {"overlay_file": tmp_path / "o.mp4", "labels_file": tmp_path / "labels.h5"}
+    with pytest.raises(RunError, match=r"labels.h5 \(No space left on device\); 4 frames are in .*o.mp4$"):
+        segment_video(SEGMENTER, frames, 24, **files)
+    assert [file.name for file in tmp_path.iterdir()] == ["o.mp4"]
+
+
+def test_an_error_of_our_own_leaves_no_file(tmp_path, monkeypatch):
+    def frames():
+        yield VideoFrame(make_quadrants()[0], None)
+        raise ZeroDivisionError
+
+    files = {"overlay_file": tmp_path / "o.mp4", "labels_file": tmp_path / "labels.h5"}
+    with pytest.raises(ZeroDivisionError):
+        segment_video(SEGMENTER, frames(), 24, **files)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_leaves_no_file(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = (VideoFrame(rng.integers(0, 256, (60, 92, 3), dtype=np.uint8), None) for _ in range(100))
+    with full_disk(100_000), pytest.raises(RunError, match=r"o\.mp4"):
+        segment_video(SEGMENTER, frames, 24, overlay_file=tmp_path / "o.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_does_not_grow_with_the_length(tmp_path):
+    image_rgb = make_quadrants(120, 180)[0]
+    flow = np.full((120, 180, 4), 30, np.float32)  # so fast that most superpixels are new in every frame
+    style = OverlayStyle("mean_colors")
+
+    def peak(n_frames):
+        frames = (VideoFrame(image_rgb.copy(), flow.copy()) for _ in range(n_frames))
+        tracemalloc.start()
+        segment_video(SEGMENTER, frames, 12, overlay_file=tmp_path / "o.mp4", tracked=True, style=style)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(2)  # what is made once
+    assert peak(200) < 1.2 * peak(20)
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--video=no.mp4"], "no video file no.mp4"),
+        (["--video=empty"], "empty holds no .jpg"),
+        (["--video=text.mp4"], "text.mp4 is not a video that can be decoded"),
+        (["--video=clip", "--out=o.png"], "--out o.png: the name must end in .mp4"),
+        (["--video=clip", "--save_labels=l.npy"], "--save_labels l.npy: the name must end in .h5"),
+        (["--video=clip", "--nspix=10000"], "--nspix 10000 is above the 5612 pixels of frame 0"),
+        (["--video=clip", "--nspix=10000", "--temporal"], "--nspix 10000 is above the 5612 pixels"),
+        (["--video=clip", "--mask=m.png"], "--mask is for images, not for a --video"),
+        (["--video=text.mp4", "--out=./text.mp4"], "--video and --out are the same file, text.mp4"),
+        (["--temporal"], "--temporal needs a --video"),
+        (["--video=clip", "--image=a.png"], "argument --image: not allowed with argument --video"),
+        (["--video=clip", "--exact_nspix"], "--exact_nspix is for images"),
+    ],
+)
+def test_bad_options(clip, tmp_path, argv, told, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.mp4").write_text("no video")
+    assert told in fails_with(inference_base_model.main, ["--base_model_weights=none", *argv], capsys)
+    assert not (tmp_path / "results.mp4").exists()

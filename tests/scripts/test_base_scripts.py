@@ -1,0 +1,725 @@
+"""The scripts, end to end, as a user runs them."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.measure import label
+
+import eval_base_model
+import inference_base_model
+import model
+import train_base_model
+from helpers import ctrl_c_in_second_step, fails_with, make_quadrants, write_annotations
+from lib import cli
+from lib.network.inputs import InputScales, model_input
+from lib.runtime.errors import InputError
+from lib.training import run as training_run
+from lib.training.trainer import learning_rate_share
+from lib.weights import load_base_model, read_checkpoint, save_checkpoint
+
+REPO_ROOT = Path(__file__).parents[2]
+
+
+def only_summary(results):
+    """The one figure that an evaluation of one method on one data set ends in."""
+    ((summary,),) = (by_run.values() for by_run in results.values())
+    return summary
+
+
+def segment(argv, folder):
+    """Run the inference script; return the labels."""
+    inference_base_model.main(
+        [*argv, f"--out={folder / 'overlay.png'}", f"--save_labels={folder / 'labels.npy'}"]
+    )
+    return np.load(folder / "labels.npy")
+
+
+def train_argv(bsds_root, out_dir, *more):
+    return [
+        f"--bsds_root={bsds_root}",
+        f"--out_dir={out_dir}",
+        "--train_iter=2",
+        "--log_interval=1",
+        "--test_interval=2",
+        "--batchsize=2",
+        "--nworkers=0",
+        "--nspix=24",
+        "--val_nspix=24",
+        "--lr=0.01",
+        "--deepfdim=3",
+        "--niter=2",
+        "--val_niter=3",
+        "--device=cpu",
+        "--precision=fp32",  # the same on all processors
+        *more,
+    ]
+
+
+def test_training_and_validation_have_their_own_iterations(bsds_root, tmp_path, monkeypatch):
+    def recording(name, original):
+        def record(*args, n_iter, **settings):
+            calls.append((name, n_iter))
+            return original(*args, n_iter=n_iter, **settings)
+
+        return record
+
+    calls = []
+    monkeypatch.setattr("model.cluster", recording("train", model.cluster))
+    monkeypatch.setattr("lib.evaluation.methods.cluster_labels", recording("validate", model.cluster_labels))
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+    assert set(calls) == {("train", 2), ("validate", 3)}
+
+
+def test_train_evaluate_and_segment(bsds_root, davis_root, tmp_path, device, caplog):
+    caplog.set_level("INFO")
+    on_device = f"--device={device}"
+    davis = [f"--davis2017_root={davis_root}", f"--davis_split={davis_root / 'both.txt'}"]
+    argv = train_argv(bsds_root, tmp_path / "run", *davis, "--eval_on_davis", on_device)
+    state = train_base_model.main(argv)
+    assert state.step == 2
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 2]
+    assert "4 images in train, 3 images in bsds_val, 4 images in davis" in caplog.text
+    assert log[-1]["score"] == log[-1]["bsds_val_asa"]
+    assert 0 < log[-1]["davis_mean_iou"] <= 1
+
+    weights = tmp_path / "run" / "best_model.pth"
+    loaded = load_base_model(weights)
+    assert loaded.model.n_iter == 3
+    common = [f"--base_model_weights={weights}", "--nspix=24", on_device]
+    results = eval_base_model.main(
+        [*common, f"--bsds_root={bsds_root}", "--bsds_split=val", "--nworkers=0", *davis]
+    )
+    assert list(results) == ["BSDS500 val", "DAVIS both.txt"]
+    (summary,) = results["BSDS500 val"].values()
+    assert (summary.n_images, summary.n_pairs) == (3, 6)
+    assert summary.mean["asa"] == pytest.approx(log[-1]["bsds_val_asa"], abs=1e-3)
+    assert summary.mean["boundary_recall"] == pytest.approx(log[-1]["bsds_val_boundary_recall"], abs=1e-3)
+    last_line = caplog.messages[-1]
+    assert re.fullmatch(
+        r"DAVIS .*both\.txt: ASA 0\.\d{4} mIoU 0\.\d{4} superpixels [\d.]+ \(4 images, 4 pairs\)", last_line
+    )
+
+    image_file = tmp_path / "image.png"
+    Image.fromarray(make_quadrants()[0]).save(image_file)
+    labels = segment([*common, f"--image={image_file}"], tmp_path)
+    assert (tmp_path / "overlay.png").is_file()
+    assert re.search(
+        rf"24 superpixels requested, {labels.max() + 1} measured, \d+\.\d\d s on {device}",
+        caplog.messages[-1],
+    )
+
+
+def test_resumed_run_equals_uninterrupted(bsds_root, tmp_path, monkeypatch):
+    whole = train_base_model.main(train_argv(bsds_root, tmp_path / "whole", "--train_iter=4"))
+
+    with ctrl_c_in_second_step(monkeypatch):
+        train_base_model.main(train_argv(bsds_root, tmp_path / "parts", "--train_iter=4"))
+    last_model = tmp_path / "parts" / "last_model.pth"
+    assert read_checkpoint(last_model)["step"] == 2
+    resumed = train_base_model.main([f"--resume={last_model}", "--nworkers=2"])
+
+    for name, value in whole.model.state_dict().items():
+        assert value.equal(resumed.model.state_dict()[name]), name
+    assert resumed.best_score == whole.best_score
+    losses = [
+        [json.loads(line).get("loss") for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+        for run in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_all_processes_saves_and_leaves_quietly(bsds_root, tmp_path, number):
+    argv = train_argv(
+        bsds_root, tmp_path / "run", "--train_iter=100000", "--test_interval=100000", "--nworkers=2"
+    )
+    run = subprocess.Popen(
+        [sys.executable, REPO_ROOT / "train_base_model.py", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for line in run.stdout:
+        if line.startswith("step 3/"):
+            break
+    os.killpg(run.pid, number)  # as a terminal or a cluster does
+    output, errors = run.communicate(timeout=60)
+    assert run.returncode == (130 if number == signal.SIGINT else 0)
+    assert errors == ""
+    last_model = tmp_path / "run" / "last_model.pth"
+    assert "continue with --resume auto" in output
+    assert read_checkpoint(last_model)["step"] >= 3
+
+
+def test_same_seed_repeats_and_another_does_not(bsds_root, tmp_path):
+    runs = [
+        train_base_model.main(train_argv(bsds_root, tmp_path / f"run{idx}", f"--seed={seed}"))
+        for idx, seed in enumerate((0, 0, 1))
+    ]
+    first, same, other = (run.model.state_dict()["feature_extract.output_conv.0.weight"] for run in runs)
+    assert first.equal(same)
+    assert not first.equal(other)
+
+
+def test_resume_refuses_contradicting_options(bsds_root, tmp_path, capsys):
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+    last_model = tmp_path / "run" / "last_model.pth"
+    capsys.readouterr()
+    error = fails_with(train_base_model.main, [f"--resume={last_model}", "--lr=0.5"], capsys)
+    assert f"--lr 0.5 contradicts 0.01 of --resume {last_model}" in error
+
+
+def test_length_of_a_run_may_change(bsds_root, tmp_path, capsys):
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run", "--train_iter=3"))
+    argv = [f"--resume={tmp_path / 'run' / 'last_model.pth'}"]
+    state = train_base_model.main([*argv, "--train_iter=5"])
+    assert state.is_finished
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    rates = {line["step"]: line["lr"] for line in log if "lr" in line}
+    assert list(rates) == [1, 2, 3, 4, 5]
+    for step in (4, 5):  # the first step, too, is on the new curve
+        assert rates[step] == pytest.approx(0.01 * learning_rate_share(step - 1, 5, 0.1))
+    capsys.readouterr()
+    error = fails_with(train_base_model.main, [*argv, "--train_iter=4"], capsys)
+    assert "--train_iter 4 is below the 5 steps of --resume" in error
+
+
+def test_resume_after_the_data_moved(bsds_root, tmp_path):
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+    moved = bsds_root.rename(tmp_path / "moved")
+    state = train_base_model.main(
+        [f"--resume={tmp_path / 'run' / 'last_model.pth'}", "--bsds_root", str(moved)]
+    )
+    assert state.step == 2
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--precision=bf16",
+        "--optimizer=adamw",
+        "--loss=cross_entropy",
+        "--loss=cross_entropy_logsoftmax",
+        "--loss=soft_iou",
+        "--compactness=0.1",
+        "--color_scale=0.5",
+        "--pos_scale=2",
+        "--nspix=60",
+        "--nspix=10-60",
+        "--nannotations=1",
+        "--distance=squared",
+        "--sees_position=False",
+        "--max_grad_norm=0.001",
+        "--warmup_share=0.9",
+        "--seed=5",
+    ],
+)
+def test_training_options_have_an_effect(bsds_root, tmp_path, option):
+    losses = []
+    for run, more in (("plain", []), ("changed", [option])):
+        state = train_base_model.main(train_argv(bsds_root, tmp_path / run, *more))
+        assert all(value.isfinite().all() for value in state.model.state_dict().values())
+        lines = (tmp_path / run / "log.jsonl").read_text().splitlines()
+        losses.append([json.loads(line).get("loss") for line in lines])
+    assert losses[0] != losses[1]
+
+
+def test_weights_of_a_run_are_averages_unless_told_otherwise(bsds_root, tmp_path):
+    for run, more, are_averages in (("plain", [], True), ("changed", ["--ema_decay=0"], False)):
+        train_base_model.main(train_argv(bsds_root, tmp_path / run, *more))
+        checkpoint = read_checkpoint(tmp_path / run / "last_model.pth")
+        name = "feature_extract.output_conv.0.weight"
+        assert checkpoint["weights"][name].equal(checkpoint["last_weights"][name]) != are_averages
+
+
+def test_checkpoints_tell_the_scales_they_were_trained_with(bsds_root, tmp_path):
+    argv = train_argv(bsds_root, tmp_path / "run", "--color_scale=0.5", "--pos_scale=2")
+    train_base_model.main(argv)
+    for name in ("best_model.pth", "last_model.pth"):
+        assert load_base_model(tmp_path / "run" / name).scales == InputScales(0.5, 2)
+
+
+def test_training_twice_into_one_folder_is_refused(bsds_root, tmp_path, capsys):
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    error = fails_with(train_base_model.main, train_argv(bsds_root, tmp_path / "run"), capsys)
+    assert f"--out_dir {tmp_path / 'run'} holds an earlier run" in error
+    assert (tmp_path / "run" / "log.jsonl").read_text() == log
+
+
+def test_a_run_goes_on_where_its_checkpoint_lies(bsds_root, tmp_path, capsys):
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+    moved = (tmp_path / "run").rename(tmp_path / "moved_run")
+    train_base_model.main([f"--resume={moved / 'last_model.pth'}"])
+    assert not (tmp_path / "run").exists()
+    argv = [f"--resume={moved / 'last_model.pth'}", f"--out_dir={tmp_path / 'other'}"]
+    assert f"--out_dir {tmp_path / 'other'} contradicts" in fails_with(train_base_model.main, argv, capsys)
+    assert not (tmp_path / "other").exists()
+
+
+def test_resuming_from_a_checkpoint_of_another_version(bsds_root, tmp_path, capsys):
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+    path = tmp_path / "run" / "last_model.pth"
+    checkpoint = read_checkpoint(path)
+    checkpoint["options"]["momentum"] = "0.9"
+    save_checkpoint(checkpoint, path)
+    error = fails_with(train_base_model.main, [f"--resume={path}"], capsys)
+    assert f"--resume {path} is of another model or version: it has --momentum=0.9" in error
+
+
+def test_going_back_leaves_the_best_model_of_later_steps(bsds_root, tmp_path):
+    folder = tmp_path / "run"
+    train_base_model.main(train_argv(bsds_root, folder, "--train_iter=4", "--save_interval=2"))
+    best = read_checkpoint(folder / "best_model.pth")
+    save_checkpoint({**best, "step": 4, "score": 2.0}, folder / "best_model.pth")
+    resumed = train_base_model.main([f"--resume={folder / 'checkpoint_00000002.pth'}"])
+    best = read_checkpoint(folder / "best_model.pth")
+    assert (best["step"], best["score"]) == (4, resumed.best_score)
+    assert best["score"] < 1
+
+
+def test_resume_with_other_data_to_validate_on(tmp_path, capsys):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for idx in range(4):
+        image_rgb, labels = make_quadrants(seed=idx)
+        Image.fromarray(image_rgb).save(folder / f"{idx}.jpg")
+        np.save(folder / f"{idx}.npy", labels)
+    train_base_model.main([f"--data_root={folder}", *train_argv(None, tmp_path / "run")[1:]])
+    last_model = tmp_path / "run" / "last_model.pth"
+    argv = [f"--resume={last_model}", f"--val_data_root={folder}"]
+    error = fails_with(train_base_model.main, argv, capsys)
+    assert f"--val_data_root {folder} contradicts the default of --resume {last_model}" in error
+
+
+def test_resume_auto_starts_and_goes_on(bsds_root, tmp_path, monkeypatch, capsys):
+    argv = train_argv(bsds_root, tmp_path / "run", "--train_iter=4", "--resume=auto")
+    with ctrl_c_in_second_step(monkeypatch):
+        train_base_model.main(argv)
+    (tmp_path / "run" / "last_model.pth").rename(tmp_path / "kept.pth")
+    state = train_base_model.main(argv)  # nothing to go on with: starts anew, in the same folder
+    assert state.is_finished
+    (tmp_path / "kept.pth").rename(tmp_path / "run" / "last_model.pth")
+    resumed = train_base_model.main(argv)
+    assert resumed.is_finished
+    for name, value in state.weights().items():
+        assert value.equal(resumed.weights()[name]), name
+    error = fails_with(train_base_model.main, [*argv, "--lr=0.5"], capsys)
+    assert "--lr 0.5 contradicts 0.01 of --resume" in error
+
+
+def test_killed_run_leaves_checkpoints_that_load(bsds_root, tmp_path):
+    argv = train_argv(
+        bsds_root, tmp_path / "run", "--train_iter=100000", "--test_interval=100000", "--save_interval=2"
+    )
+    run = subprocess.Popen(
+        [sys.executable, REPO_ROOT / "train_base_model.py", *argv], stdout=subprocess.PIPE, text=True
+    )
+    for line in run.stdout:
+        if line.startswith("step 5/"):
+            break
+    run.kill()
+    run.communicate()
+    checkpoints = list((tmp_path / "run").glob("[!.]*.pth"))
+    assert len(checkpoints) >= 3
+    for checkpoint in checkpoints:
+        assert read_checkpoint(checkpoint)["step"] >= 2
+
+
+def test_training_on_a_folder_of_images(tmp_path, base_weights):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for idx in range(5):
+        image_rgb, labels = make_quadrants(seed=idx)
+        Image.fromarray(image_rgb).save(folder / f"photo{idx}.jpg", quality=95)
+        np.save(folder / f"photo{idx}.0.npy", labels - 7)
+        Image.fromarray(labels.astype(np.uint8)).save(folder / f"photo{idx}.1.png")
+    argv = [
+        f"--data_root={folder}",
+        *train_argv(None, tmp_path / "run")[1:],
+        f"--init_weights={base_weights}",
+        "--deepfdim=4",
+        "--lr=1e-9",
+    ]
+    state = train_base_model.main(argv)
+    assert state.is_finished
+    start = load_base_model(base_weights).model.feature_extract.output_conv[0].weight
+    torch.testing.assert_close(state.model.feature_extract.output_conv[0].weight, start, atol=1e-6, rtol=0)
+    scales = load_base_model(tmp_path / "run" / "best_model.pth").scales
+    assert scales == load_base_model(base_weights).scales == InputScales(0.3, 7.0)
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    assert json.loads(log.splitlines()[-1])["val_asa"] > 0.5
+
+    results = eval_base_model.main(
+        [f"--data_root={folder}", f"--base_model_weights={base_weights}", "--nspix=24", "--nworkers=0"]
+    )
+    summary = only_summary(results)
+    assert (summary.n_images, summary.n_pairs) == (5, 10)
+
+
+def test_empty_data_folder(tmp_path, capsys):
+    (tmp_path / "own").mkdir()
+    argv = [f"--data_root={tmp_path / 'own'}", f"--out_dir={tmp_path / 'run'}"]
+    assert f"--data_root {tmp_path / 'own'} holds no image" in fails_with(train_base_model.main, argv, capsys)
+
+
+def test_synthetic_data_need_no_loader(tmp_path):
+    argv = ["--synthetic_data", *train_argv(None, tmp_path / "run")[1:], "--batchsize=1", "--val_nspix=24"]
+    assert train_base_model.main(argv).is_finished
+    first = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
+    assert first["loader_share"] < 0.01
+    assert train_base_model.main([*argv, "--resume=auto"]).is_finished  # with nothing left to do
+
+
+def test_resuming_a_run_of_the_other_model(bsds_root, tmp_path, composite_weights, capsys):
+    checkpoint = read_checkpoint(composite_weights)
+    path = tmp_path / "last_model.pth"
+    save_checkpoint({**checkpoint, "last_weights": {}, "options": {"optflow_deepfdim": "3"}}, path)
+    error = fails_with(train_base_model.main, [f"--resume={path}"], capsys)
+    assert f"--resume {path} is of another model or version: it has --optflow_deepfdim=3" in error
+
+
+def test_diverging_run_ends_with_its_terms_and_status_1(bsds_root, tmp_path, monkeypatch, capsys):
+    def diverging(assignment, *args, **kwargs):
+        return {"reconstruction": assignment.affinity.sum() / 0, "position": torch.tensor(0.25)}
+
+    monkeypatch.setattr(training_run, "compute_loss_terms", diverging)
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: train_base_model.main(train_argv(bsds_root, tmp_path / "run")))
+    assert caught.value.code == 1
+    assert "step 1 is not finite: loss inf, reconstruction inf, position 0.25" in capsys.readouterr().err
+
+
+def test_evaluation_needs_no_davis_and_no_bsds(bsds_root, davis_root, base_weights, caplog):
+    caplog.set_level("INFO")
+    common = [f"--base_model_weights={base_weights}", "--nspix=24", "--nworkers=0", "--device=cpu"]
+    davis = [f"--davis2017_root={davis_root}", f"--davis_split={davis_root / 'both.txt'}"]
+    bsds = [f"--bsds_root={bsds_root}"]
+    assert list(eval_base_model.main(common + bsds)) == ["BSDS500 test"]
+    assert list(eval_base_model.main([*common, *bsds, *davis, "--eval_on_davis", "False"])) == [
+        "BSDS500 test"
+    ]
+    whole = only_summary(eval_base_model.main(common + davis))
+    assert f"mIoU {whole.mean['mean_iou']:.4f} superpixels" in caplog.messages[-1]
+    objects = only_summary(eval_base_model.main([*common, *davis, "--eval_iou_ignore_background"]))
+    assert objects.mean == whole.mean
+    assert whole.mean["mean_iou_foreground"] != whole.mean["mean_iou"]
+    assert f"mIoU {whole.mean['mean_iou_foreground']:.4f} superpixels" in caplog.messages[-1]
+
+
+def test_evaluation_options_have_an_effect(bsds_root, base_weights):
+    argv = [f"--bsds_root={bsds_root}", f"--base_model_weights={base_weights}", "--nworkers=0"]
+    plain = only_summary(eval_base_model.main([*argv, "--nspix=24"]))
+    for more in (["--nspix=60"], ["--nspix=24", "--pos_scale=2"], ["--nspix=24", "--bsds_split=val"]):
+        assert only_summary(eval_base_model.main([*argv, *more])).mean != plain.mean
+
+
+def test_evaluation_without_network(bsds_root):
+    results = eval_base_model.main(
+        [f"--bsds_root={bsds_root}", "--base_model_weights=none", "--nspix=24", "--nworkers=0"]
+    )
+    assert only_summary(results).mean["asa"] > 0.97  # flat quadrants are easy
+
+
+def test_segmenting_the_demo_image_needs_no_option(tmp_path):
+    done = subprocess.run(
+        [sys.executable, REPO_ROOT / "inference_base_model.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "200 superpixels requested" in done.stdout
+    assert (tmp_path / "results.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--enforce_connectivity=False",
+        "--pos_scale=3",
+        "--color_scale=0.1",
+        "--nspix=150",
+        "--exact_nspix",
+        "--pos_scale_dist=2",
+    ],
+)
+def test_inference_options_have_an_effect(base_weights, tmp_path, option):
+    argv = [f"--base_model_weights={base_weights}", "--device=cpu"]
+    plain = segment(argv, tmp_path)
+    np.testing.assert_array_equal(plain, segment(argv, tmp_path))
+    assert not np.array_equal(plain, segment([*argv, option], tmp_path))
+
+
+def test_profile_tells_every_stage(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(make_quadrants()[0]).save("a.png")
+    stages = r"reading .*conversion .*network .*clustering .*connectivity .*writing \d+ % \(0\.\d\d s\)"
+    for image in ("a.png", "."):
+        caplog.clear()
+        inference_base_model.main([f"--image={image}", "--nspix=24", "--profile", "--out=o/{name}.png"])
+        assert re.search(stages, caplog.text)
+
+
+def test_compiled_inference_makes_the_same_superpixels(base_weights, tmp_path, monkeypatch):
+    argv = [f"--base_model_weights={base_weights}", "--device=cpu"]
+    plain = segment(argv, tmp_path)
+    compile_model, compiled = torch.compile, []
+    monkeypatch.setattr(
+        torch, "compile", lambda model, **kwargs: compiled.append(1) or compile_model(model, backend="eager")
+    )
+    np.testing.assert_array_equal(plain, segment([*argv, "--compile"], tmp_path))
+    assert compiled
+
+
+def test_compiling_without_a_compiler_ends_in_one_line(base_weights, tmp_path):
+    environment = os.environ | {"CXX": "/none/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    options = ["--compile", "--device=cpu", f"--base_model_weights={base_weights}", "--nspix=24"]
+    done = subprocess.run(
+        [sys.executable, cli.REPO_ROOT / "inference_base_model.py", *options],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("error: --compile needs a C++ compiler, and there is none")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "results.png").exists()
+
+
+def test_compiling_no_network_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="--compile: there is no network"):
+        segment(["--base_model_weights=none", "--compile"], tmp_path)
+
+
+def test_inference_in_bfloat16(base_weights, tmp_path):
+    argv = [
+        f"--base_model_weights={base_weights}",
+        "--nspix=150",
+        "--device=cpu",
+        "--enforce_connectivity=False",
+    ]
+    plain, narrow = (segment([*argv, f"--precision={name}"], tmp_path) for name in ("fp32", "bf16"))
+    assert 0.9 < np.mean(plain == narrow) < 1
+
+
+def test_segmenting_without_network(tmp_path):
+    connected, raw = (
+        segment(["--base_model_weights=none", f"--enforce_connectivity={value}"], tmp_path)
+        for value in (True, False)
+    )
+    assert label(connected + 1, background=0, connectivity=1).max() == connected.max() + 1
+    assert label(raw + 1, background=0, connectivity=1).max() > raw.max() + 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--image=no.jpg"], "no image file no.jpg"),
+        (["--base_model_weights=no.pth"], "no weight file no.pth"),
+        (["--nspix=0"], "argument --nspix"),
+        (["--nspix=-5"], "argument --nspix"),
+        (["--nspix=100000000"], "--nspix 100000000 is above the 135300 pixels of"),
+        (["--niter=0"], "argument --niter"),
+        (
+            ["--save_outlines=o.svg", "--enforce_connectivity=False"],
+            "--save_outlines needs --enforce_connectivity",
+        ),
+        (["--exact_nspix", "--enforce_connectivity=False"], "--exact_nspix needs --enforce_connectivity"),
+        (["--out=results.xyz"], "--out results.xyz"),
+        (["--out=/no/such/folder/o.png"], "--out /no/such/folder/o.png"),
+        (["--save_labels=labels.txt"], "--save_labels labels.txt"),
+        (["--out=a.png", "--save_labels=./a.png"], "cat.jpg are the same file, a.png"),
+        (["--deepfdim=99"], "--deepfdim 99: without a network nothing is learned"),
+        (["--device=tpu"], "--device tpu"),
+        (["--enforce_connectivity=perhaps"], "argument --enforce_connectivity"),
+        (["--unknown"], "unrecognized arguments: --unknown"),
+    ],
+)
+def test_bad_inference_options(argv, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--base_model_weights=none", *argv]
+    assert told in fails_with(inference_base_model.main, argv, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cuda_without_cuda(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    error = fails_with(inference_base_model.main, ["--device=cuda", "--base_model_weights=none"], capsys)
+    assert "--device cuda: this machine has 0 CUDA devices" in error
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "nothing to score: give --bsds_root, --data_root or --davis2017_root"),
+        (["--bsds_root=/no/such/folder"], "argument --bsds_root: no folder /no/such/folder"),
+        (["--bsds_root={tmp}"], "no folder {tmp}/BSDS500/data/images/test"),
+        (["--davis2017_root={tmp}"], "no folder {tmp}/DAVIS/JPEGImages/480p"),
+        (["--eval_on_davis"], "--eval_on_davis needs --davis2017_root"),
+        (["--bsds_root={bsds}", "--bsds_split=all"], "argument --bsds_split"),
+        (["--bsds_root={bsds}", "--nspix=6000", "--nworkers=0"], "above the 5520 pixels of 100"),
+    ],
+)
+def test_bad_evaluation_options(argv, told, tmp_path, bsds_root, capsys):
+    argv = [option.format(tmp=tmp_path, bsds=bsds_root) for option in argv]
+    error = fails_with(eval_base_model.main, ["--base_model_weights=none", *argv], capsys)
+    assert told.format(tmp=tmp_path) in error
+
+
+def test_crop_size_is_what_the_network_trains_on(bsds_root, tmp_path, monkeypatch):
+    sizes = set()
+
+    def spy(model, image_lab, *args, **kwargs):
+        sizes.add(image_lab.shape[2:])
+        return model_input(model, image_lab, *args, **kwargs)
+
+    monkeypatch.setattr("lib.training.run.model_input", spy)
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run", "--crop_size=40"))
+    assert sizes == {(40, 40)}
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_broken_image_ends_an_evaluation_in_one_line(bsds_root, n_workers, capsys):
+    image_dir, annotation_dir = (
+        bsds_root / "BSDS500/data" / kind / "test" for kind in ("images", "groundTruth")
+    )
+    for idx in range(200, 208):  # the first few images are read to measure time
+        shutil.copy(image_dir / "100.jpg", image_dir / f"{idx}.jpg")
+        shutil.copy(annotation_dir / "100.mat", annotation_dir / f"{idx}.mat")
+    file = image_dir / "207.jpg"
+    file.write_bytes(file.read_bytes()[:200])
+    argv = ["--base_model_weights=none", f"--bsds_root={bsds_root}", f"--nworkers={n_workers}", "--nspix=24"]
+    assert f"error: {file} is not a readable image" in fails_with(eval_base_model.main, argv, capsys)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--nspix=40001"], "--nspix 40001 is above the 40000 pixels of a crop"),
+        (["--nspix=4-65", "--crop_size=8"], "--nspix 65 is above the 64 pixels of a crop"),
+        (["--eval_on_davis"], "--eval_on_davis needs --davis2017_root"),
+        (["--lr=0"], "argument --lr"),
+        ([f"--seed={2**63}"], "argument --seed: expected an integer from 0 to 2**63 - 1"),
+        (["--loss=mse"], "argument --loss"),
+        (["--out_dir={file}/run"], "--out_dir {file}/run cannot be written to"),
+        (["--resume={file}"], "{file} is not a readable weight file"),
+        (["--resume={base}"], "--resume {base} holds weights only, not a training run"),
+        (["--resume"], "argument --resume: expected one argument"),
+        (["--nspix=20-10"], "argument --nspix: expected the lower end of a range first, got '20-10'"),
+        (["--nspix=10-"], "argument --nspix: expected an integer of at least 1, got ''"),
+        (["--precision=fp8"], "argument --precision"),
+        (["--ema_decay=1"], "argument --ema_decay: expected a number of at least 0 and below 1"),
+        (
+            ["--batchsize=5"],
+            "there are 4 images to train on, fewer than the 5 of a step (1 ranks x --batchsize 5)",
+        ),
+        (["--synthetic_data"], "give one of --bsds_root, --data_root and --synthetic_data"),
+        (["--val_data_root={tmp}"], "--val_data_root needs --data_root"),
+        (["--val_nspix=6000"], "--val_nspix 6000 is above the 5520 pixels of 100"),
+        (["--init_weights={base}"], "--deepfdim 3 contradicts {base}, made with 4"),
+        (
+            ["--init_weights={base}", "--deepfdim=4", "--distance=squared"],
+            "--distance squared contradicts euclidean of --init_weights {base}",
+        ),
+    ],
+)
+def test_bad_training_options(more, told, bsds_root, base_weights, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    names = {"file": file, "base": base_weights, "tmp": tmp_path}
+    more = [option.format(**names) for option in more]
+    error = fails_with(train_base_model.main, train_argv(bsds_root, tmp_path / "run", *more), capsys)
+    assert told.format(**names) in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_later_validation_image_that_is_too_small(bsds_root, tmp_path, capsys):
+    data = bsds_root / "BSDS500/data"
+    Image.new("RGB", (5, 4)).save(data / "images/val/101.jpg")
+    write_annotations(data / "groundTruth/val/101.mat", [np.ones((4, 5))])
+    error = fails_with(train_base_model.main, train_argv(bsds_root, tmp_path / "run"), capsys)
+    assert "--val_nspix 24 is above the 20 pixels of 101" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_annotation_of_another_size_is_found_before_training(bsds_root, tmp_path, capsys):
+    data = bsds_root / "BSDS500/data"
+    write_annotations(data / "groundTruth/train/103.mat", [np.ones((59, 92))])
+    error = fails_with(train_base_model.main, train_argv(bsds_root, tmp_path / "run"), capsys)
+    assert "103.mat holds an annotation of shape (59, 92), but the image has (60, 92)" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_with_other_images_is_told(bsds_root, tmp_path, caplog):
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+    argv = train_argv(bsds_root, tmp_path / "run", "--resume=auto", "--train_iter=3")
+    unchanged = train_base_model.main(argv)
+    assert "not the images" not in caplog.text
+
+    data = bsds_root / "BSDS500/data"
+    for folder in ("images", "groundTruth"):
+        next((data / folder / "val").glob("100.*")).unlink()
+    last_model = tmp_path / "run" / "last_model.pth"
+    checkpoint = read_checkpoint(last_model)
+    save_checkpoint({**checkpoint, "best_score": 2.0}, last_model)  # which no validation beats
+    changed = train_base_model.main([*argv, "--train_iter=4"])
+    assert f"not the images that --resume {last_model} was trained with: bsds_val" in caplog.text
+    assert unchanged.best_score < 2
+    assert changed.best_score < 2
+    assert read_checkpoint(tmp_path / "run" / "best_model.pth")["step"] == 4
+
+
+def test_weights_to_start_from_must_be_some(bsds_root, tmp_path, capsys):
+    argv = train_argv(bsds_root, tmp_path / "run", "--init_weights=none")
+    assert "--init_weights none: there are no weights" in fails_with(train_base_model.main, argv, capsys)
+
+
+def test_only_training_may_round_to_tf32(bsds_root, tmp_path, monkeypatch):
+    seen = set()
+    cudnn = torch.backends.cudnn
+
+    def recording(name, original):
+        def record(*args, **settings):
+            seen.add((name, cudnn.allow_tf32, cudnn.benchmark))
+            return original(*args, **settings)
+
+        return record
+
+    monkeypatch.setattr("model.cluster", recording("train", model.cluster))
+    monkeypatch.setattr("lib.evaluation.methods.cluster_labels", recording("validate", model.cluster_labels))
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+    assert seen == {("train", True, True), ("validate", False, False)}
+    assert (cudnn.allow_tf32, cudnn.benchmark) == (False, False)
+
+
+def test_unwritable_out_dir_is_found_before_training(bsds_root, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(InputError, match=r"--out_dir .* cannot be written to \(Permission denied\)"):
+        train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+
+
+def test_help_tells_every_option(capsys):
+    for script in (train_base_model, eval_base_model, inference_base_model):
+        for action in script.build_parser()._actions:
+            assert action.help, action.dest
+        with pytest.raises(SystemExit):
+            script.main(["--help"])
+        assert "(default: None)" not in capsys.readouterr().out

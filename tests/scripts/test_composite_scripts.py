@@ -1,0 +1,571 @@
+"""The scripts around the composite model, end to end, as a user runs them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+import estimate_optflow
+import eval_base_model
+import eval_optflow_composite_model
+import inference_base_model
+import inference_optflow_composite_model
+import train_optflow_composite_model
+from helpers import INSIDE, ctrl_c_in_second_step, fails_with, translated_frames, write_flo, write_frames
+from lib.datasets.davis import DAVISDataset
+from lib.metrics.definitions import ContingencyTable, mean_iou
+from lib.optflow.archive import FlowArchive
+from lib.runtime.errors import InputError, RunError
+from lib.weights import file_sha256, load_base_model, load_composite_model, read_checkpoint
+
+REPO_ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def data_argv(davis_root, optflow_folder):
+    return [f"--davis2017_root={davis_root}", f"--davis_optflow_folder={optflow_folder}"]
+
+
+@pytest.fixture
+def train_argv(data_argv, davis_root, base_weights, tmp_path):
+    """Options of a training run of two steps, in the folder `run`."""
+    return [
+        *data_argv,
+        f"--davis_train_split={davis_root / 'both.txt'}",
+        f"--davis_val_split={davis_root / 'both.txt'}",
+        f"--base_model_weights={base_weights}",
+        f"--out_dir={tmp_path / 'run'}",
+        "--train_iter=2",
+        "--log_interval=1",
+        "--test_interval=2",
+        "--batchsize=2",
+        "--nworkers=0",
+        "--nspix=24",
+        "--val_nspix=24",
+        "--lr=0.01",
+        "--optflow_deepfdim=3",
+        "--optflow_scale=2",
+        "--device=cpu",
+        "--precision=fp32",  # the same on all processors
+    ]
+
+
+def test_train_evaluate_and_segment(
+    train_argv, data_argv, davis_root, optflow_folder, base_weights, tmp_path, device, caplog
+):
+    caplog.set_level("INFO")
+    on_device = f"--device={device}"
+    state = train_optflow_composite_model.main([*train_argv, on_device])
+    assert state.step == 2
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 2]
+    assert log[-1]["score"] == log[-1]["davis_val_mean_iou"]
+    assert "4 images in train, 4 images in davis_val" in caplog.text
+
+    weights = tmp_path / "run" / "best_model.pth"
+    loaded = load_composite_model(weights)
+    assert loaded.base_sha256 == file_sha256(base_weights)
+    assert loaded.scales == (0.3, 7.0, 2.0)  # the first two are those of the base
+    assert loaded.model.arguments()["n_extra_features"] == 3
+    base = load_base_model(base_weights).model.feature_extract.state_dict()
+    for name, value in loaded.model.feature_extract_color.state_dict().items():
+        assert value.equal(base[name]), name
+
+    common = [f"--base_model_weights={base_weights}", "--nspix=24", on_device]
+    split = f"--davis_split={davis_root / 'both.txt'}"
+    composite = f"--comp_model_weights={weights}"
+    (by_run,) = eval_optflow_composite_model.main(
+        [*data_argv, *common, split, composite, "--nworkers=0"]
+    ).values()
+    results = {run.method: summary for run, summary in by_run.items()}
+    assert list(results) == ["base", "composite"]
+    assert results["composite"].mean["mean_iou"] == pytest.approx(log[-1]["davis_val_mean_iou"], abs=1e-3)
+    assert results["base"].mean != results["composite"].mean
+    for name, line in zip(results, caplog.messages[-2:], strict=True):
+        assert re.fullmatch(
+            rf"DAVIS .*both\.txt, {name}: ASA 0\.\d{{4}} mIoU 0\.\d{{4}} superpixels [\d.]+ "
+            r"\(4 images, 4 pairs\)",
+            line,
+        )
+    assert re.search(r"^\| car +\| composite", caplog.text, re.M)
+    davis_root_argv = [f"--davis2017_root={davis_root}", split]
+    (alone,) = eval_base_model.main([*common, *davis_root_argv, "--nworkers=0"]).values()
+    assert [summary.mean for summary in alone.values()] == [results["base"].mean]
+
+    inference_optflow_composite_model.main(
+        [
+            composite,
+            on_device,
+            "--nspix=24",
+            f"--image={davis_root / 'DAVIS/JPEGImages/480p/car/00001.jpg'}",
+            f"--optflow_data={optflow_folder / 'optflow_gma_car.h5'}",
+            "--optflow_data_fr_idx=1",
+            f"--out={tmp_path / 'overlay.png'}",
+            f"--save_labels={tmp_path / 'labels.npy'}",
+            f"--save_flow={tmp_path / 'flow.png'}",
+            f"--save_features={tmp_path / 'features.npz'}",
+            "--profile",
+        ]
+    )
+    labels = np.load(tmp_path / "labels.npy")
+    assert labels.shape == (60, 92)
+    n_measured = labels.max() + 1
+    assert Image.open(tmp_path / "overlay.png").size == (92, 60)
+    flow_picture = np.asarray(Image.open(tmp_path / "flow.png"))
+    assert flow_picture.shape == (60, 2 * 92, 3)
+    assert (flow_picture[40, 92 + 46 :] == (0, 255, 255)).all()  # back to the left
+    assert (flow_picture[40, : 92 + 46] == 255).all()
+    with np.load(tmp_path / "features.npz") as features:
+        assert features["pixel_features"].shape == (7, 60, 92)
+        assert features["spixel_features"].shape == (n_measured, 7)
+        assert features["n_base_features"] == 4
+    assert "frame 1: flow to the previous frame only, as this is the last frame" in caplog.messages[-3]
+    assert f"24 superpixels requested, {n_measured} measured" in caplog.messages[-2]
+    assert re.match("reading .*network .*writing", caplog.messages[-1])
+
+
+def test_resumed_run_equals_uninterrupted(train_argv, base_weights, tmp_path, monkeypatch):
+    argv = [*train_argv, "--train_iter=4"]
+    whole = train_optflow_composite_model.main([*argv, f"--out_dir={tmp_path / 'whole'}"])
+    with ctrl_c_in_second_step(monkeypatch):
+        train_optflow_composite_model.main(argv)
+    last_model = tmp_path / "run" / "last_model.pth"
+    base_sha256 = file_sha256(base_weights)
+    base_weights.unlink()  # the checkpoint holds all of it
+    resumed = train_optflow_composite_model.main([f"--resume={last_model}"])
+    assert read_checkpoint(last_model)["base_sha256"] == base_sha256
+    for name, value in whole.model.state_dict().items():
+        assert value.equal(resumed.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("option", ["--niter=9", "--pos_scale=2", "--optflow_scale=9"])
+def test_resume_refuses_contradicting_options(train_argv, option, tmp_path, capsys):
+    train_optflow_composite_model.main(train_argv)
+    last_model = tmp_path / "run" / "last_model.pth"
+    error = fails_with(train_optflow_composite_model.main, [f"--resume={last_model}", option], capsys)
+    assert re.search(rf"{option.replace('=', ' ')}(\.0)? contradicts .* of --resume {last_model}", error)
+
+
+@pytest.mark.parametrize(
+    "option", ["--optflow_scale=9", "--pos_scale=2", "--color_scale=0.5", "--precision=bf16"]
+)
+def test_training_options_have_an_effect(train_argv, tmp_path, option):
+    losses = []
+    for run, more in (("plain", []), ("changed", [option])):
+        train_optflow_composite_model.main([*train_argv, f"--out_dir={tmp_path / run}", *more])
+        losses.append(json.loads((tmp_path / run / "log.jsonl").read_text().splitlines()[0])["loss"])
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (
+            ["--davis_train_split=val"],
+            "--davis_train_split or --davis_val_split names videos that are not in",
+        ),
+        (["--davis_train_split=trian"], "--davis_train_split trian is neither test, train, val nor"),
+        (["--optflow_method=dis"], "lacks optflow_dis_car.h5, optflow_dis_dogs.h5; estimate_optflow.py"),
+        (["--davis_optflow_folder={tmp}/no"], "argument --davis_optflow_folder: no folder {tmp}/no"),
+        (["--base_model_weights=none"], "--base_model_weights none: a composite needs a base with a network"),
+        (["--base_model_weights={composite}"], "{composite} holds a composite model, not a base model"),
+        (["--deepfdim=15"], "--deepfdim 15 contradicts {base}, made with 4"),
+        (["--resume={base}"], "--resume {base} holds weights only"),
+        (["--optflow_deepfdim=0"], "argument --optflow_deepfdim"),
+        (["--nspix=40001"], "--nspix 40001 is above the 40000 pixels of a crop"),
+    ],
+)
+def test_bad_training_options(train_argv, more, told, base_weights, composite_weights, tmp_path, capsys):
+    paths = {"tmp": tmp_path, "base": base_weights, "composite": composite_weights}
+    more = [option.format(**paths) for option in more]
+    error = fails_with(train_optflow_composite_model.main, [*train_argv, *more], capsys)
+    assert told.format(**paths) in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_composites_side_by_side(data_argv, davis_root, base_weights, composite_weights, tmp_path):
+    (by_run,) = eval_optflow_composite_model.main(
+        [
+            *data_argv,
+            f"--davis_split={davis_root / 'both.txt'}",
+            f"--base_model_weights={base_weights}",
+            f"--comp_model_weights={composite_weights}",
+            f"--out_dir={tmp_path / 'results'}",
+            "--nspix=24",
+            "--optflow_scale=0",
+            "--nworkers=0",
+            "--metrics=mean_iou",
+            "--compare",
+            f"again={composite_weights}",
+            f"base_again={base_weights}",
+            "slic",
+        ]
+    ).values()
+    means = {run.method: summary.mean for run, summary in by_run.items()}
+    assert list(means) == ["base", "composite", "again", "base_again", "slic"]
+    assert means["composite"] == means["again"]
+    assert means["base"] == means["base_again"]
+    record = json.loads((tmp_path / "results" / "run.json").read_text())
+    assert record["methods"]["composite"]["extra_scale"] == 0
+    assert record["methods"]["base"]["extra_scale"] is None
+    assert (tmp_path / "results" / "pictures" / "davis_both_extremes_composite.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ([], "--davis_split test names videos that are not in"),
+        (["--base_model_weights={composite}"], "holds a composite model, not a base model"),
+        (["--comp_model_weights={base}"], "holds a base model, not a composite model"),
+        (["--base_model_weights=none", "{both}"], "the base of {composite} has a network"),
+        (["--optflow_deepfdim=5"], "--optflow_deepfdim 5 contradicts {composite}, made with 3"),
+    ],
+)
+def test_bad_evaluation_options(data_argv, davis_root, more, told, base_weights, composite_weights, capsys):
+    paths = {"base": base_weights, "composite": composite_weights}
+    both = f"--davis_split={davis_root / 'both.txt'}"
+    argv = [*data_argv, f"--base_model_weights={base_weights}", f"--comp_model_weights={composite_weights}"]
+    argv += [option.format(both=both, **paths) for option in more]
+    if more:
+        argv.append(both)
+    assert told.format(**paths) in fails_with(eval_optflow_composite_model.main, argv, capsys)
+
+
+def test_mask_of_a_frame(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inference_optflow_composite_model.main(
+        [f"--mask={REPO_ROOT / 'demo' / 'clip_mask.png'}", "--nspix=24", "--save_labels=labels.npy"]
+    )
+    mask = np.asarray(Image.open(REPO_ROOT / "demo/clip_mask.png")) > 0
+    np.testing.assert_array_equal(np.load("labels.npy") >= 0, mask)
+
+
+def test_frames_of_several_videos(davis_root, optflow_folder, composite_weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frames = davis_root / "DAVIS/JPEGImages/480p"
+    common = [f"--comp_model_weights={composite_weights}", "--nspix=24", "--device=cpu"]
+    flow = f"--optflow_data={optflow_folder}"
+
+    def segment(*argv):
+        return inference_optflow_composite_model.main([*common, *argv])
+
+    files = ["--out=o", "--save_labels=l", "--save_flow=f"]
+    summary = segment(f"--image={frames}", flow, *files, "--batchsize=2")
+    assert summary.n_done == 4
+    names = {f"{video}/0000{idx}" for video in ("car", "dogs") for idx in range(2)}
+    for folder in ("o", "l", "f"):
+        assert {str(path.relative_to(folder).with_suffix("")) for path in Path(folder).rglob("*.*")} == names
+    flow_picture = np.asarray(Image.open("f/dogs/00000.png"))  # to the next frame alone
+    assert (flow_picture[40, 46:92] == (255, 0, 0)).all()
+    assert (flow_picture[40, 92 : 92 + 46] == 255).all()
+    for name in names:
+        video, idx = name.split("/")
+        archive = f"--optflow_data={optflow_folder / f'optflow_gma_{video}.h5'}"
+        segment(
+            f"--image={frames / name}.jpg",
+            archive,
+            f"--optflow_data_fr_idx={int(idx)}",
+            "--save_labels=one.npy",
+        )
+        np.testing.assert_array_equal(np.load("one.npy"), np.load(f"l/{name}.npy"))
+
+    Path("l/car/00001.npy").unlink()
+    summary = segment(f"--image={frames}", flow, *files, "--skip_existing")
+    assert (summary.n_done, summary.n_skipped) == (1, 3)
+
+
+def test_a_frame_without_flow_does_not_stop_the_others(
+    davis_root, optflow_folder, composite_weights, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    with h5py.File(optflow_folder / "optflow_gma_car.h5", "r+") as file:
+        file["inv_flows"][0, 3, 4, 0] = np.nan
+    with pytest.raises(RunError, match="1 of the images failed"):
+        inference_optflow_composite_model.main(
+            [
+                f"--comp_model_weights={composite_weights}",
+                "--nspix=24",
+                f"--image={davis_root / 'DAVIS/JPEGImages/480p'}",
+                f"--optflow_data={optflow_folder}",
+            ]
+        )
+    assert "optflow_gma_car.h5: the flow of frame 1 is NaN, infinite or above" in caplog.text
+    assert len(list(Path("results").rglob("*.png"))) == 3
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_broken_flow_ends_an_evaluation_in_one_line(
+    data_argv, davis_root, optflow_folder, base_weights, composite_weights, n_workers, capsys
+):
+    path = optflow_folder / "optflow_gma_dogs.h5"
+    with h5py.File(path, "r+") as file:
+        file["flows"][0, 3, 4, 0] = np.nan
+    argv = [
+        *data_argv,
+        f"--davis_split={davis_root / 'both.txt'}",
+        f"--base_model_weights={base_weights}",
+        f"--comp_model_weights={composite_weights}",
+        f"--nworkers={n_workers}",
+        "--nspix=24",
+    ]
+    error = fails_with(eval_optflow_composite_model.main, argv, capsys)
+    assert f"error: {path}: the flow of frame 0 is NaN, infinite or above" in error
+
+
+def test_segmenting_the_demo_frame_needs_no_option_and_flow_helps(tmp_path):
+    done = subprocess.run(
+        [sys.executable, REPO_ROOT / "inference_optflow_composite_model.py", "--save_labels=labels.npy"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "frame 1: flow to the next and to the previous frame" in done.stdout
+    assert (tmp_path / "results.png").is_file()
+    horse = np.asarray(Image.open(REPO_ROOT / "demo/clip_mask.png")) // 255
+    frame = REPO_ROOT / "demo/clip/00001.jpg"
+    files = [f"--out={tmp_path / 'base.png'}", f"--save_labels={tmp_path / 'base.npy'}"]
+    inference_base_model.main([f"--image={frame}", *files])
+    alone = np.load(tmp_path / "base.npy")
+    iou_alone, iou_with_flow = (
+        mean_iou(ContingencyTable(labels, horse), ignore_background=True)
+        for labels in (alone, np.load(tmp_path / "labels.npy"))
+    )
+    assert iou_with_flow > iou_alone + 0.05
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--image={frame}"], "--optflow_data must be given: a flow archive, a folder of archives, or auto"),
+        (["--optflow_data_fr_idx=0"], "--optflow_data must be given: a flow archive"),
+        (["--image={frame}", "--optflow_data={flow}", "--temporal"], "--temporal needs a --video"),
+        (
+            ["--image={frame}", "--optflow_data={flow}", "--out={flow}"],
+            "--out {flow}: the name must end in .png",
+        ),
+        (
+            ["--image={frame}", "--optflow_data={flow}", "--save_labels={flow}"],
+            "an output of {frame} and {flow}, for the flow of {frame}, are the same file",
+        ),
+        (
+            ["--image={frame}", "--optflow_data=auto", "--out={next}"],
+            "an output of {frame} and {next}, for the flow of {frame}, are the same file",
+        ),
+        (["--video=v.mp4", "--optflow_method=dis"], "--optflow_method is for images, not for a --video"),
+        (
+            ["--image={frame}", "--optflow_data={flow}", "--optflow_data_fr_idx=2"],
+            "{flow} covers frames 0 to 1, there is no frame 2",
+        ),
+        (
+            ["--image={frame}", "--optflow_data={flow}", "--optflow_data_fr_idx=-1"],
+            "{flow} covers frames 0 to 1, there is no frame -1",
+        ),
+        (
+            ["--optflow_data={flow}", "--optflow_data_fr_idx=0"],
+            "the flow in {flow} is 92x60, but the image is 480x320",
+        ),
+        (["--image={frame}", "--optflow_data=no.h5", "--optflow_data_fr_idx=0"], "no flow archive no.h5"),
+        (["--comp_model_weights={base}"], "{base} holds a base model, not a composite model"),
+        (["--save_flow=flow.txt"], "--save_flow flow.txt: the name must end in"),
+        (["--save_features=features.npy"], "--save_features features.npy: the name must end in .npz"),
+        (["--save_flow=results.png"], "are the same file, results.png"),
+    ],
+)
+def test_bad_inference_options(
+    argv, told, davis_root, optflow_folder, base_weights, composite_weights, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    paths = {
+        "frame": davis_root / "DAVIS/JPEGImages/480p/car/00000.jpg",
+        "next": davis_root / "DAVIS/JPEGImages/480p/car/00001.jpg",
+        "flow": optflow_folder / "optflow_gma_car.h5",
+        "base": base_weights,
+    }
+    argv = [f"--comp_model_weights={composite_weights}", *(option.format(**paths) for option in argv)]
+    error = fails_with(inference_optflow_composite_model.main, argv, capsys)
+    assert told.format(**paths) in error
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_base_scripts_refuse_composite_weights(composite_weights, capsys):
+    error = fails_with(inference_base_model.main, [f"--base_model_weights={composite_weights}"], capsys)
+    assert f"{composite_weights} holds a composite model, not a base model" in error
+
+
+def test_features_need_a_network(tmp_path, capsys):
+    argv = ["--base_model_weights=none", f"--save_features={tmp_path / 'features.npz'}"]
+    assert "without a network nothing is learned" in fails_with(inference_base_model.main, argv, capsys)
+
+
+@pytest.mark.parametrize("source", ["frames", "video", "davis"])
+def test_estimated_archives_hold_the_flow(source, tmp_path, davis_root, caplog):
+    caplog.set_level("INFO")
+    argv = [f"--out_dir={tmp_path / 'flow'}", "--nworkers=2"]
+    if source == "davis":
+        reports = estimate_optflow.main([*argv, f"--davis2017_root={davis_root}", "--preset=ultrafast"])
+        assert sorted(report.path.name for report in reports) == ["optflow_dis_car.h5", "optflow_dis_dogs.h5"]
+        dataset = DAVISDataset(davis_root, str(davis_root / "both.txt"), optflow_folder=tmp_path / "flow")
+        assert dataset[3].extra.shape == (60, 92, 4)
+        return
+    frames = translated_frames(3, dy=2, dx=-3)
+    if source == "frames":
+        for name in ("a", "b"):
+            write_frames(tmp_path / name, frames)
+        argv += ["--frames", str(tmp_path / "a"), str(tmp_path / "b"), "--consistency_check"]
+    else:
+        for name in ("a", "b"):
+            writer = cv2.VideoWriter(
+                str(tmp_path / f"{name}.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 25, frames[0].shape[1::-1]
+            )
+            for frame in frames:
+                writer.write(frame)
+            writer.release()
+        argv += ["--video", str(tmp_path / "a.avi"), str(tmp_path / "b.avi")]
+    estimate_optflow.main(argv)
+    for name in ("a", "b"):
+        archive = FlowArchive(tmp_path / "flow" / f"optflow_dis_{name}.h5")
+        flow = archive.read_frame(1)
+        assert np.abs(flow[INSIDE] - (2, -3, -2, 3)).max() < 0.5
+        assert f"{archive.path}: made, 3 frames" in caplog.text
+    assert ("forward-backward error 0.0" in caplog.text) == (source == "frames")
+    caplog.clear()
+    estimate_optflow.main(argv)
+    assert caplog.text.count("was there, 3 frames") == 2
+
+
+def test_flow_files_are_converted(tmp_path):
+    flow = np.random.default_rng(0).integers(-50, 50, (2, 2, 3, 20, 31, 2)) / 8
+    for video_idx, video in enumerate(("car", "dogs")):
+        for direction_idx, direction in enumerate(("forward", "backward")):
+            folder = tmp_path / direction / video
+            folder.mkdir(parents=True)
+            for idx in range(3):
+                write_flo(folder / f"{idx}.flo", flow[video_idx, direction_idx, idx])
+    folders = [str(tmp_path / "forward"), str(tmp_path / "backward")]
+    estimate_optflow.main(["--flow_files", *folders, "--method=gma", f"--out_dir={tmp_path / 'flow'}"])
+    for video_idx, video in enumerate(("car", "dogs")):
+        frame_flow = FlowArchive(tmp_path / f"flow/optflow_gma_{video}.h5").read_frame(2)
+        np.testing.assert_array_equal(frame_flow[..., :2], flow[video_idx, 0, 2])
+        np.testing.assert_array_equal(frame_flow[..., 2:], flow[video_idx, 1, 1])
+    folders = [str(tmp_path / direction / "car") for direction in ("forward", "backward")]
+    reports = estimate_optflow.main(
+        ["--flow_files", *folders, "--method=gma", "--video_name=one", f"--out_dir={tmp_path / 'flow'}"]
+    )
+    assert [report.path.name for report in reports] == ["optflow_gma_one.h5"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_all_processes_leaves_no_half_archive(tmp_path, number):
+    for name in ("a", "b"):
+        files = write_frames(tmp_path / name, translated_frames(2, dy=2, dx=-3))
+        for idx in range(2, 2000):
+            (tmp_path / name / f"{idx}.png").symlink_to(files[idx % 2])
+    folders = [str(tmp_path / "a"), str(tmp_path / "b")]
+    argv = ["--frames", *folders, f"--out_dir={tmp_path / 'flow'}", "--nworkers=2"]
+    run = subprocess.Popen(
+        [sys.executable, REPO_ROOT / "estimate_optflow.py", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not list((tmp_path / "flow").glob(".*")):
+        assert run.poll() is None
+        time.sleep(0.05)
+    os.killpg(run.pid, number)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert errors == ""
+    assert list((tmp_path / "flow").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "one of the arguments --davis2017_root --frames --video --flow_files is required"),
+        (["--frames", "{tmp}/empty"], "{tmp}/empty holds no .jpg, "),
+        (["--frames", "{tmp}/one"], "one has 1 frame; optical flow needs at least two"),
+        (["--frames", "{tmp}/one", "{tmp}/one"], "several videos would write optflow_dis_one.h5"),
+        (["--frames", "{tmp}/one", "{tmp}/two", "--video_name=x"], "--video_name x: there are 2 videos"),
+        (["--frames", "{tmp}/one", "--davis_split=val"], "--davis_split needs --davis2017_root"),
+        (["--video", "{tmp}/no.mp4"], "no video file {tmp}/no.mp4"),
+        (["--davis2017_root", "{tmp}"], "no folder {tmp}/DAVIS/JPEGImages/480p"),
+        (["--flow_files", "{tmp}/one", "{tmp}/two"], "--flow_files needs --method"),
+        (
+            ["--flow_files", "{tmp}/empty", "{tmp}/empty", "--method=gma", "--video_name=car"],
+            "{tmp}/empty holds no .flo, .png",
+        ),
+        (
+            ["--flow_files", "{tmp}/empty", "{tmp}/empty", "--method=gma"],
+            "--flow_files of a single video needs --video_name",
+        ),
+        (
+            ["--flow_files", "{tmp}/one", "{tmp}/two", "--davis_split=val"],
+            "--davis_split needs --davis2017_root",
+        ),
+        (["--flow_files", "{tmp}/one", "{tmp}/two", "--preset=fast"], "--preset is for DIS flow"),
+        (["--frames", "{tmp}/two", "--method=a/b"], "argument --method: expected a part of a file name"),
+        (["--frames", "{tmp}/two", "--method=a_b"], "argument --method: expected a name without underscores"),
+        (["--frames", "{tmp}/two", "--video_name=../x"], "argument --video_name: expected a part of"),
+        (
+            ["--flow_files", "{tmp}", "{tmp}/empty", "--method=gma"],
+            "--flow_files: only one of the two folders has empty, one, two",
+        ),
+        (["--frames", "{tmp}/two", "--out_dir={tmp}/file"], "--out_dir {tmp}/file cannot be written to"),
+    ],
+)
+def test_bad_estimation_options(argv, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name, n_frames in (("one", 1), ("two", 2)):
+        write_frames(tmp_path / name, translated_frames(n_frames, dy=0, dx=0))
+    (tmp_path / "file").write_text("in the way")
+    argv = [option.format(tmp=tmp_path) for option in argv]
+    assert told.format(tmp=tmp_path) in fails_with(estimate_optflow.main, argv, capsys)
+    assert not list(tmp_path.glob("optflow/*"))
+
+
+def test_broken_video_is_told_in_one_line(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(bytes(1000))
+    argv = [sys.executable, REPO_ROOT / "estimate_optflow.py", "--video", "clip.mp4"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "estimate_optflow.py: error: clip.mp4 is not a video that can be decoded\n"
+
+
+def test_several_bad_videos_are_all_named(tmp_path, caplog):
+    caplog.set_level("INFO")
+    for name, n_frames in (("one", 1), ("uno", 1), ("two", 2)):
+        write_frames(tmp_path / name, translated_frames(n_frames, dy=0, dx=0))
+    folders = [str(tmp_path / name) for name in ("one", "uno", "two")]
+    with pytest.raises(InputError, match="2 of 3 archives could not be made, see above"):
+        estimate_optflow.main(["--frames", *folders, f"--out_dir={tmp_path / 'flow'}", "--nworkers=0"])
+    assert "one has 1 frame" in caplog.text
+    assert "uno has 1 frame" in caplog.text
+    assert [path.name for path in (tmp_path / "flow").iterdir()] == ["optflow_dis_two.h5"]
+
+
+def test_help_tells_every_option(capsys):
+    for script in (
+        estimate_optflow,
+        train_optflow_composite_model,
+        eval_optflow_composite_model,
+        inference_optflow_composite_model,
+    ):
+        for action in script.build_parser()._actions:
+            assert action.help, action.dest
+        with pytest.raises(SystemExit):
+            script.main(["--help"])
+        assert "(default: None)" not in capsys.readouterr().out

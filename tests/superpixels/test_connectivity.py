@@ -1,0 +1,169 @@
+"""Connectivity: by hand, and by its promises on random label maps."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from skimage.measure import label
+
+from lib.superpixels.connectivity import MIN_SIZE_SHARE, enforce_connectivity, enforce_count
+
+
+def test_clean_map_is_kept():
+    labels = np.repeat(np.repeat([[0, 1, 2], [3, 4, 5]], 5, axis=0), 4, axis=1)
+    np.testing.assert_array_equal(enforce_connectivity(labels, 6), labels)
+
+
+def test_pieces_of_a_label_are_told_apart():
+    labels = np.repeat([[5, 8, 5]], 6, axis=0).repeat(4, axis=1)
+    expected = np.repeat([[0, 1, 2]], 6, axis=0).repeat(4, axis=1)
+    np.testing.assert_array_equal(enforce_connectivity(labels, 3), expected)
+
+
+def test_diagonal_pixels_are_not_connected():
+    labels = np.array([[1, 0], [0, 1]])
+    assert enforce_connectivity(labels, 4).max() == 3
+
+
+def test_crumb_joins_the_neighbour_with_the_longest_border():
+    labels = np.zeros((20, 20), dtype=np.int64)
+    labels[:, 10:] = 1
+    labels[5, 9:12] = 2  # borders 0 with three pixel sides and 1 with five
+    result = enforce_connectivity(labels, 4)
+    expected = np.zeros((20, 20), dtype=np.int64)
+    expected[:, 10:] = 1
+    expected[5, 9] = 1
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_crumbs_join_each_other_first():
+    # Two pieces of 3 pixels in the corner, both below 0.06 * 100 = 6: together they are large enough.
+    labels = np.zeros((10, 10), dtype=np.int64)
+    labels[0, :3] = 1
+    labels[1, :3] = 2
+    result = enforce_connectivity(labels, 1)
+    assert result.max() == 1
+    assert (result[:2, :3] == result[0, 0]).all()
+
+
+def test_label_zero_and_negative_labels_are_labels():
+    labels = np.full((8, 12), -4)
+    labels[:, 6:] = 0
+    expected = np.zeros((8, 12), dtype=np.int64)
+    expected[:, 6:] = 1
+    np.testing.assert_array_equal(enforce_connectivity(labels, 2), expected)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    labels=st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(
+        lambda shape: arrays(np.int64, shape, elements=st.integers(0, 4))
+    ),
+    n_spixels=st.integers(1, 20),
+)
+def test_promises(labels, n_spixels):
+    result = enforce_connectivity(labels, n_spixels)
+    assert result.dtype == np.int32
+    np.testing.assert_array_equal(np.unique(result), np.arange(result.max() + 1))
+    assert label(result + 1, background=0, connectivity=1).max() == result.max() + 1
+    sizes = np.bincount(result.ravel())
+    assert len(sizes) == 1 or sizes.min() >= MIN_SIZE_SHARE * labels.size / n_spixels
+    # Nothing is split: a connected piece of the input lies in one superpixel.
+    pieces = label(labels + 1, background=0, connectivity=1)
+    for piece in range(1, pieces.max() + 1):
+        assert len(np.unique(result[pieces == piece])) == 1
+    first_pixels = np.unique(result, return_index=True)[1]
+    assert (np.diff(first_pixels) > 0).all()
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    maps=st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(
+        lambda shape: st.tuples(
+            arrays(np.int64, shape, elements=st.integers(0, 3)), arrays(bool, shape, elements=st.booleans())
+        )
+    ),
+    n_spixels=st.integers(1, 20),
+)
+def test_promises_in_a_mask(maps, n_spixels):
+    labels, mask = maps
+    mask[0, 0] = True
+    result = enforce_connectivity(labels, n_spixels, mask=mask)
+    np.testing.assert_array_equal(result == -1, ~mask)
+    np.testing.assert_array_equal(np.unique(result[mask]), np.arange(result.max() + 1))
+    assert label(result + 1, background=0, connectivity=1).max() == result.max() + 1
+    islands = label(mask, connectivity=1)
+    for number, size in enumerate(np.bincount(result[mask])):
+        island = islands[result == number][0]
+        assert size >= MIN_SIZE_SHARE * labels.size / n_spixels or size == (islands == island).sum()
+
+
+def test_a_mask_of_all_pixels_changes_nothing():
+    labels = np.random.default_rng(0).integers(0, 4, (15, 17))
+    whole = enforce_connectivity(labels, 12, mask=np.ones(labels.shape, dtype=bool))
+    np.testing.assert_array_equal(whole, enforce_connectivity(labels, 12))
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    maps=st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(
+        lambda shape: st.tuples(
+            arrays(np.int64, shape, elements=st.integers(0, 3)),
+            arrays(bool, shape, elements=st.booleans()),
+            st.integers(1, shape[0] * shape[1]),
+        )
+    )
+)
+def test_promises_of_an_exact_count(maps):
+    labels, mask, n_wanted = maps
+    mask |= labels > 0  # few islands
+    mask[0, 0] = True
+    connected = enforce_connectivity(labels, 5, mask=mask)
+    n_islands = label(mask, connectivity=1).max()
+    if not n_islands <= n_wanted <= mask.sum():
+        with pytest.raises(ValueError, match=r"cannot be made|cannot cover"):
+            enforce_count(connected, n_wanted)
+        return
+    result = enforce_count(connected, n_wanted)
+    assert result.dtype == np.int32
+    np.testing.assert_array_equal(result == -1, ~mask)
+    assert result.max() + 1 == n_wanted == len(np.unique(result[mask]))
+    assert label(result + 1, background=0, connectivity=1).max() == n_wanted
+    # Either all are merged or all are split.
+    coarse, fine = (result, connected) if n_wanted <= connected.max() + 1 else (connected, result)
+    for idx in range(fine.max() + 1):
+        assert len(np.unique(coarse[fine == idx])) == 1
+
+
+def test_exact_count_halves_the_largest():
+    labels = np.zeros((4, 12), dtype=np.int32)
+    labels[:, 9:] = 1
+    result = enforce_count(labels, 3)
+    sizes = np.bincount(result.ravel())
+    assert sorted(sizes)[0] == 12
+    assert sorted(sizes)[1] >= 15
+
+
+@pytest.mark.parametrize(
+    ("labels", "n_spixels", "message"),
+    [
+        (np.zeros((4, 4)), 3, "integer map"),
+        (np.zeros((0, 4), dtype=int), 3, "non-empty"),
+        (np.zeros((4, 4), dtype=int), 0, "at least 1"),
+    ],
+)
+def test_bad_input_is_refused(labels, n_spixels, message):
+    with pytest.raises(ValueError, match=message):
+        enforce_connectivity(labels, n_spixels)
+
+
+def test_count_of_superpixels_in_pieces_is_refused():
+    labels = np.array([[0, 1, 0]], dtype=np.int32)
+    with pytest.raises(ValueError, match="a superpixel of the labels is in pieces"):
+        enforce_count(labels, 2)
+
+
+def test_mask_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"mask has shape \(3, 4\), but labels have \(4, 4\)"):
+        enforce_connectivity(np.zeros((4, 4), dtype=np.int32), 1, mask=np.ones((3, 4), dtype=bool))

@@ -1,0 +1,53 @@
+"""What is told of the superpixels of an image."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from lib.superpixels.regions import Superpixels
+
+LABELS = np.array([[0, 0, 2], [2, 2, -1]], dtype=np.int32)  # 1 does not occur
+IMAGE_RGB = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+
+
+def test_means_gaps_and_pixels_outside():
+    features = np.array([[[1, 2, 3], [4, 5, 99]], [[0, 0, 1], [1, 1, 99]]], dtype=np.float32)
+    superpixels = Superpixels(LABELS, IMAGE_RGB, 2, pixel_features=features, n_base_features=2)
+    assert superpixels.n_measured == 2
+    np.testing.assert_array_equal(superpixels.sizes, [2, 0, 3])
+    np.testing.assert_allclose(superpixels.features[[0, 2]], [[1.5, 0], [4, 1]])
+    np.testing.assert_allclose(superpixels.colors[[0, 2]], [[1.5, 2.5, 3.5], [9, 10, 11]])
+    np.testing.assert_allclose(superpixels.positions[[0, 2]], [[0, 0.5], [2 / 3, 1]])
+    assert np.isnan(superpixels.features[1]).all()
+    depth = np.array([[1, 3, 5], [7, 9, np.inf]])
+    np.testing.assert_allclose(superpixels.mean_of(depth)[[0, 2]], [2, 7])
+
+
+def test_without_features_there_are_none():
+    assert Superpixels(LABELS, IMAGE_RGB, 2).features is None
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (2, 3, 1, 1), (2, 4, 3)])
+def test_values_of_another_size(shape):
+    with pytest.raises(ValueError, match=r"values must be \(H, W\) or \(H, W, K\) of an image \(2, 3\)"):
+        Superpixels(LABELS, IMAGE_RGB, 2).mean_of(np.zeros(shape))
+
+
+def test_edges_by_hand():
+    labels = np.array([[0, 1, 1], [2, 2, 1], [2, -1, 3]])
+    np.testing.assert_array_equal(Superpixels(labels, None, 2).edges, [[0, 1], [0, 2], [1, 2], [1, 3]])
+    assert Superpixels(np.zeros((2, 2), dtype=np.int32), None, 2).edges.shape == (0, 2)
+
+
+@given(arrays(np.int32, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(-1, 4)))
+def test_edges_against_a_loop(labels):
+    if labels.max() < 0:
+        return
+    expected = set()
+    for (row, col), label in np.ndenumerate(labels):
+        for other in (*labels[row + 1 : row + 2, col], *labels[row, col + 1 : col + 2]):
+            if label != other and -1 not in (label, other):
+                expected.add((min(label, other), max(label, other)))
+    assert [tuple(edge) for edge in Superpixels(labels, None, 2).edges] == sorted(expected)

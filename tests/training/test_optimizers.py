@@ -1,0 +1,122 @@
+"""Optimizers: what a step of Muon is, and which weights it moves."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lib.training.optimizers import OPTIMIZERS, Muon, build_optimizers, orthogonalize
+from model import CompositeSSNModel, SSNModel
+
+# Within the scales of the network; batch norm is the second layer of a block, and each later scale starts
+# with its pooling.
+HIDDEN = {
+    1: (".0.0.weight", ".1.0.weight"),
+    2: (".1.0.weight", ".2.0.weight"),
+    3: (".1.0.weight", ".2.0.weight"),
+}
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 40), (40, 6), (1, 5)])
+def test_orthogonalize_keeps_singular_vectors_and_levels_singular_values(shape):
+    generator = torch.Generator().manual_seed(0)
+    n = min(shape)
+    u = torch.linalg.qr(torch.randn(shape[0], n, generator=generator)).Q
+    v = torch.linalg.qr(torch.randn(shape[1], n, generator=generator)).Q
+    matrix = u @ torch.diag(torch.logspace(0, -1.5, n)) @ v.T
+
+    in_its_own_bases = u.T @ orthogonalize(1e-4 * matrix) @ v
+
+    values = in_its_own_bases.diagonal()
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+    torch.testing.assert_close(in_its_own_bases, values.diag(), atol=1e-4, rtol=0)
+
+
+def test_orthogonalize_of_zeros_is_zero():
+    assert (orthogonalize(torch.zeros(3, 4)) == 0).all()
+
+
+def test_muon_steps_along_the_gradient_and_as_far_whatever_its_size():
+    steps = []
+    for factor in (1, 1e-3):
+        weight = nn.Parameter(torch.zeros(4, 3, 3, 3))
+        weight.grad = factor * torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+        Muon([weight], lr=0.1).step()
+        steps.append(weight.detach())
+    torch.testing.assert_close(steps[0], steps[1], rtol=1e-3, atol=1e-5)
+    assert (steps[0] * weight.grad).sum() < 0
+    # four singular values near 1 make a matrix of 4 x 27 with a root mean square of 1 / sqrt(27)
+    assert steps[0].square().mean().sqrt() == pytest.approx(0.1 * 0.2, rel=0.2)
+
+
+def test_muon_remembers_earlier_gradients():
+    weight = nn.Parameter(torch.zeros(2, 2))
+    muon = Muon([weight], lr=1.0, momentum=0.9)
+    weight.grad = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    muon.step()
+    weight.grad = torch.zeros(2, 2)
+    after_one = weight.detach().clone()
+    muon.step()
+    assert weight[0, 0] < after_one[0, 0]
+
+
+def test_muon_takes_off_a_share_of_the_weights():
+    weight = nn.Parameter(torch.ones(2, 2))
+    weight.grad = torch.zeros(2, 2)
+    Muon([weight], lr=0.5, weight_decay=0.1).step()
+    torch.testing.assert_close(weight.detach(), torch.full((2, 2), 0.95))
+
+
+def test_muon_leaves_weights_without_gradient_alone():
+    weight = nn.Parameter(torch.ones(2, 2))
+    Muon([weight], lr=0.5).step()
+    assert (weight == 1).all()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_train_each_weight_once(name):
+    model = CompositeSSNModel(3, 2)
+    weights = list(model.feature_extract_optflow.parameters())  # those of the base are frozen
+
+    optimizers = build_optimizers(name, model, 1e-3)
+
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    assert sorted(map(id, weights)) == sorted(id(weight) for group in groups for weight in group["params"])
+    assert {group["lr"] for group in groups} == {1e-3}
+
+
+def test_muon_trains_the_hidden_convolutions():
+    model = SSNModel(3)
+    muon, adamw = build_optimizers("muon", model, 1e-3)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    of_muon = {names[id(weight)] for group in muon.param_groups for weight in group["params"]}
+    of_adamw = {names[id(weight)] for group in adamw.param_groups for weight in group["params"]}
+    assert of_muon == {f"feature_extract.scale{n}" + end for n, ends in HIDDEN.items() for end in ends}
+    assert "feature_extract.output_conv.0.weight" in of_adamw
+    assert "feature_extract.scale1.0.1.weight" in of_adamw
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_reach_the_minimum_of_a_regression(name):
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4)
+    x = torch.randn(64, 6)
+    y = x @ torch.randn(6, 4) + torch.randn(4)
+    n_steps = 300
+    optimizers = build_optimizers(name, model, 0.1)
+    for step in range(n_steps):
+        loss = (model(x) - y).square().mean()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+            optimizer.param_groups[0]["lr"] = 0.05 * (1 + math.cos(math.pi * step / n_steps))
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert loss < 1e-2
+
+
+def test_unknown_optimizer():
+    with pytest.raises(ValueError, match="must be one of"):
+        build_optimizers("sgd", nn.Linear(2, 2), 0.1)

@@ -1,0 +1,429 @@
+"""The training loop: interruption, resumption, divergence, and what it writes."""
+
+import json
+import os
+import signal
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from helpers import LineFit
+from lib.files.atomic import atomic_path
+from lib.runtime.errors import InputError, RunError
+from lib.training.run_folder import RunFolder, Validation, find_resumable, has_best_model, prepare_run_folder
+from lib.training.trainer import TrainingState, _train_step, learning_rate_share, train
+from lib.training.weight_average import WeightAverage
+from lib.weights import read_checkpoint
+
+N_STEPS = 10
+
+
+def make_batches(first_step=0):
+    generator = torch.Generator().manual_seed(1)
+    batches = [torch.randn(4, 3, generator=generator) for _ in range(N_STEPS)]
+    return batches[first_step:]
+
+
+def run(
+    out_dir,
+    state,
+    *,
+    batches=None,
+    score_of=float,
+    compute_losses=None,
+    test_interval=4,
+    log_interval=3,
+    save_interval=100,
+):
+    out_dir.mkdir(exist_ok=True)
+    validated = []
+
+    def default_losses(batch):
+        assert state.model.training
+        residual = state.model(batch) - batch.sum(1)
+        return {"fit": residual.square().mean(), "size": 0.01 * state.model.weight.square().sum()}
+
+    def validate():
+        validated.append(state.step)
+        assert not state.average.model.training
+        score = score_of(state.step)
+        return Validation(score, {"asa": score}, {})
+
+    run_folder = RunFolder(
+        out_dir,
+        {"model_args": {}},
+        state.weights(),
+        state.progress(),
+        n_kept=2,
+    )
+
+    train(
+        state,
+        make_batches(state.step) if batches is None else batches,
+        compute_losses or default_losses,
+        validate,
+        batch_size=4,
+        test_interval=test_interval,
+        log_interval=log_interval,
+        save_interval=save_interval,
+        run_folder=run_folder,
+    )
+    run_folder.close()
+    return validated
+
+
+def make_state():
+    return TrainingState(LineFit(), n_steps=N_STEPS, learning_rate=0.1)
+
+
+def read_log(out_dir):
+    return [json.loads(line) for line in (out_dir / "log.jsonl").read_text().splitlines()]
+
+
+def test_log_has_a_line_per_interval_and_per_validation(tmp_path):
+    validated = run(tmp_path, make_state())
+    assert validated == [4, 8, 10]
+    log = read_log(tmp_path)
+    training = [line for line in log if "loss" in line]
+    assert [line["step"] for line in training] == [3, 4, 6, 8, 9, 10]
+    for line in training:
+        assert line["loss"] == pytest.approx(line["fit"] + line["size"], rel=1e-5)
+        assert line["lr"] == pytest.approx(0.1 * learning_rate_share(line["step"] - 1, N_STEPS, 0.1))
+        assert line["images_per_s"] > 0
+        assert 0 <= line["loader_share"] < 1
+        assert line["grad_norm"] > 0
+    assert [(line["step"], line["asa"]) for line in log if "score" in line] == [
+        (4, 4.0),
+        (8, 8.0),
+        (10, 10.0),
+    ]
+
+
+def test_best_model_is_that_of_the_best_validation(tmp_path):
+    state = make_state()
+    run(tmp_path, state, score_of={4: 0.5, 8: 0.9, 10: 0.7}.get)
+    best, last = read_checkpoint(tmp_path / "best_model.pth"), read_checkpoint(tmp_path / "last_model.pth")
+    assert (best["step"], best["score"]) == (8, 0.9)
+    assert (last["step"], last["best_score"]) == (10, 0.9)
+    assert last["weights"]["weight"].equal(state.model.weight)
+    assert not best["weights"]["weight"].equal(state.model.weight)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop_at", [2, 4, 7])
+def test_interrupted_and_resumed_run_equals_uninterrupted(tmp_path, number, stop_at):
+    whole = make_state()
+    run(tmp_path / "whole", whole)
+
+    interrupted = make_state()
+
+    def losses_with_signal(batch):
+        if interrupted.step == stop_at - 1:
+            os.kill(os.getpid(), number)  # in the middle of a step: it must be finished first
+        residual = interrupted.model(batch) - batch.sum(1)
+        size = 0.01 * interrupted.model.weight.square().sum()
+        return {"fit": residual.square().mean(), "size": size}
+
+    # SIGTERM, by which clusters tell that the time is up, ends a run without an error.
+    with pytest.raises(KeyboardInterrupt) if number == signal.SIGINT else nullcontext():
+        run(tmp_path / "parts", interrupted, compute_losses=losses_with_signal)
+    assert not interrupted.is_finished
+    assert interrupted.step == stop_at
+    last_model = tmp_path / "parts" / "last_model.pth"
+    resumed = make_state()
+    resumed.restore(read_checkpoint(last_model), last_model)
+    assert resumed.step == stop_at
+    run(tmp_path / "parts", resumed)
+
+    assert not whole.model.matrix.equal(torch.zeros(3, 2))
+    for name, value in whole.model.state_dict().items():
+        assert value.equal(resumed.model.state_dict()[name]), name
+    assert resumed.best_score == whole.best_score
+    ours, theirs = (
+        [line for line in read_log(tmp_path / name) if "score" in line] for name in ("parts", "whole")
+    )
+    assert ours == theirs
+    logged = [line["step"] for line in read_log(tmp_path / "parts") if "loss" in line]
+    assert logged == sorted({3, 4, 6, 8, 9, 10, stop_at})
+
+
+def test_signal_handlers_are_given_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    run(tmp_path, make_state())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_log_is_cut_back_to_the_step_that_is_resumed(tmp_path):
+    run(tmp_path, make_state())
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 11, "lo')  # what a crash leaves
+    resumed = make_state()
+    resumed.step = resumed.validated_step = 6
+    run(tmp_path, resumed)
+    assert [line["step"] for line in read_log(tmp_path)] == [3, 4, 4, 6, 8, 8, 9, 10, 10]
+
+
+def test_validation_that_a_crash_undid_is_logged_once(tmp_path):
+    run(tmp_path, make_state())
+    resumed = make_state()
+    resumed.step, resumed.validated_step = 8, 4  # killed while the validation of step 8 was written
+    run(tmp_path, resumed)
+    assert [line["step"] for line in read_log(tmp_path) if "score" in line] == [4, 8, 10]
+
+
+def test_second_signal_does_not_cut_the_last_save_short(tmp_path, monkeypatch):
+    state = make_state()
+
+    def losses_with_signal(batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"fit": (state.model(batch) - batch.sum(1)).square().mean()}
+
+    def save_last(self, *args):
+        os.kill(os.getpid(), signal.SIGINT)
+        original(self, *args)
+
+    original = RunFolder.save_last
+    monkeypatch.setattr(RunFolder, "save_last", save_last)
+    run(tmp_path, state, compute_losses=losses_with_signal, log_interval=100)
+    assert read_checkpoint(tmp_path / "last_model.pth")["step"] == 1
+
+
+def test_loss_that_is_not_finite_stops_with_its_terms(tmp_path):
+    state = make_state()
+
+    def diverging(batch):
+        fit = batch.sum() * 0 + state.model.weight.sum()
+        return {"fit": fit, "size": fit / 0 if state.step == 4 else fit * 0}
+
+    with pytest.raises(RunError, match=r"loss of step 5 is not finite: loss -?inf, fit .*, size -?inf"):
+        run(tmp_path, state, compute_losses=diverging, test_interval=100)
+    assert read_checkpoint(tmp_path / "last_model.pth")["step"] == 3
+
+
+def test_validation_never_sees_weights_that_a_nan_went_through(tmp_path):
+    state = make_state()
+
+    def diverging(batch):
+        return {"fit": state.model.weight.sum() / 0}
+
+    with pytest.raises(RunError, match="step 1 is not finite"):
+        run(tmp_path, state, compute_losses=diverging, test_interval=2, log_interval=100)
+    assert not (tmp_path / "best_model.pth").exists()
+
+
+@pytest.mark.parametrize("damage", ["best_model", "no step", "other model"])
+def test_resuming_from_something_else_is_refused(tmp_path, damage):
+    run(tmp_path, make_state())
+    name = "best_model.pth" if damage == "best_model" else "last_model.pth"
+    checkpoint = read_checkpoint(tmp_path / name)
+    if damage == "no step":
+        del checkpoint["step"]
+    elif damage == "other model":
+        checkpoint["weights"] = {"bias": torch.zeros(3)}
+    with pytest.raises(InputError, match=rf"--resume .*{name} does not hold .*use its last_model\.pth"):
+        make_state().restore(checkpoint, tmp_path / name)
+
+
+def test_out_of_memory_in_a_restore_is_not_told_as_another_run(tmp_path, monkeypatch):
+    state = make_state()
+    checkpoint = {"weights": state.weights(), **state.progress()}
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(state.model, "load_state_dict", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        state.restore(checkpoint, tmp_path / "last_model.pth")
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "last_model.pth", "best_model.pth", "checkpoint_00000002.pth"])
+def test_a_new_run_never_overwrites_an_earlier_one(tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(InputError, match=r"holds an earlier run: continue it with --resume auto"):
+        prepare_run_folder(tmp_path, is_resumed=False)
+    prepare_run_folder(tmp_path, is_resumed=True)
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_only_a_run_without_a_best_model_is_replaced(tmp_path):
+    for name in ("log.jsonl", "last_model.pth"):
+        (tmp_path / name).touch()
+    prepare_run_folder(tmp_path, is_resumed=False, overwrite=True)
+    (tmp_path / "best_model.pth").touch()
+    with pytest.raises(InputError, match=r"holds an earlier run: choose another folder"):
+        prepare_run_folder(tmp_path, is_resumed=False, overwrite=True)
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 3, 10, 1000])
+def test_learning_rate_rises_then_falls(n_steps):
+    shares = [learning_rate_share(step, n_steps, 0.1) for step in range(n_steps + 1)]
+    n_warmup = -(-n_steps // 10)
+    assert max(shares) == shares[n_warmup - 1] == 1
+    assert all(0 < share <= 1 for share in shares[:n_steps])
+    assert sorted(shares[:n_warmup]) == shares[:n_warmup]
+    assert sorted(shares[n_warmup:], reverse=True) == shares[n_warmup:]
+    assert shares[n_steps] == pytest.approx(0) or n_steps == 1
+
+
+def test_learning_rate_without_warm_up_starts_at_its_peak():
+    assert learning_rate_share(0, 10, 0) == 1
+
+
+def test_gradients_are_shortened_to_the_norm():
+    lengths = []
+    for max_grad_norm in (0.5, 100):
+        state = TrainingState(LineFit(), n_steps=1, learning_rate=0.1, max_grad_norm=max_grad_norm)
+        terms = _train_step(
+            state, lambda batch, model=state.model: {"fit": model.weight @ batch}, torch.tensor([3.0, 4, 0])
+        )
+        assert terms["grad_norm"] == pytest.approx(5)  # as it was
+        lengths.append(state.model.weight.grad.norm().item())
+    assert lengths == pytest.approx([0.5, 5], rel=1e-4)
+
+
+def test_average_follows_the_weights_and_is_what_is_saved(tmp_path):
+    state = TrainingState(LineFit(), n_steps=N_STEPS, learning_rate=0.1, ema_decay=0.6)
+    seen = []
+
+    def losses(batch):
+        seen.append(state.model.weight.detach().clone())
+        return {"fit": (batch @ state.model.weight - batch.sum(1)).square().mean()}
+
+    run(tmp_path, state, compute_losses=losses)
+    average = torch.zeros(3)
+    for step, weight in enumerate([*seen[1:], state.model.weight.detach()], start=1):
+        decay = min(0.6, step / (10 + step))
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(state.average.model.weight.detach(), average)
+    assert not average.equal(state.model.weight)
+    last = read_checkpoint(tmp_path / "last_model.pth")
+    assert last["weights"]["weight"].equal(state.average.model.weight)
+    assert last["last_weights"]["weight"].equal(state.model.weight)
+
+
+def test_average_takes_in_batch_norm_statistics():
+    model = torch.nn.BatchNorm1d(2)
+    average = WeightAverage(model, decay=0.5)
+    model(torch.full((4, 2), 8.0))
+    average.update(model, 100)
+    torch.testing.assert_close(average.model.running_mean, torch.full((2,), 0.4))  # half of 0.1 * 8
+    assert average.model.num_batches_tracked == 1
+
+
+def test_the_last_periodic_checkpoints_are_kept(tmp_path):
+    run(tmp_path, make_state(), save_interval=2)
+    names = sorted(path.name for path in tmp_path.glob("checkpoint_*"))
+    assert names == ["checkpoint_00000008.pth", "checkpoint_00000010.pth"]
+    assert read_checkpoint(tmp_path / names[0])["step"] == 8
+
+
+def test_checkpoints_of_a_branch_that_is_left_are_removed(tmp_path):
+    run(tmp_path, make_state(), save_interval=2)
+    (tmp_path / "checkpoint_00000010_good.pth").touch()
+    resumed = make_state()
+    resumed.step = resumed.validated_step = 8
+    run(tmp_path, resumed, save_interval=9)
+    names = sorted(path.name for path in tmp_path.glob("checkpoint_*"))
+    assert names == ["checkpoint_00000008.pth", "checkpoint_00000009.pth", "checkpoint_00000010_good.pth"]
+
+
+def test_a_run_that_went_back_goes_on_from_there(tmp_path):
+    run(tmp_path, make_state(), save_interval=4)
+    assert not has_best_model(tmp_path, validated_step=4)
+    assert has_best_model(tmp_path, validated_step=10)
+    checkpoint = tmp_path / "checkpoint_00000004.pth"
+    resumed = make_state()
+    resumed.restore(read_checkpoint(checkpoint), checkpoint)
+    assert resumed.validated_step == 4  # so that the validation is not made again
+    RunFolder(tmp_path, {"model_args": {}}, resumed.weights(), resumed.progress(), n_kept=2).close()
+    # If it is killed now, what it left behind is not taken up again.
+    assert read_checkpoint(find_resumable(tmp_path))["step"] == 4
+    assert [path.name for path in tmp_path.glob("checkpoint_*")] == [checkpoint.name]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "told"),
+    [
+        (MemoryError(), MemoryError, None),
+        (
+            OSError(5, "Input/output error"),
+            InputError,
+            r"last_model.pth cannot be read \(Input/output error\)",
+        ),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_now_is_not_passed_over(tmp_path, monkeypatch, error, raised, told):
+    def load(*args, **options):
+        raise error
+
+    run(tmp_path, make_state(), save_interval=4)
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(raised, match=told):
+        find_resumable(tmp_path)
+    with pytest.raises(raised):
+        has_best_model(tmp_path, validated_step=10)
+
+
+def test_newest_checkpoint_that_is_not_damaged_is_resumed(tmp_path):
+    assert find_resumable(tmp_path) is None
+    run(tmp_path, make_state(), save_interval=4)
+    assert find_resumable(tmp_path) == tmp_path / "last_model.pth"
+    for name, next_one in (
+        ("last_model.pth", "checkpoint_00000008.pth"),
+        ("checkpoint_00000008.pth", "checkpoint_00000004.pth"),
+    ):
+        (tmp_path / name).write_bytes(b"cut short")
+        assert find_resumable(tmp_path) == tmp_path / next_one
+    (tmp_path / "checkpoint_00000004.pth").unlink()
+    with pytest.raises(InputError, match=r"none of the checkpoints in .* can be read"):
+        find_resumable(tmp_path)
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    with atomic_path(tmp_path / "last_model.pth") as temporary:
+        temporary.write_bytes(b"half")
+        temporary.with_name(temporary.name.replace(str(os.getpid()), "123")).write_bytes(b"half")
+    for name in (".gitkeep", ".notes.2024.txt"):
+        (tmp_path / name).touch()
+    run(tmp_path, make_state())
+    assert {path.name for path in tmp_path.glob(".*")} == {".gitkeep", ".notes.2024.txt"}
+
+
+def test_batch_that_cannot_be_had_leaves_the_steps_before_it(tmp_path):
+    def batches():
+        yield from make_batches()[:5]
+        raise InputError("image 6 is broken")
+
+    whole = make_state()
+    run(tmp_path / "whole", whole)
+    parts = make_state()
+    with pytest.raises(InputError, match="image 6 is broken"):
+        run(tmp_path / "parts", parts, batches=batches(), test_interval=100, log_interval=100)
+    last_model = tmp_path / "parts" / "last_model.pth"
+    resumed = make_state()
+    resumed.restore(read_checkpoint(last_model), last_model)
+    assert resumed.step == 5
+    run(tmp_path / "parts", resumed)
+    assert resumed.model.weight.equal(whole.model.weight)
+
+
+def test_periodic_checkpoint_of_a_step_that_was_stopped_in_its_validation(tmp_path):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    stopped = make_state()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stopped, score_of=stop, save_interval=4)
+    assert not (tmp_path / "checkpoint_00000004.pth").exists()
+    resumed = make_state()
+    resumed.restore(read_checkpoint(tmp_path / "last_model.pth"), tmp_path / "last_model.pth")
+    assert resumed.step == 4
+    run(tmp_path, resumed, save_interval=4)
+    assert read_checkpoint(tmp_path / "checkpoint_00000004.pth")["validated_step"] == 4
+
+
+def test_curves_and_events_are_written_at_a_validation(tmp_path):
+    run(tmp_path, make_state())
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "tensorboard").iterdir())
