@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage.measure import label
 
-import lib.inference
+import lib.inference.segmenter
 from helpers import make_quadrants
 from lib.cli.options import REPO_ROOT
 from lib.inference.segmenter import Segmenter
@@ -25,7 +25,7 @@ WITH_EXTRA = SCALES._replace(extra_scale=1.0)
 
 def test_docstring_examples(monkeypatch):
     monkeypatch.chdir(REPO_ROOT)
-    results = doctest.testmod(lib.inference)
+    results = doctest.testmod(lib.inference.segmenter)
     assert results.attempted > 5
     assert results.failed == 0
 

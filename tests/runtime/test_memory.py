@@ -11,7 +11,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import numpy as np
-from lib.memory import keep_freed_memory
+from lib.runtime.memory import keep_freed_memory
 
 if sys.argv[1] == "kept":
     keep_freed_memory()
