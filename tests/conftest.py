@@ -111,7 +111,7 @@ def composite_weights(tmp_path, base_weights):
     save_checkpoint(
         {
             "weights": model.state_dict(),
-            "model_args": model.arguments(),
+            "model_args": model.config(),
             "input_args": {"color_scale": 0.3, "pos_scale": 7.0, "extra_scale": 2.0},
             "base_sha256": file_sha256(base_weights),
         },

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import CompositeSSNModel, FeatureExtractor, SSNModel, SSNPix
+from model import CompositeSSNModel, FeatureExtractor, SSNModel, SSNPix, without_position
 
 
 def published_shapes(extractor, n_in, n_mid, n_out):
@@ -126,11 +126,11 @@ def test_output_of_the_composite(device):
     assert output.spixel_features.shape == (2, 15, 8)
 
 
-def test_arguments_rebuild_a_model():
+def test_config_rebuilds_a_model():
     base = SSNModel(7, n_iter=3, distance="squared")
     composite = CompositeSSNModel.on_top_of(base, 2, n_extra_channels=1)
     for model in (base, composite):
-        rebuilt = type(model)(**model.arguments())
+        rebuilt = type(model)(**model.config())
         assert shapes_of(rebuilt) == shapes_of(model)
         assert (rebuilt.n_iter, rebuilt.distance) == (3, "squared")
 
@@ -146,19 +146,25 @@ def test_position_invariant_features_do_not_depend_on_position():
     labyx = torch.randn(1, 5, 20, 31)
     moved = labyx.clone()
     moved[:, 3:] += 5
-    features = model.position_invariant_features(labyx)
+    features = model.encode(without_position(labyx)).base
     assert features.shape == (1, 4, 20, 31)
-    torch.testing.assert_close(features, model.position_invariant_features(moved))
+    torch.testing.assert_close(features, model.encode(without_position(moved)).base)
     assert not torch.allclose(model.pixel_features(labyx), model.pixel_features(moved))
 
 
-def test_position_invariant_features_of_a_composite():
+def test_known_features_are_reused_where_the_position_does_not_matter():
     base = SSNModel(4).eval()
     model = CompositeSSNModel.on_top_of(base, 3, n_extra_channels=2).eval()
     channels = torch.randn(1, 7, 20, 31)
-    features = model.position_invariant_features(channels)
-    assert features[:, :4].equal(base.position_invariant_features(channels[:, :5]))
-    assert features[:, 4:].equal(model.feature_extract_optflow(channels[:, 5:]))
+    learned = model.encode(channels)
+    moved = without_position(channels)
+    invariant = model.encode(moved, learned)
+    torch.testing.assert_close(invariant.base, base.encode(moved[:, :5]).base)
+    assert invariant.extra is learned.extra
+    assert model.assemble(learned, channels).equal(model.pixel_features(channels))
+    blind = SSNModel(4, sees_position=False).eval()
+    known = blind.encode(channels[:, :5])
+    assert blind.encode(moved[:, :5], known) is known
 
 
 def test_distances_stay_float32_under_autocast():
@@ -192,7 +198,7 @@ def test_only_a_network_that_sees_the_position_depends_on_it(sees_position):
     ):
         assert features[:, :3].equal(of_moved[:, :3]) != sees_position
         assert features[:, 3:8].equal(labyx)  # the position is clustered in either case
-    assert SSNModel(**model.arguments()).sees_position == sees_position
+    assert SSNModel(**model.config()).sees_position == sees_position
 
 
 def test_compiled_network_keeps_the_names_of_its_weights(monkeypatch):

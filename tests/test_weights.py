@@ -139,7 +139,7 @@ def test_our_composite_rebuilds_its_model(composite_weights, base_weights):
 def test_bare_state_dict_of_a_composite_tells_its_architecture(tmp_path):
     torch.save(CompositeSSNModel(6, 3, n_extra_channels=1).state_dict(), tmp_path / "published.pth")
     model, scales, base_sha256 = load_composite_model(tmp_path / "published.pth", n_iter=8)
-    assert model.arguments() == {
+    assert model.config() == {
         "n_learned_features": 6,
         "n_extra_features": 3,
         "n_extra_channels": 1,
@@ -201,7 +201,7 @@ def test_composite_with_a_tensor_missing(composite_weights):
 
 def save_base(path, n_learned_features):
     model = SSNModel(n_learned_features, n_iter=3)
-    save_checkpoint({"weights": model.state_dict(), "model_args": model.arguments()}, path)
+    save_checkpoint({"weights": model.state_dict(), "model_args": model.config()}, path)
 
 
 def test_base_that_a_composite_was_not_trained_on(composite_weights, base_weights, tmp_path):

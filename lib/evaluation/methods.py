@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lib.datasets.loaders import EvaluationImage
 from lib.network.inputs import InputScales, check_features, model_input, pixel_pos_scale
 from lib.slic.grid import compute_grid_shape
-from model import cluster_labels
+from model import LearnedFeatures, cluster_labels
 
 # Of 5, 10 (scikit-image's default), 20, 30 and 50, the one with the best boundary recall on BSDS500 val at
 # 200 and 600 requested, and with an ASA within 0.001 of the best, 30's.
@@ -97,12 +97,11 @@ class NetworkMethod:
             sharing.setdefault(scale, []).append(setting)
 
         labels = {}
-        shared: dict[str, Tensor] | None = None
+        learned: LearnedFeatures | None = None
         for group in sharing.values():
             channels = self._channels(image_lab, extra, group[0])
-            if shared is None:
-                shared = self.model.shareable_features(channels)
-            features = self.model.pixel_features(channels, **shared)
+            learned = self.model.encode(channels, learned)
+            features = self.model.assemble(learned, channels)
             check_features(features, image.name)
             for setting in group:
                 of_setting = cluster_labels(

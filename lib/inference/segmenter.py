@@ -17,7 +17,7 @@ from lib.superpixels.connectivity import OUTSIDE
 from lib.superpixels.counts import check_n_spixels, fit_grid_to_mask
 from lib.superpixels.regions import Superpixels
 from lib.weights import load_model
-from model import SSNPix, cluster, cluster_labels
+from model import SSNPix, cluster, cluster_labels, without_position
 
 CPU = torch.device("cpu")
 
@@ -329,20 +329,19 @@ class Segmenter:
         """What is clustered, (B, C, H, W), and the learned features that do not depend on position."""
         if with_learned and not self.learns_features:
             raise InputError("without a network nothing is learned: there are no features")
-        learned = None
+        learned_array = None
         with self._autocast():
             channels = self._channels(images, n_spixels)
-            shared = self.model.shareable_features(channels) if with_learned else {}
-            pixel_features = self.model.pixel_features(channels, **shared)
+            learned = self.model.encode(channels)
+            pixel_features = self.model.assemble(learned, channels)
             if with_learned:
-                features = self.model.position_invariant_features(channels, **shared)
-                learned = features.float().contiguous().cpu().numpy()
+                invariant = self.model.encode(without_position(channels), learned)
+                parts = [part for part in invariant if part is not None]
+                learned_array = torch.cat(parts, dim=1).float().contiguous().cpu().numpy()
         if self.pos_scale_dist != 1:
-            if not self.learns_features:  # then these are the input itself
-                pixel_features = pixel_features.clone()
             pixel_features[:, self.model.position_channels] *= self.pos_scale_dist
         check_features(pixel_features, images[0].name if len(images) == 1 else "a batch")
-        return pixel_features, learned
+        return pixel_features, learned_array
 
     def _channels(self, images: Sequence[PreparedImage], n_spixels: int) -> Tensor:
         def batch(parts: Sequence[Tensor]) -> Tensor:

@@ -1,7 +1,8 @@
-"""Differentiable SLIC, the clustering of the paper."""
+"""Differentiable SLIC: the clustering of the paper, in plain form (`iteration`) and in fast form (`fast`)."""
 
+from lib.slic.fast import slic, slic_labels
 from lib.slic.grid import CellGrid, compute_grid_shape
-from lib.slic.iteration import DISTANCES, slic, slic_labels
+from lib.slic.iteration import DISTANCES
 from lib.slic.soft_assignment import SoftAssignment
 
 __all__ = ["DISTANCES", "CellGrid", "SoftAssignment", "compute_grid_shape", "slic", "slic_labels"]

@@ -1,124 +1,174 @@
-"""Parts of the iteration that are only about speed and memory."""
+"""Faster forms of functions in `lib.slic.iteration`, which the models use.
+
+Each has the name, the arguments and the result of its plain twin, but for rounding. They are about speed and
+memory only. Factors were measured on two CPU cores with trained features of an image of 480x854 pixels.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lib.slic.grid import CellGrid
+from lib.slic.grid import CellGrid, gather_pixels
+from lib.slic.iteration import (
+    MAX_DISTANCE_GAP,
+    MIN_SQUARED_DISTANCE,
+    Cells,
+    candidate_weights,
+    check_arguments,
+    find_occupied,
+    first_centroids,
+    lay_out,
+    mean_of_sums,
+    to_points,
+    update,
+)
+from lib.slic.soft_assignment import SoftAssignment
 
-# Distances beyond the nearest candidate's count no further in the softmax. exp(-55) is nothing beside 1, but
-# it and products with it are normal numbers of float32: processors take up to a hundred times longer for
-# subnormal ones.
-_MAX_DISTANCE_GAP = 55.0
+# Features of this size and above are never laid out by cell as a whole where only labels are needed.
+LARGE_BYTES = 2**32
 
+# Features laid out at a time in that case. Larger blocks cost time: Linux clears the pages of each anew.
+PIECE_BYTES = 2**24
 
-# Keeps the gradient of the square root finite where a pixel coincides with a superpixel.
-_MIN_SQUARED_DISTANCE = 1e-12
-
-
-# What is laid out by cell at a time where no gradient is wanted, on any device: no tensor of gigabytes, whose
-# pages Linux clears anew each time, nor blocks so large that gaps between them add up.
-_PIECE_BYTES = 2**24
-
-
-# Working set of a step on the CPU: about what the second-level caches of two cores hold.
-_CHUNK_BYTES = 4 * 2**20
-
-
-def _cells_per_chunk(points_shape: Sequence[int], like: Tensor) -> int:
-    """Number of cells to iterate over at a time: on CPU as many as fit its cache, elsewhere all."""
-    if like.device.type != "cpu":
-        return points_shape[0] * points_shape[1]
-    return _cells_in(_CHUNK_BYTES, points_shape, like)
+# Working set of a step on the CPU: about the size of the second-level caches of two cores.
+CHUNK_BYTES = 4 * 2**20
 
 
-def _cells_in(n_bytes: int, points_shape: Sequence[int], like: Tensor) -> int:
-    """Number of cells whose points and affinities take so much memory, at least 1."""
-    _, _, n_rows, n_slots = points_shape
-    return max(1, n_bytes // ((n_rows + 9) * n_slots * like.element_size()))
+def slic(
+    pixel_features: Tensor,
+    n_spixels: int,
+    *,
+    n_iter: int = 5,
+    distance: str = "euclidean",
+    mask: Tensor | None = None,
+    start: Tensor | None = None,
+) -> SoftAssignment:
+    """Cluster pixel features into superpixels; see `lib.slic.iteration.slic`."""
+    check_arguments(pixel_features, n_iter, distance)
+    cells = lay_out(pixel_features, n_spixels, mask)
+    centroids = first_centroids(cells.origins, start)
+    for _ in range(n_iter - 1):
+        centroids = update(cells, assign(cells, centroids, distance), centroids)
+    affinity = assign(cells, centroids, distance)
+    return SoftAssignment(cells.grid, affinity if mask is None else affinity * cells.occupied[:, :, None])
+
+
+def assign(cells: Cells, centroids: Tensor, distance: str) -> Tensor:
+    """Return the affinity (B, S, 9, P); see `lib.slic.iteration.assign`."""
+    squared = candidate_weights(cells, centroids) @ cells.points
+    return _softmin(squared.add_(cells.squared_norms), distance)
+
+
+@torch.no_grad()
+def slic_labels(
+    pixel_features: Tensor,
+    n_spixels: int,
+    *,
+    n_iter: int = 5,
+    distance: str = "euclidean",
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Return the most likely superpixel of every pixel; see `lib.slic.iteration.slic_labels`.
+
+    Some cells at a time go through a step, so that its tensors stay in the caches of a CPU, and features of
+    large images are laid out anew in every iteration.
+    """
+    check_arguments(pixel_features, n_iter, distance)
+    if len(pixel_features) > 1:
+        masks = [None] * len(pixel_features) if mask is None else mask.split(1)
+        options = {"n_iter": n_iter, "distance": distance}
+        labels = [
+            slic_labels(one, n_spixels, mask=one_mask, **options)
+            for one, one_mask in zip(pixel_features.split(1), masks, strict=True)
+        ]
+        return torch.cat(labels)
+    chunks = _Chunks(pixel_features, n_spixels, mask)
+    cells = chunks.cells
+    pieces = chunks if pixel_features.nbytes >= LARGE_BYTES else list(chunks)
+    centroids = cells.origins
+    for _ in range(n_iter - 1):
+        sums = [
+            _softmin(squared, distance) @ points.transpose(2, 3)
+            for points, squared in _squared_distances(cells, pieces, centroids)
+        ]
+        centroids = mean_of_sums(cells, torch.cat(sums, dim=1), centroids)
+    nearest = [_nearest(squared) for _, squared in _squared_distances(cells, pieces, centroids)]
+    labels = cells.grid.neighbor_idx.gather(1, torch.cat(nearest, dim=1)[0])
+    return cells.grid.to_pixels(labels[None, :, None]).squeeze(1)
+
+
+class _Chunks:
+    """The points and the squared norms of an image, some cells at a time; laid out whenever iterated over."""
+
+    def __init__(self, pixel_features: Tensor, n_spixels: int, mask: Tensor | None) -> None:
+        grid = CellGrid.for_image(*pixel_features.shape[2:], n_spixels, pixel_features.device)
+        occupied, exists = find_occupied(grid, mask)
+        origins = grid.initial_centroids(pixel_features, mask)
+        nothing = pixel_features.new_empty(0)
+        self.cells = Cells(grid, nothing, nothing, origins, occupied, exists)
+        self._pixels = pixel_features.contiguous().flatten(2)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        grid, _, _, origins, occupied, _ = self.cells
+        n_channels, n_slots = self._pixels.shape[1], grid.pixel_idx.shape[1]
+        bytes_per_cell = (n_channels + 10) * n_slots * self._pixels.element_size()
+        is_cpu = self._pixels.device.type == "cpu"
+        n_cells = max(1, (CHUNK_BYTES if is_cpu else PIECE_BYTES) // bytes_per_cell)
+        parts = (grid.pixel_idx.split(n_cells), origins.split(n_cells, 1), occupied.split(n_cells, 1))
+        for idx, chunk_origins, chunk_occupied in zip(*parts, strict=True):
+            features = gather_pixels(self._pixels, idx).transpose(1, 2)
+            yield to_points(features, chunk_origins, chunk_occupied)
+
+
+def _squared_distances(
+    cells: Cells, chunks: Iterable[tuple[Tensor, Tensor]], centroids: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the points of each chunk, (1, cells, C + 1, P), and their squared distances, (1, cells, 9, P)."""
+    weights = candidate_weights(cells, centroids)
+    first = 0
+    for points, squared_norms in chunks:
+        stop = first + points.shape[1]
+        yield points, (weights[:, first:stop] @ points).add_(squared_norms)
+        first = stop
 
 
 def _nearest(squared_distance: Tensor) -> Tensor:
-    """Which candidate is nearest, (cells, P), of (cells, 9, P); the first of equals.
+    """Return the index (B, S, P) of the nearest candidate, of (B, S, 9, P); the first of equals.
 
-    Three times as fast as `Tensor.argmin` would be on CPU, which is slow where the dimension is not the last.
+    Three times as fast as `argmin` on a CPU, which is slow over a dimension that is not the last.
     """
-    is_nearest = squared_distance == squared_distance.amin(dim=1, keepdim=True)
-    n_candidates = squared_distance.shape[1]
+    is_nearest = squared_distance == squared_distance.amin(dim=2, keepdim=True)
+    n_candidates = squared_distance.shape[2]
     from_last = torch.arange(n_candidates, 0, -1, dtype=torch.uint8, device=squared_distance.device)
-    return (n_candidates - (is_nearest * from_last[:, None]).amax(dim=1)).long()
+    return (n_candidates - (is_nearest * from_last[:, None]).amax(dim=2)).long()
 
 
-def _gather_points(pixels: Tensor, pixel_idx: Tensor, origins: Tensor, occupied: Tensor) -> Tensor:
-    """Stack [p, 1, |p|^2] for the pixels p of some cells, relative to their origins: (B, cells, C+2, P).
-
-    All rows are zero in slots that are not occupied. The 1 makes sums of weights, and |s|^2, part of the same
-    products. Written channel by channel, because at full image size every temporary tensor costs as much
-    time as the arithmetic.
-
-    Parameters
-    ----------
-    pixels : Tensor, shape (B, C, H*W)
-        Pixel features.
-    pixel_idx : Tensor, shape (B, cells, P)
-        Pixel of each slot, counted through the batch.
-    origins, occupied : Tensor, shape (B, cells, C); (1 or B, cells, P), of the pixels' dtype
-        What to subtract; 1 where a slot counts, else 0.
-    """
-    batch, n_channels = pixels.shape[:2]
-    n_cells, n_slots = pixel_idx.shape[1:]
-    flat_idx = pixel_idx.flatten()
-    points = pixels.new_empty(batch, n_cells, n_channels + 2, n_slots)
-    squared_norm = pixels.new_zeros(batch, n_cells, n_slots)
-    for channel in range(n_channels):
-        cells = pixels[:, channel].flatten().index_select(0, flat_idx).view(batch, n_cells, n_slots)
-        cells.sub_(origins[:, :, channel, None]).mul_(occupied)
-        points[:, :, channel] = cells
-        squared_norm.addcmul_(cells, cells)
-    points[:, :, -2] = occupied
-    points[:, :, -1] = squared_norm
-    return points
-
-
-class _LocalPoints(torch.autograd.Function):
-    """`_gather_points` of all cells, with a gradient."""
-
-    @staticmethod
-    def forward(ctx, pixels: Tensor, origins: Tensor, occupied: Tensor, grid: CellGrid) -> Tensor:
-        # One flat index over the batch: `index_select` is fastest along a single dimension.
-        offset = torch.arange(len(pixels), device=pixels.device) * math.prod(grid.image_shape)
-        points = _gather_points(pixels.flatten(2), grid.pixel_idx + offset[:, None, None], origins, occupied)
-        ctx.grid = grid
-        ctx.save_for_backward(points, occupied)
-        return points
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        points, occupied = ctx.saved_tensors
-        grad_local = torch.addcmul(grad[:, :, :-2], points[:, :, :-2], grad[:, :, -1:], value=2)
-        grad_local.mul_(occupied[:, :, None])
-        return ctx.grid.to_pixels(grad_local), -grad_local.sum(dim=3), None, None
+def _softmin(squared: Tensor, distance: str) -> Tensor:
+    """Return the softmax over dimension 2 of the negative distances; may overwrite `squared`."""
+    if distance == "squared":
+        gaps = squared - squared.detach().amin(dim=2, keepdim=True)
+        return torch.softmax(-gaps.clamp(max=MAX_DISTANCE_GAP), dim=2)
+    return _EuclideanSoftmin.apply(squared)
 
 
 class _EuclideanSoftmin(torch.autograd.Function):
-    """softmax(-sqrt(x)) over dimension 1 of squared distances x, in place.
+    """softmax(-sqrt(x)) over dimension 2 of squared distances x, in place.
 
-    As composed PyTorch operations it would touch six tensors of this size, and hold three for the
-    gradient; here it is one, and two.
+    Composed PyTorch operations would touch six tensors of this size, and keep three for the gradient. This
+    touches one and keeps two.
     """
 
     @staticmethod
-    def forward(ctx, squared_distance: Tensor) -> Tensor:
-        ctx.mark_dirty(squared_distance)
-        distance = squared_distance.clamp_(min=_MIN_SQUARED_DISTANCE).sqrt_()
+    def forward(ctx, squared: Tensor) -> Tensor:
+        ctx.mark_dirty(squared)
+        distance = squared.clamp_(min=MIN_SQUARED_DISTANCE).sqrt_()
         kept_distance = distance.clone() if ctx.needs_input_grad[0] else None
-        affinity = torch.sub(distance.amin(dim=1, keepdim=True), distance, out=distance)
-        affinity = affinity.clamp_(min=-_MAX_DISTANCE_GAP).exp_()
-        affinity.div_(affinity.sum(dim=1, keepdim=True))
+        affinity = torch.sub(distance.amin(dim=2, keepdim=True), distance, out=distance)
+        affinity = affinity.clamp_(min=-MAX_DISTANCE_GAP).exp_()
+        affinity.div_(affinity.sum(dim=2, keepdim=True))
         ctx.save_for_backward(kept_distance, affinity)
         return affinity
 
@@ -127,7 +177,7 @@ class _EuclideanSoftmin(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> Tensor:
         distance, affinity = ctx.saved_tensors
         grad = grad * affinity
-        grad.addcmul_(affinity, grad.sum(dim=1, keepdim=True), value=-1)  # of the softmax
-        # d(-sqrt(x)) / dx = -1 / (2 sqrt(x)); a coinciding pixel and superpixel do not attract.
-        is_clamped = distance <= math.sqrt(_MIN_SQUARED_DISTANCE)
+        grad.addcmul_(affinity, grad.sum(dim=2, keepdim=True), value=-1)  # of the softmax
+        # d(-sqrt(x)) / dx = -1 / (2 sqrt(x)); a pixel that coincides with a superpixel is not attracted.
+        is_clamped = distance <= math.sqrt(MIN_SQUARED_DISTANCE)
         return grad.div_(-2 * distance).masked_fill_(is_clamped, 0)

@@ -1,37 +1,48 @@
 """Differentiable SLIC: soft k-means of pixel features over a grid of superpixels.
 
-The iteration of Jampani et al., "Superpixel Sampling Networks", ECCV 2018, computed cell by cell. All
-pixels of a cell of the grid, see `lib.slic.grid`, share the same nine candidates, so one batched matrix
-product per step replaces the per-pixel gathering of candidates, and nothing of size (number of superpixels)
-x (number of pixels) is ever built.
+The iteration of Jampani et al., "Superpixel Sampling Networks", ECCV 2018, computed cell by cell: all pixels
+of a cell of the grid share the same nine candidate superpixels (`lib.slic.grid`). A step is therefore a
+batched product of matrices over the cells, and nothing of size (superpixels) x (pixels) is built.
+
+`lib.slic.fast` holds faster forms of these functions, `lib.slic.reference` the per-pixel form of the paper.
 """
 
-from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lib.slic.fast import (
-    _MAX_DISTANCE_GAP,
-    _PIECE_BYTES,
-    _cells_in,
-    _cells_per_chunk,
-    _EuclideanSoftmin,
-    _gather_points,
-    _LocalPoints,
-    _nearest,
-)
 from lib.slic.grid import CellGrid
-from lib.slic.soft_assignment import _INERTIA, SoftAssignment
+from lib.slic.soft_assignment import SoftAssignment
 
 DISTANCES = ("euclidean", "squared")
 
-# Squared distance to a candidate beyond the border. Finite, because infinity times zero is NaN, and so
-# large that its softmax weight is the smallest there is.
-_BEYOND_BORDER = 1e30
+# Squared distance to a candidate that does not exist. It is finite, because infinity times zero is NaN.
+FAR = 1e30
 
-# Features of that size and above are not laid out by cell as a whole where labels alone are wanted.
-_LARGE_BYTES = 2**32
+# Keeps the gradient of the square root finite where a pixel coincides with a superpixel.
+MIN_SQUARED_DISTANCE = 1e-12
+
+# A distance counts at most this much more than the nearest candidate's in the softmax. exp(-55) is nothing
+# beside 1, but a normal number in float32, as are its products: subnormal ones take up to 100 times longer.
+MAX_DISTANCE_GAP = 55.0
+
+# Weight of the previous centroid in an update: a superpixel that lost all its pixels to underflow stays.
+INERTIA = 1e-16
+
+
+class Cells(NamedTuple):
+    """Pixels laid out by cell, relative to the first centroid of their cell.
+
+    Without the shift, differences of large squares would cost float32 the small distances.
+    """
+
+    grid: CellGrid
+    points: Tensor  # (B, S, C + 1, P): features and a 1, which counts pixels; zero where not occupied
+    squared_norms: Tensor  # (B, S, 1, P), of the features
+    origins: Tensor  # (B, S, C): mean of each cell, or zero where no pixel is in the mask
+    occupied: Tensor  # (1 or B, S, P), bool: the slot holds a pixel of the mask
+    exists: Tensor  # (1 or B, S, 9), bool: the candidate lies in the grid and its cell is not empty
 
 
 def slic(
@@ -59,11 +70,11 @@ def slic(
     distance : {"euclidean", "squared"}
         Euclidean as in the published PyTorch weights, squared as in the paper.
     mask : Tensor, shape (B, H, W), bool, optional
-        Pixels to cluster, by default all. Others move no superpixel and have no affinity to any; a cell
-        without any pixel to cluster has no superpixel.
+        Pixels to cluster, by default all. Other pixels may hold any value, NaN included: they move no
+        superpixel and have no affinity. A cell without any pixel in the mask has no superpixel.
     start : Tensor, shape (B, C, S), optional
-        Features that the superpixels start from, by default the means of their cells; NaN for single
-        superpixels does the same.
+        Features that the superpixels start from. The default is the mean of each cell, which also
+        replaces single superpixels that hold NaN.
 
     Returns
     -------
@@ -80,15 +91,47 @@ def slic(
     ----------
     .. [1] Jampani et al., "Superpixel Sampling Networks", ECCV 2018.
     """
-    problem = _Problem(pixel_features, n_spixels, n_iter, distance, mask, start)
-    chunks = problem.points_in_chunks()
-    spixel_features = problem.iterate(chunks)
-    affinities = [affinity for _, affinity in problem.soft_assign(chunks, spixel_features)]
-    affinity = torch.cat(affinities).unflatten(0, problem.origins.shape[:2])
-    return SoftAssignment(problem.grid, affinity if mask is None else affinity * problem.occupied[:, :, None])
+    check_arguments(pixel_features, n_iter, distance)
+    cells = lay_out(pixel_features, n_spixels, mask)
+    centroids = first_centroids(cells.origins, start)
+    for _ in range(n_iter - 1):
+        affinity = assign(cells, centroids, distance)
+        centroids = update(cells, affinity, centroids)
+    affinity = assign(cells, centroids, distance)
+    return SoftAssignment(cells.grid, affinity if mask is None else affinity * cells.occupied[:, :, None])
 
 
-@torch.no_grad()
+def assign(cells: Cells, centroids: Tensor, distance: str) -> Tensor:
+    """Return the affinity (B, S, 9, P): softmax of the negative distances of pixels to their candidates.
+
+    `centroids` has shape (B, S, C). The distances follow from |p - s|^2 = [-2 s, |s|^2] . [p, 1] + |p|^2.
+    """
+    squared = candidate_weights(cells, centroids) @ cells.points + cells.squared_norms
+    distances = squared if distance == "squared" else squared.clamp(min=MIN_SQUARED_DISTANCE).sqrt()
+    gaps = distances - distances.detach().amin(dim=2, keepdim=True)
+    return torch.softmax(-gaps.clamp(max=MAX_DISTANCE_GAP), dim=2)
+
+
+def candidate_weights(cells: Cells, centroids: Tensor) -> Tensor:
+    """Return [-2 s, |s|^2] for the candidates s of each cell, (B, S, 9, C + 1), relative to its origin."""
+    candidates = cells.grid.to_candidates(centroids) - cells.origins[:, :, None]  # (B, S, 9, C)
+    squared_norms = candidates.square().sum(dim=3, keepdim=True).masked_fill(~cells.exists[..., None], FAR)
+    return torch.cat([-2 * candidates, squared_norms], dim=3)
+
+
+def update(cells: Cells, affinity: Tensor, centroids: Tensor) -> Tensor:
+    """Return the affinity-weighted mean of each superpixel (B, S, C); every cell adds to its candidates."""
+    return mean_of_sums(cells, affinity @ cells.points.transpose(2, 3), centroids)
+
+
+def mean_of_sums(cells: Cells, sums: Tensor, centroids: Tensor) -> Tensor:
+    """Return the means (B, S, C), given the sums of weighted points (B, S, 9, C + 1) of each cell."""
+    sums, weight = sums[..., :-1], sums[..., -1:]
+    sums = sums + weight * cells.origins[:, :, None]
+    totals = cells.grid.sum_over_candidates(torch.cat([sums, weight], dim=3))
+    return (totals[..., :-1] + INERTIA * centroids) / (totals[..., -1:] + INERTIA)
+
+
 def slic_labels(
     pixel_features: Tensor,
     n_spixels: int,
@@ -97,156 +140,54 @@ def slic_labels(
     distance: str = "euclidean",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Cluster pixel features; the labels of `slic` alone, for little memory beside large features.
+    """Cluster pixel features and return the most likely superpixel of every pixel, (B, H, W) int64.
 
-    Parameters and errors are those of `slic`.
-
-    Returns
-    -------
-    Tensor, shape (B, H, W), int64
-        Most likely superpixel of every pixel; arbitrary outside the mask.
+    Labels outside the mask are arbitrary. Parameters and errors are the same as for `slic`.
     """
-    if len(pixel_features) > 1:
-        masks = [None] * len(pixel_features) if mask is None else mask.split(1)
-        labels = [
-            slic_labels(one, n_spixels, n_iter=n_iter, distance=distance, mask=one_mask)
-            for one, one_mask in zip(pixel_features.split(1), masks, strict=True)
-        ]
-        return torch.cat(labels)
-    problem = _Problem(pixel_features, n_spixels, n_iter, distance, mask, None)
-    grid = problem.grid
-    chunks = _PointsOnDemand(problem)
-    if pixel_features.nbytes < _LARGE_BYTES:
-        chunks = list(chunks)
-    spixel_features = problem.iterate(chunks)
-    cell_labels = []
-    first = 0
-    for points, squared_distance in problem.squared_distances(chunks, spixel_features):
-        candidates = grid.neighbor_idx[first : first + len(points)]
-        labels = candidates.gather(1, _nearest(squared_distance))
-        cell_labels.append(labels.to(torch.int32))
-        first += len(points)
-    return grid.to_pixels(torch.cat(cell_labels)[None, :, None]).squeeze(1).long()
+    with torch.no_grad():
+        return slic(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask).labels()
 
 
-class _Problem:
-    """What an iteration works on; parameters as for `slic`."""
-
-    def __init__(
-        self,
-        pixel_features: Tensor,
-        n_spixels: int,
-        n_iter: int,
-        distance: str,
-        mask: Tensor | None,
-        start: Tensor | None,
-    ) -> None:
-        if pixel_features.ndim != 4 or pixel_features.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                "pixel_features must be float32 or float64 of shape (B, C, H, W), got "
-                f"{pixel_features.dtype} of shape {tuple(pixel_features.shape)}"
-            )
-        if n_iter < 1:
-            raise ValueError(f"n_iter must be at least 1, got {n_iter}")
-        if distance not in DISTANCES:
-            raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
-        self.n_iter = n_iter
-        self.distance = distance
-        self.grid = grid = CellGrid.for_image(*pixel_features.shape[2:], n_spixels, pixel_features.device)
-        self.occupied = grid.pixel_mask[None]  # (1 or B, S, P)
-        self.exists = grid.neighbor_mask[None]  # (1 or B, S, 9)
-        if mask is not None:
-            self.occupied = grid.to_cells(mask[:, None]).squeeze(2)
-            self.exists = self.exists & self.occupied.any(dim=2)[:, grid.neighbor_idx]
-
-        # Channels are read one at a time, which is slow where a convolution left them innermost.
-        self.pixels = pixel_features.contiguous()
-        # A cell's pixels and candidates are taken relative to its first centroid: differences of large
-        # squares would cost float32 the small distances.
-        self.origins = grid.initial_centroids(self.pixels, mask)  # (B, S, C)
-        self.start = self.origins
-        if start is not None:
-            start = start.transpose(1, 2)
-            self.start = torch.where(start.isnan().any(dim=2, keepdim=True), self.origins, start)
-
-    def points_in_chunks(self) -> Sequence[Tensor]:
-        """The pixels of some cells at a time, (cells, C+2, P); see `_gather_points`."""
-        occupied = self.occupied.to(self.pixels.dtype)
-        points = _LocalPoints.apply(self.pixels, self.origins, occupied, self.grid)
-        return points.flatten(0, 1).split(_cells_per_chunk(points.shape, points))
-
-    def iterate(self, chunks: "Sequence[Tensor] | _PointsOnDemand") -> Tensor:
-        """Superpixel features (B, S, C) before the last assignment, from points (cells, C+2, P) in chunks."""
-        spixel_features = self.start
-        for _ in range(self.n_iter - 1):
-            local_sums = [
-                affinity @ points.transpose(1, 2)
-                for points, affinity in self.soft_assign(chunks, spixel_features)
-            ]
-            local_sums = torch.cat(local_sums).unflatten(0, self.origins.shape[:2])  # (B, S, 9, C+2)
-            spixel_features = _update_centroids(local_sums, self.origins, spixel_features, self.grid)
-        return spixel_features
-
-    def soft_assign(
-        self, chunks: "Sequence[Tensor] | _PointsOnDemand", spixel_features: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every chunk of cells with the affinity of its points, (cells, 9, P)."""
-        for points, squared_distance in self.squared_distances(chunks, spixel_features):
-            if self.distance == "squared":
-                gap = squared_distance - squared_distance.detach().amin(dim=1, keepdim=True)
-                yield points, torch.softmax(-gap.clamp(max=_MAX_DISTANCE_GAP), dim=1)
-            else:
-                yield points, _EuclideanSoftmin.apply(squared_distance)
-
-    def squared_distances(
-        self, chunks: "Sequence[Tensor] | _PointsOnDemand", spixel_features: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every chunk of cells with the squared distances of its points, (cells, 9, P)."""
-        weights = _distance_weights(spixel_features, self.origins, self.exists, self.grid).flatten(0, 1)
-        first = 0
-        for points in chunks:
-            yield points, weights[first : first + len(points)] @ points
-            first += len(points)
+def lay_out(pixel_features: Tensor, n_spixels: int, mask: Tensor | None) -> Cells:
+    """Group the pixels (B, C, H, W) by the cells of their grid."""
+    grid = CellGrid.for_image(*pixel_features.shape[2:], n_spixels, pixel_features.device)
+    occupied, exists = find_occupied(grid, mask)
+    origins = grid.initial_centroids(pixel_features, mask)
+    points, squared_norms = to_points(grid.to_cells(pixel_features), origins, occupied)
+    return Cells(grid, points, squared_norms, origins, occupied, exists)
 
 
-class _PointsOnDemand:
-    """The points of a single image in chunks of cells, gathered anew whenever they are asked for."""
-
-    def __init__(self, problem: _Problem) -> None:
-        self._problem = problem
-        n_channels, n_slots = problem.pixels.shape[1], problem.grid.pixel_idx.shape[1]
-        shape = (1, problem.grid.n_cells, n_channels + 2, n_slots)
-        self._cells_per_piece = _cells_in(_PIECE_BYTES, shape, problem.pixels)
-        self._cells_per_chunk = _cells_per_chunk(shape, problem.pixels)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        problem = self._problem
-        pixels = problem.pixels.flatten(2)
-        for idx, origins, occupied in zip(
-            problem.grid.pixel_idx.split(self._cells_per_piece),
-            problem.origins[0].split(self._cells_per_piece),
-            problem.occupied[0].split(self._cells_per_piece),
-            strict=True,
-        ):
-            piece = _gather_points(pixels, idx[None], origins[None], occupied[None].to(pixels.dtype))[0]
-            yield from piece.split(self._cells_per_chunk)
+def to_points(features: Tensor, origins: Tensor, occupied: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `points` and `squared_norms` of `Cells`, from features (B, S, C, P) of the pixels."""
+    features = (features - origins[..., None]).masked_fill(~occupied[:, :, None], 0)
+    count = occupied[:, :, None].to(features.dtype).expand(len(features), -1, -1, -1)
+    return torch.cat([features, count], dim=2), features.square().sum(dim=2, keepdim=True)
 
 
-def _distance_weights(spixel_features: Tensor, origins: Tensor, exists: Tensor, grid: CellGrid) -> Tensor:
-    """What turns points into squared distances to a cell's candidates: (B, S, 9, C+2).
-
-    |p - s|^2 = [-2 s, |s|^2, 1] . [p, 1, |p|^2]
-    """
-    beyond = ~exists[..., None]
-    candidates = grid.to_candidates(spixel_features) - origins[:, :, None]  # (B, S, 9, C)
-    candidates = candidates.masked_fill(beyond, 0)
-    squared_norm = candidates.square().sum(dim=3, keepdim=True).masked_fill(beyond, _BEYOND_BORDER)
-    return torch.cat([-2 * candidates, squared_norm, torch.ones_like(squared_norm)], dim=3)
+def find_occupied(grid: CellGrid, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return which slots hold a pixel of the mask, and which candidates of each cell exist; see `Cells`."""
+    if mask is None:
+        return grid.pixel_mask[None], grid.neighbor_mask[None]
+    occupied = grid.to_cells(mask[:, None]).squeeze(2)
+    return occupied, grid.neighbor_mask & occupied.any(dim=2)[:, grid.neighbor_idx]
 
 
-def _update_centroids(local_sums: Tensor, origins: Tensor, spixel_features: Tensor, grid: CellGrid) -> Tensor:
-    """Affinity-weighted mean of the pixels of each superpixel: (B, S, C)."""
-    weight = local_sums[..., -2:-1]
-    sums = local_sums[..., :-2] + weight * origins[:, :, None]
-    totals = grid.sum_over_candidates(torch.cat([sums, weight], dim=3))
-    return (totals[..., :-1] + _INERTIA * spixel_features) / (totals[..., -1:] + _INERTIA)
+def first_centroids(origins: Tensor, start: Tensor | None) -> Tensor:
+    """Return `start` (B, C, S) as (B, S, C), with the mean of the cell for superpixels that hold NaN."""
+    if start is None:
+        return origins
+    start = start.transpose(1, 2)
+    return torch.where(start.isnan().any(dim=2, keepdim=True), origins, start)
+
+
+def check_arguments(pixel_features: Tensor, n_iter: int, distance: str) -> None:
+    """Raise a ValueError if `slic` cannot work with these arguments."""
+    if pixel_features.ndim != 4 or pixel_features.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            "pixel_features must be float32 or float64 of shape (B, C, H, W), got "
+            f"{pixel_features.dtype} of shape {tuple(pixel_features.shape)}"
+        )
+    if n_iter < 1:
+        raise ValueError(f"n_iter must be at least 1, got {n_iter}")
+    if distance not in DISTANCES:
+        raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")

@@ -1,8 +1,7 @@
-"""The clustering written the plain way: gather nine candidates for every pixel.
+"""Per-pixel form of the clustering, as a specification: gather nine candidates for every pixel.
 
-Slow and memory-hungry on purpose, and simple enough to be read as a specification. The benchmarks
-measure `lib.slic` against it, and the tests compare results. An iteration gathers a (B, 9, H, W, C)
-tensor; training builds a dense (B, S, H*W) affinity matrix.
+It is slow and takes much memory on purpose. Tests compare results with it, and benchmarks measure `lib.slic`
+against it. An iteration gathers a (B, 9, H, W, C) tensor; training a dense (B, S, H*W) affinity.
 """
 
 import math

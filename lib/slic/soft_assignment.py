@@ -9,9 +9,7 @@ from torch import Tensor
 
 from lib.slic.grid import CellGrid
 
-# Weight of the previous centroid in an update. It only matters for a superpixel that lost all its
-# pixels to underflow: that one stays where it was.
-_INERTIA = 1e-16
+_TINY = 1e-16  # keeps the mean of a superpixel without any affinity finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +58,7 @@ class SoftAssignment:
         cells = torch.cat([cells, occupied], dim=2)  # (B, S, K+1, P)
         totals = self.grid.sum_over_candidates(self.affinity @ cells.transpose(2, 3))
         sums, weight = totals[..., :-1], totals[..., -1:]
-        return (sums / (weight + _INERTIA)).transpose(1, 2)
+        return (sums / (weight + _TINY)).transpose(1, 2)
 
     def to_pixels(self, spixel_values: Tensor) -> Tensor:
         """Blend superpixel values by affinity: (B, K, S) to (B, K, H, W), differentiable."""

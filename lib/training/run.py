@@ -174,7 +174,7 @@ def run_training(
 
     input_args = {name: value for name, value in scales._asdict().items() if value is not None}
     description = {
-        "model_args": model.arguments(),
+        "model_args": model.config(),
         "input_args": input_args,
         "image_names_sha256": image_names,
         **(description or {}),

@@ -76,7 +76,7 @@ def test_train_evaluate_and_segment(
     loaded = load_composite_model(weights)
     assert loaded.base_sha256 == file_sha256(base_weights)
     assert loaded.scales == (0.3, 7.0, 2.0)  # the first two are those of the base
-    assert loaded.model.arguments()["n_extra_features"] == 3
+    assert loaded.model.config()["n_extra_features"] == 3
     base = load_base_model(base_weights).model.feature_extract.state_dict()
     for name, value in loaded.model.feature_extract_color.state_dict().items():
         assert value.equal(base[name]), name

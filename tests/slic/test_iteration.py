@@ -8,10 +8,10 @@ import torch
 
 from helpers import SHAPES_AND_COUNTS
 from lib.losses import true_label_share
-from lib.slic import reference
+from lib.slic import fast, iteration, reference, slic, slic_labels
 from lib.slic.fast import _nearest
 from lib.slic.grid import compute_grid_shape
-from lib.slic.iteration import DISTANCES, slic, slic_labels
+from lib.slic.iteration import DISTANCES
 
 
 def make_features(shape, *, batch=2, channels=4, requires_grad=False, dtype=torch.float64):
@@ -106,13 +106,49 @@ def test_labels_alone_are_those_of_the_assignment(shape, n_spixels, is_masked, d
     expected = slic(features, n_spixels, distance=distance, mask=mask).labels()
     sizes = (2**30, 2**20, 2**20), (2**30, 1, 5000), (0, 2**20, 2**20), (0, 1, 5000), (0, 1, 1)
     for large, chunk, piece in sizes:
-        monkeypatch.setattr("lib.slic.iteration._LARGE_BYTES", large)
-        monkeypatch.setattr("lib.slic.fast._CHUNK_BYTES", chunk)
-        monkeypatch.setattr("lib.slic.fast._PIECE_BYTES", piece)
+        monkeypatch.setattr("lib.slic.fast.LARGE_BYTES", large)
+        monkeypatch.setattr("lib.slic.fast.CHUNK_BYTES", chunk)
+        monkeypatch.setattr("lib.slic.fast.PIECE_BYTES", piece)
         labels = slic_labels(features, n_spixels, distance=distance, mask=mask)
         assert labels.dtype == torch.int64
         where = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
         assert labels[where].equal(expected[where])
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize(("shape", "n_spixels"), SHAPES_AND_COUNTS)
+def test_fast_twins_equal_the_plain_functions(shape, n_spixels, is_masked, distance, device):
+    features = make_features(shape, requires_grad=True).to(device)
+    mask = torch.rand(2, *shape, device=device) < 0.6 if is_masked else None
+    if is_masked:
+        mask[:, 0, 0] = True
+    n_rows, n_cols = compute_grid_shape(*shape, n_spixels)
+    start = torch.randn(2, 4, n_rows * n_cols, dtype=torch.float64, device=device)
+    start[:, :, 0] = torch.nan
+    arguments = {"n_iter": 3, "distance": distance, "mask": mask}
+    results = []
+    for twin in (iteration, fast):
+        affinity = twin.slic(features, n_spixels, start=start, **arguments).affinity
+        weights = torch.arange(affinity.numel(), dtype=torch.float64, device=device).view_as(affinity).sin()
+        (gradient,) = torch.autograd.grad((affinity * weights).sum(), features)
+        labels = twin.slic_labels(features, n_spixels, **arguments)
+        results.append((affinity, gradient, labels if mask is None else labels * mask))
+    for plain, faster in zip(*results, strict=True):
+        torch.testing.assert_close(faster, plain)
+
+
+@pytest.mark.parametrize("twin", [iteration, fast])
+@pytest.mark.parametrize("outside", [torch.nan, torch.inf, -torch.inf, 1e30])
+def test_values_outside_the_mask_do_not_matter(twin, outside, device):
+    features = make_features((20, 31)).to(device)
+    mask = torch.rand(2, 20, 31, device=device) < 0.6
+    mask[:, 0, 0] = False  # the pixel that empty slots point to
+    spoilt = torch.where(mask[:, None], features, outside)
+    expected = twin.slic(features, 12, mask=mask).affinity
+    assert twin.slic(spoilt, 12, mask=mask).affinity.equal(expected)
+    labels = twin.slic_labels(spoilt, 12, mask=mask)
+    assert labels[mask].equal(twin.slic_labels(features, 12, mask=mask)[mask])
 
 
 def test_gradients_are_right_in_a_mask():
@@ -257,7 +293,7 @@ def test_grid_made_without_gradients_serves_with_them():
 
 
 def test_nearest_candidate_is_the_first_of_equals():
-    distance = torch.rand(3, 9, 20).mul(4).round()  # with many ties
+    distance = torch.rand(2, 3, 9, 20).mul(4).round()  # with many ties
     nearest = _nearest(distance)
     assert nearest.dtype == torch.int64
-    np.testing.assert_array_equal(nearest, distance.numpy().argmin(axis=1))
+    np.testing.assert_array_equal(nearest, distance.numpy().argmin(axis=2))

@@ -1,0 +1,71 @@
+"""Convolutions of the feature extractor: batch norm folded in for inference, float32 for the input."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConvBlock(nn.Sequential):
+    """3x3 convolution without bias, batch norm, ReLU. Inference folds the norm into the convolution."""
+
+    def __init__(self, n_in_channels: int, n_out_channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(n_in_channels, n_out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(n_out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm, relu = self
+        if self.training or torch.is_grad_enabled():
+            return relu(norm(self._convolve(x, conv.weight)))
+        factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        shift = norm.bias - factor * norm.running_mean
+        return relu(self._convolve(x, factor[:, None, None, None] * conv.weight, shift))
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.conv2d(x, weight, bias, padding=1)
+
+
+class InputConvBlock(ConvBlock):
+    """First block of a network: reads the input in its own type, and returns the type of autocast, if on."""
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        result = convolve_precisely(x, weight, bias)
+        device = x.device.type
+        return result.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else result
+
+
+def convolve_precisely(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """3x3 convolution of input channels in their own type, even under autocast.
+
+    Positions go up to some hundreds, where bfloat16 only distinguishes whole numbers.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return F.conv2d(x, weight, bias, padding=1)
+
+
+def convolve_concatenation(parts: Sequence[Tensor], conv: nn.Conv2d) -> Tensor:
+    """Return the 3x3 convolution of the concatenated parts, as a sum over the parts.
+
+    No tensor of the size of the concatenation is built. The first part is the input of the network, which is
+    convolved in its own type.
+
+    Parameters
+    ----------
+    parts : sequence of Tensor, each of shape (B, C_i, H, W)
+        Feature maps to concatenate.
+    conv : Conv2d
+        Convolution of sum(C_i) channels, with bias and a padding of 1.
+
+    Returns
+    -------
+    Tensor, shape (B, conv.out_channels, H, W)
+    """
+    weights = conv.weight.split([part.shape[1] for part in parts], dim=1)
+    total = convolve_precisely(parts[0], weights[0], conv.bias)
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total += F.conv2d(part, weight, padding=1)
+    return total
