@@ -381,6 +381,7 @@ def test_side_by_side(bsds_root, base_weights, tmp_path, caplog):
             f"--bsds_root={bsds_root}",
             f"--base_model_weights={base_weights}",
             "--nspix=24",
+            "--niter=2",
             "--nworkers=0",
             "--device=cpu",
             f"--out_dir={tmp_path / 'results'}",
@@ -421,6 +422,7 @@ def test_side_by_side(bsds_root, base_weights, tmp_path, caplog):
     record = json.loads((tmp_path / "results" / "run.json").read_text())
     assert record["methods"]["anchor"]["sha256"] == file_sha256(other)
     assert record["methods"]["base"]["pos_scales"] == [7.0]
+    assert record["methods"]["base"]["n_iter"] == record["methods"]["anchor"]["n_iter"] == 2  # files say 3
 
 
 def test_sweep_over_counts_and_weights_of_position(bsds_root, caplog):
@@ -489,7 +491,7 @@ def test_chosen_metrics_are_the_columns(bsds_root, tmp_path, caplog):
         (["--nspix"], "argument --nspix: expected at least one argument"),
         (["--nspix", "24", "9999"], "--nspix 9999 is above the 5520 pixels of 100"),
         (["--pos_scale", "-1"], "argument --pos_scale"),
-        (["--compare", "composite={composite}"], "holds a composite model, not a base model"),
+        (["--compare", "composite={composite}"], "holds a composite model; expected a base model"),
     ],
 )
 def test_bad_options(bsds_root, base_weights, composite_weights, tmp_path, capsys, argv, told):
