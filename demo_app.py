@@ -18,7 +18,7 @@ from lib.inference.segmenter import Segmenter
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError
 from lib.superpixels.regions import Superpixels
-from lib.weights import load_base_model
+from lib.weights import BASE, expect, load_model
 
 DEMO_IMAGE = cli.REPO_ROOT / "demo" / "cat.jpg"
 _KEPT_SECONDS = 3600  # copies that the page serves
@@ -58,7 +58,7 @@ def build_app(weights: str | Path, device: str = "cpu") -> gr.Blocks:
     InputError
         If the weights cannot be used.
     """
-    loaded = load_base_model(weights)
+    loaded = expect(load_model(weights), weights, kind=BASE)
     label_files = LabelFiles()
 
     def segment(image: str | None, n_spixels: int, compactness: float, n_iter: int) -> tuple:

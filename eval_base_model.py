@@ -21,7 +21,7 @@ from lib.evaluation.run import run_evaluation
 from lib.evaluation.summary import Summary
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError
-from lib.weights import NO_NETWORK, load_base_model
+from lib.weights import BASE, NO_NETWORK
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,10 +60,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[Run, Summary]]:
         sets.append(davis_set(cli.open_davis(args.davis2017_root, args.davis_split), args.davis_split))
     if not sets:
         raise InputError("nothing to score: give --bsds_root, --data_root or --davis2017_root")
-    loaded = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
+    loaded = cli.load_for_use(
+        args.base_model_weights, kind=BASE, n_learned_features=args.deepfdim, n_iter=args.niter
+    )
     name = "ssn_pix" if str(args.base_model_weights) == NO_NETWORK else "base"
     base = network_method(name, args.base_model_weights, loaded, args, device)
-    load = partial(load_base_model, n_iter=args.niter)
+    load = partial(cli.load_for_use, kind=BASE, n_iter=args.niter)
     methods = [base, *compared_methods(args, device, load, [base.name])]
     return run_evaluation(methods, sets, **evaluation_settings(args, device))
 

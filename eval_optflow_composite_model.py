@@ -18,7 +18,7 @@ from lib.evaluation.loop import Run
 from lib.evaluation.run import run_evaluation
 from lib.evaluation.summary import Summary
 from lib.runtime.device import resolve_device
-from lib.weights import check_base_of_composite, load_base_model, load_composite_model, load_model
+from lib.weights import BASE, COMPOSITE, check_base_of_composite
 from model import N_FLOW_CHANNELS
 
 
@@ -45,9 +45,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[Run, Summary]]:
         optflow_folder=args.davis_optflow_folder,
         optflow_method=args.optflow_method,
     )
-    base = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
-    composite = load_composite_model(
+    base = cli.load_for_use(
+        args.base_model_weights, kind=BASE, n_learned_features=args.deepfdim, n_iter=args.niter
+    )
+    composite = cli.load_for_use(
         args.comp_model_weights,
+        kind=COMPOSITE,
         n_learned_features=args.deepfdim,
         n_extra_features=args.optflow_deepfdim,
         n_iter=args.niter,
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[Run, Summary]]:
         network_method("base", args.base_model_weights, base, args, device),
         network_method("composite", args.comp_model_weights, composite, args, device),
     ]
-    load = partial(load_model, n_iter=args.niter, n_extra_channels=N_FLOW_CHANNELS)
+    load = partial(cli.load_for_use, n_iter=args.niter, n_extra_channels=N_FLOW_CHANNELS)
     methods += compared_methods(args, device, load, [method.name for method in methods])
     return run_evaluation(
         methods, [davis_set(dataset, args.davis_split)], **evaluation_settings(args, device)

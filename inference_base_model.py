@@ -18,7 +18,7 @@ from lib.inference.images import RunSummary
 from lib.inference.jobs import plan_jobs
 from lib.inference.video import VideoSummary
 from lib.runtime.errors import InputError
-from lib.weights import NO_NETWORK, load_base_model
+from lib.weights import BASE, NO_NETWORK
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> RunSummary | VideoSummary:
     jobs = plan_jobs(args) if args.video is None else []
     if args.save_features and str(args.base_model_weights) == NO_NETWORK:
         raise InputError(f"--save_features {args.save_features}: without a network nothing is learned")
-    loaded = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim, n_iter=args.niter)
+    loaded = cli.load_for_use(
+        args.base_model_weights, kind=BASE, n_learned_features=args.deepfdim, n_iter=args.niter
+    )
     scales = cli.choose_scales(loaded.scales, color_scale=args.color_scale, pos_scale=args.pos_scale)
     segmenter = open_segmenter(args, loaded, scales)
     if args.video is not None:

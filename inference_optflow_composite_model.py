@@ -23,7 +23,7 @@ from lib.inference.video import VideoSummary
 from lib.optflow.archive import FlowArchive
 from lib.optflow.lookup import AUTO, FlowOfFrame, flows_of_images
 from lib.runtime.errors import InputError
-from lib.weights import load_composite_model
+from lib.weights import COMPOSITE
 from model import N_FLOW_CHANNELS
 
 DEMO_DIR = cli.REPO_ROOT / "demo"
@@ -70,8 +70,9 @@ def main(argv: Sequence[str] | None = None) -> RunSummary | VideoSummary:
         jobs = plan_jobs(args, partial(_find_flows, args))
     elif args.optflow_data not in (None, Path(AUTO)):
         archive = FlowArchive(args.optflow_data)
-    loaded = load_composite_model(
+    loaded = cli.load_for_use(
         args.comp_model_weights,
+        kind=COMPOSITE,
         n_learned_features=args.deepfdim,
         n_extra_features=args.optflow_deepfdim,
         n_iter=args.niter,

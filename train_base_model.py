@@ -26,7 +26,7 @@ from lib.runtime.errors import InputError
 from lib.slic.iteration import DISTANCES
 from lib.training.run import run_training
 from lib.training.trainer import TrainingState
-from lib.weights import DEFAULT_COLOR_SCALE, NO_NETWORK, load_base_model
+from lib.weights import BASE, DEFAULT_COLOR_SCALE, NO_NETWORK, expect, load_model
 from model import SSNModel
 
 N_SYNTHETIC_IMAGES = 100
@@ -95,7 +95,9 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
     if args.init_weights and not resumed_from(args):
         if str(args.init_weights) == NO_NETWORK:
             raise InputError(f"--init_weights {NO_NETWORK}: there are no weights to start from")
-        start = load_base_model(args.init_weights, n_learned_features=args.deepfdim)
+        start = expect(
+            load_model(args.init_weights), args.init_weights, kind=BASE, n_learned_features=args.deepfdim
+        )
         for name in ("distance", "sees_position"):
             ours, theirs = getattr(model, name), getattr(start.model, name)
             if ours != theirs:

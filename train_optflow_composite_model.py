@@ -22,8 +22,8 @@ from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError
 from lib.training.run import run_training
 from lib.training.trainer import TrainingState
-from lib.weights import file_sha256, load_base_model, load_composite_model
-from model import N_FLOW_CHANNELS, CompositeSSNModel, SSNPix
+from lib.weights import BASE, COMPOSITE, NO_NETWORK, expect, file_sha256, load_model
+from model import N_FLOW_CHANNELS, CompositeSSNModel
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +71,17 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
 
     torch.manual_seed(args.seed)
     if resumed_from(args):
-        model, scales, base_sha256 = load_composite_model(args.resume, n_extra_channels=N_FLOW_CHANNELS)
+        model, scales, base_sha256 = expect(
+            load_model(args.resume), args.resume, kind=COMPOSITE, n_extra_channels=N_FLOW_CHANNELS
+        )
     else:
-        base = load_base_model(args.base_model_weights, n_learned_features=args.deepfdim)
-        if isinstance(base.model, SSNPix):
+        base = expect(
+            load_model(args.base_model_weights),
+            args.base_model_weights,
+            kind=BASE,
+            n_learned_features=args.deepfdim,
+        )
+        if base.kind == NO_NETWORK:
             raise InputError(
                 f"--base_model_weights {args.base_model_weights}: a composite needs a base with a network"
             )

@@ -21,7 +21,7 @@ from lib.evaluation.loop import connected_superpixels, evaluate
 from lib.evaluation.methods import NetworkMethod, Setting
 from lib.metrics.registry import METRICS, score_label_maps
 from lib.superpixels.connectivity import enforce_connectivity
-from lib.weights import load_base_model
+from lib.weights import load_model
 
 HEIGHT, WIDTH = 321, 481
 N_IMAGES, N_ANNOTATIONS = 40, 5
@@ -71,7 +71,7 @@ def main() -> None:
     print(f"torch {torch.__version__} on {describe(device)}, {args.nworkers} workers")
 
     dataset = Photographs()
-    loaded = load_base_model(DEFAULT_BASE_WEIGHTS)
+    loaded = load_model(DEFAULT_BASE_WEIGHTS)
     method = NetworkMethod("base", loaded.model.to(device), loaded.scales, device)
     setting = Setting(N_SPIXELS, loaded.scales.pos_scale)
     image = EvaluationImages(dataset)[0]

@@ -25,7 +25,7 @@ from lib.network.inputs import input_channels, rgb_to_lab
 from lib.runtime.device import resolve_precision
 from lib.runtime.memory import keep_freed_memory
 from lib.runtime.stopwatch import Stopwatch
-from lib.weights import load_base_model
+from lib.weights import load_model
 from model import FeatureExtractor
 
 SIZE = (480, 854)
@@ -34,7 +34,7 @@ DENSITY = 1000 / (SIZE[0] * SIZE[1])  # superpixels per pixel
 
 def plain_network_cost(device: torch.device, size: tuple[int, int], n_repeats: int) -> Cost:
     """The network alone."""
-    model, scales, _ = load_base_model(DEFAULT_BASE_WEIGHTS)
+    model, scales, _ = load_model(DEFAULT_BASE_WEIGHTS)
     extractor = model.feature_extract.to(device, memory_format=torch.contiguous_format)
     image_lab = rgb_to_lab(make_photograph(*size))[None].to(device)
     labyx = input_channels(image_lab, None, round(DENSITY * size[0] * size[1]), scales)
@@ -94,7 +94,7 @@ def agreement_and_stages(device: torch.device, size: tuple[int, int]) -> tuple[f
 def _inference(
     device: torch.device, precision: str, image_file: Path, overlay_file: Path, size: tuple[int, int]
 ) -> tuple:
-    loaded = load_base_model(DEFAULT_BASE_WEIGHTS)
+    loaded = load_model(DEFAULT_BASE_WEIGHTS)
     segmenter = Segmenter(
         loaded.model,
         loaded.scales,

@@ -2,8 +2,11 @@
 
 import errno
 import hashlib
+import inspect
 import io
+import math
 import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +16,8 @@ from torch import Tensor, nn
 from lib.files.atomic import atomic_path
 from lib.network.inputs import InputScales
 from lib.runtime.errors import DamagedFileError, InputError, is_out_of_memory
-from model import N_FLOW_CHANNELS, CompositeSSNModel, SSNModel, SSNPix
+from lib.slic.iteration import DISTANCES
+from model import CompositeSSNModel, SSNModel, SSNPix
 
 DEFAULT_N_LEARNED_FEATURES = 15
 DEFAULT_N_ITER = 5
@@ -22,29 +26,38 @@ DEFAULT_POS_SCALE = 10.0
 DEFAULT_N_EXTRA_FEATURES = 10
 DEFAULT_OPTFLOW_SCALE = 15.0
 
-NO_NETWORK = "none"  # in place of a weight file: cluster colour and position alone
+BASE, COMPOSITE = "base", "composite"  # kinds of models
+NO_NETWORK = "none"  # third kind, and its name in place of a weight file: cluster colour and position alone
 
-# First and last tensor of a feature extractor, whose shapes tell its size.
-_FIRST_WEIGHT, _LAST_BIAS = "scale1.0.0.weight", "output_conv.0.bias"
+_CONTENTS = {BASE: "a base model", COMPOSITE: "a composite model", NO_NETWORK: "no network"}
 
-# Options that tell a script what to expect of a weight file.
-_OPTIONS = {
-    "n_learned_features": "--deepfdim",
-    "n_extra_features": "--optflow_deepfdim",
-    "n_iter": "--niter",
+# Sizes that a state dict shows: the tensor and the dimension, by the constructor's argument.
+_SIZES = {
+    SSNModel: {"n_learned_features": ("feature_extract.output_conv.0.bias", 0)},
+    CompositeSSNModel: {
+        "n_learned_features": ("feature_extract_color.output_conv.0.bias", 0),
+        "n_extra_features": ("feature_extract_optflow.output_conv.0.bias", 0),
+        "n_extra_channels": ("feature_extract_optflow.scale1.0.0.weight", 1),
+    },
 }
 
 
 class LoadedModel(NamedTuple):
-    """A model in eval mode, and what its file tells of its training."""
+    """A model in evaluation mode, with what its file says of its training."""
 
     model: nn.Module
     scales: InputScales
     base_sha256: str | None = None  # checksum of the weight file of a composite's base, where it is known
 
+    @property
+    def kind(self) -> str:
+        """`BASE`, `COMPOSITE` or `NO_NETWORK`."""
+        return {SSNModel: BASE, CompositeSSNModel: COMPOSITE, SSNPix: NO_NETWORK}[type(self.model)]
+
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a dict of plain types and tensors, under a temporary name first."""
+    """Write a checkpoint and the checksum of its weights, under a temporary name first."""
+    checkpoint = {**checkpoint, "weights_sha256": _weights_sha256(checkpoint["weights"])}
     buffer = io.BytesIO()  # torch.save itself hides why a write failed
     torch.save(checkpoint, buffer)
     with atomic_path(path) as temporary:
@@ -71,10 +84,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"no weight file {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the broken bytes led it to
+    except Exception as error:  # torch raises various errors for broken bytes
         if is_out_of_memory(error):
             raise
-        # An invalid argument is a place beyond the end of a file that was cut short.
+        # An invalid argument is a position beyond the end of a file that was cut short.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise InputError(f"{path} cannot be read ({error.strerror})") from error
         raise DamagedFileError(
@@ -82,90 +95,100 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if _is_state_dict(content):
         return {"weights": content, "model_args": {}}
-    if (
+    if not (
         isinstance(content, dict)
         and _is_state_dict(content.get("weights"))
         and isinstance(content.get("model_args"), dict)
     ):
-        return content
-    raise DamagedFileError(f"{path} holds neither a state dict nor one of our checkpoints")
+        raise DamagedFileError(f"{path} holds neither a state dict nor one of our checkpoints")
+    sha256 = _weights_sha256(content["weights"])
+    # An edited copy of the dict must not carry the checksum of the original.
+    if content.pop("weights_sha256", sha256) != sha256:
+        raise DamagedFileError(f"{path} is damaged or edited: its weights do not fit their weights_sha256")
+    return content
 
 
-def load_base_model(
-    path: Path | str, *, n_learned_features: int | None = None, n_iter: int | None = None
-) -> LoadedModel:
-    """Rebuild a base model from its weight file.
+def load_model(path: Path | str) -> LoadedModel:
+    """Rebuild the model that a weight file holds, whatever its kind; `expect` checks the kind.
 
     Parameters
     ----------
     path : Path or str
         One of our checkpoints, a published state dict, or "none" for the model without a network.
-    n_learned_features, n_iter : int, optional
-        What the caller expects (`--deepfdim`, `--niter`). Needed only for what the file does not say,
-        which is the number of iterations of a bare state dict.
 
     Raises
     ------
     InputError
-        If the file does not hold a base model, or contradicts an expectation.
+        If the file does not hold a model of this repo, or describes one that cannot be built.
     """
     if str(path) == NO_NETWORK:
-        if n_learned_features is not None:
-            raise InputError(f"--deepfdim {n_learned_features}: without a network nothing is learned")
         return LoadedModel(
-            SSNPix(n_iter=DEFAULT_N_ITER if n_iter is None else n_iter).eval(),
-            InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE),
+            SSNPix(n_iter=DEFAULT_N_ITER).eval(), InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE)
         )
-    return _rebuild_base(path, read_checkpoint(path), n_learned_features=n_learned_features, n_iter=n_iter)
+    checkpoint = read_checkpoint(path)
+    weights, model_args = checkpoint["weights"], checkpoint["model_args"]
+    model_class = _find_model_class(weights, path)
+    sizes = {
+        name: weights[tensor].shape[dim]
+        for name, (tensor, dim) in _SIZES[model_class].items()
+        if tensor in weights and weights[tensor].ndim > dim
+    }
+    _check_settings(sizes | model_args, inspect.signature(model_class).parameters, path)
+    for name, size in sizes.items():
+        if model_args.get(name, size) != size:
+            raise InputError(f"{path} says {name} {model_args[name]}, but its weights have {size}")
+    model = model_class(**sizes | model_args)
+    _load_weights(model, weights, path)
+    input_args = checkpoint.get("input_args", {})
+    _check_settings(input_args, InputScales._fields, path)
+    extra_scale = DEFAULT_OPTFLOW_SCALE if model_class is CompositeSSNModel else None
+    scales = InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE, extra_scale)._replace(**input_args)
+    base_sha256 = checkpoint.get("base_sha256")
+    if base_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", str(base_sha256)):
+        raise DamagedFileError(f"{path}: base_sha256 must be a SHA-256, got {_show(base_sha256)}")
+    return LoadedModel(model.eval().to(memory_format=torch.channels_last), scales, base_sha256)
 
 
-def load_composite_model(
+def expect(
+    loaded: LoadedModel,
     path: Path | str,
     *,
+    kind: str | None = None,
     n_learned_features: int | None = None,
     n_extra_features: int | None = None,
-    n_iter: int | None = None,
     n_extra_channels: int | None = None,
 ) -> LoadedModel:
-    """Rebuild a composite model from its weight file.
+    """Return a loaded model if it is the one that the caller expects.
 
     Parameters
     ----------
+    loaded : LoadedModel
+        Model of `path`.
     path : Path or str
-        One of our checkpoints, or a published state dict.
-    n_learned_features, n_extra_features, n_iter : int, optional
-        What the caller expects (`--deepfdim`, `--optflow_deepfdim`, `--niter`); see `load_base_model`.
+        Weight file, for the error message.
+    kind : {"base", "composite"}, optional
+        Expected kind; the model without a network is a base too.
+    n_learned_features, n_extra_features : int, optional
+        Expected learned features per pixel.
     n_extra_channels : int, optional
-        Extra channels that the caller has.
+        Extra channels that are available; a model that reads none may leave them aside.
 
     Raises
     ------
     InputError
-        If the file does not hold a composite model, or contradicts an expectation.
+        If it is not.
     """
-    return _rebuild_composite(
-        path,
-        read_checkpoint(path),
-        n_learned_features=n_learned_features,
-        n_extra_features=n_extra_features,
-        n_iter=n_iter,
-        n_extra_channels=n_extra_channels,
-    )
-
-
-def load_model(
-    path: Path | str, *, n_iter: int | None = None, n_extra_channels: int | None = None
-) -> LoadedModel:
-    """Rebuild a base or a composite model, whichever a weight file holds.
-
-    Parameters and errors are those of `load_base_model` and `load_composite_model`.
-    """
-    if str(path) == NO_NETWORK:
-        return load_base_model(path, n_iter=n_iter)
-    checkpoint = read_checkpoint(path)
-    if _has_extractor(checkpoint["weights"], "feature_extract_color"):
-        return _rebuild_composite(path, checkpoint, n_iter=n_iter, n_extra_channels=n_extra_channels)
-    return _rebuild_base(path, checkpoint, n_iter=n_iter)
+    if kind not in (None, BASE if loaded.kind == NO_NETWORK else loaded.kind):
+        raise InputError(f"{path} holds {_CONTENTS[loaded.kind]}; expected {_CONTENTS[kind]}")
+    expected = {"n_learned_features": n_learned_features, "n_extra_features": n_extra_features}
+    for name, value in expected.items():
+        found = getattr(loaded.model, name, 0)
+        if value not in (None, found):
+            raise InputError(f"{value} contradicts {path}, made with {found}", parameter=name)
+    n_read = loaded.model.n_extra_channels
+    if n_read > 0 and n_extra_channels not in (None, n_read):
+        raise InputError(f"{path} reads {n_read} extra channels, but the data has {n_extra_channels}")
+    return loaded
 
 
 def check_base_of_composite(
@@ -173,16 +196,19 @@ def check_base_of_composite(
 ) -> None:
     """Check that a composite was trained on top of a base model.
 
-    A published composite does not tell its base, and its batch norm statistics have moved away from it;
-    there only the architectures are compared.
+    A published composite does not name its base, and its batch norm statistics have moved away from it.
+    For such a file only the architectures are compared.
 
     Raises
     ------
     InputError
-        If not.
+        If it was not.
     """
-    if str(base_path) == NO_NETWORK:
-        raise InputError(f"--base_model_weights {NO_NETWORK}: the base of {composite_path} has a network")
+    if base.kind == NO_NETWORK:
+        raise InputError(
+            f"{base_path} is no base of {composite_path}, which needs a network",
+            parameter="base_model_weights",
+        )
     ours = base.model.feature_extract.state_dict()
     theirs = composite.model.feature_extract_color.state_dict()
     if any(value.shape != theirs[name].shape for name, value in ours.items()):
@@ -195,91 +221,67 @@ def check_base_of_composite(
 
 
 def file_sha256(path: Path | str) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _rebuild_base(
-    path: Path | str,
-    checkpoint: dict[str, Any],
-    *,
-    n_learned_features: int | None = None,
-    n_iter: int | None = None,
-) -> LoadedModel:
-    weights = checkpoint["weights"]
-    if not _has_extractor(weights, "feature_extract"):
-        raise InputError(f"{path} {_describe_weights(weights)}, not a base model")
-    model_args = {
-        "n_learned_features": _n_out_features(weights, "feature_extract"),
-        **checkpoint["model_args"],
-    }
-    expected = {"n_learned_features": n_learned_features, "n_iter": n_iter}
-    return _rebuild(
-        SSNModel, path, checkpoint, model_args, expected, InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE)
-    )
+def _weights_sha256(weights: dict[str, Tensor]) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of a state dict, in its order."""
+    digest = hashlib.sha256()
+    for name, value in weights.items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
-def _rebuild_composite(
-    path: Path | str,
-    checkpoint: dict[str, Any],
-    *,
-    n_learned_features: int | None = None,
-    n_extra_features: int | None = None,
-    n_iter: int | None = None,
-    n_extra_channels: int | None = None,
-) -> LoadedModel:
-    weights = checkpoint["weights"]
-    base, extra = "feature_extract_color", "feature_extract_optflow"
-    if not _has_extractor(weights, base) or not _has_extractor(weights, extra):
-        raise InputError(f"{path} {_describe_weights(weights)}, not a composite model")
-    model_args = {
-        "n_learned_features": _n_out_features(weights, base),
-        "n_extra_features": _n_out_features(weights, extra),
-        "n_extra_channels": _n_in_channels(weights, extra),
-        **checkpoint["model_args"],
-    }
-    if n_extra_channels not in (None, model_args["n_extra_channels"]):
-        raise InputError(
-            f"{path} reads {model_args['n_extra_channels']} extra channels, but there are {n_extra_channels}"
-        )
-    expected = {
-        "n_learned_features": n_learned_features,
-        "n_extra_features": n_extra_features,
-        "n_iter": n_iter,
-    }
-    return _rebuild(
-        CompositeSSNModel,
-        path,
-        checkpoint,
-        model_args,
-        expected,
-        InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE, DEFAULT_OPTFLOW_SCALE),
-    )
+def _find_model_class(weights: dict[str, Tensor], path: Path | str) -> type[nn.Module]:
+    modules = {name.split(".")[0] for name in weights}
+    if "feature_extract_color" in modules:
+        return CompositeSSNModel
+    if "feature_extract" in modules:
+        return SSNModel
+    raise InputError(f"{path} holds no model of this repo, as its first tensor is {next(iter(weights))!r}")
 
 
-def _rebuild(
-    model_class: type[nn.Module],
-    path: Path | str,
-    checkpoint: dict[str, Any],
-    model_args: dict[str, Any],
-    expected: dict[str, int | None],
-    default_scales: InputScales,
-) -> LoadedModel:
-    for name, value in expected.items():
-        if value is not None and model_args.setdefault(name, value) != value:
-            raise InputError(f"{_OPTIONS[name]} {value} contradicts {path}, made with {model_args[name]}")
-    try:
-        model = model_class(**model_args)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path} describes a model that this version cannot build ({error})") from error
-    _load_weights(model, checkpoint["weights"], path)
-    try:
-        scales = default_scales._replace(**checkpoint.get("input_args", {}))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path} describes inputs that this version does not know ({error})") from error
-    model = model.eval().to(memory_format=torch.channels_last)
-    return LoadedModel(model, scales, checkpoint.get("base_sha256"))
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1  # bool is no count
+
+
+def _is_scale(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+# Settings that a file may hold: a test, and the expected value in words.
+_COUNT = (_is_count, "an integer of at least 1")
+_SCALE = (_is_scale, "a finite number of at least 0")
+_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "n_learned_features": _COUNT,
+    "n_extra_features": _COUNT,
+    "n_extra_channels": _COUNT,
+    "n_iter": _COUNT,
+    "distance": (lambda value: isinstance(value, str) and value in DISTANCES, f"one of {DISTANCES}"),
+    "sees_position": (lambda value: isinstance(value, bool), "True or False"),
+    "color_scale": _SCALE,
+    "pos_scale": _SCALE,
+    "extra_scale": _SCALE,
+}
+
+
+def _check_settings(settings: Any, known: Collection[str], path: Path | str) -> None:
+    if not isinstance(settings, dict):
+        raise DamagedFileError(f"{path} holds settings that are no dict: {_show(settings)}")
+    for name, value in settings.items():
+        if name not in known:
+            raise InputError(f"{path} holds a setting that this version does not know: {_show(name)}")
+        is_valid, expected = _SETTINGS[name]
+        if not is_valid(value):
+            raise DamagedFileError(f"{path}: {name} must be {expected}, got {_show(value)}")
+
+
+def _show(value: Any) -> str:
+    """Return the start of a value's representation, in one line."""
+    return " ".join(repr(value).split())[:80]
 
 
 def _load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path | str) -> None:
@@ -297,28 +299,5 @@ def _is_state_dict(content: Any) -> bool:
     return (
         isinstance(content, dict)
         and len(content) > 0
-        and all(isinstance(value, Tensor) for value in content.values())
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
     )
-
-
-def _has_extractor(weights: dict[str, Tensor], extractor: str) -> bool:
-    output_bias = weights.get(f"{extractor}.{_LAST_BIAS}")
-    return output_bias is not None and output_bias.ndim == 1
-
-
-def _n_in_channels(weights: dict[str, Tensor], extractor: str) -> int:
-    shape = weights.get(f"{extractor}.{_FIRST_WEIGHT}", torch.empty(0)).shape
-    return shape[1] if len(shape) == 4 else N_FLOW_CHANNELS  # without that weight no model will fit
-
-
-def _n_out_features(weights: dict[str, Tensor], extractor: str) -> int:
-    return len(weights[f"{extractor}.{_LAST_BIAS}"])
-
-
-def _describe_weights(weights: dict[str, Tensor]) -> str:
-    extractors = {name.split(".")[0] for name in weights}
-    if "feature_extract_color" in extractors:
-        return "holds a composite model"
-    if "feature_extract" in extractors:
-        return "holds a base model"
-    return f"holds no model of this repo, as its first tensor is {next(iter(weights))!r}"

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from helpers import make_quadrants, write_annotations
-from lib.weights import file_sha256, load_base_model, save_checkpoint
+from lib.weights import file_sha256, load_model, save_checkpoint
 from model import CompositeSSNModel, SSNModel
 
 torch.set_num_threads(1)  # for images this small, threads cost more than they bring
@@ -106,7 +106,7 @@ def optflow_folder(tmp_path):
 @pytest.fixture
 def composite_weights(tmp_path, base_weights):
     """A checkpoint of an untrained composite on top of `base_weights`, with 3 features of the flow."""
-    model = CompositeSSNModel.on_top_of(load_base_model(base_weights).model, 3, n_extra_channels=4)
+    model = CompositeSSNModel.on_top_of(load_model(base_weights).model, 3, n_extra_channels=4)
     path = tmp_path / "composite.pth"
     save_checkpoint(
         {

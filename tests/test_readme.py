@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.weights import file_sha256, load_composite_model
+from lib.weights import file_sha256, load_model
 
 REPO_ROOT = Path(__file__).parent.parent
 README = (REPO_ROOT / "README.md").read_text()
@@ -39,7 +39,7 @@ def test_library_call(capsys):
 def test_depth_in_place_of_flow():
     (example,) = (example for example in EXAMPLES if "depth" in example)
     exec(example, {"__name__": "example"})
-    model, scales, _ = load_composite_model("log_depth/best_model.pth")
+    model, scales, _ = load_model("log_depth/best_model.pth")
     assert model.n_extra_channels == 1
     assert scales.extra_scale == 1.0
 

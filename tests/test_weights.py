@@ -1,5 +1,7 @@
 """Weight files: ours, the published ones, and those that cannot be used."""
 
+import re
+
 import pytest
 import torch
 
@@ -8,9 +10,8 @@ from lib.network.inputs import InputScales
 from lib.runtime.errors import InputError, RunError
 from lib.weights import (
     check_base_of_composite,
+    expect,
     file_sha256,
-    load_base_model,
-    load_composite_model,
     load_model,
     read_checkpoint,
     save_checkpoint,
@@ -19,7 +20,7 @@ from model import CompositeSSNModel, SSNModel, SSNPix
 
 
 def test_our_checkpoint_rebuilds_its_model(base_weights):
-    model, scales, _ = load_base_model(base_weights)
+    model, scales, _ = load_model(base_weights)
     expected = read_checkpoint(base_weights)["weights"]
     for name, value in model.state_dict().items():
         assert value.equal(expected[name]), name
@@ -30,40 +31,53 @@ def test_our_checkpoint_rebuilds_its_model(base_weights):
 
 def test_bare_state_dict_tells_its_architecture(tmp_path):
     torch.save(SSNModel(6).state_dict(), tmp_path / "published.pth")
-    model, scales, _ = load_base_model(tmp_path / "published.pth", n_iter=8)
+    model, scales, _ = load_model(tmp_path / "published.pth")
     assert model.feature_extract.output_conv[0].out_channels == 6
-    assert model.n_iter == 8
+    assert model.n_iter == 5
     assert model.distance == "euclidean"
     assert scales == InputScales(color_scale=0.26, pos_scale=10.0)
 
 
 def test_none_is_the_model_without_network():
-    model, *_ = load_base_model("none", n_iter=7)
-    assert isinstance(model, SSNPix)
-    assert model.n_iter == 7
+    loaded = load_model("none")
+    assert isinstance(loaded.model, SSNPix)
+    assert loaded.kind == "none"
+    assert expect(loaded, "none", kind="base") is loaded
+    with pytest.raises(InputError, match="none holds no network; expected a composite model"):
+        expect(loaded, "none", kind="composite")
 
 
 def test_none_learns_no_features():
-    with pytest.raises(InputError, match="--deepfdim 15: without a network nothing is learned"):
-        load_base_model("none", n_learned_features=15)
+    with pytest.raises(InputError, match="n_learned_features` 15 contradicts none, made with 0"):
+        expect(load_model("none"), "none", n_learned_features=15)
 
 
-@pytest.mark.parametrize(
-    ("expectation", "message"),
-    [
-        ({"n_learned_features": 15}, "--deepfdim 15 contradicts .*base.pth, made with 4"),
-        ({"n_iter": 5}, "--niter 5 contradicts .*base.pth, made with 3"),
-    ],
-)
-def test_contradicting_the_file_is_an_error(base_weights, expectation, message):
-    with pytest.raises(InputError, match=message):
-        load_base_model(base_weights, **expectation)
+def test_sizes_that_contradict_the_file(base_weights, composite_weights):
+    for path in (base_weights, composite_weights):
+        loaded = load_model(path)
+        assert expect(loaded, path, n_learned_features=4, n_extra_channels=4) is loaded
+        with pytest.raises(InputError, match=rf"`n_learned_features` 15 contradicts {path}, made with 4"):
+            expect(loaded, path, n_learned_features=15)
+    with pytest.raises(InputError, match=rf"`n_extra_features` 10 contradicts {path}, made with 3"):
+        expect(loaded, path, n_extra_features=10)
+    with pytest.raises(InputError, match=rf"{path} reads 4 extra channels, but the data has 1"):
+        expect(loaded, path, n_extra_channels=1)
 
 
-def test_deepfdim_contradicting_a_bare_state_dict_is_an_error(tmp_path):
-    torch.save(SSNModel(6).state_dict(), tmp_path / "published.pth")
-    with pytest.raises(InputError, match="--deepfdim 15 contradicts"):
-        load_base_model(tmp_path / "published.pth", n_learned_features=15)
+def test_features_of_a_bare_state_dict_are_compared(tmp_path):
+    path = tmp_path / "published.pth"
+    torch.save(SSNModel(6).state_dict(), path)
+    with pytest.raises(
+        InputError, match=r"`n_learned_features` 15 contradicts .*published\.pth, made with 6"
+    ):
+        expect(load_model(path), path, n_learned_features=15)
+
+
+def test_kind_that_is_not_expected(base_weights, composite_weights):
+    with pytest.raises(InputError, match=r"base\.pth holds a base model; expected a composite model"):
+        expect(load_model(base_weights), base_weights, kind="composite")
+    with pytest.raises(InputError, match=r"composite\.pth holds a composite model; expected a base model"):
+        expect(load_model(composite_weights), composite_weights, kind="base")
 
 
 @pytest.mark.parametrize(
@@ -76,12 +90,10 @@ def test_deepfdim_contradicting_a_bare_state_dict_is_an_error(tmp_path):
         ("pickle", "not a readable weight file"),
         ("list", "neither a state dict nor one of our checkpoints"),
         ("other network", "holds no model of this repo, as its first tensor is 'fc.weight'"),
-        ("composite", "holds a composite model, not a base model"),
         ("other width", "of another architecture: size mismatch for feature_extract"),
         ("missing tensor", "of another architecture: Missing key"),
         ("no model_args", "neither a state dict nor one of our checkpoints"),
-        ("unknown argument", "describes a model that this version cannot build"),
-        ("unknown distance", "cannot build .*distance must be one of"),
+        ("edited", "damaged or edited: .* weights_sha256"),
         ("nan", "holds values that are not finite, in feature_extract.scale1.0.0.weight"),
     ],
 )
@@ -102,8 +114,6 @@ def test_unusable_file_is_named(base_weights, content, message):
         torch.save([1, 2], base_weights)
     elif content == "other network":
         torch.save({"fc.weight": torch.zeros(2, 2)}, base_weights)
-    elif content == "composite":
-        torch.save({"feature_extract_color.scale1.0.0.weight": torch.zeros(1)}, base_weights)
     elif content == "other width":
         weights["feature_extract.scale1.0.0.weight"] = torch.zeros(32, 5, 3, 3)
         torch.save(weights, base_weights)
@@ -112,21 +122,21 @@ def test_unusable_file_is_named(base_weights, content, message):
         torch.save(weights, base_weights)
     elif content == "no model_args":
         torch.save({"weights": weights}, base_weights)
-    elif content == "unknown argument":
-        torch.save({"weights": weights, "model_args": {"n_heads": 2}}, base_weights)
-    elif content == "unknown distance":
-        torch.save({"weights": weights, "model_args": {"distance": "cosine"}}, base_weights)
+    elif content == "edited":
+        checkpoint = torch.load(base_weights, weights_only=True)
+        checkpoint["weights"]["feature_extract.output_conv.0.bias"][1] += 1e-6
+        torch.save(checkpoint, base_weights)
     elif content == "nan":
         weights["feature_extract.scale1.0.0.weight"][0] = torch.nan
         save_checkpoint({"weights": weights, "model_args": {"n_learned_features": 4}}, base_weights)
     with pytest.raises(InputError, match=message) as caught:
-        load_base_model(base_weights)
+        load_model(base_weights)
     assert str(base_weights) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_our_composite_rebuilds_its_model(composite_weights, base_weights):
-    model, scales, base_sha256 = load_composite_model(composite_weights)
+    model, scales, base_sha256 = load_model(composite_weights)
     expected = read_checkpoint(composite_weights)["weights"]
     for name, value in model.state_dict().items():
         assert value.equal(expected[name]), name
@@ -138,12 +148,12 @@ def test_our_composite_rebuilds_its_model(composite_weights, base_weights):
 
 def test_bare_state_dict_of_a_composite_tells_its_architecture(tmp_path):
     torch.save(CompositeSSNModel(6, 3, n_extra_channels=1).state_dict(), tmp_path / "published.pth")
-    model, scales, base_sha256 = load_composite_model(tmp_path / "published.pth", n_iter=8)
+    model, scales, base_sha256 = load_model(tmp_path / "published.pth")
     assert model.config() == {
         "n_learned_features": 6,
         "n_extra_features": 3,
         "n_extra_channels": 1,
-        "n_iter": 8,
+        "n_iter": 5,
         "distance": "euclidean",
         "sees_position": True,
     }
@@ -152,16 +162,65 @@ def test_bare_state_dict_of_a_composite_tells_its_architecture(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("expectation", "message"),
+    ("place", "name", "value"),
     [
-        ({"n_learned_features": 15}, "--deepfdim 15 contradicts .*composite.pth, made with 4"),
-        ({"n_extra_features": 10}, "--optflow_deepfdim 10 contradicts .*composite.pth, made with 3"),
-        ({"n_iter": 5}, "--niter 5 contradicts .*composite.pth, made with 3"),
+        *(("model_args", "n_iter", value) for value in (0, -1, True, 7.0, "7", None)),
+        ("model_args", "n_learned_features", True),
+        ("model_args", "n_learned_features", 10**9),
+        ("model_args", "n_extra_features", 2),
+        ("model_args", "n_extra_channels", 1),
+        ("model_args", "n_heads", 2),
+        ("model_args", 3, 2),
+        ("model_args", "distance", "cosine"),
+        ("model_args", "distance", torch.zeros(2, 2)),
+        *(("model_args", "sees_position", value) for value in (1, "False", None)),
+        *(
+            ("input_args", "color_scale", value)
+            for value in (-1, float("inf"), float("nan"), True, "1", None)
+        ),
+        *(("input_args", "extra_scale", value) for value in (-0.5, [1.0])),
+        ("input_args", "depth_scale", 1.0),
+        *(("base_sha256", None, value) for value in ("", "abc", 3, "G" * 64, "A" * 64)),
     ],
 )
-def test_contradicting_the_file_of_a_composite_is_an_error(composite_weights, expectation, message):
-    with pytest.raises(InputError, match=message):
-        load_composite_model(composite_weights, **expectation)
+def test_unusable_setting_is_named(composite_weights, place, name, value):
+    checkpoint = read_checkpoint(composite_weights)
+    if name is None:
+        checkpoint[place] = value
+    else:
+        checkpoint[place][name] = value
+    save_checkpoint(checkpoint, composite_weights)
+    with pytest.raises(InputError) as caught:
+        load_model(composite_weights)
+    assert str(composite_weights) in str(caught.value)
+    assert str(name or place) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [None, [1], "x"])
+def test_settings_that_are_no_dict(base_weights, settings):
+    save_checkpoint(read_checkpoint(base_weights) | {"input_args": settings}, base_weights)
+    with pytest.raises(InputError, match=rf"{base_weights} .*{re.escape(repr(settings))}"):
+        load_model(base_weights)
+
+
+def test_checksum_covers_names_types_shapes_and_values(tmp_path):
+    weights = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "c": torch.zeros(2).bfloat16()}
+    others = [
+        weights | {"a": weights["a"].reshape(3, 2)},
+        weights | {"b": torch.tensor(4)},
+        weights | {"b": torch.tensor(3, dtype=torch.int32)},
+        {"a": weights["a"], "d": weights["b"], "c": weights["c"]},
+    ]
+    seen = set()
+    for each in (weights, *others):
+        save_checkpoint({"weights": each, "model_args": {}}, tmp_path / "w.pth")
+        seen.add(torch.load(tmp_path / "w.pth", weights_only=True)["weights_sha256"])
+        assert read_checkpoint(tmp_path / "w.pth").keys() == {"weights", "model_args"}
+    assert len(seen) == 5
+    strided = weights | {"a": weights["a"].T.contiguous().T}
+    save_checkpoint({"weights": strided, "model_args": {}}, tmp_path / "w.pth")
+    assert torch.load(tmp_path / "w.pth", weights_only=True)["weights_sha256"] in seen
 
 
 def test_either_kind_is_loaded_and_read_once(base_weights, composite_weights, monkeypatch):
@@ -179,24 +238,12 @@ def test_either_kind_is_loaded_and_read_once(base_weights, composite_weights, mo
     assert read == [base_weights, composite_weights]
 
 
-def test_composite_that_reads_other_channels(composite_weights):
-    with pytest.raises(InputError, match=r"composite\.pth reads 4 extra channels, but there are 1"):
-        load_composite_model(composite_weights, n_extra_channels=1)
-
-
-def test_base_weights_are_no_composite(base_weights, composite_weights):
-    with pytest.raises(InputError, match=r"base\.pth holds a base model, not a composite model"):
-        load_composite_model(base_weights)
-    with pytest.raises(InputError, match=r"composite\.pth holds a composite model, not a base model"):
-        load_base_model(composite_weights)
-
-
 def test_composite_with_a_tensor_missing(composite_weights):
     weights = read_checkpoint(composite_weights)["weights"]
     del weights["feature_extract_optflow.scale1.0.0.weight"]
     torch.save(weights, composite_weights)
     with pytest.raises(InputError, match="of another architecture: Missing key"):
-        load_composite_model(composite_weights)
+        load_model(composite_weights)
 
 
 def save_base(path, n_learned_features):
@@ -205,10 +252,10 @@ def save_base(path, n_learned_features):
 
 
 def test_base_that_a_composite_was_not_trained_on(composite_weights, base_weights, tmp_path):
-    composite = load_composite_model(composite_weights)
+    composite = load_model(composite_weights)
 
     def check(base_path, composite=composite):
-        check_base_of_composite(load_base_model(base_path), base_path, composite, composite_weights)
+        check_base_of_composite(load_model(base_path), base_path, composite, composite_weights)
 
     check(base_weights)
     save_base(tmp_path / "other.pth", 4)
@@ -219,7 +266,7 @@ def test_base_that_a_composite_was_not_trained_on(composite_weights, base_weight
     save_base(tmp_path / "wide.pth", 5)
     with pytest.raises(InputError, match=r"wide\.pth does not fit .*composite\.pth"):
         check(tmp_path / "wide.pth", composite._replace(base_sha256=None))
-    with pytest.raises(InputError, match=r"--base_model_weights none: the base of .* has a network"):
+    with pytest.raises(InputError, match=r"`base_model_weights` none is no base of .*composite\.pth"):
         check("none")
 
 

@@ -80,20 +80,20 @@ def evaluation_settings(args: argparse.Namespace, device: torch.device) -> dict[
 
 def davis_set(dataset: DAVISDataset, split: str) -> EvaluationSet:
     """DAVIS videos as a data set to evaluate on, named after their split or the file that lists them."""
-    return EvaluationSet(f"DAVIS {Path(split).name}", f"davis_{Path(split).stem}", dataset, dataset.sources)
+    return EvaluationSet(f"DAVIS {Path(split).name}", f"davis_{Path(split).stem}", dataset)
 
 
 def bsds_set(bsds_root: Path, split: str) -> EvaluationSet:
     """A split of BSDS500 as a data set to evaluate on."""
     dataset = BSDSDataset(bsds_root, split)
-    return EvaluationSet(f"BSDS500 {split}", f"bsds500_{split}", dataset, dataset.sources)
+    return EvaluationSet(f"BSDS500 {split}", f"bsds500_{split}", dataset)
 
 
 def folder_set(data_root: Path) -> EvaluationSet:
     """A folder of people's own images as a data set to evaluate on, named after it."""
     dataset = FolderDataset(data_root)
     name = data_root.resolve().name
-    return EvaluationSet(name, re.sub(r"[^\w.+-]", "_", name), dataset, dataset.sources)
+    return EvaluationSet(name, re.sub(r"[^\w.+-]", "_", name), dataset)
 
 
 def network_method(

@@ -16,6 +16,9 @@ from lib.weights import (
     DEFAULT_N_LEARNED_FEATURES,
     DEFAULT_OPTFLOW_SCALE,
     DEFAULT_POS_SCALE,
+    LoadedModel,
+    expect,
+    load_model,
 )
 
 logger = logging.getLogger(__name__)
@@ -225,6 +228,14 @@ def add_composite_weights_arg(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="weights of the composite model",
     )
+
+
+def load_for_use(path: Path | str, *, n_iter: int | None, **expected: int | str | None) -> LoadedModel:
+    """Load a weight file, check what `lib.weights.expect` checks, and set the iterations if given."""
+    loaded = expect(load_model(path), path, **expected)
+    if n_iter is not None:
+        loaded.model.n_iter = n_iter
+    return loaded
 
 
 def choose_scales(trained: InputScales, **given: float | None) -> InputScales:

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from PIL import Image
 
+from lib.cli.fields import with_options
 from lib.datasets.loaders import is_lost_worker
 from lib.runtime.errors import InputError, OtherRankError, RunError, is_out_of_memory
 from lib.runtime.memory import keep_freed_memory
@@ -90,5 +91,5 @@ def _tell(program: str, error: Exception, status: int) -> int:
     # An error of a data loader's worker arrives as the text of its traceback: the last line is the error.
     message = (str(error).strip().splitlines() or [type(error).__name__])[-1]
     message = message.removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")
-    print(f"{program}: error: {message}", file=sys.stderr)
+    print(f"{program}: error: {with_options(message)}", file=sys.stderr)
     return status

@@ -1,5 +1,6 @@
-"""What every data set yields, whatever its files look like."""
+"""Interface of all datasets: the images that they yield, and the identity of their files."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -25,12 +26,12 @@ class SegmentedImage(NamedTuple):
 
 
 class FileDataset(Dataset[SegmentedImage], ABC):
-    """A data set that lies in files, of which some things can be told before an image is read."""
+    """Dataset backed by files: names and sizes are known before an image is decoded."""
 
     @property
     @abstractmethod
     def sources(self) -> list[str]:
-        """Name and size of every file, which tell one set of images from another."""
+        """Name and size in bytes of every file, in a fixed order; see `fingerprint`."""
 
     @abstractmethod
     def image_shapes(self) -> Mapping[str, tuple[int, int]]:
@@ -41,6 +42,16 @@ class FileDataset(Dataset[SegmentedImage], ABC):
         InputError
             If an annotation has another size than its image, or a file cannot be read.
         """
+
+
+def fingerprint(dataset: Dataset[SegmentedImage]) -> str:
+    """Return a SHA-256 that distinguishes one set of images from another.
+
+    It covers names and sizes of the files, but not their folder, so a dataset may be moved. A dataset
+    without files has the SHA-256 of nothing.
+    """
+    sources = dataset.sources if isinstance(dataset, FileDataset) else []
+    return hashlib.sha256("\n".join(sources).encode()).hexdigest()
 
 
 def check_image(image: SegmentedImage) -> SegmentedImage:

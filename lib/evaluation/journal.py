@@ -1,69 +1,70 @@
-"""The scores of an evaluation on disk, image by image, so that an interrupted one can go on."""
+"""Scores of an evaluation on disk, image by image, so that an interrupted run can go on."""
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lib.evaluation.loop import ImageScores, Run
+from lib.evaluation.tables import without_nan, write_csv
 from lib.files.atomic import atomic_path, name_failed_write
 from lib.metrics.registry import PAIR_METRICS, SPIXEL_METRICS, Scores
 from lib.runtime.errors import InputError
 
-SCORES, SECONDS = "scores.csv", "seconds.csv"
-
-_RUN_COLUMNS = ["method", "requested", "pos_scale"]
-_SECONDS_COLUMNS = ["dataset", *_RUN_COLUMNS, "seconds"]
+JOURNAL, SCORES, SECONDS = "scores.jsonl", "scores.csv", "seconds.csv"
 
 
 class Journal:
-    """Two tables: `scores.csv`, which grows by an image at a time, and `seconds.csv`.
+    """`scores.jsonl`, which grows by a line an image, and the tables that are written from it at the end.
 
-    A row of `scores.csv` is an image, a run and one of the annotations, with the metrics of the superpixels
-    repeated for every annotation; a row of `seconds.csv` is a run. Times are apart, since the scores of a
-    repeated evaluation are the same to the last digit. Numbers are written in full.
+    A line holds the scores of an image, or the seconds of the runs on a dataset. Numbers are written in
+    full, and NaN is null.
 
     Parameters
     ----------
     folder : Path
-        Where the tables are, or will be. What is there already is kept, but for an image that is not
-        complete.
+        Folder of the files. Complete lines in it are kept.
     metrics : sequence of str
         Metrics of the scores.
     runs : mapping of str to sequence of Run
-        The runs by data set, in the order in which they are evaluated.
+        Runs by dataset, in the order of their evaluation.
 
     Raises
     ------
     InputError
-        If the tables are there, but damaged.
+        If a complete line cannot be used.
     RunError
-        If they cannot be written.
+        If the file cannot be written.
     """
 
     def __init__(self, folder: Path, metrics: Sequence[str], runs: Mapping[str, Sequence[Run]]) -> None:
-        self._scores_path, self._seconds_path = folder / SCORES, folder / SECONDS
+        self._folder, self._path, self._runs = folder, folder / JOURNAL, runs
         names = {"n_spixels", *metrics}
         self._spixel_metrics = [metric.name for metric in SPIXEL_METRICS if metric.name in names]
         self._pair_metrics = [metric.name for metric in PAIR_METRICS if metric.name in names]
-        metric_columns = [*self._spixel_metrics, *self._pair_metrics]
-        self._columns = ["dataset", "image", *_RUN_COLUMNS, "annotation", "annotations", *metric_columns]
-        self._done: dict[str, list[dict[Run, ImageScores]]] = {}
-        self._seconds: dict[str, dict[Run, float]] = {}
-        try:
-            self._read_scores(runs)
-            self._read_seconds(runs)
-        except (KeyError, ValueError, csv.Error) as error:
-            raise InputError(
-                f"{self._scores_path} or {self._seconds_path} is damaged ({error}); use --overwrite"
-            ) from error
+        self._images: dict[str, list[Mapping[Run, ImageScores]]] = {dataset: [] for dataset in runs}
+        self._seconds: dict[str, Mapping[Run, float]] = {}
+        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
+        if lines and not lines[-1].endswith(b"\n"):  # cut short by a crash
+            lines.pop()
+        for number, line in enumerate(lines, 1):
+            try:
+                self._keep(json.loads(line))
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(
+                    f"must be set to start anew: line {number} of {self._path} is damaged",
+                    parameter="overwrite",
+                ) from error
+        with atomic_path(self._path) as temporary:
+            temporary.write_bytes(b"".join(lines))
 
-    def done(self, dataset: str) -> list[dict[Run, ImageScores]]:
-        """The scores of the images of a data set that were there at the start, in order."""
-        return self._done[dataset]
+    def images(self, dataset: str) -> list[Mapping[Run, ImageScores]]:
+        """Return the scores of the images of a dataset so far, in order."""
+        return list(self._images[dataset])
 
-    def seconds(self, dataset: str) -> dict[Run, float] | None:
-        """Seconds per image of the runs on a data set; None if they have not been measured."""
+    def seconds(self, dataset: str) -> Mapping[Run, float] | None:
+        """Return the seconds per image of the runs on a dataset, if they have been measured."""
         return self._seconds.get(dataset)
 
     def add(self, dataset: str, image: Mapping[Run, ImageScores]) -> None:
@@ -72,112 +73,86 @@ class Journal:
         Raises
         ------
         RunError
-            If writing fails, say because the disk is full.
+            If writing fails, for example because the disk is full.
         """
-        rows = self._rows(dataset, image)
-        with (
-            name_failed_write(self._scores_path),
-            self._scores_path.open("a", encoding="utf-8", newline="") as file,
-        ):
-            file.write(_format(rows, self._columns))
+        name = next(iter(image.values())).image
+        scores = [{"run": list(run), **scored.scores._asdict()} for run, scored in image.items()]
+        self._append({"dataset": dataset, "image": name, "scores": scores})
+        self._images[dataset].append(image)
 
     def set_seconds(self, dataset: str, seconds: Mapping[Run, float]) -> None:
-        """Write the seconds per image of the runs on a data set.
+        """Write the seconds per image of the runs on a dataset.
 
         Raises
         ------
         RunError
             If writing fails.
         """
-        self._seconds[dataset] = dict(seconds)
+        self._append({"dataset": dataset, "seconds": list(seconds.values())})
+        self._seconds[dataset] = seconds
+
+    def write_tables(self) -> None:
+        """Write `scores.csv` and `seconds.csv`.
+
+        A row of `scores.csv` is an image, a run and an annotation, with the metrics of the superpixels
+        repeated for every annotation; a row of `seconds.csv` is a run. The times have a file of their own,
+        because the scores of a repeated evaluation are the same to the last digit.
+
+        Raises
+        ------
+        RunError
+            If writing fails.
+        """
+        write_csv(self._folder / SCORES, list(self._score_rows()))
         rows = [
-            {"dataset": name, **_run_cells(run), "seconds": repr(value)}
-            for name, by_run in self._seconds.items()
+            {"dataset": dataset, **_run_cells(run), "seconds": value}
+            for dataset, by_run in self._seconds.items()
             for run, value in by_run.items()
         ]
-        _write(self._seconds_path, rows, _SECONDS_COLUMNS)
+        write_csv(self._folder / SECONDS, rows)
 
-    def _rows(self, dataset: str, image: Mapping[Run, ImageScores]) -> list[dict[str, str]]:
-        rows = []
-        for run, scored in image.items():
-            start = {"dataset": dataset, "image": scored.image, **_run_cells(run)}
-            n_annotations = len(scored.scores.pairs)
-            for idx, pair in enumerate(scored.scores.pairs):
-                values = {name: repr(value) for name, value in (scored.scores.spixels | pair).items()}
-                rows.append({**start, "annotation": str(idx), "annotations": str(n_annotations), **values})
-        return rows
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        with name_failed_write(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(without_nan(entry)) + "\n")
 
-    def _read_scores(self, runs: Mapping[str, Sequence[Run]]) -> None:
-        """Read the images that are complete, and write the table anew with these alone."""
-        by_image: dict[tuple[str, str], list[dict[str, str]]] = {}
-        for row in _read(self._scores_path):
-            by_image.setdefault((row["dataset"], row["image"]), []).append(row)
-        self._done = {dataset: [] for dataset in runs}
-        kept = []
-        is_cut = set()  # data sets after whose images so far one is not complete
-        for (dataset, image), rows in by_image.items():
-            scores = self._parse(image, rows, runs[dataset])
-            if scores is None or dataset in is_cut:
-                is_cut.add(dataset)
-                continue
-            self._done[dataset].append(scores)
-            kept += self._rows(dataset, scores)
-        _write(self._scores_path, kept, self._columns)
+    def _keep(self, entry: Mapping[str, Any]) -> None:
+        """Take over what a line of an earlier run says."""
+        runs = self._runs[entry["dataset"]]
+        if "seconds" in entry:
+            seconds = map(float, entry["seconds"])
+            self._seconds[entry["dataset"]] = dict(zip(runs, seconds, strict=True))
+            return
+        image = {}
+        for run, scored in zip(runs, entry["scores"], strict=True):
+            if Run(*scored["run"]) != run:
+                raise ValueError(f"expected {run}")
+            pairs = [_numbers(pair, self._pair_metrics) for pair in scored["pairs"]]
+            scores = Scores(_numbers(scored["spixels"], self._spixel_metrics), pairs)
+            image[run] = ImageScores(entry["image"], scores)
+        self._images[entry["dataset"]].append(image)
 
-    def _parse(
-        self, image: str, rows: Sequence[Mapping[str, str]], runs: Sequence[Run]
-    ) -> dict[Run, ImageScores] | None:
-        """The scores of an image from its rows; None if some are missing."""
-        by_run: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
-        for row in rows:
-            by_run.setdefault(tuple(row[column] for column in _RUN_COLUMNS), []).append(row)
-        scores = {}
-        for run in runs:
-            of_run = by_run.get(tuple(_run_cells(run).values()), [])
-            if not of_run or len(of_run) != int(of_run[0]["annotations"]):
-                return None
-            spixels = {name: _number(of_run[0][name]) for name in self._spixel_metrics}
-            pairs = [{name: _number(row[name]) for name in self._pair_metrics} for row in of_run]
-            scores[run] = ImageScores(image, Scores(spixels, pairs))
-        return scores
-
-    def _read_seconds(self, runs: Mapping[str, Sequence[Run]]) -> None:
-        rows = _read(self._seconds_path)
-        for dataset, expected in runs.items():
-            cells = {
-                tuple(row[column] for column in _RUN_COLUMNS): row["seconds"]
-                for row in rows
-                if row["dataset"] == dataset
-            }
-            values = [cells.get(tuple(_run_cells(run).values())) for run in expected]
-            if None not in values:
-                self._seconds[dataset] = dict(zip(expected, map(float, values), strict=True))
+    def _score_rows(self) -> Iterator[dict[str, Any]]:
+        for dataset, images in self._images.items():
+            for image in images:
+                for run, (name, (spixels, pairs)) in image.items():
+                    start = {"dataset": dataset, "image": name, **_run_cells(run)}
+                    for idx, pair in enumerate(pairs):
+                        yield {
+                            **start,
+                            "annotation": idx,
+                            "annotations": len(pairs),
+                            **{metric: spixels[metric] for metric in self._spixel_metrics},
+                            **{metric: pair[metric] for metric in self._pair_metrics},
+                        }
 
 
-def _run_cells(run: Run) -> dict[str, str]:
-    cells = [run.method, str(run.n_spixels), "" if run.pos_scale is None else repr(run.pos_scale)]
-    return dict(zip(_RUN_COLUMNS, cells, strict=True))
+def _run_cells(run: Run) -> dict[str, Any]:
+    return {"method": run.method, "requested": run.n_spixels, "pos_scale": run.pos_scale}
 
 
-def _number(text: str) -> float:
-    return int(text) if text.isdigit() else float(text)
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    """The rows that are whole; a crash may have cut the last one short."""
-    if not path.exists():
-        return []
-    whole_lines = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    return [row for row in csv.DictReader(io.StringIO(whole_lines)) if None not in row.values()]
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:
-    header = dict(zip(columns, columns, strict=True))
-    with atomic_path(path) as temporary:
-        temporary.write_text(_format([header, *rows], columns), encoding="utf-8", newline="")
-
-
-def _format(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> str:
-    buffer = io.StringIO()
-    csv.DictWriter(buffer, columns, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()
+def _numbers(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
+    """Return the named values of a line, with NaN for null."""
+    numbers = {name: math.nan if values[name] is None else values[name] for name in names}
+    if not all(type(number) in (int, float) for number in numbers.values()):
+        raise TypeError(f"expected numbers, got {numbers}")
+    return numbers

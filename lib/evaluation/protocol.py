@@ -1,6 +1,5 @@
 """What an evaluation did: in words, and in all that is needed to repeat it."""
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import Dataset
 
-from lib.datasets.base import SegmentedImage
+from lib.datasets.base import SegmentedImage, fingerprint
 from lib.evaluation.methods import Method
 from lib.evaluation.summary import COUNT_RANGE
 from lib.evaluation.timing import N_TIMED_IMAGES
@@ -75,7 +74,6 @@ class EvaluationSet(NamedTuple):
     name: str  # in tables
     file_name: str  # start of the names of its pictures
     dataset: Dataset[SegmentedImage]
-    sources: Sequence[str] = ()  # what it is read from, if known: a run goes on only with the same
 
 
 def make_record(
@@ -110,7 +108,7 @@ def make_record(
             each.name: {
                 "images": len(each.dataset),
                 "pictures": each.file_name,
-                "sources_sha256": hashlib.sha256("\n".join(each.sources).encode()).hexdigest(),
+                "sources_sha256": fingerprint(each.dataset),
             }
             for each in sets
         },
@@ -169,7 +167,8 @@ def check_same_run(record: Mapping[str, Any], out_dir: Path) -> None:
         earlier = _flatten(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"--resume: {path} does not tell of which run the results are; use --overwrite"
+            f"must be set to start anew: {path} does not describe the run of the results",
+            parameter="overwrite",
         ) from error
     ours = _flatten(json.loads(json.dumps(record)))
     free = {f"options.{name}" for name in _FREE_ON_RESUME}
@@ -177,9 +176,9 @@ def check_same_run(record: Mapping[str, Any], out_dir: Path) -> None:
         if name not in free and earlier.get(name) != ours.get(name):
             values = f"is {earlier.get(name, 'unset')}, not {ours.get(name, 'unset')}"
             raise InputError(
-                f"--resume: {out_dir} holds another run: {name} "
-                f"{values if len(values) < 200 else 'differs'}; "
-                "choose another --out_dir, or --overwrite"
+                f"{out_dir} holds another run: {name} {values if len(values) < 200 else 'differs'}; "
+                "choose another folder, or set `overwrite`",
+                parameter="out_dir",
             )
 
 

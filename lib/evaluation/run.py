@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lib.evaluation.journal import SCORES, SECONDS, Journal
+from lib.evaluation.journal import JOURNAL, SCORES, SECONDS, Journal
 from lib.evaluation.loop import (
     ImageScores,
     Run,
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 PICTURES = "pictures"  # folder
 
-_FILES = (RECORD, SCORES, SECONDS, RESULTS, SUMMARY_MARKDOWN, SUMMARY_CSV, CURVE_MEANS_CSV)
+_FILES = (RECORD, JOURNAL, SCORES, SECONDS, RESULTS, SUMMARY_MARKDOWN, SUMMARY_CSV, CURVE_MEANS_CSV)
 
 
 def run_evaluation(
@@ -139,6 +139,7 @@ def run_evaluation(
     if with_protocol:
         logger.info("\n%s", describe(record))
     if out_dir and is_first_rank():
+        journal.write_tables()
         write_results(out_dir, results, record, metrics)
         for each, result, scored in zip(sets, results, scored_sets, strict=True):
             write_curves(out_dir / PICTURES, each.file_name, result, shown)
@@ -195,7 +196,7 @@ def _score_set(
     metrics: Sequence[str],
     n_workers: int,
 ) -> list[dict[Run, ImageScores]]:
-    images = on_first_rank(lambda: list(journal.done(each.name)) if journal else [])
+    images = on_first_rank(lambda: journal.images(each.name) if journal else [])
     try:
         for image in evaluate(
             methods,

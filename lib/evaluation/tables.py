@@ -97,12 +97,12 @@ def write_results(
     """
     _write(out_dir / SUMMARY_MARKDOWN, _markdown_page(results, metrics))
     rows = [row for result in results for row in _summary_rows(result)]
-    _write_csv(out_dir / SUMMARY_CSV, rows)
+    write_csv(out_dir / SUMMARY_CSV, rows)
     curve_rows = [row for result in results for row in _curve_rows(result)]
     if curve_rows:
-        _write_csv(out_dir / CURVE_MEANS_CSV, curve_rows)
+        write_csv(out_dir / CURVE_MEANS_CSV, curve_rows)
     content = {**record, "summaries": rows, "curve_means": curve_rows}
-    _write(out_dir / RESULTS, json.dumps(_without_nan(content), indent=2) + "\n")
+    _write(out_dir / RESULTS, json.dumps(without_nan(content), indent=2) + "\n")
 
 
 def _markdown_page(results: Sequence[DatasetResults], metrics: Sequence[str]) -> str:
@@ -214,17 +214,18 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of the same columns; numbers in full, None as an empty cell."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN."""
+def without_nan(value: Any) -> Any:
+    """Replace NaN by None in nested mappings and lists, because JSON has no NaN."""
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

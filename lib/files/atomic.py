@@ -1,9 +1,10 @@
 """Writing files that are never half there, and finding out early that they cannot be written."""
 
+import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,13 +22,51 @@ def atomic_path(path: Path) -> Iterator[Path]:
     RunError
         If writing fails, say because the disk is full.
     """
-    temporary = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    temporary = _temporary_path(path)
     with name_failed_write(path):
         try:
             yield temporary
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_together(writers: Mapping[Path, Callable[[Path], None]]) -> None:
+    """Write several files, or none of them if one fails.
+
+    Parameters
+    ----------
+    writers : mapping of Path to callable
+        What writes each file, given a temporary path beside it; all are renamed after the last is written.
+
+    Raises
+    ------
+    RunError
+        If a file cannot be written.
+    """
+    temporaries = {path: _temporary_path(path) for path in writers}
+    renamed = []
+    try:
+        for path, write in writers.items():
+            with name_failed_write(path):
+                if path.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                write(temporaries[path])
+        for path, temporary in temporaries.items():
+            with name_failed_write(path):
+                temporary.replace(path)
+            renamed.append(path)
+    except BaseException:
+        for path in renamed:
+            path.unlink()
+        raise
+    finally:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary_path(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
 
 
 def remove_leftovers(folder: Path) -> None:

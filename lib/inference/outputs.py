@@ -1,13 +1,12 @@
 """Files of superpixels: overlays, label maps, features."""
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from lib.files.atomic import atomic_path
+from lib.files.atomic import write_together
 from lib.files.hdf5 import write_hdf5
 from lib.optflow.drawing import draw_flow
 from lib.runtime.errors import InputError
@@ -94,7 +93,7 @@ def write_outputs(
     style: OverlayStyle = DEFAULT_STYLE,
     flow: np.ndarray | None = None,
 ) -> None:
-    """Write what is asked for about an image. Either all files are written or none.
+    """Write the requested files of an image. Either all files are written or none.
 
     Parameters
     ----------
@@ -105,7 +104,7 @@ def write_outputs(
     style : OverlayStyle
         How the overlay looks.
     flow : ndarray, shape (H, W, 4), float32, optional
-        What to draw of it, if asked for; see `draw_flow`.
+        Optical flow to draw, if requested; see `draw_flow`.
 
     Raises
     ------
@@ -114,27 +113,28 @@ def write_outputs(
     RunError
         If a file cannot be written.
     """
-    with ExitStack() as stack:
-        _write_picture(
-            style.draw(superpixels), stack.enter_context(atomic_path(files.overlay)), files.overlay
+    writers = {files.overlay: lambda to: _write_picture(style.draw(superpixels), to, files.overlay)}
+    if files.flow:
+        writers[files.flow] = lambda to: _write_picture(draw_flow(flow), to, files.flow)
+    if files.labels:
+        writers[files.labels] = lambda to: _write_labels(superpixels.labels, to, files.labels)
+    if files.features:
+        writers[files.features] = lambda to: _write_features(superpixels, to)
+    if files.outlines:
+        draw = to_svg if files.outlines.suffix.lower() == ".svg" else to_geojson
+        writers[files.outlines] = lambda to: to.write_text(draw(superpixels))
+    write_together(writers)
+
+
+def _write_features(superpixels: Superpixels, temporary: Path) -> None:
+    with temporary.open("wb") as file:  # given a name, NumPy may add a suffix to it
+        np.savez(
+            file,
+            pixel_features=superpixels.pixel_features,
+            spixel_features=superpixels.features,
+            n_base_features=superpixels.n_base_features,
+            labels=superpixels.labels,
         )
-        if files.flow:
-            _write_picture(draw_flow(flow), stack.enter_context(atomic_path(files.flow)), files.flow)
-        if files.labels:
-            _write_labels(superpixels.labels, stack.enter_context(atomic_path(files.labels)), files.labels)
-        if files.features:
-            temporary = stack.enter_context(atomic_path(files.features))
-            with temporary.open("wb") as file:  # given a name, NumPy may add a suffix to it
-                np.savez(
-                    file,
-                    pixel_features=superpixels.pixel_features,
-                    spixel_features=superpixels.features,
-                    n_base_features=superpixels.n_base_features,
-                    labels=superpixels.labels,
-                )
-        if files.outlines:
-            draw = to_svg if files.outlines.suffix.lower() == ".svg" else to_geojson
-            stack.enter_context(atomic_path(files.outlines)).write_text(draw(superpixels))
 
 
 def _write_picture(picture: np.ndarray, temporary: Path, path: Path) -> None:
@@ -159,12 +159,14 @@ def _write_labels(labels: np.ndarray, temporary: Path, path: Path) -> None:
         case _:
             if labels.min() < 0:
                 raise InputError(
-                    f"--save_labels {path}: a PNG cannot hold -1, the label of pixels outside the mask; "
-                    "use a name that ends in .npy, .tif or .h5"
+                    f"{path}: a PNG cannot hold -1, the label of pixels outside the mask; "
+                    "use a name that ends in .npy, .tif or .h5",
+                    parameter="save_labels",
                 )
             if labels.max() > MAX_PNG_LABEL:
                 raise InputError(
-                    f"--save_labels {path}: label {labels.max()} does not fit a 16-bit PNG; "
-                    "use a name that ends in .npy, .tif or .h5"
+                    f"{path}: label {labels.max()} does not fit a 16-bit PNG; "
+                    "use a name that ends in .npy, .tif or .h5",
+                    parameter="save_labels",
                 )
             Image.fromarray(labels.astype(np.uint16)).save(temporary)

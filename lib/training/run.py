@@ -1,6 +1,5 @@
 """A whole training run: any model, any data set; what the training scripts share."""
 
-import hashlib
 import itertools
 import logging
 import math
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.backends import cudnn
 from torch.utils.data import Dataset
 
-from lib.datasets.base import FileDataset, SegmentedImage
+from lib.datasets.base import FileDataset, SegmentedImage, fingerprint
 from lib.datasets.crops import TrainingCrops
 from lib.datasets.loaders import EvaluationImages, training_loader
 from lib.evaluation.loop import check_first_image, connected_superpixels, evaluate, list_runs
@@ -45,6 +44,9 @@ VALIDATION_METRICS = (
     "mean_iou_foreground",
     "compactness",
 )
+
+# Start of a fingerprint in a checkpoint. Older checkpoints hold a SHA-256 of the names alone, without it.
+_WITH_SIZES = "names+sizes:"
 
 _COUNT_OPTION = "--val_nspix"  # what asks for the superpixels of validation
 
@@ -245,7 +247,7 @@ def _check_sets(
     Returns
     -------
     dict of str to str
-        SHA-256 of the names of the images, by the name of the data set, for those that lie in files.
+        Fingerprints of the datasets that lie in files, by name.
     """
     if max(recipe.n_spixels) > recipe.crop_size**2:
         raise InputError(
@@ -265,13 +267,17 @@ def _check_sets(
             for image_name, (height, width) in shapes.items():
                 check_n_spixels(val_n_spixels, height * width, image_name, option=_COUNT_OPTION)
         if shapes:
-            names_sha256[name] = hashlib.sha256("\n".join(shapes).encode()).hexdigest()
+            names_sha256[name] = _WITH_SIZES + on_first_rank(partial(fingerprint, dataset))
     return names_sha256
 
 
 def _changed_sets(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
-    """Names of the data sets that differ among those known from both."""
-    return [name for name in ours if theirs.get(name, ours[name]) != ours[name]]
+    """Return the names of the datasets that differ, as far as both fingerprints are of one scheme."""
+    return [
+        name
+        for name, value in ours.items()
+        if theirs.get(name, "").startswith(_WITH_SIZES) and theirs[name] != value
+    ]
 
 
 def _losses_of(

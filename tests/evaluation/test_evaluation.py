@@ -19,7 +19,7 @@ from lib.metrics.registry import Scores
 from lib.network.inputs import InputScales
 from lib.runtime.errors import InputError, RunError
 from lib.slic.grid import CellGrid
-from lib.weights import load_composite_model
+from lib.weights import load_model
 from model import CompositeSSNModel, SSNModel, SSNPix
 
 LEFT_RIGHT = np.repeat([[0, 1]], 20, axis=0).repeat(10, axis=1).astype(np.int32)
@@ -257,7 +257,7 @@ def test_grid_is_where_the_clustering_starts():
 
 
 def test_composite_needs_its_channels(composite_weights):
-    loaded = load_composite_model(composite_weights)
+    loaded = load_model(composite_weights)
     method = NetworkMethod("composite", loaded.model, loaded.scales, CPU)
     with pytest.raises(InputError, match="reads 4 extra channels, but the image has 0"):
         method.segment(first_image(), [Setting(9, 5.0)])

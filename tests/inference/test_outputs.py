@@ -1,5 +1,7 @@
 """Files of superpixels."""
 
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from helpers import make_quadrants
 from lib.files.atomic import check_output_file
 from lib.inference.outputs import OutputFiles, OverlayStyle, write_outputs
 from lib.optflow.drawing import draw_flow
-from lib.runtime.errors import InputError
+from lib.runtime.errors import InputError, RunError
 from lib.superpixels.drawing import draw_boundaries
 from lib.superpixels.regions import Superpixels
 
@@ -47,7 +49,7 @@ def test_labels_come_back(tmp_path, suffix):
 def test_labels_above_16_bits(tmp_path, suffix):
     superpixels = every_pixel(256, 257)
     overlay, path = tmp_path / "overlay.png", tmp_path / f"labels.{suffix}"
-    with pytest.raises(InputError, match=r"--save_labels .*does not fit a 16-bit PNG.*\.npy, \.tif or \.h5"):
+    with pytest.raises(InputError, match=r"`save_labels` .*does not fit a 16-bit PNG.*\.npy, \.tif or \.h5"):
         write_outputs(superpixels, OutputFiles(overlay, labels=tmp_path / "labels.png"))
     assert list(tmp_path.iterdir()) == []
     write_outputs(superpixels, OutputFiles(overlay, labels=path))
@@ -70,6 +72,35 @@ def test_overlay_too_large_for_its_format_leaves_nothing(tmp_path, name, width, 
     files = OutputFiles(tmp_path / name, labels=tmp_path / "labels.npy")
     with pytest.raises(InputError, match=told):
         write_outputs(make_superpixels(2, width), files)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["labels", "flow", "outlines"])
+def test_one_file_that_cannot_be_written_leaves_none(tmp_path, kind):
+    names = {"labels": "l.npy", "flow": "f.png", "outlines": "x.svg"}
+    paths = {name: tmp_path / file for name, file in names.items()}
+    (paths[kind] / "inside").mkdir(parents=True)
+    before = tmp_path / "o.png"
+    before.write_bytes(b"old")
+    flow = np.zeros((5, 6, 4), dtype=np.float32)
+    with pytest.raises(RunError, match=rf"{paths[kind]} \(Is a directory\)"):
+        write_outputs(make_superpixels(), OutputFiles(before, **paths), flow=flow)
+    assert sorted(tmp_path.iterdir()) == sorted([before, paths[kind]])
+    assert before.read_bytes() == b"old"
+
+
+def test_rename_that_fails_leaves_none(tmp_path, monkeypatch):
+    replace = Path.replace
+
+    def fail_for_labels(path, target):
+        if target.name == "l.npy":
+            raise PermissionError(1, "Operation not permitted")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", fail_for_labels)
+    files = OutputFiles(tmp_path / "o.png", labels=tmp_path / "l.npy", outlines=tmp_path / "x.svg")
+    with pytest.raises(RunError, match=r"l\.npy \(Operation not permitted\)"):
+        write_outputs(make_superpixels(), files)
     assert list(tmp_path.iterdir()) == []
 
 

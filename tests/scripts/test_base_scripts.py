@@ -25,7 +25,7 @@ from lib.network.inputs import InputScales, model_input
 from lib.runtime.errors import InputError
 from lib.training import run as training_run
 from lib.training.trainer import learning_rate_share
-from lib.weights import load_base_model, read_checkpoint, save_checkpoint
+from lib.weights import load_model, read_checkpoint, save_checkpoint
 
 REPO_ROOT = Path(__file__).parents[2]
 
@@ -94,7 +94,7 @@ def test_train_evaluate_and_segment(bsds_root, davis_root, tmp_path, device, cap
     assert 0 < log[-1]["davis_mean_iou"] <= 1
 
     weights = tmp_path / "run" / "best_model.pth"
-    loaded = load_base_model(weights)
+    loaded = load_model(weights)
     assert loaded.model.n_iter == 3
     common = [f"--base_model_weights={weights}", "--nspix=24", on_device]
     results = eval_base_model.main(
@@ -248,7 +248,7 @@ def test_checkpoints_tell_the_scales_they_were_trained_with(bsds_root, tmp_path)
     argv = train_argv(bsds_root, tmp_path / "run", "--color_scale=0.5", "--pos_scale=2")
     train_base_model.main(argv)
     for name in ("best_model.pth", "last_model.pth"):
-        assert load_base_model(tmp_path / "run" / name).scales == InputScales(0.5, 2)
+        assert load_model(tmp_path / "run" / name).scales == InputScales(0.5, 2)
 
 
 def test_training_twice_into_one_folder_is_refused(bsds_root, tmp_path, capsys):
@@ -355,10 +355,10 @@ def test_training_on_a_folder_of_images(tmp_path, base_weights):
     ]
     state = train_base_model.main(argv)
     assert state.is_finished
-    start = load_base_model(base_weights).model.feature_extract.output_conv[0].weight
+    start = load_model(base_weights).model.feature_extract.output_conv[0].weight
     torch.testing.assert_close(state.model.feature_extract.output_conv[0].weight, start, atol=1e-6, rtol=0)
-    scales = load_base_model(tmp_path / "run" / "best_model.pth").scales
-    assert scales == load_base_model(base_weights).scales == InputScales(0.3, 7.0)
+    scales = load_model(tmp_path / "run" / "best_model.pth").scales
+    assert scales == load_model(base_weights).scales == InputScales(0.3, 7.0)
     log = (tmp_path / "run" / "log.jsonl").read_text()
     assert json.loads(log.splitlines()[-1])["val_asa"] > 0.5
 
@@ -669,12 +669,16 @@ def test_resuming_with_other_images_is_told(bsds_root, tmp_path, caplog):
     train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
     argv = train_argv(bsds_root, tmp_path / "run", "--resume=auto", "--train_iter=3")
     unchanged = train_base_model.main(argv)
+    last_model = tmp_path / "run" / "last_model.pth"
+    checkpoint = read_checkpoint(last_model)
+    names_alone = {"train": "0" * 64, "bsds_val": "0" * 64}  # as older versions wrote them
+    save_checkpoint(checkpoint | {"image_names_sha256": names_alone}, last_model)
+    unchanged = train_base_model.main(argv)
     assert "not the images" not in caplog.text
 
     data = bsds_root / "BSDS500/data"
     for folder in ("images", "groundTruth"):
         next((data / folder / "val").glob("100.*")).unlink()
-    last_model = tmp_path / "run" / "last_model.pth"
     checkpoint = read_checkpoint(last_model)
     save_checkpoint({**checkpoint, "best_score": 2.0}, last_model)  # which no validation beats
     changed = train_base_model.main([*argv, "--train_iter=4"])

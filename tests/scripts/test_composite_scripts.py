@@ -26,7 +26,7 @@ from lib.datasets.davis import DAVISDataset
 from lib.metrics.definitions import ContingencyTable, mean_iou
 from lib.optflow.archive import FlowArchive
 from lib.runtime.errors import InputError, RunError
-from lib.weights import file_sha256, load_base_model, load_composite_model, read_checkpoint
+from lib.weights import file_sha256, load_model, read_checkpoint
 
 REPO_ROOT = Path(__file__).parents[2]
 
@@ -73,11 +73,11 @@ def test_train_evaluate_and_segment(
     assert "4 images in train, 4 images in davis_val" in caplog.text
 
     weights = tmp_path / "run" / "best_model.pth"
-    loaded = load_composite_model(weights)
+    loaded = load_model(weights)
     assert loaded.base_sha256 == file_sha256(base_weights)
     assert loaded.scales == (0.3, 7.0, 2.0)  # the first two are those of the base
     assert loaded.model.config()["n_extra_features"] == 3
-    base = load_base_model(base_weights).model.feature_extract.state_dict()
+    base = load_model(base_weights).model.feature_extract.state_dict()
     for name, value in loaded.model.feature_extract_color.state_dict().items():
         assert value.equal(base[name]), name
 
@@ -178,7 +178,7 @@ def test_training_options_have_an_effect(train_argv, tmp_path, option):
         (["--optflow_method=dis"], "lacks optflow_dis_car.h5, optflow_dis_dogs.h5; estimate_optflow.py"),
         (["--davis_optflow_folder={tmp}/no"], "argument --davis_optflow_folder: no folder {tmp}/no"),
         (["--base_model_weights=none"], "--base_model_weights none: a composite needs a base with a network"),
-        (["--base_model_weights={composite}"], "{composite} holds a composite model, not a base model"),
+        (["--base_model_weights={composite}"], "{composite} holds a composite model; expected a base model"),
         (["--deepfdim=15"], "--deepfdim 15 contradicts {base}, made with 4"),
         (["--resume={base}"], "--resume {base} holds weights only"),
         (["--optflow_deepfdim=0"], "argument --optflow_deepfdim"),
@@ -203,6 +203,7 @@ def test_composites_side_by_side(data_argv, davis_root, base_weights, composite_
             f"--out_dir={tmp_path / 'results'}",
             "--nspix=24",
             "--optflow_scale=0",
+            "--niter=2",
             "--nworkers=0",
             "--metrics=mean_iou",
             "--compare",
@@ -216,6 +217,7 @@ def test_composites_side_by_side(data_argv, davis_root, base_weights, composite_
     assert means["composite"] == means["again"]
     assert means["base"] == means["base_again"]
     record = json.loads((tmp_path / "results" / "run.json").read_text())
+    assert [record["methods"][name]["n_iter"] for name in list(means)[:4]] == 4 * [2]  # files say 3
     assert record["methods"]["composite"]["extra_scale"] == 0
     assert record["methods"]["base"]["extra_scale"] is None
     assert (tmp_path / "results" / "pictures" / "davis_both_extremes_composite.png").is_file()
@@ -225,9 +227,9 @@ def test_composites_side_by_side(data_argv, davis_root, base_weights, composite_
     ("more", "told"),
     [
         ([], "--davis_split test names videos that are not in"),
-        (["--base_model_weights={composite}"], "holds a composite model, not a base model"),
-        (["--comp_model_weights={base}"], "holds a base model, not a composite model"),
-        (["--base_model_weights=none", "{both}"], "the base of {composite} has a network"),
+        (["--base_model_weights={composite}"], "holds a composite model; expected a base model"),
+        (["--comp_model_weights={base}"], "holds a base model; expected a composite model"),
+        (["--base_model_weights=none", "{both}"], "--base_model_weights none is no base of {composite}"),
         (["--optflow_deepfdim=5"], "--optflow_deepfdim 5 contradicts {composite}, made with 3"),
     ],
 )
@@ -376,7 +378,7 @@ def test_segmenting_the_demo_frame_needs_no_option_and_flow_helps(tmp_path):
             "the flow in {flow} is 92x60, but the image is 480x320",
         ),
         (["--image={frame}", "--optflow_data=no.h5", "--optflow_data_fr_idx=0"], "no flow archive no.h5"),
-        (["--comp_model_weights={base}"], "{base} holds a base model, not a composite model"),
+        (["--comp_model_weights={base}"], "{base} holds a base model; expected a composite model"),
         (["--save_flow=flow.txt"], "--save_flow flow.txt: the name must end in"),
         (["--save_features=features.npy"], "--save_features features.npy: the name must end in .npz"),
         (["--save_flow=results.png"], "are the same file, results.png"),
@@ -401,7 +403,7 @@ def test_bad_inference_options(
 
 def test_base_scripts_refuse_composite_weights(composite_weights, capsys):
     error = fails_with(inference_base_model.main, [f"--base_model_weights={composite_weights}"], capsys)
-    assert f"{composite_weights} holds a composite model, not a base model" in error
+    assert f"{composite_weights} holds a composite model; expected a base model" in error
 
 
 def test_features_need_a_network(tmp_path, capsys):

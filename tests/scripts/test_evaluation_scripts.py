@@ -44,7 +44,7 @@ class Frames(list):
             self.append(SegmentedImage(f"video{idx // 2}/{idx}", image_rgb, annotations))
 
 
-def run_grids(out_dir, dataset=None, sources=(), **changes):
+def run_grids(out_dir, dataset=None, **changes):
     """A small sweep of two methods."""
     torch.manual_seed(0)
     settings = {
@@ -57,13 +57,17 @@ def run_grids(out_dir, dataset=None, sources=(), **changes):
     }
     methods = [NetworkMethod("pix", SSNPix(n_iter=2), InputScales(0.3, 4.0), CPU), GridMethod()]
     dataset = Frames() if dataset is None else dataset
-    sets = [EvaluationSet("Quadrants", "quadrants", dataset, sources)]
+    sets = [EvaluationSet("Quadrants", "quadrants", dataset)]
     return run_evaluation(methods, sets, **settings)
 
 
 def read_rows(path):
     with path.open() as file:
         return list(csv.DictReader(file))
+
+
+def read_lines(path):
+    return path.read_text().splitlines()
 
 
 def eval_argv(bsds_root, *more):
@@ -195,17 +199,16 @@ def test_interrupted_run_goes_on_to_the_same_files(tmp_path, stop_at, n_workers,
     assert (tmp_path / "parts" / curves).read_bytes() == (tmp_path / "whole" / curves).read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("table", "n_bytes_lost"),
-    [("scores.csv", 1), ("scores.csv", 700), ("scores.csv", 9999), ("seconds.csv", 40)],
-)
-def test_a_table_that_a_crash_cut_short(tmp_path, n_bytes_lost, table):
+@pytest.mark.parametrize("n_bytes_left", [0, 20, 150, 1500, -700, -1])
+def test_journal_that_a_crash_cut_short(tmp_path, n_bytes_left):
     run_grids(tmp_path)
-    whole = (tmp_path / "scores.csv").read_bytes()
-    content = (tmp_path / table).read_bytes()
-    (tmp_path / table).write_bytes(content[:-n_bytes_lost])
+    whole, journal = ((tmp_path / name).read_bytes() for name in ("scores.csv", "scores.jsonl"))
+    assert journal.count(b"\n") == 1 + 4  # seconds, images
+    (tmp_path / "scores.jsonl").write_bytes(journal[:n_bytes_left])
+    (tmp_path / "scores.csv").unlink()
     run_grids(tmp_path, resume=True)
     assert (tmp_path / "scores.csv").read_bytes() == whole
+    assert (tmp_path / "scores.jsonl").read_bytes().splitlines()[1:] == journal.splitlines()[1:]
     assert len((tmp_path / "seconds.csv").read_text().splitlines()) == 1 + 2 * 3
 
 
@@ -319,7 +322,6 @@ def test_results_are_not_overwritten_unasked(tmp_path):
         ({"n_spixels": [6]}, r"requested is \[6, 24, 40\], not \[6\]"),
         ({"metrics": ["asa"]}, r"metrics is \['asa', 'compactness'\], not \['asa'\]"),
         ({"dataset": Frames()[:3]}, "data.Quadrants.images is 4, not 3"),
-        ({"sources": ["other.jpg"]}, "data.Quadrants.sources_sha256 is"),
         ({"options": {"optflow_method": "gma"}}, "options.optflow_method is unset, not gma"),
         ({"device": torch.device("cuda")}, "device is cpu, not cuda"),
     ],
@@ -327,7 +329,7 @@ def test_results_are_not_overwritten_unasked(tmp_path):
 def test_resume_refuses_another_run(tmp_path, changes, told):
     run_grids(tmp_path, options={"nworkers": "3"})
     before = (tmp_path / "scores.csv").read_bytes()
-    with pytest.raises(InputError, match=f"--resume: {tmp_path} holds another run: {told}"):
+    with pytest.raises(InputError, match=f"`out_dir` {tmp_path} holds another run: {told}"):
         run_grids(tmp_path, resume=True, **changes)
     assert (tmp_path / "scores.csv").read_bytes() == before
 
@@ -336,16 +338,47 @@ def test_resume_refuses_another_run(tmp_path, changes, told):
 def test_resume_with_a_damaged_record(tmp_path, content):
     run_grids(tmp_path)
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(InputError, match=r"--resume: .*(run.json does not tell|holds another run)"):
+    with pytest.raises(
+        InputError, match=r"`overwrite` .*run.json|`out_dir` .*holds another run.*`overwrite`"
+    ):
         run_grids(tmp_path, resume=True)
 
 
-def test_resume_with_a_damaged_table(tmp_path):
+@pytest.mark.parametrize(
+    ("line", "old", "new"),
+    [
+        (1, '"seconds": [', '"seconds": ["x", '),
+        (2, '": 0.', '": "zero'),
+        (3, '{"asa": 0', '{"asa": "0", "was": 0'),
+        (3, "Quadrants", "Others"),
+        (4, '"pix", 6', '"pix", 7'),
+        (4, '"scores"', '"score"'),
+        (5, "{", "\0"),
+        (5, "}", "\xff"),
+    ],
+)
+def test_resume_with_a_damaged_journal(tmp_path, line, old, new):
     run_grids(tmp_path)
-    table = tmp_path / "scores.csv"
-    table.write_text(table.read_text().replace(",0.", ",zero", 1))
-    with pytest.raises(InputError, match=r"scores.csv or .*seconds.csv is damaged .*; use --overwrite"):
+    journal = tmp_path / "scores.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    assert old in lines[line - 1]
+    lines[line - 1] = lines[line - 1].replace(old, new, 1)
+    journal.write_text("".join(lines), encoding="latin-1")
+    with pytest.raises(InputError, match=rf"`overwrite` .*line {line} of {journal}"):
         run_grids(tmp_path, resume=True)
+    run_grids(tmp_path, overwrite=True)
+
+
+def test_nan_is_null_in_the_journal(tmp_path):
+    images = [image._replace(annotations=[0 * image.annotations[0]]) for image in Frames()]
+    run_grids(tmp_path, images, metrics=["mean_iou_foreground"])
+    text = (tmp_path / "scores.jsonl").read_text()
+    assert "NaN" not in text
+    assert json.loads(text.splitlines()[1])["scores"][0]["pairs"] == [{"mean_iou_foreground": None}]
+    whole = (tmp_path / "scores.csv").read_bytes()
+    assert b",nan\n" in whole
+    run_grids(tmp_path, images, metrics=["mean_iou_foreground"], resume=True)
+    assert (tmp_path / "scores.csv").read_bytes() == whole
 
 
 def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch):
@@ -355,15 +388,16 @@ def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch):
     def open_until_full(path, mode="r", *args, **kwargs):
         if mode == "a":
             n_appended.append(path)
-            if len(n_appended) > 2:
+            if len(n_appended) > 3:  # seconds, two images
                 raise OSError(28, "No space left on device")
         return original(path, mode, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", open_until_full)
-        with pytest.raises(RunError, match=r"cannot write .*scores.csv \(No space left on device\)"):
+        with pytest.raises(RunError, match=r"cannot write .*scores.jsonl \(No space left on device\)"):
             run_grids(tmp_path / "parts")
-    assert {row["image"] for row in read_rows(tmp_path / "parts/scores.csv")} == {"video0/0", "video0/1"}
+    lines = (tmp_path / "parts/scores.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("image") for line in lines] == [None, "video0/0", "video0/1"]
     run_grids(tmp_path / "parts", resume=True)
     run_grids(tmp_path / "whole")
     assert (tmp_path / "parts/scores.csv").read_bytes() == (tmp_path / "whole/scores.csv").read_bytes()
@@ -381,6 +415,7 @@ def test_side_by_side(bsds_root, base_weights, tmp_path, caplog):
             f"--bsds_root={bsds_root}",
             f"--base_model_weights={base_weights}",
             "--nspix=24",
+            "--niter=2",
             "--nworkers=0",
             "--device=cpu",
             f"--out_dir={tmp_path / 'results'}",
@@ -421,6 +456,7 @@ def test_side_by_side(bsds_root, base_weights, tmp_path, caplog):
     record = json.loads((tmp_path / "results" / "run.json").read_text())
     assert record["methods"]["anchor"]["sha256"] == file_sha256(other)
     assert record["methods"]["base"]["pos_scales"] == [7.0]
+    assert record["methods"]["base"]["n_iter"] == record["methods"]["anchor"]["n_iter"] == 2  # files say 3
 
 
 def test_sweep_over_counts_and_weights_of_position(bsds_root, caplog):
@@ -489,7 +525,7 @@ def test_chosen_metrics_are_the_columns(bsds_root, tmp_path, caplog):
         (["--nspix"], "argument --nspix: expected at least one argument"),
         (["--nspix", "24", "9999"], "--nspix 9999 is above the 5520 pixels of 100"),
         (["--pos_scale", "-1"], "argument --pos_scale"),
-        (["--compare", "composite={composite}"], "holds a composite model, not a base model"),
+        (["--compare", "composite={composite}"], "holds a composite model; expected a base model"),
     ],
 )
 def test_bad_options(bsds_root, base_weights, composite_weights, tmp_path, capsys, argv, told):
@@ -520,7 +556,7 @@ def test_stopped_script_leaves_no_process_and_goes_on(bsds_root, tmp_path, numbe
         text=True,
         start_new_session=True,
     )
-    wait_for(lambda: (out_dir / "scores.csv").exists() and len(read_rows(out_dir / "scores.csv")) > 20)
+    wait_for(lambda: (out_dir / "scores.jsonl").exists() and len(read_lines(out_dir / "scores.jsonl")) > 10)
     children = child_processes(run.pid)
     assert len(children) >= 2
     os.killpg(run.pid, number)  # as a terminal or a cluster does
