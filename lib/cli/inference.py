@@ -32,7 +32,7 @@ from lib.optflow.sources import DEFAULT_PRESET
 from lib.runtime.device import resolve_device, resolve_precision
 from lib.runtime.errors import InputError, RunError
 from lib.runtime.ranks import n_ranks, on_first_rank
-from lib.runtime.signals import StopSignals
+from lib.runtime.signals import stop_flag
 from lib.runtime.stopwatch import Stopwatch
 from lib.weights import LoadedModel
 
@@ -335,12 +335,13 @@ def segment_given_images(
 def _segment_single_image(args: argparse.Namespace, segmenter: Segmenter, job: ImageJob) -> RunSummary:
     """Segment an image, whose errors are those of the script, and tell in one line what came of it."""
     start = time.perf_counter()
-    with StopSignals():
-        image = job.read(segmenter)
-        (superpixels,) = segmenter.cluster([image], args.nspix, with_features=args.save_features is not None)
-        if args.enforce_connectivity:
-            superpixels = segmenter.finish(superpixels, args.nspix, exact=args.exact_nspix)
-        job.write(segmenter, image, superpixels, _overlay_style(args))
+    image = job.read(segmenter)
+    stop_flag.raise_if_set()
+    (superpixels,) = segmenter.cluster([image], args.nspix, with_features=args.save_features is not None)
+    if args.enforce_connectivity:
+        superpixels = segmenter.finish(superpixels, args.nspix, exact=args.exact_nspix)
+    stop_flag.raise_if_set()
+    job.write(segmenter, image, superpixels, _overlay_style(args))
     seconds = time.perf_counter() - start
     if job.flow is not None:
         logger.info("%s", job.flow)

@@ -159,7 +159,7 @@ def test_signal_to_all_processes_saves_and_leaves_quietly(bsds_root, tmp_path, n
     assert run.returncode == (130 if number == signal.SIGINT else 0)
     assert errors == ""
     last_model = tmp_path / "run" / "last_model.pth"
-    assert "continue with --resume auto" in output
+    assert "stopped at step " in output
     assert read_checkpoint(last_model)["step"] >= 3
 
 
