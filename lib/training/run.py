@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ from lib.evaluation.methods import NetworkMethod, Setting
 from lib.evaluation.summary import summarize
 from lib.losses import compute_loss_terms
 from lib.network.inputs import InputScales, model_input
+from lib.runtime.device import resolve_precision
 from lib.runtime.errors import InputError
 from lib.runtime.ranks import data_parallel, is_first_rank, n_ranks, on_first_rank, synchronize, together
 from lib.superpixels.counts import check_n_spixels
 from lib.superpixels.drawing import draw_boundaries
-from lib.training.recipe import Recipe
+from lib.training.recipe import Recipe, RunSettings, check_resumed
 from lib.training.run_folder import BEST_MODEL, RunFolder, Validation, has_best_model, prepare_run_folder
 from lib.training.trainer import TrainingState, train
 from lib.weights import read_checkpoint
@@ -55,24 +57,15 @@ def run_training(
     model: nn.Module,
     scales: InputScales,
     recipe: Recipe,
+    settings: RunSettings,
     *,
     train_set: Dataset[SegmentedImage],
     validation_sets: Mapping[str, Dataset[SegmentedImage]],
     score: str,
     device: torch.device,
-    out_dir: Path,
     description: Mapping[str, Any] | None = None,
     resume: Path | None = None,
     overwrite: bool = False,
-    val_n_spixels: int = 200,
-    test_interval: int = 10_000,
-    log_interval: int = 100,
-    save_interval: int = 10_000,
-    n_kept: int = 3,
-    n_workers: int = 4,
-    ignore_background: bool = False,
-    compiled: bool = False,
-    with_loader: bool = True,
 ) -> TrainingState:
     """Train a model, validate it now and then, and keep the best; see `lib.training.trainer.train`.
 
@@ -85,7 +78,9 @@ def run_training(
     scales : InputScales
         Weights of the input channels.
     recipe : Recipe
-        How to train.
+        Settings that define the trained model.
+    settings : RunSettings
+        Folder, intervals and workers of the run.
     train_set : Dataset of SegmentedImage
         Source of random crops. With extra channels, if the model reads any.
     validation_sets : mapping of str to Dataset of SegmentedImage
@@ -95,8 +90,6 @@ def run_training(
         metric of `VALIDATION_METRICS`, say "bsds_val_asa".
     device : torch.device
         Where to compute.
-    out_dir : Path
-        Folder of this run alone, for its log and its checkpoints.
     description : mapping, optional
         What the checkpoints say beside the arguments of the model and the scales of its input, as plain
         types: the options of the run, say.
@@ -104,21 +97,6 @@ def run_training(
         Checkpoint of a run to continue, which must be this one.
     overwrite : bool
         Replace the log and the checkpoints of an earlier run in `out_dir` that had no best model yet.
-    val_n_spixels : int
-        Number of superpixels requested in a whole image at validation.
-    test_interval, log_interval, save_interval : int
-        Steps between two validations, two lines of the log, and two checkpoints that are kept beside the last
-        state.
-    n_kept : int
-        How many of those checkpoints are kept.
-    n_workers : int
-        Processes of each rank that read images, and as many that compute metrics in validation.
-    ignore_background : bool
-        Leave segment 0 out of the mean IoU.
-    compiled : bool
-        Compile the network with `torch.compile`.
-    with_loader : bool
-        Otherwise all steps get the first batch, so that no time goes into loading.
 
     Returns
     -------
@@ -140,7 +118,8 @@ def run_training(
     if score not in scores:
         raise ValueError(f"score must be one of {', '.join(scores)}, got {score!r}")
     datasets = {"train": train_set, **validation_sets}
-    image_names = _check_sets(recipe, datasets, val_n_spixels)
+    with_bfloat16 = resolve_precision(recipe.precision, device) == "bf16"
+    image_names = _check_sets(recipe, datasets, settings.val_n_spixels)
     model = model.to(device, memory_format=torch.channels_last)
     state = TrainingState(
         model,
@@ -153,20 +132,25 @@ def run_training(
     )
     if resume:
         checkpoint = read_checkpoint(resume)
+        _check_recipe(recipe, checkpoint, resume)
         state.restore(checkpoint, resume)
         changed = _changed_sets(image_names, checkpoint.get("image_names_sha256", {}))
         if changed:
             logger.warning("not the images that --resume %s was trained with: %s", resume, ", ".join(changed))
-        has_best = on_first_rank(lambda: has_best_model(out_dir, validated_step=state.validated_step))
+        has_best = on_first_rank(
+            lambda: has_best_model(settings.out_dir, validated_step=state.validated_step)
+        )
         if not has_best or scores[score] in changed:
             state.best_score = -math.inf  # the next validation has nothing to beat
-    on_first_rank(lambda: prepare_run_folder(out_dir, is_resumed=resume is not None, overwrite=overwrite))
+    on_first_rank(
+        lambda: prepare_run_folder(settings.out_dir, is_resumed=resume is not None, overwrite=overwrite)
+    )
     n_trained = sum(weight.numel() for weight in state.trained_weights())
     sizes = ", ".join(f"{len(dataset)} images in {name}" for name, dataset in datasets.items())
     logger.info(
         "device: %s, convolutions in %s, ranks: %d; %d trained parameters; %s",
         device,
-        "bfloat16" if recipe.with_bfloat16 else "float32",
+        "bfloat16" if with_bfloat16 else "float32",
         n_ranks(),
         n_trained,
         sizes,
@@ -177,6 +161,7 @@ def run_training(
         "model_args": model.arguments(),
         "input_args": input_args,
         "image_names_sha256": image_names,
+        "recipe": recipe.to_plain(),
         **(description or {}),
     }
     crops = TrainingCrops(
@@ -187,17 +172,17 @@ def run_training(
         batch_size=recipe.batch_size,
         n_steps=recipe.n_steps - state.step,
         first_sample=state.n_samples,
-        n_workers=n_workers,
+        n_workers=settings.n_workers,
         pin_memory=device.type == "cuda",
     )
     run_folder = together(
         lambda: (
             RunFolder(
-                out_dir,
+                settings.out_dir,
                 description,
                 state.weights(),
                 state.progress(),
-                n_kept=n_kept,
+                n_kept=settings.n_kept,
             )
             if is_first_rank()
             else None
@@ -211,30 +196,45 @@ def run_training(
         with cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):  # as in use
             for name, dataset in validation_sets.items():
                 figures |= _validate_on(
-                    dataset, name, method, val_n_spixels, n_workers, ignore_background=ignore_background
+                    dataset,
+                    name,
+                    method,
+                    settings.val_n_spixels,
+                    settings.n_workers,
+                    ignore_background=settings.ignore_background,
                 )
-                draw = partial(_draw_overlays, dataset, name, method, val_n_spixels)
+                draw = partial(_draw_overlays, dataset, name, method, settings.val_n_spixels)
                 pictures |= together(draw if is_first_rank() else dict)
         return Validation(figures[score], figures, pictures)
 
-    batches = loader if with_loader else itertools.repeat(next(iter(loader), None))
+    batches = loader if settings.with_loader else itertools.repeat(next(iter(loader), None))
     # All crops have one size, and TF32 is precise enough for gradients.
     fast = cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
     with closing(run_folder) if run_folder else nullcontext(), fast:
         train(
             state,
             batches,
-            _losses_of(state, recipe, scales, device, compiled=compiled),
+            _losses_of(
+                state, recipe, scales, device, with_bfloat16=with_bfloat16, compiled=settings.compiled
+            ),
             validate,
             batch_size=recipe.batch_size,
-            test_interval=test_interval,
-            log_interval=log_interval,
-            save_interval=save_interval,
+            test_interval=settings.test_interval,
+            log_interval=settings.log_interval,
+            save_interval=settings.save_interval,
             run_folder=run_folder,
         )
     if state.is_finished and state.best_score > -math.inf:
-        logger.info("best validation score: %.4f, %s", state.best_score, out_dir / BEST_MODEL)
+        logger.info("best validation score: %.4f, %s", state.best_score, settings.out_dir / BEST_MODEL)
     return state
+
+
+def _check_recipe(recipe: Recipe, checkpoint: Mapping[str, Any], resume: Path) -> None:
+    """Check that a resumed run has the recipe of its checkpoint; only its length may change."""
+    stored = checkpoint.get("recipe")
+    if stored:
+        stored = Recipe.from_plain(stored)
+        check_resumed(vars(recipe), vars(replace(stored, n_steps=recipe.n_steps)), resume)
 
 
 def _check_sets(
@@ -275,7 +275,13 @@ def _changed_sets(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[st
 
 
 def _losses_of(
-    state: TrainingState, recipe: Recipe, scales: InputScales, device: torch.device, *, compiled: bool
+    state: TrainingState,
+    recipe: Recipe,
+    scales: InputScales,
+    device: torch.device,
+    *,
+    with_bfloat16: bool,
+    compiled: bool,
 ) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     """What maps a batch to the terms of the loss of the model in training."""
     if compiled:
@@ -287,7 +293,7 @@ def _losses_of(
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         n_spixels = recipe.draw_n_spixels(state.step)
         channels = model_input(state.model, batch["image_lab"], n_spixels, scales, extra=batch.get("extra"))
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.with_bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=with_bfloat16):
             output = forward(channels, n_spixels, n_iter=recipe.n_iter)
         return compute_loss_terms(
             output.assignment,
