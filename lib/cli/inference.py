@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import ImageColor
 
-from lib.cli.options import SEVERAL, add_bool, add_device_arg, add_precision_arg
+from lib.cli.fields import add_fields
+from lib.cli.options import SEVERAL, add_bool, add_device_arg
 from lib.cli.types import positive_float, positive_int
 from lib.files.atomic import check_output_file, real_path
 from lib.files.frames import FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
@@ -34,6 +35,7 @@ from lib.runtime.errors import InputError, RunError
 from lib.runtime.ranks import n_ranks, on_first_rank
 from lib.runtime.signals import stop_flag
 from lib.runtime.stopwatch import Stopwatch
+from lib.training.recipe import Recipe
 from lib.weights import LoadedModel
 
 logger = logging.getLogger(__name__)
@@ -247,7 +249,7 @@ def add_image_args(
 def add_speed_args(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where and how fast to compute; `open_segmenter` reads them."""
     add_device_arg(parser)
-    add_precision_arg(parser, default="fp32")
+    add_fields(parser, Recipe, "precision", precision="fp32")
     add_bool(
         parser,
         "--compile",

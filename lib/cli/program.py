@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from PIL import Image
 
+from lib.cli.fields import with_options
 from lib.datasets.loaders import is_lost_worker
 from lib.runtime.errors import InputError, OtherRankError, RunError, is_out_of_memory
 from lib.runtime.memory import keep_freed_memory
@@ -67,7 +68,9 @@ def _exit_status(main: Callable[[], object], program: str) -> int:
     try:
         with joined_ranks(), stop_flag.set_by_signals():
             level = logging.INFO if is_first_rank() else logging.ERROR
-            logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
+            handler = logging.StreamHandler(sys.stdout)
+            handler.addFilter(_name_options)
+            logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
             main()
     except OtherRankError:
         return 1
@@ -93,5 +96,11 @@ def _tell(program: str, error: Exception, status: int) -> int:
     # An error of a data loader's worker arrives as the text of its traceback: the last line is the error.
     message = (str(error).strip().splitlines() or [type(error).__name__])[-1]
     message = message.removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")
-    print(f"{program}: error: {message}", file=sys.stderr)
+    print(f"{program}: error: {with_options(message)}", file=sys.stderr)
     return status
+
+
+def _name_options(record: logging.LogRecord) -> bool:
+    """Log filter that shows options in place of parameters."""
+    record.msg, record.args = with_options(record.getMessage()), None
+    return True

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ from lib.evaluation.methods import NetworkMethod, Setting
 from lib.evaluation.summary import summarize
 from lib.losses import compute_loss_terms
 from lib.network.inputs import InputScales, model_input
+from lib.runtime.device import resolve_precision
 from lib.runtime.errors import InputError
 from lib.runtime.ranks import data_parallel, is_first_rank, n_ranks, on_first_rank, synchronize, together
 from lib.superpixels.counts import check_n_spixels
 from lib.superpixels.drawing import draw_boundaries
-from lib.training.recipe import Recipe
+from lib.training.recipe import Recipe, RunSettings, check_resumed
 from lib.training.run_folder import BEST_MODEL, RunFolder, Validation, has_best_model, prepare_run_folder
 from lib.training.trainer import Trainer, TrainingState
 from lib.weights import read_checkpoint
@@ -57,81 +59,43 @@ def run_training(
     model: nn.Module,
     scales: InputScales,
     recipe: Recipe,
+    settings: RunSettings,
     *,
     train_set: Dataset[SegmentedImage],
     validation_sets: Mapping[str, Dataset[SegmentedImage]],
     score: str,
     device: torch.device,
-    out_dir: Path,
     description: Mapping[str, Any] | None = None,
     resume: Path | None = None,
     overwrite: bool = False,
-    val_n_spixels: int = 200,
-    test_interval: int = 10_000,
-    log_interval: int = 100,
-    save_interval: int = 10_000,
-    n_kept: int = 3,
-    n_workers: int = 4,
-    ignore_background: bool = False,
-    compiled: bool = False,
-    with_loader: bool = True,
 ) -> TrainingState:
-    """Train a model, validate it now and then, and keep the best; see `lib.training.trainer.Trainer`.
-
-    Under `torchrun`, all ranks call it alike.
+    """Train a model, validate it and keep the best; under `torchrun`, all ranks call it alike.
 
     Parameters
     ----------
     model : SSNModel or CompositeSSNModel
         Moved to `device`; weights that require no gradient stay as they are.
-    scales : InputScales
-        Weights of the input channels.
-    recipe : Recipe
-        How to train.
+    scales, recipe, settings
+        Weights of the input channels; settings that define the trained model; settings of the run.
     train_set : Dataset of SegmentedImage
         Source of random crops. With extra channels, if the model reads any.
     validation_sets : mapping of str to Dataset of SegmentedImage
         Whole images to validate on, by name.
     score : str
-        The figure that chooses the best model, higher is better: the name of a validation set, "_" and a
-        metric of `VALIDATION_METRICS`, say "bsds_val_asa".
+        Figure that chooses the best model: a validation set, "_" and a metric, say "bsds_val_asa".
     device : torch.device
         Where to compute.
-    out_dir : Path
-        Folder of this run alone, for its log and its checkpoints.
     description : mapping, optional
         Further entries of the checkpoints, as plain types, such as the options of the run.
     resume : Path, optional
-        Checkpoint of a run to continue, which must be this one.
+        Checkpoint of this run, to continue it.
     overwrite : bool
-        Replace the log and the checkpoints of an earlier run in `out_dir` that had no best model yet.
-    val_n_spixels : int
-        Number of superpixels requested in a whole image at validation.
-    test_interval, log_interval, save_interval : int
-        Steps between two validations, two lines of the log, and two checkpoints that are kept beside the last
-        state.
-    n_kept : int
-        How many of those checkpoints are kept.
-    n_workers : int
-        Processes of each rank that read images, and as many that compute metrics in validation.
-    ignore_background : bool
-        Leave segment 0 out of the mean IoU.
-    compiled : bool
-        Compile the network with `torch.compile`.
-    with_loader : bool
-        Otherwise all steps get the first batch, so that no time goes into loading.
-
-    Returns
-    -------
-    TrainingState
-        With the trained model.
+        Replace the log and the checkpoints of an earlier run in `settings.out_dir` that has no best model.
 
     Raises
     ------
-    InputError
-        If files or settings cannot be used.
-    ValueError
-        If `score` is no figure of the validation, or a validation set is named "train".
+    InputError, ValueError
+        If files or settings cannot be used; if `score` is unknown or a validation set is named "train".
     RunError
         If the loss is not finite, or a file cannot be written.
     Stop
@@ -139,48 +103,34 @@ def run_training(
     """
     _check_names(validation_sets, score)
     datasets = {TRAIN_SET: train_set, **validation_sets}
-    image_names = _check_sets(recipe, datasets, val_n_spixels)
+    with_bfloat16 = resolve_precision(recipe.precision, device) == "bf16"
+    image_names = _check_sets(recipe, datasets, settings.val_n_spixels)
     model = model.to(device, memory_format=torch.channels_last)
+    out_dir = settings.out_dir
     state = _start_state(model, recipe, image_names, score, out_dir, resume)
     on_first_rank(lambda: prepare_run_folder(out_dir, is_resumed=resume is not None, overwrite=overwrite))
-    _log_start(state, recipe, datasets, device)
-    description = {
-        "model_args": model.arguments(),
-        "input_args": {name: value for name, value in scales._asdict().items() if value is not None},
-        "image_names_sha256": image_names,
-        **(description or {}),
-    }
-    batches = _remaining_batches(train_set, recipe, state, device, n_workers, with_loader=with_loader)
+    _log_start(state, datasets, device, with_bfloat16=with_bfloat16)
     run_folder = together(
         lambda: (
-            RunFolder(out_dir, description, state.weights(), state.progress(), n_kept=n_kept)
+            _open_run_folder(model, scales, recipe, settings, state, image_names, description)
             if is_first_rank()
             else None
         )
     )
     trainer = Trainer(
         state,
-        _BatchLosses(state, recipe, scales, device, compiled=compiled),
-        _ModelValidation(
-            state.average.model,
-            scales,
-            device,
-            validation_sets,
-            score,
-            val_n_spixels,
-            n_workers,
-            ignore_background=ignore_background,
-        ),
+        _BatchLosses(state, recipe, scales, device, with_bfloat16=with_bfloat16, compiled=settings.compiled),
+        _ModelValidation(state.average.model, scales, settings, device, validation_sets, score),
         batch_size=recipe.batch_size,
-        test_interval=test_interval,
-        log_interval=log_interval,
-        save_interval=save_interval,
+        test_interval=settings.test_interval,
+        log_interval=settings.log_interval,
+        save_interval=settings.save_interval,
         run_folder=run_folder,
     )
     # All crops have one size, and TF32 is precise enough for gradients.
     fast = cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
     with closing(run_folder) if run_folder else nullcontext(), fast:
-        trainer.run(batches)
+        trainer.run(_remaining_batches(train_set, recipe, settings, state, device))
     if state.is_finished and state.best_score > -math.inf:
         logger.info("best validation score: %.4f, %s", state.best_score, out_dir / BEST_MODEL)
     return state
@@ -250,6 +200,9 @@ def _start_state(
     if resume is None:
         return state
     checkpoint = read_checkpoint(resume)
+    if "recipe" in checkpoint:  # only the length of a resumed run may change
+        stored = replace(Recipe.from_plain(checkpoint["recipe"]), n_steps=recipe.n_steps)
+        check_resumed(vars(recipe), vars(stored), resume)
     state.restore(checkpoint, resume)
     changed = _changed_sets(image_names, checkpoint.get("image_names_sha256", {}))
     if changed:
@@ -262,13 +215,14 @@ def _start_state(
 
 def _log_start(
     state: TrainingState,
-    recipe: Recipe,
     datasets: Mapping[str, Dataset[SegmentedImage]],
     device: torch.device,
+    *,
+    with_bfloat16: bool,
 ) -> None:
     n_trained = sum(weight.numel() for weight in state.trained_weights())
     sizes = ", ".join(f"{len(dataset)} images in {name}" for name, dataset in datasets.items())
-    precision = "bfloat16" if recipe.with_bfloat16 else "float32"
+    precision = "bfloat16" if with_bfloat16 else "float32"
     logger.info(
         "device: %s, convolutions in %s, ranks: %d; %d trained parameters; %s",
         device,
@@ -279,14 +233,31 @@ def _log_start(
     )
 
 
+def _open_run_folder(
+    model: nn.Module,
+    scales: InputScales,
+    recipe: Recipe,
+    settings: RunSettings,
+    state: TrainingState,
+    image_names: Mapping[str, str],
+    description: Mapping[str, Any] | None,
+) -> RunFolder:
+    entries = {
+        "model_args": model.arguments(),
+        "input_args": {name: value for name, value in scales._asdict().items() if value is not None},
+        "image_names_sha256": image_names,
+        "recipe": recipe.to_plain(),
+        **(description or {}),
+    }
+    return RunFolder(settings.out_dir, entries, state.weights(), state.progress(), n_kept=settings.n_kept)
+
+
 def _remaining_batches(
     train_set: Dataset[SegmentedImage],
     recipe: Recipe,
+    settings: RunSettings,
     state: TrainingState,
     device: torch.device,
-    n_workers: int,
-    *,
-    with_loader: bool,
 ) -> Iterable[dict[str, Tensor]]:
     """Return the batches of this rank from the state's step on."""
     crops = TrainingCrops(
@@ -297,10 +268,10 @@ def _remaining_batches(
         batch_size=recipe.batch_size,
         n_steps=recipe.n_steps - state.step,
         first_sample=state.n_samples,
-        n_workers=n_workers,
+        n_workers=settings.n_workers,
         pin_memory=device.type == "cuda",
     )
-    return loader if with_loader else itertools.repeat(next(iter(loader), None))
+    return loader if settings.with_loader else itertools.repeat(next(iter(loader), None))
 
 
 def _score_names(validation_set: str) -> list[str]:
@@ -322,6 +293,7 @@ class _BatchLosses:
         scales: InputScales,
         device: torch.device,
         *,
+        with_bfloat16: bool,
         compiled: bool,
     ) -> None:
         if compiled:
@@ -331,6 +303,7 @@ class _BatchLosses:
         self._recipe = recipe
         self._scales = scales
         self._device = device
+        self._with_bfloat16 = with_bfloat16
 
     def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         recipe, model = self._recipe, self._state.model
@@ -338,7 +311,7 @@ class _BatchLosses:
         batch = {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}
         n_spixels = recipe.draw_n_spixels(self._state.step)
         channels = model_input(model, batch["image_lab"], n_spixels, self._scales, extra=batch.get("extra"))
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=recipe.with_bfloat16):
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._with_bfloat16):
             output = self._forward(channels, n_spixels, n_iter=recipe.n_iter)
         return compute_loss_terms(
             output.assignment,
@@ -357,21 +330,16 @@ class _ModelValidation:
         self,
         model: nn.Module,
         scales: InputScales,
+        settings: RunSettings,
         device: torch.device,
         datasets: Mapping[str, Dataset[SegmentedImage]],
         score: str,
-        n_spixels: int,
-        n_workers: int,
-        *,
-        ignore_background: bool,
     ) -> None:
         self._model = model
         self._method = NetworkMethod("model", model, scales, device)
         self._datasets = datasets
         self._score = score
-        self._n_spixels = n_spixels
-        self._n_workers = n_workers
-        self._ignore_background = ignore_background
+        self._settings = settings
 
     def __call__(self) -> Validation:
         synchronize(self._model)
@@ -385,26 +353,27 @@ class _ModelValidation:
 
     def _evaluate(self, name: str, dataset: Dataset[SegmentedImage]) -> dict[str, float]:
         """Return the figures of a dataset, by its name and the metric."""
+        settings = self._settings
         images = evaluate(
             [self._method],
             dataset,
-            n_spixels=[self._n_spixels],
+            n_spixels=[settings.val_n_spixels],
             metrics=VALIDATION_METRICS,
-            n_workers=self._n_workers,
+            n_workers=settings.n_workers,
             title=name,
             option=_COUNT_PARAMETER,
         )
-        (run,) = list_runs([self._method], [self._n_spixels])
+        (run,) = list_runs([self._method], [settings.val_n_spixels])
         summary = summarize(run, [image[run] for image in images])
-        line = summary.line(ignore_background=self._ignore_background)
+        line = summary.line(ignore_background=settings.ignore_background)
         logger.info("validation on %s: %s", name, line)
-        values = summary.figures(ignore_background=self._ignore_background)
+        values = summary.figures(ignore_background=settings.ignore_background)
         return {f"{name}_{metric}": value for metric, value in values.items()}
 
     def _draw_overlays(self, name: str, dataset: Dataset[SegmentedImage]) -> dict[str, np.ndarray]:
         """Return the first images of a dataset with their superpixels, by name."""
         images = EvaluationImages(dataset)
-        setting = Setting(self._n_spixels, self._method.pos_scales[0])
+        setting = Setting(self._settings.val_n_spixels, self._method.pos_scales[0])
         pictures = {}
         for idx in range(min(N_PICTURES, len(images))):
             image = images[idx]
