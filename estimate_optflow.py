@@ -23,7 +23,6 @@ from lib.optflow.archive import archive_name
 from lib.optflow.production import ArchiveJob, ArchiveReport, make_archives
 from lib.optflow.sources import DEFAULT_PRESET, DIS_PRESETS, FLOW_SUFFIXES, DISFlow, FlowFiles, FlowSource
 from lib.runtime.errors import InputError
-from lib.runtime.signals import StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> list[ArchiveReport]:
     prepare_out_dir(args.out_dir)
     reports = []
     progress = tqdm(total=sum(map(len, sources)) or None, desc="estimating flow", unit="pair", disable=None)
-    with progress, logging_redirect_tqdm(), StopSignals():
+    with progress, logging_redirect_tqdm():
         for report in make_archives(
             jobs,
             n_workers=args.nworkers,

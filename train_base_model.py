@@ -9,12 +9,10 @@ from torch.utils.data import Dataset
 
 from lib import cli
 from lib.cli.training import (
-    add_drawn_spixel_args,
     add_training_args,
     parse_training_args,
-    read_recipe,
     resumed_from,
-    run_settings,
+    run_arguments,
 )
 from lib.cli.types import existing_dir
 from lib.datasets.bsds import BSDSDataset
@@ -54,9 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cli.add_davis_args(parser, default_split="val")
     cli.add_bool(parser, "--eval_on_davis", default=False, help="validate on DAVIS too")
-    cli.add_iou_arg(parser)
-    add_training_args(parser, n_annotations=4)
-    add_drawn_spixel_args(parser, trained=False)
+    add_training_args(parser, n_annotations=4, trained=False)
     parser.add_argument(
         "--distance",
         choices=DISTANCES,
@@ -112,12 +108,12 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
     return run_training(
         model,
         scales,
-        read_recipe(args, device),
         train_set=train_set,
         validation_sets=validation_sets,
         score=f"{next(iter(validation_sets))}_asa",
         description={"options": cli.options_as_strings(args)},
-        **run_settings(args, device),
+        device=device,
+        **run_arguments(args),
     )
 
 

@@ -8,12 +8,10 @@ import torch
 
 from lib import cli
 from lib.cli.training import (
-    add_drawn_spixel_args,
     add_training_args,
     parse_training_args,
-    read_recipe,
     resumed_from,
-    run_settings,
+    run_arguments,
 )
 from lib.cli.types import existing_dir
 from lib.datasets.davis import DAVISDataset, find_frames, read_split
@@ -30,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--davis2017_root", type=existing_dir, required=True, help="folder that holds DAVIS/")
-    cli.add_optflow_folder_args(parser)
+    parser.add_argument("--davis2017_root", type=existing_dir, help="folder that holds DAVIS/; required")
+    cli.add_optflow_folder_args(parser, required=False)
     parser.add_argument(
         "--davis_train_split",
         default="train",
@@ -40,17 +38,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--davis_val_split", default="val", help="DAVIS videos that choose the best model, named alike"
     )
-    cli.add_iou_arg(parser)
     cli.add_base_weights_arg(parser)
-    add_training_args(parser, n_annotations=1)  # DAVIS has one of each frame
-    add_drawn_spixel_args(parser, trained=True)
+    add_training_args(parser, n_annotations=1, trained=True)  # DAVIS has one annotation of each frame
     cli.add_optflow_args(parser, trained=False)
     cli.add_device_arg(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> TrainingState:
-    args = parse_training_args(build_parser(), argv)
+    required = ("davis2017_root", "davis_optflow_folder")  # a resumed run has them from its checkpoint
+    args = parse_training_args(build_parser(), argv, required=required)
     device = resolve_device(args.device)
     splits = {
         "--davis_train_split": args.davis_train_split,
@@ -99,12 +96,12 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
     return run_training(
         model,
         scales,
-        read_recipe(args, device),
         train_set=train_set,
         validation_sets={"davis_val": val_set},
         score="davis_val_mean_iou",
         description={"base_sha256": base_sha256, "options": cli.options_as_strings(args)},
-        **run_settings(args, device),
+        device=device,
+        **run_arguments(args),
     )
 
 

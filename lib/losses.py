@@ -4,6 +4,8 @@ Labels are averaged into superpixels with the soft assignment and spread back; t
 compare the result with the labels. There is no limit on the number of labels.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,9 +13,8 @@ from torch import Tensor
 from lib.network.inputs import pixel_positions
 from lib.slic.soft_assignment import SoftAssignment
 
-RECONSTRUCTION_LOSSES = ("expected_error", "cross_entropy", "cross_entropy_logsoftmax", "soft_iou")
-
 _MIN_PROBABILITY = 1e-8  # keeps the logarithm and its gradient finite
+_MIN_MASS = 1e-8  # in pixels; a superpixel that lost all its pixels carries no label
 
 
 def compute_loss_terms(
@@ -25,7 +26,7 @@ def compute_loss_terms(
     reconstruction: str,
     compactness: float,
 ) -> dict[str, Tensor]:
-    """Terms whose sum a model is trained to minimise.
+    """Compute the terms whose sum training minimises.
 
     Parameters
     ----------
@@ -36,9 +37,9 @@ def compute_loss_terms(
     n_labels : int
         Number of labels of an annotation.
     reconstruction : {"expected_error", "cross_entropy", "cross_entropy_logsoftmax", "soft_iou"}
-        Which reconstruction loss; its mean over the annotations is taken. "expected_error" is the mean share
-        of wrong labels in what the superpixels carry to a pixel, which is 0 if each lies within one segment.
-        "cross_entropy" takes these shares as probabilities, "cross_entropy_logsoftmax" their softmax.
+        Reconstruction loss, averaged over the annotations. "expected_error" is the mean share of wrong labels
+        that the superpixels carry to a pixel; it is 0 if each superpixel lies within one segment.
+        "cross_entropy" takes the shares of labels as probabilities, "cross_entropy_logsoftmax" their softmax.
     compactness : float
         Weight of the position term, per square pixel.
 
@@ -54,19 +55,10 @@ def compute_loss_terms(
     """
     if reconstruction not in RECONSTRUCTION_LOSSES:
         raise ValueError(f"reconstruction must be one of {RECONSTRUCTION_LOSSES}, got {reconstruction!r}")
-
-    def loss_of(annotation: Tensor) -> Tensor:
-        if reconstruction == "expected_error":
-            return 1 - true_label_share(assignment, annotation, n_labels).mean()
-        if reconstruction == "cross_entropy":
-            return _negative_log_likelihood(true_label_share(assignment, annotation, n_labels))
-        reconstructed = reconstruct_labels(assignment, annotation, n_labels)
-        if reconstruction == "soft_iou":
-            return soft_iou_loss(reconstructed, annotation)
-        return F.cross_entropy(reconstructed, annotation)
-
-    loss = torch.stack([loss_of(annotation) for annotation in gt_labels.unbind(1)]).mean()
-    return {"reconstruction": loss, "position": compactness * position_loss(assignment, labels)}
+    loss_of = _LOSSES[reconstruction]
+    losses = [loss_of(assignment, annotation, n_labels) for annotation in gt_labels.unbind(1)]
+    position = compactness * position_loss(assignment, labels)
+    return {"reconstruction": torch.stack(losses).mean(), "position": position}
 
 
 def reconstruct_labels(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
@@ -91,10 +83,10 @@ def reconstruct_labels(assignment: SoftAssignment, gt_labels: Tensor, n_labels: 
 
 
 def true_label_share(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
-    """Share of the true label in the labels that superpixels carry to each pixel.
+    """Compute the share of the true label in the labels that superpixels carry to each pixel.
 
-    That is `reconstruct_labels` gathered at `gt_labels`, without the shares of the other labels: no tensor
-    has labels and pixels among its dimensions.
+    Equals `reconstruct_labels` gathered at `gt_labels`, but no tensor has both labels and pixels among its
+    dimensions.
 
     Parameters
     ----------
@@ -107,18 +99,48 @@ def true_label_share(assignment: SoftAssignment, gt_labels: Tensor, n_labels: in
         In [0, 1]; differentiable.
     """
     grid, affinity = assignment.grid, assignment.affinity
-    # (B, S, 9, P): the label of a slot's pixel, for each of its candidates
-    label_idx = grid.to_cells(gt_labels[:, None]).expand_as(affinity)
-    shares = affinity * grid.pixel_mask[:, None]
-    of_labels = affinity.new_zeros(*affinity.shape[:3], n_labels).scatter_add(3, label_idx, shares)
-    of_labels = grid.sum_over_candidates(of_labels)  # (B, S, L)
-    carried = of_labels / (of_labels.sum(dim=2, keepdim=True) + _MIN_PROBABILITY)
+    label_idx = _label_idx(assignment, gt_labels)
+    mass = _label_mass(assignment, label_idx, n_labels)
+    carried = mass / (mass.sum(dim=2, keepdim=True) + _MIN_MASS)
     carried = grid.to_candidates(carried).gather(3, label_idx)  # (B, S, 9, P)
     return grid.to_pixels((affinity * carried).sum(dim=2, keepdim=True)).squeeze(1)
 
 
-def _negative_log_likelihood(true_share: Tensor) -> Tensor:
-    return -true_share.clamp(min=_MIN_PROBABILITY).log().mean()
+def expected_error(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
+    """Compute the mean share of wrong labels, 1 - mean of `true_label_share`, a scalar in [0, 1].
+
+    With the mass M of label l in superpixel s and the mass W of s, the mean share of the true label over N
+    pixels is (1 / N) * sum_s sum_l M[s, l]^2 / W[s]: nothing is spread back to the pixels.
+    """
+    mass = _label_mass(assignment, _label_idx(assignment, gt_labels), n_labels)
+    share = mass.square().sum(dim=2) / (mass.sum(dim=2) + _MIN_MASS)  # (B, S)
+    return 1 - share.sum() / gt_labels.numel()
+
+
+def _label_idx(assignment: SoftAssignment, gt_labels: Tensor) -> Tensor:
+    """Label of each slot's pixel, for each of its candidates; shape (B, S, 9, P)."""
+    return assignment.grid.to_cells(gt_labels[:, None]).expand_as(assignment.affinity)
+
+
+def _label_mass(assignment: SoftAssignment, label_idx: Tensor, n_labels: int) -> Tensor:
+    """Sum of the affinities of each label's pixels to each superpixel, shape (B, S, L)."""
+    grid, affinity = assignment.grid, assignment.affinity
+    shares = affinity * grid.pixel_mask[:, None]
+    mass = affinity.new_zeros(*affinity.shape[:3], n_labels).scatter_add(3, label_idx, shares)
+    return grid.sum_over_candidates(mass)
+
+
+def _cross_entropy(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
+    share = true_label_share(assignment, gt_labels, n_labels)
+    return -share.clamp(min=_MIN_PROBABILITY).log().mean()
+
+
+def _cross_entropy_logsoftmax(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
+    return F.cross_entropy(reconstruct_labels(assignment, gt_labels, n_labels), gt_labels)
+
+
+def _soft_iou(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
+    return soft_iou_loss(reconstruct_labels(assignment, gt_labels, n_labels), gt_labels)
 
 
 def soft_iou_loss(reconstructed: Tensor, gt_labels: Tensor) -> Tensor:
@@ -178,3 +200,12 @@ def position_loss(assignment: SoftAssignment, labels: Tensor) -> Tensor:
     means = assignment.spixel_means(yx)  # (B, 2, S)
     own_mean = means.gather(2, labels.flatten(1)[:, None].expand(-1, 2, -1))  # (B, 2, H*W)
     return (yx.flatten(2) - own_mean).square().sum(dim=1).mean()
+
+
+_LOSSES: dict[str, Callable[[SoftAssignment, Tensor, int], Tensor]] = {
+    "expected_error": expected_error,
+    "cross_entropy": _cross_entropy,
+    "cross_entropy_logsoftmax": _cross_entropy_logsoftmax,
+    "soft_iou": _soft_iou,
+}
+RECONSTRUCTION_LOSSES = tuple(_LOSSES)

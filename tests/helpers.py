@@ -2,6 +2,7 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from lib import cli
 from lib.files.frames import list_in_order
+from lib.runtime.signals import stop_flag
 from lib.training import run as training_run
 
 # Of images and superpixels, with odd cases of the grid.
@@ -73,7 +75,7 @@ def fails_with(main, argv, capsys):
 
 @contextmanager
 def ctrl_c_in_second_step(monkeypatch):
-    """Interrupt the training run in the block in the midst of its second step, and expect it to end so."""
+    """Interrupt the training run in the block during its second step, and expect it to end by it."""
     original = training_run.compute_loss_terms
     calls = []
 
@@ -85,8 +87,14 @@ def ctrl_c_in_second_step(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(training_run, "compute_loss_terms", press_in_second_call)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), stop_flag.set_by_signals():
             yield
+
+
+def in_thread(function, *args, **options):
+    """Call a function in a thread that is not the main one, as a notebook or a web server does."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(function, *args, **options).result()
 
 
 class LineFit(torch.nn.Module):

@@ -8,6 +8,7 @@ import torch
 from lib.losses import (
     RECONSTRUCTION_LOSSES,
     compute_loss_terms,
+    expected_error,
     position_loss,
     reconstruct_labels,
     soft_iou_loss,
@@ -147,3 +148,19 @@ def test_cross_entropies_are_those_of_the_reconstruction(reconstruction):
         compactness=0,
     )
     torch.testing.assert_close(terms["reconstruction"], expected)
+
+
+def test_expected_error_is_the_mean_share_of_wrong_labels():
+    """The sum over superpixels and labels equals the mean over pixels, and so do their gradients."""
+    features = torch.randn(2, 3, 13, 17, dtype=torch.float64, requires_grad=True)
+    gt_labels = torch.randint(0, 5, (2, 13, 17))
+    mask = torch.ones(2, 13, 17, dtype=torch.bool)
+    mask[:, :4, :6] = False
+    for options in ({}, {"mask": mask}):
+        assignment = slic(features, 12, **options)
+        ours = expected_error(assignment, gt_labels, 5)
+        theirs = 1 - true_label_share(assignment, gt_labels, 5).mean()
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+        grads = [torch.autograd.grad(loss, features, retain_graph=True)[0] for loss in (ours, theirs)]
+        assert grads[0].abs().max() > 1e-6
+        torch.testing.assert_close(*grads, rtol=0, atol=1e-9)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lib import cli
+from lib.cli.fields import add_fields
 from lib.datasets.bsds import BSDSDataset
 from lib.datasets.davis import DAVISDataset
 from lib.datasets.folder import FolderDataset
@@ -16,6 +17,7 @@ from lib.evaluation.methods import GridMethod, Method, NetworkMethod, SLICMethod
 from lib.evaluation.protocol import EvaluationSet
 from lib.metrics.registry import METRICS
 from lib.runtime.errors import InputError
+from lib.training.recipe import RunSettings
 from lib.weights import NO_NETWORK, LoadedModel, file_sha256
 
 _SSN_PIX, _SLIC, _GRID = "ssn_pix", "slic", "grid"
@@ -24,8 +26,7 @@ _METHOD_NAME = r"[\w.+-]+"  # what may be part of the name of a file and the cel
 
 def add_evaluation_args(parser: argparse.ArgumentParser) -> None:
     """Add the options of what is measured, compared and written."""
-    cli.add_iou_arg(parser)
-    cli.add_nworkers_arg(parser)
+    add_fields(parser, RunSettings, "ignore_background", "n_workers")
     group = parser.add_argument_group("evaluation")
     group.add_argument(
         "--compare",
@@ -45,7 +46,10 @@ def add_evaluation_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--out_dir", type=Path, help="folder for tables, curves and pictures; default: none")
     exclusive = group.add_mutually_exclusive_group()
     cli.add_bool(
-        exclusive, "--resume", default=False, help="go on with the results of an interrupted run in --out_dir"
+        exclusive,
+        "--resume",
+        default=False,
+        help="go on with the results of an interrupted run in --out_dir; in training, --resume names a file",
     )
     cli.add_bool(exclusive, "--overwrite", default=False, help="replace the results in --out_dir")
 

@@ -1,13 +1,41 @@
-"""The one table from parameters to options."""
+"""Options made from the fields of dataclasses, and the one table from parameters to options."""
 
+import argparse
 import re
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lib.cli.types import count_range, number, parse_bool
+from lib.training.recipe import CountRange
+
+Settings = TypeVar("Settings")
 
 # Parameters whose option has another name, without its dashes.
 _OPTIONS = {
+    "batch_size": "batchsize",
+    "compiled": "compile",
+    "exact": "exact_nspix",
+    "extra_scale": "optflow_scale",
+    "frame_idx": "optflow_data_fr_idx",
+    "ignore_background": "eval_iou_ignore_background",
+    "learning_rate": "lr",
+    "n_annotations": "nannotations",
     "n_extra_features": "optflow_deepfdim",
     "n_iter": "niter",
+    "n_kept": "keep",
     "n_learned_features": "deepfdim",
     "n_spixels": "nspix",
+    "n_steps": "train_iter",
+    "n_workers": "nworkers",
+    "val_n_spixels": "val_nspix",
+}
+
+_TYPES = {
+    bool: {"type": parse_bool, "nargs": "?", "const": True, "metavar": "True|False"},
+    CountRange: {"type": count_range, "metavar": "N|LOW-HIGH"},
+    Path: {"type": Path},
+    str: {},
 }
 
 
@@ -19,3 +47,42 @@ def option_name(parameter: str) -> str:
 def with_options(message: str) -> str:
     """Replace the parameters in a message, which stand in backquotes, by their options."""
     return re.sub(r"`([a-z]\w*)`", lambda match: f"--{option_name(match[1])}", message)
+
+
+def add_fields(group: argparse._ActionsContainer, cls: type, *names: str, **defaults: Any) -> None:
+    """Add an option for each field of a dataclass that has help.
+
+    Parameters
+    ----------
+    group : parser or group
+        Where to add the options.
+    cls : type
+        Dataclass; the metadata of its fields hold "help" and the limits of `number` or "choices".
+    names : str
+        Only these fields; by default all.
+    defaults : any
+        Defaults other than the fields', by the name of the field.
+    """
+    for field in fields(cls):
+        limits = dict(field.metadata)
+        text = limits.pop("help", None)
+        if text is None or (names and field.name not in names):
+            continue
+        if "choices" in limits:
+            kind = limits
+        else:
+            kind = _TYPES.get(field.type) or {"type": number(field.type, **limits)}
+        default = defaults.get(field.name, field.default)
+        assert default is not MISSING, field.name
+        option = f"--{option_name(field.name)}"
+        group.add_argument(option, default=default, help=with_options(text), **kind)
+
+
+def read_fields(args: argparse.Namespace, cls: type[Settings], **others: Any) -> Settings:
+    """Build a dataclass from the options of `add_fields` and the values of its other fields."""
+    given = {
+        field.name: getattr(args, option_name(field.name))
+        for field in fields(cls)
+        if "help" in field.metadata
+    }
+    return cls(**given, **others)

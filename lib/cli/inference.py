@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import ImageColor
 
-from lib.cli.options import SEVERAL, add_bool, add_device_arg, add_precision_arg
+from lib.cli.fields import add_fields
+from lib.cli.options import SEVERAL, add_bool, add_device_arg
 from lib.cli.types import positive_float, positive_int
 from lib.files.atomic import check_output_file, real_path
 from lib.files.frames import FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
@@ -32,8 +33,9 @@ from lib.optflow.sources import DEFAULT_PRESET
 from lib.runtime.device import resolve_device, resolve_precision
 from lib.runtime.errors import InputError, RunError
 from lib.runtime.ranks import n_ranks, on_first_rank
-from lib.runtime.signals import StopSignals
+from lib.runtime.signals import stop_flag
 from lib.runtime.stopwatch import Stopwatch
+from lib.training.recipe import Recipe
 from lib.weights import LoadedModel
 
 logger = logging.getLogger(__name__)
@@ -247,7 +249,7 @@ def add_image_args(
 def add_speed_args(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where and how fast to compute; `open_segmenter` reads them."""
     add_device_arg(parser)
-    add_precision_arg(parser, default="fp32")
+    add_fields(parser, Recipe, "precision", precision="fp32")
     add_bool(
         parser,
         "--compile",
@@ -335,12 +337,13 @@ def segment_given_images(
 def _segment_single_image(args: argparse.Namespace, segmenter: Segmenter, job: ImageJob) -> RunSummary:
     """Segment an image, whose errors are those of the script, and tell in one line what came of it."""
     start = time.perf_counter()
-    with StopSignals():
-        image = job.read(segmenter)
-        (superpixels,) = segmenter.cluster([image], args.nspix, with_features=args.save_features is not None)
-        if args.enforce_connectivity:
-            superpixels = segmenter.finish(superpixels, args.nspix, exact=args.exact_nspix)
-        job.write(segmenter, image, superpixels, _overlay_style(args))
+    image = job.read(segmenter)
+    stop_flag.raise_if_set()
+    (superpixels,) = segmenter.cluster([image], args.nspix, with_features=args.save_features is not None)
+    if args.enforce_connectivity:
+        superpixels = segmenter.finish(superpixels, args.nspix, exact=args.exact_nspix)
+    stop_flag.raise_if_set()
+    job.write(segmenter, image, superpixels, _overlay_style(args))
     seconds = time.perf_counter() - start
     if job.flow is not None:
         logger.info("%s", job.flow)

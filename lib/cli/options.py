@@ -4,10 +4,9 @@ import argparse
 import logging
 from pathlib import Path
 
-from lib.cli.types import existing_dir, non_negative_float, non_negative_int, parse_bool, positive_int
+from lib.cli.types import existing_dir, non_negative_float, parse_bool, positive_int
 from lib.datasets.davis import DAVISDataset
 from lib.network.inputs import InputScales
-from lib.runtime.device import PRECISIONS
 from lib.runtime.errors import InputError
 from lib.weights import (
     DEFAULT_COLOR_SCALE,
@@ -75,13 +74,16 @@ def add_spixel_args(parser: argparse.ArgumentParser, *, swept: bool = False) -> 
         "--nspix",
         type=positive_int,
         default=[200] if swept else 200,
-        help="requested number of superpixels" + (", one or several" if swept else ""),
+        help="requested number of superpixels"
+        + (", one or several" if swept else "")
+        + "; training takes a range too",
         **(SEVERAL if swept else {}),
     )
     group.add_argument(
         "--niter",
         type=positive_int,
-        help=f"iterations of the clustering; default: what the weight file says, else {DEFAULT_N_ITER}",
+        help="iterations of the clustering, as training sets them with --val_niter; default: what the weight "
+        f"file says, else {DEFAULT_N_ITER}",
     )
     add_feature_args(group, trained=True, swept=swept)
 
@@ -132,12 +134,12 @@ def add_optflow_args(parser: argparse.ArgumentParser, *, trained: bool) -> None:
     )
 
 
-def add_optflow_folder_args(parser: argparse.ArgumentParser) -> None:
+def add_optflow_folder_args(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add the options that name the flow archives of DAVIS videos."""
     parser.add_argument(
         "--davis_optflow_folder",
         type=existing_dir,
-        required=True,
+        required=required,
         help="folder of optflow_<method>_<video>.h5, as estimate_optflow.py makes them",
     )
     add_optflow_method_arg(parser)
@@ -148,37 +150,6 @@ def add_optflow_method_arg(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--optflow_method",
         help="whose flow to take, if the folder holds that of several methods: dis, gma, ...",
-    )
-
-
-def add_precision_arg(parser: argparse._ActionsContainer, *, default: str) -> None:
-    """Add `--precision`; `resolve_precision` reads it."""
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default=default,
-        help="of the convolutions; bf16 is bfloat16, auto takes it where the device has it; all else stays "
-        "in float32",
-    )
-
-
-def add_iou_arg(parser: argparse.ArgumentParser) -> None:
-    """Add `--eval_iou_ignore_background`."""
-    add_bool(
-        parser,
-        "--eval_iou_ignore_background",
-        default=False,
-        help="leave segment 0, the background of DAVIS, out of the mean IoU; BSDS500 has none",
-    )
-
-
-def add_nworkers_arg(parser: argparse._ActionsContainer) -> None:
-    """Add `--nworkers`."""
-    parser.add_argument(
-        "--nworkers",
-        type=non_negative_int,
-        default=4,
-        help="processes that read images; evaluation starts as many to compute metrics",
     )
 
 

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from lib.datasets.loaders import is_lost_worker
 from lib.runtime.errors import InputError, OtherRankError, RunError, is_out_of_memory
 from lib.runtime.memory import keep_freed_memory
 from lib.runtime.ranks import end_process, is_first_rank, joined_ranks
+from lib.runtime.signals import Stop, stop_flag
 from lib.runtime.workers import LOST_WORKER
 
 logger = logging.getLogger(__name__)
@@ -64,9 +66,11 @@ def run(main: Callable[[], object]) -> NoReturn:
 def _exit_status(main: Callable[[], object], program: str) -> int:
     """Exit status of a script, which is run here, after its error is told."""
     try:
-        with joined_ranks():
+        with joined_ranks(), stop_flag.set_by_signals():
             level = logging.INFO if is_first_rank() else logging.ERROR
-            logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
+            handler = logging.StreamHandler(sys.stdout)
+            handler.addFilter(_name_options)
+            logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
             main()
     except OtherRankError:
         return 1
@@ -82,8 +86,9 @@ def _exit_status(main: Callable[[], object], program: str) -> int:
         if not is_lost_worker(error):  # of which PyTorch may tell in the midst of anything
             raise
         return _tell(program, RunError(LOST_WORKER), 1)
-    except KeyboardInterrupt:
-        return 130  # what shells report for a program that Ctrl-C ended
+    except KeyboardInterrupt as stop:
+        # as shells report a program that a signal ended
+        return 128 + (stop.number if isinstance(stop, Stop) else signal.SIGINT)
     return 0
 
 
@@ -93,3 +98,9 @@ def _tell(program: str, error: Exception, status: int) -> int:
     message = message.removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")
     print(f"{program}: error: {with_options(message)}", file=sys.stderr)
     return status
+
+
+def _name_options(record: logging.LogRecord) -> bool:
+    """Log filter that shows options in place of parameters."""
+    record.msg, record.args = with_options(record.getMessage()), None
+    return True

@@ -1,4 +1,4 @@
-"""Types of options: what the text of an option is read as, and what is told if it cannot be."""
+"""argparse types that parse and validate option values."""
 
 import argparse
 import math
@@ -11,47 +11,39 @@ from lib.training.recipe import CountRange
 Number = TypeVar("Number", int, float)
 
 
+def number(
+    kind: type[Number], *, low: float = -math.inf, above: float = -math.inf, below: float = math.inf
+) -> Callable[[str], Number]:
+    """Return a type for finite numbers that are at least `low`, above `above` and below `below`."""
+    limits = {"of at least": low, "above": above, "below": below}
+    bounds = " and ".join(f"{word} {limit}" for word, limit in limits.items() if math.isfinite(limit))
+    expected = f"{'an integer' if kind is int else 'a number'} {bounds}"
+
+    def read(text: str) -> Number:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (low <= value and above < value < below):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return value
+
+    return read
+
+
+positive_int = number(int, low=1)
+non_negative_int = number(int, low=0)
+port_int = number(int, low=1, below=2**16)
+positive_float = number(float, above=0)
+non_negative_float = number(float, low=0)
+
+
 def parse_bool(text: str) -> bool:
     """Read True or False, in any case."""
     lowered = text.lower()
     if lowered not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
     return lowered == "true"
-
-
-def positive_int(text: str) -> int:
-    """Read an integer of at least 1."""
-    return _read_number(text, int, lambda value: value >= 1, "an integer of at least 1")
-
-
-def non_negative_int(text: str) -> int:
-    """Read an integer of at least 0."""
-    return _read_number(text, int, lambda value: value >= 0, "an integer of at least 0")
-
-
-def port_int(text: str) -> int:
-    """Read the number of a TCP port."""
-    return _read_number(text, int, lambda value: 0 < value < 2**16, "an integer from 1 to 65535")
-
-
-def seed_int(text: str) -> int:
-    """Read an integer that PyTorch and NumPy both take as a seed."""
-    return _read_number(text, int, lambda value: 0 <= value < 2**63, "an integer from 0 to 2**63 - 1")
-
-
-def positive_float(text: str) -> float:
-    """Read a finite number above 0."""
-    return _read_number(text, float, lambda value: 0 < value < math.inf, "a number above 0")
-
-
-def non_negative_float(text: str) -> float:
-    """Read a finite number of at least 0."""
-    return _read_number(text, float, lambda value: 0 <= value < math.inf, "a number of at least 0")
-
-
-def share_float(text: str) -> float:
-    """Read a number of at least 0 and below 1."""
-    return _read_number(text, float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
 
 
 def count_range(text: str) -> CountRange:
@@ -69,15 +61,3 @@ def existing_dir(text: str) -> Path:
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"no folder {text}")
     return path
-
-
-def _read_number(
-    text: str, kind: type[Number], is_allowed: Callable[[Number], bool], expected: str
-) -> Number:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not is_allowed(value):
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-    return value

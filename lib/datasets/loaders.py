@@ -12,7 +12,7 @@ from lib.datasets.crops import TrainingCrops
 from lib.network.inputs import rgb_to_lab
 from lib.runtime.errors import RunError
 from lib.runtime.ranks import n_ranks, rank
-from lib.runtime.signals import StopSignals, blocked_stop_signals, start_worker
+from lib.runtime.signals import start_worker
 from lib.runtime.workers import LOST_WORKER, usable_workers
 
 PREFETCHED_BATCHES = 4  # per worker
@@ -103,33 +103,23 @@ class _Batches:
 
 
 class _Loader(DataLoader):
-    """A loader whose workers never see the signals that are meant to stop the main process.
-
-    Such a signal does not cut short the receipt of a batch either, on which the worker would complain.
-    """
+    """A loader that raises `RunError` if a worker process is lost."""
 
     def __iter__(self) -> Iterator[Any]:
-        with blocked_stop_signals():
-            batches = super().__iter__()
-        return self._receive(batches)
+        return _name_lost_worker(super().__iter__())  # starts the workers now
 
-    @staticmethod
-    def _receive(batches: Iterator[Any]) -> Iterator[Any]:
-        while True:
-            with StopSignals.deferred_if_active():
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    return
-                except RuntimeError as error:
-                    if is_lost_worker(error):
-                        raise RunError(LOST_WORKER) from error
-                    raise
-            yield batch
+
+def _name_lost_worker(batches: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if is_lost_worker(error):
+            raise RunError(LOST_WORKER) from error
+        raise
 
 
 def is_lost_worker(error: RuntimeError) -> bool:
-    """Whether PyTorch tells by an error that a worker process is gone."""
+    """Return True for PyTorch's error that a worker process is gone."""
     return "DataLoader worker (pid" in str(error)
 
 

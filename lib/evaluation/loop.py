@@ -21,6 +21,7 @@ from lib.evaluation.workers import metric_workers
 from lib.metrics.registry import METRICS, Scores, check_metrics, score_label_maps
 from lib.runtime.errors import InputError, RunError
 from lib.runtime.ranks import gather, is_first_rank, n_ranks
+from lib.runtime.signals import stop_flag
 from lib.runtime.workers import LOST_WORKER
 from lib.superpixels.connectivity import enforce_connectivity
 from lib.superpixels.counts import check_n_spixels
@@ -113,6 +114,8 @@ def evaluate(
         If a metric is unknown, the data set is empty, or an image cannot be used.
     RunError
         If a worker process crashed.
+    Stop
+        If the stop flag is set.
     """
     check_metrics(metrics)
     _check_not_empty(dataset)
@@ -150,6 +153,7 @@ def _evaluate_own_share(
     loader = evaluation_loader(dataset, n_workers=n_workers, first_idx=first_idx)
     with _name_lost_worker(), metric_workers(n_workers) as executor:
         for image in loader:
+            stop_flag.raise_if_set()
             check_n_spixels(max(n_spixels), image.image_lab[0, 0].numel(), image.name, option=option)
             label_maps = [
                 labels

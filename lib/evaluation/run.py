@@ -41,8 +41,7 @@ from lib.evaluation.timing import seconds_per_image
 from lib.files.atomic import prepare_out_dir
 from lib.metrics.registry import METRICS, check_metrics
 from lib.runtime.errors import InputError
-from lib.runtime.ranks import is_first_rank, n_ranks, on_first_rank, together
-from lib.runtime.signals import StopSignals
+from lib.runtime.ranks import is_first_rank, on_first_rank, together
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +100,8 @@ def run_evaluation(
         `overwrite` is set, or those of another run.
     RunError
         If a worker process crashed, or a file cannot be written.
-    KeyboardInterrupt
-        On Ctrl-C or SIGTERM; what is done by then is in `out_dir`.
+    Stop
+        If the stop flag is set; the images that are done are in `out_dir`.
     """
     check_metrics(metrics)
     for each in sets:
@@ -118,17 +117,8 @@ def run_evaluation(
         journal = together(lambda: Journal(out_dir, metrics, runs_of_sets) if is_first_rank() else None)
     results, scored_sets = [], []
     for each in sets:
-        with StopSignals(polled=n_ranks() > 1) as signals:
-            seconds = _time_set(each, methods, journal, n_spixels)
-            images = _score_set(
-                each,
-                methods,
-                journal,
-                signals,
-                n_spixels=n_spixels,
-                metrics=metrics,
-                n_workers=n_workers,
-            )
+        seconds = _time_set(each, methods, journal, n_spixels)
+        images = _score_set(each, methods, journal, n_spixels=n_spixels, metrics=metrics, n_workers=n_workers)
         scored = {run: [image[run] for image in images] for run in runs}
         scored_sets.append(scored)
         results.append(_summarize_set(each.name, scored, seconds))
@@ -190,7 +180,6 @@ def _score_set(
     each: EvaluationSet,
     methods: Sequence[Method],
     journal: Journal | None,
-    signals: StopSignals,
     *,
     n_spixels: Sequence[int],
     metrics: Sequence[str],
@@ -207,10 +196,9 @@ def _score_set(
             first_idx=len(images),
             title=each.name,
         ):
-            with signals.deferred():
-                if journal:
-                    journal.add(each.name, image)
-                images.append(image)
+            if journal:
+                journal.add(each.name, image)
+            images.append(image)
     except KeyboardInterrupt:
         n_done, n_images = len(images), len(each.dataset)
         advice = "; continue with --resume" if journal else ""

@@ -11,6 +11,7 @@ from lib.datasets.base import SegmentedImage
 from lib.datasets.loaders import EvaluationImages
 from lib.evaluation.loop import Run, list_settings
 from lib.evaluation.methods import Method
+from lib.runtime.signals import stop_flag
 from lib.superpixels.counts import check_n_spixels
 
 N_TIMED_IMAGES = 5
@@ -48,6 +49,7 @@ def seconds_per_image(
     work = [(method, setting) for method in methods for setting in list_settings(method, n_spixels)]
     medians = {}
     for method, setting in tqdm(work, desc="timing", unit="setting", leave=False, disable=None):
+        stop_flag.raise_if_set()
         durations = []
         for image in [images[0], *images]:
             start = time.perf_counter()

@@ -5,7 +5,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from lib.runtime.signals import blocked_stop_signals, start_worker
+from lib.runtime.signals import start_worker
 from lib.runtime.workers import usable_workers
 
 
@@ -15,7 +15,7 @@ def metric_workers(n_workers: int) -> Iterator[Executor]:
     if n_workers == 0:
         yield _Here()
         return
-    with _Processes(usable_workers(n_workers), initializer=start_worker) as executor:
+    with ProcessPoolExecutor(usable_workers(n_workers), initializer=start_worker) as executor:
         try:
             yield executor
         finally:
@@ -29,11 +29,3 @@ class _Here(Executor):
         future: Future = Future()
         future.set_result(function(*args, **kwargs))
         return future
-
-
-class _Processes(ProcessPoolExecutor):
-    """Processes that never see the signals that are meant to stop the main one."""
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        with blocked_stop_signals():  # submitting may start processes
-            return super().submit(function, *args, **kwargs)

@@ -17,7 +17,7 @@ from lib.inference.segmenter import PreparedImage, Segmenter
 from lib.optflow.lookup import FlowOfFrame
 from lib.runtime.errors import InputError, RunError, is_out_of_memory
 from lib.runtime.ranks import gather, is_first_rank, n_ranks, rank
-from lib.runtime.signals import StopSignals
+from lib.runtime.signals import stop_flag
 from lib.superpixels.counts import check_n_spixels
 from lib.superpixels.regions import Superpixels
 
@@ -110,19 +110,24 @@ def segment_files(
         Images of one size, without masks, that go through the network together.
     skip_existing : bool
         Leave out images of which all files are there.
+
+    Raises
+    ------
+    Stop
+        If the stop flag is set; it is polled between batches.
     """
     start = time.perf_counter()
     own = jobs[rank() :: n_ranks()]
     is_hidden = None if is_first_rank() else True  # None: shown on a terminal
     progress = tqdm(total=len(own), desc="segmenting", unit="image", disable=is_hidden)
-    with progress, StopSignals():
+    with progress:
         todo = [job for job in own if not (skip_existing and all(path.exists() for path in job.files.paths))]
         progress.update(len(own) - len(todo))
         run = _Run(segmenter, n_spixels, connected=connected, exact=exact, style=style, progress=progress)
         with ThreadPoolExecutor(_N_THREADS) as readers, ThreadPoolExecutor(_N_THREADS) as writers:
             try:
                 run.segment(todo, batch_size, readers, writers)
-            except BaseException:  # Ctrl-C, say: what is being written is finished
+            except BaseException:  # such as `Stop`; files that are being written are finished
                 readers.shutdown(cancel_futures=True)
                 writers.shutdown(cancel_futures=True)
                 for failure in run.failures:
@@ -175,6 +180,7 @@ class _Run:
             size_of=lambda job: count_pixels(job.image),
         )
         for batch in _equal_sizes(zip(jobs, prepared, strict=True), batch_size):
+            stop_flag.raise_if_set()
             for job, image, superpixels in self._cluster(batch):
                 written = writers.submit(self._write, job, image, superpixels)
                 self._written.append((written, superpixels.labels.size))

@@ -20,7 +20,7 @@ from lib.inference.tracking import Tracker, share_that_follows
 from lib.optflow.archive import FlowArchive
 from lib.optflow.sources import DISEstimator
 from lib.runtime.errors import InputError, RunError, is_out_of_memory
-from lib.runtime.signals import StopSignals
+from lib.runtime.signals import stop_flag
 from lib.superpixels.regions import Superpixels
 
 logger = logging.getLogger(__name__)
@@ -155,16 +155,15 @@ def segment_video(
     RunError
         If a later frame cannot be used, or there is no memory for it; files then hold the frames before. If a
         file cannot be written, which is then not there; the other holds the frames so far.
-    KeyboardInterrupt
-        On Ctrl-C or SIGTERM; files then hold the frames before.
+    Stop
+        If the stop flag is set, which is polled between frames; files then hold the frames before.
     """
     run = _VideoRun(segmenter, n_spixels, Tracker(segmenter, n_spixels) if tracked else None)
     files: list[_FrameFile] = []  # opened when the first frame tells its size
     problem: InputError | RunError | KeyboardInterrupt | None = None
     progress = tqdm(total=n_frames or None, desc="segmenting", unit="frame", disable=None)
     try:
-        # Signals are taken between frames alone, so that nothing cuts the end of a file short.
-        with progress, StopSignals(polled=True) as signals, ExitStack() as stack:
+        with progress, ExitStack() as stack:
             try:
                 for frame in frames:
                     superpixels, frame_labels = run.segment(frame)
@@ -177,7 +176,7 @@ def segment_video(
                     for file, pixels in zip(files, (style.draw(superpixels), frame_labels), strict=False):
                         file.append(pixels)
                     progress.update()
-                    signals.raise_pending()
+                    stop_flag.raise_if_set()
             except (InputError, RunError, KeyboardInterrupt) as error:
                 problem = error
             except (MemoryError, RuntimeError) as error:

@@ -14,7 +14,7 @@ from lib.files.opencv import cv2
 from lib.optflow.archive import FlowArchive, write_flow_archive
 from lib.optflow.sources import FlowSource
 from lib.runtime.errors import InputError, RunError
-from lib.runtime.signals import blocked_stop_signals, start_worker
+from lib.runtime.signals import blocked_stop_signals, start_worker, stop_flag
 from lib.runtime.workers import LOST_WORKER, usable_workers
 
 _PROGRESS_INTERVAL = 0.2  # seconds
@@ -66,10 +66,17 @@ def make_archives(
     ------
     RunError
         If an archive cannot be written.
+    Stop
+        If the stop flag is set. Archives that are not finished are removed.
     """
+
+    def on_pair() -> None:
+        on_progress(1)
+        stop_flag.raise_if_set()
+
     if n_workers == 0 or len(jobs) < 2:
         for job in jobs:
-            yield _make_archive(job, with_consistency, lambda: on_progress(1))
+            yield _make_archive(job, with_consistency, on_pair)
         return
     # Fresh processes: a forked one could inherit OpenCV's threads in mid-work.
     context = multiprocessing.get_context("spawn")
@@ -87,6 +94,7 @@ def make_archives(
             }
         try:
             while pending:
+                stop_flag.raise_if_set()
                 done, pending = wait(pending, _PROGRESS_INTERVAL, FIRST_COMPLETED)
                 n_now = n_done.value
                 on_progress(n_now - n_told)

@@ -1,10 +1,11 @@
 """Work that is split over processes, as `torchrun` starts them; a process on its own is a single rank.
 
-All ranks call the functions of this module in the same order. An error or a stop signal on one rank ends
-the others too: it is told to them the next time they do something `together`.
+All ranks call the functions of this module in the same order. An error or a `Stop` on one rank ends the
+others too, the next time they do something `together`.
 """
 
 import atexit
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -16,15 +17,17 @@ import torch
 from torch import Tensor, distributed, nn
 
 from lib.runtime.errors import OtherRankError, RunError
-from lib.runtime.signals import StopSignals
+from lib.runtime.signals import Stop
 
 T = TypeVar("T")
 
 # For a rank that has more to do than the others. One that is killed breaks the connection at once.
 _LONGEST_WAIT = timedelta(days=7)
 
-# What a rank tells the others: nothing, the number of a signal that is to stop all, or that it failed.
+# What a rank sends to the others: nothing, the number of the signal that stops all, or that it failed.
 _GOES_ON, _FAILED = 0, 1000
+
+_exit_status = 1  # of this process; 1 if an error ends it with a traceback
 
 
 @contextmanager
@@ -39,6 +42,7 @@ def joined_ranks() -> Iterator[None]:
     if not distributed.is_torchelastic_launched():
         yield
         return
+    atexit.register(_skip_teardown)  # runs after all that the script registers, as the last comes first
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -54,18 +58,22 @@ def joined_ranks() -> Iterator[None]:
 
 
 def end_process(status: int) -> NoReturn:
-    """End this process with an exit status, in place of `sys.exit`.
-
-    A process that `torchrun` started does what is registered for its exit, but does not tear its interpreter
-    down: threads of gloo outlive the process group of a data-parallel model, and one that lets go of a
-    tensor while the interpreter is torn down would abort the process.
-    """
-    if distributed.is_torchelastic_launched():
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    """End this process with an exit status, in place of `sys.exit`."""
+    global _exit_status
+    _exit_status = status
     sys.exit(status)
+
+
+def _skip_teardown() -> None:
+    """End a rank without the teardown of its interpreter.
+
+    Threads of gloo outlive the process group of a data-parallel model. One that releases a tensor during the
+    teardown would abort the process.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_exit_status)
 
 
 def rank() -> int:
@@ -84,41 +92,43 @@ def local_rank() -> int:
 
 
 def is_first_rank() -> bool:
-    """Whether this is the process that writes and tells."""
+    """Return True on rank 0, which writes files and logs."""
     return rank() == 0
 
 
 def together(function: Callable[[], T]) -> T:
-    """Call a function on every rank; return what it returned here once all are done.
+    """Call a function on every rank; return its result on this rank once all are done.
 
     Raises
     ------
     Stop
-        If SIGINT or SIGTERM came to any rank; see `StopSignals`, which must be `polled`.
+        If the function raised it on any rank, and no other error on another.
     OtherRankError
-        If the function raised an error on other ranks only. Where it raised one, that goes on.
+        If the function raised an error on other ranks only. On a rank with an error, that one is raised.
     """
     if n_ranks() == 1:
         return function()
     value, error, status = None, None, _GOES_ON
     try:
         value = function()
+    except Stop as stop:
+        status = stop.number
     except BaseException as caught:
         error = caught
         status = _FAILED
-    verdict = torch.tensor(max(status, StopSignals.take_pending() or _GOES_ON))
+    verdict = torch.tensor(status)
     distributed.all_reduce(verdict, distributed.ReduceOp.MAX)
     if error is not None:
         raise error
     if verdict == _FAILED:
         raise OtherRankError
     if verdict != _GOES_ON:
-        StopSignals.stop(int(verdict))
+        raise Stop(int(verdict))
     return value
 
 
 def gather(function: Callable[[], T]) -> list[T]:
-    """Call a function on every rank; return what it returned on each. Raises as `together`."""
+    """Call a function on every rank; return the results of all ranks. Raises as `together`."""
     value = together(function)
     if n_ranks() == 1:
         return [value]
@@ -128,7 +138,7 @@ def gather(function: Callable[[], T]) -> list[T]:
 
 
 def on_first_rank(function: Callable[[], T]) -> T:
-    """Call a function on the first rank only; return what it returned there. Raises as `together`."""
+    """Call a function on rank 0 only; return its result on all ranks. Raises as `together`."""
     return gather(lambda: function() if is_first_rank() else None)[0]
 
 

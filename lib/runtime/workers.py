@@ -1,14 +1,14 @@
-"""Worker processes: how many there may be, and what is told of a lost one."""
+"""Limit on worker processes, and the message for one that died."""
 
 import os
 
-LOST_WORKER = "a worker process crashed or was killed; fewer --nworkers need less memory"
+LOST_WORKER = "a worker process crashed or was killed; fewer `n_workers` need less memory"
 
 
 def usable_workers(n_workers: int) -> int:
-    """At most one worker a core that this process may use: more are slower, and PyTorch warns of them.
+    """Limit a number of workers to the cores that this process may use; it changes no sample.
 
-    Their number changes no sample.
+    More are slower, and PyTorch warns of them.
     """
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(n_workers, n_cores or 1)

@@ -1,6 +1,6 @@
 """Training: recipe, trainer, run and its folder."""
 
-from lib.training.recipe import CountRange, Recipe
+from lib.training.recipe import CountRange, Recipe, RunSettings
 from lib.training.run import run_training
 
-__all__ = ["CountRange", "Recipe", "run_training"]
+__all__ = ["CountRange", "Recipe", "RunSettings", "run_training"]

@@ -1,10 +1,11 @@
-"""A whole training run: any model, any data set; what the training scripts share."""
+"""A whole training run, for any model and dataset."""
 
 import itertools
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.backends import cudnn
 from torch.utils.data import Dataset
 
-from lib.datasets.base import FileDataset, SegmentedImage, fingerprint
+from lib.datasets.base import FileDataset, SegmentedImage
 from lib.datasets.crops import TrainingCrops
 from lib.datasets.loaders import EvaluationImages, training_loader
 from lib.evaluation.loop import check_first_image, connected_superpixels, evaluate, list_runs
@@ -23,13 +24,14 @@ from lib.evaluation.methods import NetworkMethod, Setting
 from lib.evaluation.summary import summarize
 from lib.losses import compute_loss_terms
 from lib.network.inputs import InputScales, model_input
+from lib.runtime.device import resolve_precision
 from lib.runtime.errors import InputError
 from lib.runtime.ranks import data_parallel, is_first_rank, n_ranks, on_first_rank, synchronize, together
 from lib.superpixels.counts import check_n_spixels
 from lib.superpixels.drawing import draw_boundaries
-from lib.training.recipe import Recipe
+from lib.training.recipe import Recipe, RunSettings, check_resumed
 from lib.training.run_folder import BEST_MODEL, RunFolder, Validation, has_best_model, prepare_run_folder
-from lib.training.trainer import TrainingState, train
+from lib.training.trainer import Trainer, TrainingState
 from lib.weights import read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,9 @@ VALIDATION_METRICS = (
 # Start of a fingerprint in a checkpoint. Older checkpoints hold a SHA-256 of the names alone, without it.
 _WITH_SIZES = "names+sizes:"
 
-_COUNT_OPTION = "--val_nspix"  # what asks for the superpixels of validation
+TRAIN_SET = "train"  # name of the train set in the log and the checkpoints
+
+_COUNT_PARAMETER = "`val_n_spixels`"  # parameter that sets the superpixels of validation
 
 N_PICTURES = 4  # overlays of each validation set
 
@@ -57,93 +61,135 @@ def run_training(
     model: nn.Module,
     scales: InputScales,
     recipe: Recipe,
+    settings: RunSettings,
     *,
     train_set: Dataset[SegmentedImage],
     validation_sets: Mapping[str, Dataset[SegmentedImage]],
     score: str,
     device: torch.device,
-    out_dir: Path,
     description: Mapping[str, Any] | None = None,
     resume: Path | None = None,
     overwrite: bool = False,
-    val_n_spixels: int = 200,
-    test_interval: int = 10_000,
-    log_interval: int = 100,
-    save_interval: int = 10_000,
-    n_kept: int = 3,
-    n_workers: int = 4,
-    ignore_background: bool = False,
-    compiled: bool = False,
-    with_loader: bool = True,
 ) -> TrainingState:
-    """Train a model, validate it now and then, and keep the best; see `lib.training.trainer.train`.
-
-    Under `torchrun`, all ranks call it alike.
+    """Train a model, validate it and keep the best; under `torchrun`, all ranks call it alike.
 
     Parameters
     ----------
     model : SSNModel or CompositeSSNModel
         Moved to `device`; weights that require no gradient stay as they are.
-    scales : InputScales
-        Weights of the input channels.
-    recipe : Recipe
-        How to train.
+    scales, recipe, settings
+        Weights of the input channels; settings that define the trained model; settings of the run.
     train_set : Dataset of SegmentedImage
         Source of random crops. With extra channels, if the model reads any.
     validation_sets : mapping of str to Dataset of SegmentedImage
         Whole images to validate on, by name.
     score : str
-        The figure that chooses the best model, higher is better: the name of a validation set, "_" and a
-        metric of `VALIDATION_METRICS`, say "bsds_val_asa".
+        Figure that chooses the best model: a validation set, "_" and a metric, say "bsds_val_asa".
     device : torch.device
         Where to compute.
-    out_dir : Path
-        Folder of this run alone, for its log and its checkpoints.
     description : mapping, optional
-        What the checkpoints say beside the arguments of the model and the scales of its input, as plain
-        types: the options of the run, say.
+        Further entries of the checkpoints, as plain types, such as the options of the run.
     resume : Path, optional
-        Checkpoint of a run to continue, which must be this one.
+        Checkpoint of this run, to continue it.
     overwrite : bool
-        Replace the log and the checkpoints of an earlier run in `out_dir` that had no best model yet.
-    val_n_spixels : int
-        Number of superpixels requested in a whole image at validation.
-    test_interval, log_interval, save_interval : int
-        Steps between two validations, two lines of the log, and two checkpoints that are kept beside the last
-        state.
-    n_kept : int
-        How many of those checkpoints are kept.
-    n_workers : int
-        Processes of each rank that read images, and as many that compute metrics in validation.
-    ignore_background : bool
-        Leave segment 0 out of the mean IoU.
-    compiled : bool
-        Compile the network with `torch.compile`.
-    with_loader : bool
-        Otherwise all steps get the first batch, so that no time goes into loading.
-
-    Returns
-    -------
-    TrainingState
-        With the trained model.
+        Replace the log and the checkpoints of an earlier run in `settings.out_dir` that has no best model.
 
     Raises
     ------
-    InputError
-        If files or settings cannot be used.
-    ValueError
-        If `score` is no figure of the validation.
+    InputError, ValueError
+        If files or settings cannot be used; if `score` is unknown or a validation set is named "train".
     RunError
         If the loss is not finite, or a file cannot be written.
-    KeyboardInterrupt
-        On Ctrl-C, after saving. SIGTERM saves and returns.
+    Stop
+        On Ctrl-C, after saving, if signals set the stop flag. SIGTERM saves and returns.
     """
-    scores = {f"{name}_{metric}": name for name in validation_sets for metric in VALIDATION_METRICS}
+    _check_names(validation_sets, score)
+    datasets = {TRAIN_SET: train_set, **validation_sets}
+    with_bfloat16 = resolve_precision(recipe.precision, device) == "bf16"
+    image_names = _check_sets(recipe, datasets, settings.val_n_spixels)
+    model = model.to(device, memory_format=torch.channels_last)
+    out_dir = settings.out_dir
+    state = _start_state(model, recipe, image_names, score, out_dir, resume)
+    on_first_rank(lambda: prepare_run_folder(out_dir, is_resumed=resume is not None, overwrite=overwrite))
+    _log_start(state, datasets, device, with_bfloat16=with_bfloat16)
+    run_folder = together(
+        lambda: (
+            _open_run_folder(model, scales, recipe, settings, state, image_names, description)
+            if is_first_rank()
+            else None
+        )
+    )
+    trainer = Trainer(
+        state,
+        _BatchLosses(state, recipe, scales, device, with_bfloat16=with_bfloat16, compiled=settings.compiled),
+        _ModelValidation(state.average.model, scales, settings, device, validation_sets, score),
+        batch_size=recipe.batch_size,
+        test_interval=settings.test_interval,
+        log_interval=settings.log_interval,
+        save_interval=settings.save_interval,
+        run_folder=run_folder,
+    )
+    # All crops have one size, and TF32 is precise enough for gradients.
+    fast = cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
+    with closing(run_folder) if run_folder else nullcontext(), fast:
+        trainer.run(_remaining_batches(train_set, recipe, settings, state, device))
+    if state.is_finished and state.best_score > -math.inf:
+        logger.info("best validation score: %.4f, %s", state.best_score, out_dir / BEST_MODEL)
+    return state
+
+
+def _check_names(validation_sets: Mapping[str, Dataset[SegmentedImage]], score: str) -> None:
+    """Raise `ValueError` for a validation set named as the train set, or an unknown score."""
+    if TRAIN_SET in validation_sets:
+        raise ValueError(f"no validation set may be named {TRAIN_SET!r}")
+    scores = [name for validation_set in validation_sets for name in _score_names(validation_set)]
     if score not in scores:
         raise ValueError(f"score must be one of {', '.join(scores)}, got {score!r}")
-    datasets = {"train": train_set, **validation_sets}
-    image_names = _check_sets(recipe, datasets, val_n_spixels)
-    model = model.to(device, memory_format=torch.channels_last)
+
+
+def _check_sets(
+    recipe: Recipe, datasets: Mapping[str, Dataset[SegmentedImage]], val_n_spixels: int
+) -> dict[str, str]:
+    """Check the images as far as possible without reading all of them.
+
+    Returns
+    -------
+    dict of str to str
+        SHA-256 of the names of the images, by the name of the dataset, for datasets that consist of files.
+    """
+    if max(recipe.n_spixels) > recipe.crop_size**2:
+        raise InputError(
+            f"{max(recipe.n_spixels)} is above the {recipe.crop_size**2} pixels of a crop",
+            parameter="n_spixels",
+        )
+    n_images, n_needed = len(datasets[TRAIN_SET]), n_ranks() * recipe.batch_size
+    if n_images < n_needed:
+        raise InputError(
+            f"{recipe.batch_size} on {n_ranks()} ranks needs {n_needed} images to train on, there are "
+            f"{n_images}",
+            parameter="batch_size",
+        )
+    names_sha256 = {}
+    for name, dataset in datasets.items():
+        shapes = on_first_rank(dataset.image_shapes) if isinstance(dataset, FileDataset) else {}
+        if name != TRAIN_SET:
+            check_first_image(dataset, [val_n_spixels], option=_COUNT_PARAMETER)
+            for image_name, (height, width) in shapes.items():
+                check_n_spixels(val_n_spixels, height * width, image_name, option=_COUNT_PARAMETER)
+        if shapes:
+            names_sha256[name] = _WITH_SIZES + on_first_rank(partial(fingerprint, dataset))
+    return names_sha256
+
+
+def _start_state(
+    model: nn.Module,
+    recipe: Recipe,
+    image_names: Mapping[str, str],
+    score: str,
+    out_dir: Path,
+    resume: Path | None,
+) -> TrainingState:
+    """Return the state that the run starts from: a new one, or the one of the checkpoint `resume`."""
     state = TrainingState(
         model,
         n_steps=recipe.n_steps,
@@ -153,34 +199,69 @@ def run_training(
         ema_decay=recipe.ema_decay,
         max_grad_norm=recipe.max_grad_norm,
     )
-    if resume:
-        checkpoint = read_checkpoint(resume)
-        state.restore(checkpoint, resume)
-        changed = _changed_sets(image_names, checkpoint.get("image_names_sha256", {}))
-        if changed:
-            logger.warning("not the images that --resume %s was trained with: %s", resume, ", ".join(changed))
-        has_best = on_first_rank(lambda: has_best_model(out_dir, validated_step=state.validated_step))
-        if not has_best or scores[score] in changed:
-            state.best_score = -math.inf  # the next validation has nothing to beat
-    on_first_rank(lambda: prepare_run_folder(out_dir, is_resumed=resume is not None, overwrite=overwrite))
+    if resume is None:
+        return state
+    checkpoint = read_checkpoint(resume)
+    if "recipe" in checkpoint:  # only the length of a resumed run may change
+        stored = replace(Recipe.from_plain(checkpoint["recipe"]), n_steps=recipe.n_steps)
+        check_resumed(vars(recipe), vars(stored), resume)
+    state.restore(checkpoint, resume)
+    changed = _changed_sets(image_names, checkpoint.get("image_names_sha256", {}))
+    if changed:
+        logger.warning("not the images that `resume` %s was trained with: %s", resume, ", ".join(changed))
+    has_best = on_first_rank(lambda: has_best_model(out_dir, validated_step=state.validated_step))
+    if not has_best or any(score in _score_names(name) for name in changed):
+        state.best_score = -math.inf  # the next validation replaces the best model
+    return state
+
+
+def _log_start(
+    state: TrainingState,
+    datasets: Mapping[str, Dataset[SegmentedImage]],
+    device: torch.device,
+    *,
+    with_bfloat16: bool,
+) -> None:
     n_trained = sum(weight.numel() for weight in state.trained_weights())
     sizes = ", ".join(f"{len(dataset)} images in {name}" for name, dataset in datasets.items())
+    precision = "bfloat16" if with_bfloat16 else "float32"
     logger.info(
         "device: %s, convolutions in %s, ranks: %d; %d trained parameters; %s",
         device,
-        "bfloat16" if recipe.with_bfloat16 else "float32",
+        precision,
         n_ranks(),
         n_trained,
         sizes,
     )
 
-    input_args = {name: value for name, value in scales._asdict().items() if value is not None}
-    description = {
+
+def _open_run_folder(
+    model: nn.Module,
+    scales: InputScales,
+    recipe: Recipe,
+    settings: RunSettings,
+    state: TrainingState,
+    image_names: Mapping[str, str],
+    description: Mapping[str, Any] | None,
+) -> RunFolder:
+    entries = {
         "model_args": model.config(),
-        "input_args": input_args,
+        "input_args": {name: value for name, value in scales._asdict().items() if value is not None},
         "image_names_sha256": image_names,
+        "recipe": recipe.to_plain(),
         **(description or {}),
     }
+    return RunFolder(settings.out_dir, entries, state.weights(), state.progress(), n_kept=settings.n_kept)
+
+
+def _remaining_batches(
+    train_set: Dataset[SegmentedImage],
+    recipe: Recipe,
+    settings: RunSettings,
+    state: TrainingState,
+    device: torch.device,
+) -> Iterable[dict[str, Tensor]]:
+    """Return the batches of this rank from the state's step on."""
     crops = TrainingCrops(
         train_set, n_annotations=recipe.n_annotations, seed=recipe.seed, crop_size=recipe.crop_size
     )
@@ -189,86 +270,14 @@ def run_training(
         batch_size=recipe.batch_size,
         n_steps=recipe.n_steps - state.step,
         first_sample=state.n_samples,
-        n_workers=n_workers,
+        n_workers=settings.n_workers,
         pin_memory=device.type == "cuda",
     )
-    run_folder = together(
-        lambda: (
-            RunFolder(
-                out_dir,
-                description,
-                state.weights(),
-                state.progress(),
-                n_kept=n_kept,
-            )
-            if is_first_rank()
-            else None
-        )
-    )
-    method = NetworkMethod("model", state.average.model, scales, device)
-
-    def validate() -> Validation:
-        synchronize(state.average.model)
-        figures, pictures = {}, {}
-        with cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):  # as in use
-            for name, dataset in validation_sets.items():
-                figures |= _validate_on(
-                    dataset, name, method, val_n_spixels, n_workers, ignore_background=ignore_background
-                )
-                draw = partial(_draw_overlays, dataset, name, method, val_n_spixels)
-                pictures |= together(draw if is_first_rank() else dict)
-        return Validation(figures[score], figures, pictures)
-
-    batches = loader if with_loader else itertools.repeat(next(iter(loader), None))
-    # All crops have one size, and TF32 is precise enough for gradients.
-    fast = cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
-    with closing(run_folder) if run_folder else nullcontext(), fast:
-        train(
-            state,
-            batches,
-            _losses_of(state, recipe, scales, device, compiled=compiled),
-            validate,
-            batch_size=recipe.batch_size,
-            test_interval=test_interval,
-            log_interval=log_interval,
-            save_interval=save_interval,
-            run_folder=run_folder,
-        )
-    if state.is_finished and state.best_score > -math.inf:
-        logger.info("best validation score: %.4f, %s", state.best_score, out_dir / BEST_MODEL)
-    return state
+    return loader if settings.with_loader else itertools.repeat(next(iter(loader), None))
 
 
-def _check_sets(
-    recipe: Recipe, datasets: Mapping[str, Dataset[SegmentedImage]], val_n_spixels: int
-) -> dict[str, str]:
-    """Find out now what is wrong with the images, as far as can be told without reading all of them.
-
-    Returns
-    -------
-    dict of str to str
-        Fingerprints of the datasets that lie in files, by name.
-    """
-    if max(recipe.n_spixels) > recipe.crop_size**2:
-        raise InputError(
-            f"--nspix {max(recipe.n_spixels)} is above the {recipe.crop_size**2} pixels of a crop"
-        )
-    needed = n_ranks() * recipe.batch_size
-    if len(datasets["train"]) < needed:
-        raise InputError(
-            f"there are {len(datasets['train'])} images to train on, fewer than the {needed} of a step "
-            f"({n_ranks()} ranks x --batchsize {recipe.batch_size})"
-        )
-    names_sha256 = {}
-    for name, dataset in datasets.items():
-        shapes = on_first_rank(dataset.image_shapes) if isinstance(dataset, FileDataset) else {}
-        if name != "train":
-            check_first_image(dataset, [val_n_spixels], option=_COUNT_OPTION)
-            for image_name, (height, width) in shapes.items():
-                check_n_spixels(val_n_spixels, height * width, image_name, option=_COUNT_OPTION)
-        if shapes:
-            names_sha256[name] = _WITH_SIZES + on_first_rank(partial(fingerprint, dataset))
-    return names_sha256
+def _score_names(validation_set: str) -> list[str]:
+    return [f"{validation_set}_{metric}" for metric in VALIDATION_METRICS]
 
 
 def _changed_sets(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
@@ -280,21 +289,36 @@ def _changed_sets(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[st
     ]
 
 
-def _losses_of(
-    state: TrainingState, recipe: Recipe, scales: InputScales, device: torch.device, *, compiled: bool
-) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    """What maps a batch to the terms of the loss of the model in training."""
-    if compiled:
-        state.model.compile_network()
-    forward = data_parallel(state.model)
+class _BatchLosses:
+    """Maps a batch to the loss terms of the model in training."""
 
-    def compute_losses(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        n_labels = int(batch["gt_labels"].max()) + 1  # before it is on the device, which would have to wait
-        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        n_spixels = recipe.draw_n_spixels(state.step)
-        channels = model_input(state.model, batch["image_lab"], n_spixels, scales, extra=batch.get("extra"))
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.with_bfloat16):
-            output = forward(channels, n_spixels, n_iter=recipe.n_iter)
+    def __init__(
+        self,
+        state: TrainingState,
+        recipe: Recipe,
+        scales: InputScales,
+        device: torch.device,
+        *,
+        with_bfloat16: bool,
+        compiled: bool,
+    ) -> None:
+        if compiled:
+            state.model.compile_network()
+        self._forward = data_parallel(state.model)
+        self._state = state
+        self._recipe = recipe
+        self._scales = scales
+        self._device = device
+        self._with_bfloat16 = with_bfloat16
+
+    def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        recipe, model = self._recipe, self._state.model
+        n_labels = int(batch["gt_labels"].max()) + 1  # on the CPU: reading it from the GPU would wait
+        batch = {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}
+        n_spixels = recipe.draw_n_spixels(self._state.step)
+        channels = model_input(model, batch["image_lab"], n_spixels, self._scales, extra=batch.get("extra"))
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._with_bfloat16):
+            output = self._forward(channels, n_spixels, n_iter=recipe.n_iter)
         return compute_loss_terms(
             output.assignment,
             output.labels,
@@ -304,43 +328,61 @@ def _losses_of(
             compactness=recipe.compactness,
         )
 
-    return compute_losses
 
+class _ModelValidation:
+    """Validates a model on datasets, on all ranks."""
 
-def _validate_on(
-    dataset: Dataset[SegmentedImage],
-    name: str,
-    method: NetworkMethod,
-    n_spixels: int,
-    n_workers: int,
-    *,
-    ignore_background: bool,
-) -> dict[str, float]:
-    """Figures of the model on a data set, by the name of the set and the metric."""
-    images = evaluate(
-        [method],
-        dataset,
-        n_spixels=[n_spixels],
-        metrics=VALIDATION_METRICS,
-        n_workers=n_workers,
-        title=name,
-        option=_COUNT_OPTION,
-    )
-    (run,) = list_runs([method], [n_spixels])
-    summary = summarize(run, [image[run] for image in images])
-    logger.info("validation on %s: %s", name, summary.line(ignore_background=ignore_background))
-    values = summary.figures(ignore_background=ignore_background)
-    return {f"{name}_{metric}": value for metric, value in values.items()}
+    def __init__(
+        self,
+        model: nn.Module,
+        scales: InputScales,
+        settings: RunSettings,
+        device: torch.device,
+        datasets: Mapping[str, Dataset[SegmentedImage]],
+        score: str,
+    ) -> None:
+        self._model = model
+        self._method = NetworkMethod("model", model, scales, device)
+        self._datasets = datasets
+        self._score = score
+        self._settings = settings
 
+    def __call__(self) -> Validation:
+        synchronize(self._model)
+        figures, pictures = {}, {}
+        with cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):  # as in use
+            for name, dataset in self._datasets.items():
+                figures |= self._evaluate(name, dataset)
+                draw = partial(self._draw_overlays, name, dataset)
+                pictures |= together(draw if is_first_rank() else dict)
+        return Validation(figures[self._score], figures, pictures)
 
-def _draw_overlays(
-    dataset: Dataset[SegmentedImage], name: str, method: NetworkMethod, n_spixels: int
-) -> dict[str, np.ndarray]:
-    """The first images of a data set with their superpixels, by name."""
-    images = EvaluationImages(dataset)
-    pictures = {}
-    for idx in range(min(N_PICTURES, len(images))):
-        image = images[idx]
-        labels = connected_superpixels(method, image, Setting(n_spixels, method.pos_scales[0]))
-        pictures[f"{name}/{image.name}"] = draw_boundaries(image.image_rgb, labels)
-    return pictures
+    def _evaluate(self, name: str, dataset: Dataset[SegmentedImage]) -> dict[str, float]:
+        """Return the figures of a dataset, by its name and the metric."""
+        settings = self._settings
+        images = evaluate(
+            [self._method],
+            dataset,
+            n_spixels=[settings.val_n_spixels],
+            metrics=VALIDATION_METRICS,
+            n_workers=settings.n_workers,
+            title=name,
+            option=_COUNT_PARAMETER,
+        )
+        (run,) = list_runs([self._method], [settings.val_n_spixels])
+        summary = summarize(run, [image[run] for image in images])
+        line = summary.line(ignore_background=settings.ignore_background)
+        logger.info("validation on %s: %s", name, line)
+        values = summary.figures(ignore_background=settings.ignore_background)
+        return {f"{name}_{metric}": value for metric, value in values.items()}
+
+    def _draw_overlays(self, name: str, dataset: Dataset[SegmentedImage]) -> dict[str, np.ndarray]:
+        """Return the first images of a dataset with their superpixels, by name."""
+        images = EvaluationImages(dataset)
+        setting = Setting(self._settings.val_n_spixels, self._method.pos_scales[0])
+        pictures = {}
+        for idx in range(min(N_PICTURES, len(images))):
+            image = images[idx]
+            labels = connected_superpixels(self._method, image, setting)
+            pictures[f"{name}/{image.name}"] = draw_boundaries(image.image_rgb, labels)
+        return pictures

@@ -13,7 +13,6 @@ import numpy as np
 from lib.files.atomic import atomic_path, name_failed_write, prepare_out_dir, remove_leftovers
 from lib.runtime.errors import DamagedFileError, InputError
 from lib.training.curves import draw_training_curves
-from lib.training.tensorboard_log import TensorBoardLog
 from lib.weights import read_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -26,7 +25,7 @@ _PERIODIC_NAME = re.compile(r"checkpoint_(\d{8,})\.pth")
 
 
 class Validation(NamedTuple):
-    """What a validation found."""
+    """Result of a validation."""
 
     score: float  # chooses the best model, higher is better
     figures: dict[str, float]  # all figures, by name
@@ -39,12 +38,12 @@ class RunFolder:
     Parameters
     ----------
     folder : Path
-        A folder that can be written to; see `prepare_run_folder`.
+        Folder from `prepare_run_folder`.
     description : dict
-        What the checkpoints say about the model: "model_args", "input_args" and so on.
+        Entries of the checkpoints that describe the model: "model_args", "input_args" and so on.
     weights, progress : mapping
-        The state that the run starts from. That of a run which goes on becomes `last_model.pth` first; then
-        what the log and the periodic checkpoints hold beyond it is dropped.
+        State that the run starts from. If the run goes on, it becomes `last_model.pth` first; then later
+        lines of the log and later checkpoints are removed.
     n_kept : int
         Periodic checkpoints to keep.
     """
@@ -75,24 +74,24 @@ class RunFolder:
         ]
         with atomic_path(folder / LOG) as temporary:
             temporary.write_text("".join(f"{json.dumps(entry)}\n" for entry in self._log))
-        self._tensorboard = TensorBoardLog(folder / TENSORBOARD, first_step=first_step)
+        self._tensorboard = _open_tensorboard(folder / TENSORBOARD, first_step)
 
     def close(self) -> None:
         """Close the files that are kept open."""
-        self._tensorboard.close()
+        if self._tensorboard:
+            with name_failed_write(self.folder / TENSORBOARD):
+                self._tensorboard.close()
 
     def add_interval(self, step: int, figures: Mapping[str, float]) -> None:
-        """Log what training came to in the steps up to `step`."""
+        """Log the means over the steps up to `step`."""
         self._write_log({"step": step, **figures})
-        self._tensorboard.scalars(step, figures, group="train")
+        self._write_events(step, "train", figures, {})
 
     def add_validation(self, step: int, validation: Validation) -> None:
-        """Log a validation, and draw the curves anew."""
+        """Log a validation, and draw the curves again."""
         figures = {"score": validation.score, **validation.figures}
         self._write_log({"step": step, **figures})
-        self._tensorboard.scalars(step, figures, group="validation")
-        for name, picture in validation.pictures.items():
-            self._tensorboard.picture(step, name, picture)
+        self._write_events(step, "validation", figures, validation.pictures)
         draw_training_curves(self._log, self.folder / CURVES)
 
     def save_best(self, weights: Mapping[str, Any], *, step: int, score: float) -> None:
@@ -102,55 +101,84 @@ class RunFolder:
         )
 
     def save_last(self, weights: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
-        """Write `last_model.pth`, from which the run can go on."""
+        """Write `last_model.pth`, the state that the run can be resumed from."""
         save_checkpoint({"weights": weights, **self.description, **progress}, self.folder / LAST_MODEL)
 
     def save_periodic(self, weights: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
-        """Write a checkpoint named after its step, and remove those that are too many."""
+        """Write a checkpoint named after its step, and remove the oldest beyond `n_kept`."""
         path = self.folder / _PERIODIC.format(step=progress["step"])
         save_checkpoint({"weights": weights, **self.description, **progress}, path)
         for older, _ in _periodic_checkpoints(self.folder)[self.n_kept :]:
             older.unlink()
 
     def _write_log(self, entry: dict[str, float]) -> None:
+        # JSON has no NaN; the score of a metric without any value is one.
+        entry = {name: value if math.isfinite(value) else None for name, value in entry.items()}
         self._log.append(entry)
         path = self.folder / LOG
         with name_failed_write(path), path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
+    def _write_events(
+        self, step: int, group: str, figures: Mapping[str, float], pictures: Mapping[str, np.ndarray]
+    ) -> None:
+        if self._tensorboard is None:
+            return
+        with name_failed_write(self.folder / TENSORBOARD):
+            for name, value in figures.items():
+                self._tensorboard.add_scalar(f"{group}/{name}", value, step)
+            for name, picture in pictures.items():
+                self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+            self._tensorboard.flush()
+
+
+def _open_tensorboard(folder: Path, first_step: int) -> Any:
+    """Return a `SummaryWriter` that hides earlier events after `first_step`; None without the package."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, for rank 0 alone
+    except ImportError:
+        logger.info("no curves for TensorBoard: pip install tensorboard adds them")
+        return None
+    with name_failed_write(folder):
+        writer = SummaryWriter(str(folder), purge_step=first_step + 1)
+        writer.flush()
+    return writer
+
 
 def prepare_run_folder(folder: Path, *, is_resumed: bool, overwrite: bool = False) -> None:
-    """Make the folder of a run, and find out now whether it can be written to.
+    """Make the folder of a run, and check that it can be written to.
 
     Parameters
     ----------
     folder : Path
         Folder of the run.
     is_resumed : bool
-        Whether the run in it goes on.
+        The run in it goes on.
     overwrite : bool
-        Whether a new run may replace one that has no best model yet.
+        A new run may replace one that has no best model yet.
 
     Raises
     ------
     InputError
-        If it cannot, or if a new run would overwrite an earlier one.
+        If it cannot be written to, or if a new run would overwrite an earlier one.
     """
     precious = (BEST_MODEL,) if overwrite else (BEST_MODEL, LAST_MODEL, LOG)
     found = _periodic_checkpoints(folder) or any((folder / name).exists() for name in precious)
     if found and not is_resumed:
-        way_out = "" if overwrite else "continue it with --resume auto, or "
-        raise InputError(f"--out_dir {folder} holds an earlier run: {way_out}choose another folder")
+        way_out = "" if overwrite else "continue it with `resume` auto, or "
+        raise InputError(
+            f"{folder} holds an earlier run: {way_out}choose another folder", parameter="out_dir"
+        )
     prepare_out_dir(folder)
 
 
 def has_best_model(folder: Path, *, validated_step: int) -> bool:
-    """Whether a folder has the best model of a run that is validated up to a step, not of later ones.
+    """Return True if a folder has the best model of a run up to `validated_step`, not of later steps.
 
     Raises
     ------
     InputError
-        If the file is there, but cannot be read for a reason outside of it.
+        If the file exists, but cannot be read for a reason outside of it.
     """
     path = folder / BEST_MODEL
     try:
@@ -160,12 +188,12 @@ def has_best_model(folder: Path, *, validated_step: int) -> bool:
 
 
 def find_resumable(folder: Path) -> Path | None:
-    """The newest checkpoint of a run that is not damaged; None if there is none at all.
+    """Return the newest checkpoint of a run that is not damaged; None if no checkpoint exists.
 
     Raises
     ------
     InputError
-        If there are some, all of them damaged, or one cannot be read for a reason outside of it.
+        If all checkpoints are damaged, or one cannot be read for a reason outside of it.
     """
     periodic = [path for path, _ in _periodic_checkpoints(folder)]
     paths = [path for path in (folder / LAST_MODEL, *periodic) if path.exists()]
@@ -177,12 +205,12 @@ def find_resumable(folder: Path) -> Path | None:
         else:
             return path
     if paths:
-        raise InputError(f"--resume auto: none of the checkpoints in {folder} can be read")
+        raise InputError(f"auto: no checkpoint in {folder} can be read", parameter="resume")
     return None
 
 
 def _periodic_checkpoints(folder: Path) -> list[tuple[Path, int]]:
-    """Those of `save_periodic` with their steps, newest first."""
+    """Return the checkpoints of `save_periodic` with their steps, newest first."""
     names = {path: _PERIODIC_NAME.fullmatch(path.name) for path in folder.glob("checkpoint_*")}
     found = [(path, int(match[1])) for path, match in names.items() if match]
     return sorted(found, key=lambda checkpoint: checkpoint[1], reverse=True)

@@ -1,4 +1,4 @@
-"""The training loop: steps, log, validation, checkpoints, interruption, on one or several ranks."""
+"""The training loop: steps, log, validation, checkpoints and stopping, on one or several ranks."""
 
 import logging
 import math
@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lib.runtime.errors import InputError, RunError, is_out_of_memory
 from lib.runtime.ranks import is_first_rank, mean_over_ranks, n_ranks, on_first_rank, together
-from lib.runtime.signals import Stop, StopSignals
+from lib.runtime.signals import Stop, stop_flag
 from lib.training.optimizers import build_optimizers
 from lib.training.run_folder import LAST_MODEL, RunFolder, Validation
 from lib.training.weight_average import WeightAverage
@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class TrainingState:
-    """All that a run has to remember between two steps.
+    """State of a run between two steps.
 
-    There is no state of a random generator among it: what a step draws depends on the run's seed, the step
-    and the number of samples before it alone.
+    It holds no random state: a step's random choices are a function of the run's seed, the step and the
+    number of samples before it.
     """
 
     model: nn.Module
@@ -52,7 +52,7 @@ class TrainingState:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all steps are done and the last one is validated."""
+        """True once all steps are done and the last one is validated."""
         return self.step == self.validated_step == self.n_steps
 
     @property
@@ -61,15 +61,15 @@ class TrainingState:
         return self.learning_rate * learning_rate_share(self.step, self.n_steps, self.warmup_share)
 
     def trained_weights(self) -> list[nn.Parameter]:
-        """The weights that training moves."""
+        """Return the parameters that training changes."""
         return [weight for weight in self.model.parameters() if weight.requires_grad]
 
     def weights(self) -> dict[str, Tensor]:
-        """The averaged weights: those to validate and to use."""
+        """Return the averaged weights, which are validated and used."""
         return self.average.model.state_dict()
 
     def progress(self) -> dict[str, Any]:
-        """What a checkpoint needs beside `weights` to continue exactly."""
+        """Return the entries of a checkpoint that continue the run exactly, beside `weights`."""
         return {
             "last_weights": self.model.state_dict(),
             "step": self.step,
@@ -85,7 +85,7 @@ class TrainingState:
         Raises
         ------
         InputError
-            If it is of another model, holds weights without the state of a run, or is beyond the last step.
+            If it belongs to another model, holds weights alone, or is beyond the last step.
         """
         try:
             self.average.model.load_state_dict(checkpoint["weights"])
@@ -100,15 +100,17 @@ class TrainingState:
             if is_out_of_memory(error):
                 raise
             raise InputError(
-                f"--resume {path} does not hold the state of a run of this model and version; "
-                f"use its {LAST_MODEL}"
+                f"{path} does not hold the state of a run of this model and version; use its {LAST_MODEL}",
+                parameter="resume",
             ) from error
         if self.step > self.n_steps:
-            raise InputError(f"--train_iter {self.n_steps} is below the {self.step} steps of --resume {path}")
+            raise InputError(
+                f"{self.n_steps} is below the {self.step} steps of `resume` {path}", parameter="n_steps"
+            )
 
 
 def learning_rate_share(step: int, n_steps: int, warmup_share: float) -> float:
-    """Share of the peak learning rate at a step, counted from 0.
+    """Return the share of the peak learning rate at a step, counted from 0.
 
     Rises linearly over the first `warmup_share` of the run, then falls to zero along half a cosine.
     """
@@ -118,164 +120,178 @@ def learning_rate_share(step: int, n_steps: int, warmup_share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
 
 
-def train(
-    state: TrainingState,
-    batches: Iterable[Any],
-    compute_losses: Callable[[Any], dict[str, Tensor]],
-    validate: Callable[[], Validation] | None,
-    *,
-    batch_size: int,
-    test_interval: int,
-    log_interval: int,
-    save_interval: int,
-    run_folder: RunFolder | None,
-) -> None:
-    """Train from `state.step` to `state.n_steps`.
-
-    Logs a line per `log_interval` steps, before a validation, and for it, and saves the state of the run
-    with every such line. Ctrl-C and SIGTERM save it after the step at hand; SIGTERM, by which clusters tell
-    that the time is up, then ends the function as if training were done.
+class Trainer:
+    """Trains a model: steps, log lines, validations and checkpoints. All ranks build and run one alike.
 
     Parameters
     ----------
     state : TrainingState
         Changed in place.
-    batches : iterable
-        The batches of this rank that remain, on any device.
     compute_losses : callable
-        Maps a batch to the weighted terms of the loss, whose sum is minimised.
-    validate : callable, optional
-        Validates the averaged weights; its best score chooses the best model. Called on all ranks.
+        Maps a batch to the weighted terms of the loss; their sum is minimised.
+    validate_model : callable, optional
+        Validates the averaged weights; the best score chooses the best model. Called on all ranks.
     batch_size : int
         Samples in the batch of a rank.
     test_interval, log_interval, save_interval : int
         Steps between two validations, between two lines of the log, and between two checkpoints that are kept
         beside the last state.
     run_folder : RunFolder, optional
-        Where to write to; the first rank needs one.
-
-    Raises
-    ------
-    RunError
-        If the loss is not finite. The state on disk is that of the last line of the log.
-    KeyboardInterrupt
-        On Ctrl-C, after saving.
-    Exception
-        Whatever `batches` raises, after saving.
+        Folder to write to; rank 0 needs one.
     """
-    interval = _Interval(batch_size * n_ranks())
 
-    def report() -> None:
-        if not interval.terms_of_steps:
+    def __init__(
+        self,
+        state: TrainingState,
+        compute_losses: Callable[[Any], dict[str, Tensor]],
+        validate_model: Callable[[], Validation] | None,
+        *,
+        batch_size: int,
+        test_interval: int,
+        log_interval: int,
+        save_interval: int,
+        run_folder: RunFolder | None,
+    ) -> None:
+        self.state = state
+        self._compute_losses = compute_losses
+        self._validate_model = validate_model
+        self._batch_size = batch_size * n_ranks()
+        self._n_steps_to_validation = test_interval
+        self._n_steps_to_line = log_interval
+        self._n_steps_to_checkpoint = save_interval
+        self._run_folder = run_folder
+        self._interval = _Interval()
+        self._progress = tqdm(
+            total=state.n_steps,
+            initial=state.step,
+            desc="training",
+            unit="step",
+            disable=None if is_first_rank() else True,  # None: shown on a terminal
+        )
+
+    def run(self, batches: Iterable[Any]) -> None:
+        """Train from `state.step` to `state.n_steps`.
+
+        If the stop flag is set, the step at hand is finished and the state saved. Clusters send SIGTERM when
+        the time is up: after it, `run` returns as if training were done.
+
+        Parameters
+        ----------
+        batches : iterable
+            Remaining batches of this rank, on any device.
+
+        Raises
+        ------
+        RunError
+            If the loss is not finite. The state on disk is the one of the last line of the log.
+        Stop
+            On Ctrl-C, after saving.
+        Exception
+            Any error of `batches`, after saving.
+        """
+        with self._progress, logging_redirect_tqdm():
+            try:
+                self._log_validate_save()  # a run may have been stopped between a step and its validation
+                self._interval.restart()
+                for batch in self._receive(iter(batches)):
+                    self.step(batch)
+                    self._log_validate_save()
+            except Stop as stop:
+                self.log_interval()
+                if self.state.step > 0:
+                    logger.info("stopped at step %d; continue with `resume` auto", self.state.step)
+                if stop.number != signal.SIGTERM:
+                    raise
+
+    def step(self, batch: Any) -> None:
+        """Take one step: losses, gradients, optimizers, average of the weights."""
+        state = self.state
+        state.model.train()
+        terms = self._compute_losses(batch)
+        loss = torch.stack(list(terms.values())).sum()
+        for optimizer in state.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(state.trained_weights(), state.max_grad_norm)
+        learning_rate = state.current_learning_rate
+        for optimizer in state.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+        state.step += 1
+        state.n_samples += self._batch_size
+        state.average.update(state.model, state.step)
+        terms = {name: term.detach() for name, term in terms.items()}
+        self._interval.add({"loss": loss.detach(), **terms, "grad_norm": grad_norm}, learning_rate)
+        self._progress.update()
+
+    def log_interval(self) -> None:
+        """Log the steps since the last line, and save the state of the run."""
+        if not self._interval.terms_of_steps:
             return
-
-        def log_and_save() -> None:
-            run_folder.add_interval(state.step, figures)
-            run_folder.save_last(state.weights(), state.progress())
-
-        with signals.deferred():
-            figures = interval.close(state.step)
-            on_first_rank(log_and_save)
+        step = self.state.step
+        figures = self._interval.close(step, self._batch_size)
+        on_first_rank(lambda: self._run_folder.add_interval(step, figures))
+        self.save()
         shown = {name: f"{value:.3g}" for name, value in figures.items()}
-        progress.set_postfix(shown, refresh=False)
+        self._progress.set_postfix(shown, refresh=False)
         details = " ".join(f"{name} {value}" for name, value in shown.items())
-        logger.info("step %d/%d %s", state.step, state.n_steps, details)
+        logger.info("step %d/%d %s", step, self.state.n_steps, details)
 
-    def validate_if_due() -> None:
-        is_due = state.step % test_interval == 0 or state.step == state.n_steps
-        if not is_due or state.validated_step == state.step:
-            return
-        report()  # which never lets weights through that a NaN has reached
-        validation = validate() if validate else None
-
-        def log_and_save() -> None:
-            if validation:
-                run_folder.add_validation(state.step, validation)
-                if is_best:
-                    run_folder.save_best(state.weights(), step=state.step, score=validation.score)
-            run_folder.save_last(state.weights(), state.progress())
-
-        with signals.deferred():
-            state.validated_step = state.step
-            is_best = validation is not None and validation.score > state.best_score
+    def validate(self) -> None:
+        """Validate the averaged weights, and save the state of the run, and the model if it is the best."""
+        self.log_interval()  # raises if a loss is not finite: such weights are not validated
+        validation = self._validate_model() if self._validate_model else None
+        self.state.validated_step = self.state.step
+        if validation:
+            is_best = validation.score > self.state.best_score
+            on_first_rank(lambda: self._write_validation(validation, is_best=is_best))
             if is_best:
-                state.best_score = validation.score
-            on_first_rank(log_and_save)
-        interval.restart()
+                self.state.best_score = validation.score
+        self.save()
+        self._interval.restart()
 
-    def save_periodic_if_due() -> None:
-        if state.step == 0 or state.step % save_interval:
-            return
-        report()
-        with signals.deferred():
-            on_first_rank(lambda: run_folder.save_periodic(state.weights(), state.progress()))
+    def save(self) -> None:
+        """Save the state of the run."""
+        on_first_rank(lambda: self._run_folder.save_last(self.state.weights(), self.state.progress()))
 
-    def next_batch() -> Any:
-        try:
-            return together(lambda: interval.wait_for(remaining))
-        except Exception:  # a file that cannot be read, say
-            report()  # the steps so far are whole
-            raise
+    def _log_validate_save(self) -> None:
+        """Do what is due after a step."""
+        state = self.state
+        if state.step % self._n_steps_to_line == 0:
+            self.log_interval()
+        is_test_step = state.step % self._n_steps_to_validation == 0 or state.step == state.n_steps
+        if is_test_step and state.validated_step != state.step:
+            self.validate()
+        if state.step > 0 and state.step % self._n_steps_to_checkpoint == 0:
+            self.log_interval()
+            on_first_rank(lambda: self._run_folder.save_periodic(state.weights(), state.progress()))
 
-    def step_once() -> None:
-        batch = next_batch()
-        interval.learning_rate = state.current_learning_rate
-        interval.terms_of_steps.append(_train_step(state, compute_losses, batch))
-        state.n_samples += batch_size * n_ranks()
-
-    is_hidden = None if is_first_rank() else True  # None: shown on a terminal
-    progress = tqdm(total=state.n_steps, initial=state.step, desc="training", unit="step", disable=is_hidden)
-    with progress, logging_redirect_tqdm(), StopSignals(polled=n_ranks() > 1) as signals:
-        try:
-            validate_if_due()  # a run may have been stopped between a step and what is due after it
-            save_periodic_if_due()
-            interval.restart()
-            with signals.deferred():
-                remaining = iter(batches)  # may start worker processes
-            while state.step < state.n_steps:
-                # Neither the receipt of a batch from a worker nor a step may be cut short.
-                with signals.deferred():
-                    step_once()
-                progress.update()
-                if state.step % log_interval == 0:
-                    report()
-                validate_if_due()
-                save_periodic_if_due()
-        except Stop as stop:
-            report()
-            if state.step > 0:
-                logger.info("stopped at step %d; continue with --resume auto", state.step)
-            if stop.number != signal.SIGTERM:
+    def _receive(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Yield the remaining batches; raise on all ranks if one of them is to stop or fails."""
+        while self.state.step < self.state.n_steps:
+            try:
+                batch = together(lambda: self._next(batches))
+            except Exception:  # such as a file that cannot be read
+                self.log_interval()  # the steps so far are whole
                 raise
+            yield batch
 
+    def _next(self, batches: Iterator[Any]) -> Any:
+        stop_flag.raise_if_set()
+        return self._interval.wait_for(batches)
 
-def _train_step(
-    state: TrainingState, compute_losses: Callable[[Any], dict[str, Tensor]], batch: Any
-) -> dict[str, Tensor]:
-    """One step of the optimizer; returns the terms of the loss, and the loss, still on the device."""
-    state.model.train()
-    terms = compute_losses(batch)
-    loss = torch.stack(list(terms.values())).sum()
-    for optimizer in state.optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    grad_norm = nn.utils.clip_grad_norm_(state.trained_weights(), state.max_grad_norm)
-    learning_rate = state.current_learning_rate
-    for optimizer in state.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.step()
-    state.step += 1
-    state.average.update(state.model, state.step)
-    terms = {name: term.detach() for name, term in terms.items()}
-    return {"loss": loss.detach(), **terms, "grad_norm": grad_norm}
+    def _write_validation(self, validation: Validation, *, is_best: bool) -> None:
+        state = self.state
+        self._run_folder.add_validation(state.step, validation)
+        if is_best:
+            self._run_folder.save_best(state.weights(), step=state.step, score=validation.score)
 
 
 class _Interval:
     """The loss terms and the time since the last line of the log."""
 
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size  # of all ranks
+    def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
@@ -285,17 +301,22 @@ class _Interval:
         self.start = time.perf_counter()
         self.loader_seconds = 0.0
 
+    def add(self, terms: dict[str, Tensor], learning_rate: float) -> None:
+        """Add a step with its terms, which stay on the device."""
+        self.terms_of_steps.append(terms)
+        self.learning_rate = learning_rate
+
     def wait_for(self, batches: Iterator[Any]) -> Any:
-        """Receive the next batch, and count the time it takes."""
+        """Receive the next batch, and measure the time it takes."""
         start = time.perf_counter()
         batch = next(batches)
         self.loader_seconds += time.perf_counter() - start
         return batch
 
-    def close(self, last_step: int) -> dict[str, float]:
+    def close(self, last_step: int, batch_size: int) -> dict[str, float]:
         """Return the mean of each term over the steps and the ranks, and the speed; start again.
 
-        The terms are fetched from the device here, all at once.
+        The terms are fetched from the device here, all at once. `batch_size` is the one of all ranks.
 
         Raises
         ------
@@ -311,7 +332,7 @@ class _Interval:
         figures = {
             **means,
             "lr": self.learning_rate,
-            "images_per_s": len(values) * self.batch_size / seconds,
+            "images_per_s": len(values) * batch_size / seconds,
             "loader_share": self.loader_seconds / seconds,
         }
         self.restart()
@@ -319,11 +340,11 @@ class _Interval:
 
 
 def _check_finite(names: Sequence[str], values: Tensor, last_step: int) -> None:
-    """Raise a `RunError` if a value is not finite, of (steps, terms) up to `last_step`."""
+    """Raise `RunError` if one of the values, shape (steps, terms), is not finite."""
     is_bad = ~values.isfinite().all(dim=1)
     if is_bad.any():
         first_bad = int(is_bad.nonzero()[0])
         terms = zip(names, values[first_bad].tolist(), strict=True)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in terms)
         step = last_step - len(values) + 1 + first_bad
-        raise RunError(f"the loss of step {step} is not finite: {shown}; a lower --lr may help")
+        raise RunError(f"the loss of step {step} is not finite: {shown}; a lower `learning_rate` may help")

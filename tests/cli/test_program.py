@@ -1,6 +1,7 @@
 """Options, and how errors are told."""
 
 import os
+import pickle
 
 import pytest
 import torch
@@ -42,6 +43,12 @@ def test_option_error_is_one_line_with_status_2(capsys):
     ("error", "status", "told"),
     [
         (InputError("no image file cat.jpg"), 2, "no image file cat.jpg"),
+        (InputError("5 is too many", parameter="n_spixels"), 2, ": error: --nspix 5 is too many"),
+        (
+            pickle.loads(pickle.dumps(InputError("x: fewer `n_workers`", parameter="out_dir"))),
+            2,
+            "--out_dir x: fewer --nworkers",
+        ),
         (FileNotFoundError(2, "No such file or directory", "x.txt"), 2, "x.txt"),
         (RunError("the loss of step 3 is not finite"), 1, "step 3"),
         (MemoryError(), 1, "out of memory"),
@@ -100,7 +107,7 @@ def test_float32_is_not_rounded_to_tf32():
 
 @pytest.mark.parametrize("name", ["gpu", "mps", "cuda:x", f"cuda:{torch.cuda.device_count()}"])
 def test_device_that_is_not_there_is_refused(name):
-    with pytest.raises(InputError, match=f"--device {name}"):
+    with pytest.raises(InputError, match=f"`device` {name}"):
         resolve_device(name)
 
 

@@ -4,18 +4,19 @@ import argparse
 
 import pytest
 
+from lib.cli.fields import add_fields, read_fields
 from lib.cli.types import (
     count_range,
     existing_dir,
     non_negative_float,
     non_negative_int,
+    number,
     parse_bool,
     port_int,
     positive_float,
     positive_int,
-    seed_int,
-    share_float,
 )
+from lib.training.recipe import CountRange, Recipe
 
 
 @pytest.mark.parametrize(
@@ -30,11 +31,11 @@ from lib.cli.types import (
         (non_negative_float, "nan"),
         (non_negative_float, "inf"),
         (non_negative_float, "ten"),
-        (share_float, "1"),
-        (share_float, "-0.1"),
+        (number(float, low=0, below=1), "1"),
+        (number(float, low=0, below=1), "-0.1"),
         (port_int, "0"),
         (port_int, "70000"),
-        (seed_int, "-1"),
+        (number(int, low=0, below=2**63), "-1"),
         (count_range, "500-50"),
         (count_range, "50-"),
         (count_range, "0-50"),
@@ -49,3 +50,22 @@ def test_bad_values_are_refused(parse, text):
 @pytest.mark.parametrize(("text", "expected"), [("100", (100, 100)), ("50-500", (50, 500)), ("7-7", (7, 7))])
 def test_count_range(text, expected):
     assert count_range(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], Recipe(n_annotations=1)),
+        (["--nspix=7", "--lr=1"], Recipe(n_spixels=CountRange(7, 7), learning_rate=1, n_annotations=1)),
+    ],
+)
+def test_options_make_a_dataclass(argv, expected):
+    parser = argparse.ArgumentParser()
+    add_fields(parser, Recipe, n_annotations=1)
+    assert read_fields(parser.parse_args(argv), Recipe) == expected
+
+
+def test_recipe_survives_as_plain_types():
+    recipe = Recipe(learning_rate=0.1 + 0.2, n_spixels=CountRange(3, 9))
+    assert type(recipe.to_plain()["n_spixels"]) is tuple
+    assert Recipe.from_plain(recipe.to_plain()) == recipe

@@ -12,7 +12,7 @@ from PIL import Image
 import inference_base_model
 import inference_optflow_composite_model
 import lib.inference.video
-from helpers import fails_with, full_disk, make_quadrants
+from helpers import fails_with, full_disk, in_thread, make_quadrants
 from lib.files.frames import VideoFile
 from lib.inference.outputs import OverlayStyle
 from lib.inference.segmenter import Segmenter
@@ -20,6 +20,7 @@ from lib.inference.video import VideoFrame, _VideoWriter, segment_video
 from lib.network.inputs import InputScales
 from lib.optflow.archive import write_flow_archive
 from lib.runtime.errors import RunError
+from lib.runtime.signals import stop_flag
 from model import SSNPix
 
 SEGMENTER = Segmenter(SSNPix(), InputScales(0.26, 2.5))
@@ -123,7 +124,7 @@ def test_ctrl_c_keeps_the_frames_before(tmp_path, caplog):
             yield VideoFrame(make_quadrants()[0], None)
 
     files = {"overlay_file": tmp_path / "o.mp4", "labels_file": tmp_path / "labels.h5"}
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), stop_flag.set_by_signals():
         segment_video(SEGMENTER, frames(), 24, **files)
     assert len(read_labels(files["labels_file"])) == 4  # the one at hand is finished
     assert len(list(VideoFile("o", files["overlay_file"]).read())) == 4
@@ -161,8 +162,15 @@ def test_ctrl_c_while_the_files_are_closed_comes_too_late(tmp_path, monkeypatch)
     original = _VideoWriter.__exit__
     monkeypatch.setattr(_VideoWriter, "__exit__", leave)
     frames = (VideoFrame(make_quadrants()[0], None) for _ in range(3))
-    summary = segment_video(SEGMENTER, frames, 24, overlay_file=tmp_path / "o.mp4")
+    with stop_flag.set_by_signals():
+        summary = segment_video(SEGMENTER, frames, 24, overlay_file=tmp_path / "o.mp4")
     assert summary.n_frames == len(list(VideoFile("o", tmp_path / "o.mp4").read())) == 3
+
+
+def test_video_in_a_thread(tmp_path):
+    frames = (VideoFrame(make_quadrants()[0], None) for _ in range(2))
+    summary = in_thread(segment_video, SEGMENTER, frames, 24, overlay_file=tmp_path / "o.mp4")
+    assert summary.n_frames == 2
 
 
 def test_frame_rate_stays(clip, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 from lib import cli
 from lib.runtime.ranks import *
 from lib.runtime.errors import OtherRankError
-from lib.runtime.signals import Stop, StopSignals
+from lib.runtime.signals import Stop, stop_flag
 
 def main():
     mine = rank()
@@ -78,16 +78,26 @@ for failing in (0, 1):  # an error on one rank ends what all do together
     else:
         raise AssertionError
 
-with StopSignals(polled=True):  # a signal to one rank stops all
-    if mine == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
-    try:
-        together(dict)
-    except Stop as stop:
-        assert stop.number == signal.SIGTERM
-    else:
-        raise AssertionError
-    assert together(lambda: "goes on") == "goes on"
+if mine == 1:  # a signal to one rank stops all
+    os.kill(os.getpid(), signal.SIGTERM)
+try:
+    together(stop_flag.raise_if_set)
+except Stop as stop:
+    assert stop.number == signal.SIGTERM
+else:
+    raise AssertionError
+assert together(lambda: "saves") == "saves"
+
+def stop_or_fail():
+    stop_flag.raise_if_set()  # on rank 1
+    raise KeyError
+
+try:
+    together(stop_or_fail)
+except KeyError:
+    assert mine == 0
+except OtherRankError:
+    assert mine == 1
 """,
     )
 
@@ -98,7 +108,7 @@ def test_gradients_and_training_equal_one_process_with_the_doubled_batch(tmp_pat
         """
 from lib.network.inputs import InputScales, model_input
 from lib.losses import compute_loss_terms
-from lib.training.trainer import TrainingState, train
+from lib.training.trainer import Trainer, TrainingState
 from model import SSNModel
 from helpers import LineFit
 
@@ -127,8 +137,9 @@ def fit(part, wrap, n):
     state = TrainingState(LineFit(), n_steps=5, learning_rate=0.1, ema_decay=0.5, max_grad_norm=1.0)
     forward = wrap(Residual(state.model))
     compute = lambda batch: {"fit": forward(batch[part]).square().mean()}
-    train(state, batches, compute, None, batch_size=n, test_interval=100, log_interval=2,
-          save_interval=100, run_folder=Silent() if is_first_rank() else None)
+    trainer = Trainer(state, compute, None, batch_size=n, test_interval=100, log_interval=2,
+                      save_interval=100, run_folder=Silent() if is_first_rank() else None)
+    trainer.run(batches)
     return state
 
 class Residual(torch.nn.Module):
@@ -161,8 +172,8 @@ if mine == 0:
     )
 
 
-def test_a_rank_ends_in_order_but_leaves_its_interpreter_as_it_is(tmp_path):
-    # Threads of gloo, which may outlive the process group, must not meet an interpreter that is torn down.
+def test_rank_exits_without_interpreter_teardown(tmp_path):
+    # Threads of gloo may outlive the process group; they must not meet an interpreter that is torn down.
     printed = run_in_ranks(
         tmp_path,
         """
@@ -288,7 +299,7 @@ def test_too_few_images_for_the_ranks(bsds_root, tmp_path):
     argv = [*common_argv(bsds_root, tmp_path / "run"), "--batchsize=3"]
     done = torchrun("train_base_model.py", *argv)
     assert done.returncode != 0
-    assert "fewer than the 6 of a step (2 ranks x --batchsize 3)" in done.stderr
+    assert "3 on 2 ranks needs 6 images to train on" in done.stderr
 
 
 def test_images_are_shared_by_the_ranks(bsds_root, tmp_path):

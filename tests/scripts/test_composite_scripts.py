@@ -488,7 +488,7 @@ def test_signal_to_all_processes_leaves_no_half_archive(tmp_path, number):
         time.sleep(0.05)
     os.killpg(run.pid, number)
     _, errors = run.communicate(timeout=60)
-    assert run.returncode == 130
+    assert run.returncode == 128 + number
     assert errors == ""
     assert list((tmp_path / "flow").iterdir()) == []
 

@@ -8,11 +8,12 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from helpers import LineFit
+from helpers import LineFit, in_thread
 from lib.files.atomic import atomic_path
 from lib.runtime.errors import InputError, RunError
+from lib.runtime.signals import stop_flag
 from lib.training.run_folder import RunFolder, Validation, find_resumable, has_best_model, prepare_run_folder
-from lib.training.trainer import TrainingState, _train_step, learning_rate_share, train
+from lib.training.trainer import Trainer, TrainingState, learning_rate_share
 from lib.training.weight_average import WeightAverage
 from lib.weights import read_checkpoint
 
@@ -58,9 +59,8 @@ def run(
         n_kept=2,
     )
 
-    train(
+    trainer = Trainer(
         state,
-        make_batches(state.step) if batches is None else batches,
         compute_losses or default_losses,
         validate,
         batch_size=4,
@@ -69,6 +69,8 @@ def run(
         save_interval=save_interval,
         run_folder=run_folder,
     )
+    with stop_flag.set_by_signals():
+        trainer.run(make_batches(state.step) if batches is None else batches)
     run_folder.close()
     return validated
 
@@ -148,12 +150,6 @@ def test_interrupted_and_resumed_run_equals_uninterrupted(tmp_path, number, stop
     assert logged == sorted({3, 4, 6, 8, 9, 10, stop_at})
 
 
-def test_signal_handlers_are_given_back(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    run(tmp_path, make_state())
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
 def test_log_is_cut_back_to_the_step_that_is_resumed(tmp_path):
     run(tmp_path, make_state())
     with (tmp_path / "log.jsonl").open("a") as file:
@@ -172,21 +168,44 @@ def test_validation_that_a_crash_undid_is_logged_once(tmp_path):
     assert [line["step"] for line in read_log(tmp_path) if "score" in line] == [4, 8, 10]
 
 
-def test_second_signal_does_not_cut_the_last_save_short(tmp_path, monkeypatch):
+def test_second_signal_interrupts_the_last_save(tmp_path, monkeypatch):
     state = make_state()
 
     def losses_with_signal(batch):
-        os.kill(os.getpid(), signal.SIGTERM)
+        if state.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
         return {"fit": (state.model(batch) - batch.sum(1)).square().mean()}
 
-    def save_last(self, *args):
-        os.kill(os.getpid(), signal.SIGINT)
-        original(self, *args)
+    def save_last(self, weights, progress):
+        if progress["step"] == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("the save went on")
+        original(self, weights, progress)
 
     original = RunFolder.save_last
     monkeypatch.setattr(RunFolder, "save_last", save_last)
-    run(tmp_path, state, compute_losses=losses_with_signal, log_interval=100)
-    assert read_checkpoint(tmp_path / "last_model.pth")["step"] == 1
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, state, compute_losses=losses_with_signal)
+    assert read_checkpoint(tmp_path / "last_model.pth")["step"] == 4
+
+
+def test_training_in_a_thread(tmp_path):
+    """In a notebook's or a server's thread, where no signal handler can be installed."""
+    state = make_state()
+    run_folder = RunFolder(tmp_path, {"model_args": {}}, state.weights(), state.progress(), n_kept=2)
+    trainer = Trainer(
+        state,
+        lambda batch: {"fit": (state.model(batch) - batch.sum(1)).square().mean()},
+        None,
+        batch_size=4,
+        test_interval=4,
+        log_interval=3,
+        save_interval=100,
+        run_folder=run_folder,
+    )
+    in_thread(trainer.run, make_batches())
+    run_folder.close()
+    assert state.is_finished
 
 
 def test_loss_that_is_not_finite_stops_with_its_terms(tmp_path):
@@ -221,7 +240,7 @@ def test_resuming_from_something_else_is_refused(tmp_path, damage):
         del checkpoint["step"]
     elif damage == "other model":
         checkpoint["weights"] = {"bias": torch.zeros(3)}
-    with pytest.raises(InputError, match=rf"--resume .*{name} does not hold .*use its last_model\.pth"):
+    with pytest.raises(InputError, match=rf"`resume` .*{name} does not hold .*use its last_model\.pth"):
         make_state().restore(checkpoint, tmp_path / name)
 
 
@@ -240,7 +259,7 @@ def test_out_of_memory_in_a_restore_is_not_told_as_another_run(tmp_path, monkeyp
 @pytest.mark.parametrize("name", ["log.jsonl", "last_model.pth", "best_model.pth", "checkpoint_00000002.pth"])
 def test_a_new_run_never_overwrites_an_earlier_one(tmp_path, name):
     (tmp_path / name).write_text("precious")
-    with pytest.raises(InputError, match=r"holds an earlier run: continue it with --resume auto"):
+    with pytest.raises(InputError, match=r"holds an earlier run: continue it with `resume` auto"):
         prepare_run_folder(tmp_path, is_resumed=False)
     prepare_run_folder(tmp_path, is_resumed=True)
     assert (tmp_path / name).read_text() == "precious"
@@ -270,14 +289,17 @@ def test_learning_rate_without_warm_up_starts_at_its_peak():
     assert learning_rate_share(0, 10, 0) == 1
 
 
-def test_gradients_are_shortened_to_the_norm():
+def test_gradients_are_shortened_to_the_norm(tmp_path):
     lengths = []
-    for max_grad_norm in (0.5, 100):
+    for idx, max_grad_norm in enumerate((0.5, 100)):
         state = TrainingState(LineFit(), n_steps=1, learning_rate=0.1, max_grad_norm=max_grad_norm)
-        terms = _train_step(
-            state, lambda batch, model=state.model: {"fit": model.weight @ batch}, torch.tensor([3.0, 4, 0])
+        run(
+            tmp_path / str(idx),
+            state,
+            batches=[torch.tensor([3.0, 4, 0])],
+            compute_losses=lambda batch, model=state.model: {"fit": model.weight @ batch},
         )
-        assert terms["grad_norm"] == pytest.approx(5)  # as it was
+        assert read_log(tmp_path / str(idx))[0]["grad_norm"] == pytest.approx(5)  # as it was
         lengths.append(state.model.weight.grad.norm().item())
     assert lengths == pytest.approx([0.5, 5], rel=1e-4)
 
@@ -376,7 +398,7 @@ def test_newest_checkpoint_that_is_not_damaged_is_resumed(tmp_path):
         (tmp_path / name).write_bytes(b"cut short")
         assert find_resumable(tmp_path) == tmp_path / next_one
     (tmp_path / "checkpoint_00000004.pth").unlink()
-    with pytest.raises(InputError, match=r"none of the checkpoints in .* can be read"):
+    with pytest.raises(InputError, match=r"`resume` auto: no checkpoint in .* can be read"):
         find_resumable(tmp_path)
 
 
@@ -421,9 +443,3 @@ def test_periodic_checkpoint_of_a_step_that_was_stopped_in_its_validation(tmp_pa
     assert resumed.step == 4
     run(tmp_path, resumed, save_interval=4)
     assert read_checkpoint(tmp_path / "checkpoint_00000004.pth")["validated_step"] == 4
-
-
-def test_curves_and_events_are_written_at_a_validation(tmp_path):
-    run(tmp_path, make_state())
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert list((tmp_path / "tensorboard").iterdir())
