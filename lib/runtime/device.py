@@ -33,9 +33,10 @@ def resolve_precision(name: str, device: torch.device) -> str:
     if name == "bf16" and not is_native:
         if device.type == "cuda":
             raise InputError(
-                f"--precision bf16: {torch.cuda.get_device_name(device)} has no bfloat16; use fp32"
+                f"bf16: {torch.cuda.get_device_name(device)} has no bfloat16; use fp32",
+                parameter="precision",
             )
-        logger.warning("--precision bf16: this processor has no bfloat16, fp32 will be several times faster")
+        logger.warning("`precision` bf16: this processor has no bfloat16, fp32 will be several times faster")
     return name
 
 
@@ -49,7 +50,7 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn the value of `--device` into a device that is there, and make it the current one.
+    """Turn the value of `device` into a device that is there, and make it the current one.
 
     Convolutions in float32 keep all its bits there: by default, cuDNN rounds to the 11 of TF32, too few for
     positions.
@@ -66,16 +67,16 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: expected auto, cpu or cuda[:N]")
+        raise InputError(f"{name}: expected auto, cpu or cuda[:N]", parameter="device")
     torch.backends.cudnn.allow_tf32 = False
     if device.type == "cuda":
         n_devices = torch.cuda.device_count()
         if n_ranks() > 1 and device.index is not None:
-            raise InputError(f"--device {name}: each rank takes a device of its own; use cuda")
+            raise InputError(f"{name}: each rank takes a device of its own; use cuda", parameter="device")
         idx = local_rank() if n_ranks() > 1 else device.index or 0
         if idx >= n_devices:
             needed = f", and each of {n_ranks()} ranks needs one" if n_ranks() > 1 else ""
-            raise InputError(f"--device {name}: this machine has {n_devices} CUDA devices{needed}")
+            raise InputError(f"{name}: this machine has {n_devices} CUDA devices{needed}", parameter="device")
         torch.cuda.set_device(idx)
         return torch.device("cuda", idx)
     return device

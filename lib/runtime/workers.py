@@ -2,7 +2,7 @@
 
 import os
 
-LOST_WORKER = "a worker process crashed or was killed; fewer --nworkers need less memory"
+LOST_WORKER = "a worker process crashed or was killed; fewer `n_workers` need less memory"
 
 
 def usable_workers(n_workers: int) -> int:

@@ -48,7 +48,7 @@ VALIDATION_METRICS = (
     "compactness",
 )
 
-_COUNT_OPTION = "--val_nspix"  # what asks for the superpixels of validation
+_COUNT = "val_n_spixels"  # names the number of superpixels in error messages
 
 N_PICTURES = 4  # overlays of each validation set
 
@@ -136,7 +136,7 @@ def run_training(
         state.restore(checkpoint, resume)
         changed = _changed_sets(image_names, checkpoint.get("image_names_sha256", {}))
         if changed:
-            logger.warning("not the images that --resume %s was trained with: %s", resume, ", ".join(changed))
+            logger.warning("not the images that `resume` %s was trained with: %s", resume, ", ".join(changed))
         has_best = on_first_rank(
             lambda: has_best_model(settings.out_dir, validated_step=state.validated_step)
         )
@@ -249,21 +249,18 @@ def _check_sets(
     """
     if max(recipe.n_spixels) > recipe.crop_size**2:
         raise InputError(
-            f"--nspix {max(recipe.n_spixels)} is above the {recipe.crop_size**2} pixels of a crop"
+            f"{max(recipe.n_spixels)} is above the {recipe.crop_size**2} pixels of a crop",
+            parameter="n_spixels",
         )
-    needed = n_ranks() * recipe.batch_size
-    if len(datasets["train"]) < needed:
-        raise InputError(
-            f"there are {len(datasets['train'])} images to train on, fewer than the {needed} of a step "
-            f"({n_ranks()} ranks x --batchsize {recipe.batch_size})"
-        )
+    if not len(datasets["train"]):
+        raise InputError("the dataset to train on holds no images")
     names_sha256 = {}
     for name, dataset in datasets.items():
         shapes = on_first_rank(dataset.image_shapes) if isinstance(dataset, FileDataset) else {}
         if name != "train":
-            check_first_image(dataset, [val_n_spixels], option=_COUNT_OPTION)
+            check_first_image(dataset, [val_n_spixels], parameter=_COUNT)
             for image_name, (height, width) in shapes.items():
-                check_n_spixels(val_n_spixels, height * width, image_name, option=_COUNT_OPTION)
+                check_n_spixels(val_n_spixels, height * width, image_name, parameter=_COUNT)
         if shapes:
             names_sha256[name] = hashlib.sha256("\n".join(shapes).encode()).hexdigest()
     return names_sha256
@@ -324,7 +321,7 @@ def _validate_on(
         metrics=VALIDATION_METRICS,
         n_workers=n_workers,
         title=name,
-        option=_COUNT_OPTION,
+        parameter=_COUNT,
     )
     (run,) = list_runs([method], [n_spixels])
     summary = summarize(run, [image[run] for image in images])

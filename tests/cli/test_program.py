@@ -107,7 +107,7 @@ def test_float32_is_not_rounded_to_tf32():
 
 @pytest.mark.parametrize("name", ["gpu", "mps", "cuda:x", f"cuda:{torch.cuda.device_count()}"])
 def test_device_that_is_not_there_is_refused(name):
-    with pytest.raises(InputError, match=f"--device {name}"):
+    with pytest.raises(InputError, match=f"`device` {name}"):
         resolve_device(name)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import inference_base_model
 import inference_optflow_composite_model
-import lib.video
+import lib.inference.video
 from helpers import fails_with, full_disk, make_quadrants
 from lib.files.frames import VideoFile
 from lib.inference.outputs import OverlayStyle
