@@ -60,7 +60,8 @@ def add_output_args(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what to write."""
     parser.add_argument(
         "--out",
-        help=f"overlay to write, any common format, .mp4 for a video{_FOR_SEVERAL}; default: "
+        help=f"overlay to write, any common format, .mp4 for a video{_FOR_SEVERAL}; a single image takes an "
+        "existing folder or a name that ends in / too; default: "
         f"{OUTPUTS['overlay'].default}, {_DEFAULT_VIDEO} for a video, folder "
         f"{OUTPUTS['overlay'].default_for_many} for several images",
     )
