@@ -126,7 +126,7 @@ def _find_videos(
 ) -> list[FrameFolder | VideoFile]:
     if davis2017_root:
         names = None if split is None else davis.read_split(split)
-        videos = davis.find_frames(davis2017_root, names, asked_by=f"--davis_split {split}")
+        videos = davis.find_frames(davis2017_root, names, named_in=f"--davis_split {split}")
         return [FrameFolder(name, frames, davis.FRAME_SHAPE) for name, frames in videos.items()]
     if folders:
         return [

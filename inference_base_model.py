@@ -11,11 +11,11 @@ from lib.cli.inference import (
     add_video_args,
     check_needs,
     open_segmenter,
+    plan_given_images,
     segment_given_images,
     segment_given_video,
 )
 from lib.inference.images import RunSummary
-from lib.inference.jobs import plan_jobs
 from lib.inference.video import VideoSummary
 from lib.runtime.errors import InputError
 from lib.weights import BASE, NO_NETWORK
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> RunSummary | VideoSummary:
     args = build_parser().parse_args(argv)
     check_needs(args)
-    jobs = plan_jobs(args) if args.video is None else []
+    jobs = plan_given_images(args) if args.video is None else []
     if args.save_features and str(args.base_model_weights) == NO_NETWORK:
         raise InputError(f"--save_features {args.save_features}: without a network nothing is learned")
     loaded = cli.load_for_use(

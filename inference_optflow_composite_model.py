@@ -13,12 +13,12 @@ from lib.cli.inference import (
     add_video_args,
     check_needs,
     open_segmenter,
+    plan_given_images,
     segment_given_images,
     segment_given_video,
 )
 from lib.files.atomic import real_path
 from lib.inference.images import RunSummary
-from lib.inference.jobs import plan_jobs
 from lib.inference.video import VideoSummary
 from lib.optflow.archive import FlowArchive
 from lib.optflow.lookup import AUTO, FlowOfFrame, flows_of_images
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> RunSummary | VideoSummary:
     check_needs(args)
     jobs, archive = [], None
     if args.video is None:
-        jobs = plan_jobs(args, partial(_find_flows, args))
+        jobs = plan_given_images(args, partial(_find_flows, args))
     elif args.optflow_data not in (None, Path(AUTO)):
         archive = FlowArchive(args.optflow_data)
     loaded = cli.load_for_use(

@@ -130,7 +130,7 @@ def open_data(args: argparse.Namespace) -> tuple[Dataset, dict[str, Dataset]]:
         return SyntheticDataset(N_SYNTHETIC_IMAGES), {"synthetic": SyntheticDataset(1)}
     if args.val_data_root:
         return FolderDataset(args.data_root), {
-            "val": FolderDataset(args.val_data_root, asked_by="--val_data_root")
+            "val": FolderDataset(args.val_data_root, parameter="val_data_root")
         }
     train_set, val_set = hold_out(FolderDataset(args.data_root))
     return train_set, {"val": val_set}

@@ -50,20 +50,22 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
     args = parse_training_args(build_parser(), argv, required=required)
     device = resolve_device(args.device)
     splits = {
-        "--davis_train_split": args.davis_train_split,
-        "--davis_val_split": args.davis_val_split,
+        "davis_train_split": args.davis_train_split,
+        "davis_val_split": args.davis_val_split,
     }
     flow_args = {"optflow_folder": args.davis_optflow_folder, "optflow_method": args.optflow_method}
-    # What is missing is told of both splits at once.
-    train_videos, val_videos = (read_split(split, asked_by=option) for option, split in splits.items())
-    find_frames(args.davis2017_root, train_videos + val_videos, asked_by=" or ".join(splits))
+    # Missing videos of both splits are reported at once.
+    train_videos, val_videos = (read_split(split, parameter=name) for name, split in splits.items())
+    find_frames(
+        args.davis2017_root, train_videos + val_videos, named_in=" or ".join(f"--{name}" for name in splits)
+    )
     find_archives(args.davis_optflow_folder, train_videos + val_videos, args.optflow_method)
     shared = sorted(set(train_videos) & set(val_videos))
     if shared:
         logger.warning("videos to train on that also choose the best model: %s", ", ".join(shared))
     train_set, val_set = (
-        DAVISDataset(args.davis2017_root, split, asked_by=option, **flow_args)
-        for option, split in splits.items()
+        DAVISDataset(args.davis2017_root, split, parameter=name, **flow_args)
+        for name, split in splits.items()
     )
 
     torch.manual_seed(args.seed)

@@ -1,6 +1,7 @@
 """Imports between packages point one way."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,14 @@ def test_imports_point_down(path):
     own = package_of(".".join(path.with_suffix("").parts))
     for package in imported_packages(path) - {own}:
         assert ROW_OF[package] < ROW_OF[own], f"{path} imports {package}"
+
+
+
+
+@pytest.mark.parametrize("path", [*FILES, Path("model.py")], ids=str)
+def test_option_names_stay_at_the_edge(path):
+    if path.is_relative_to("lib/cli"):
+        return
+    tree = ast.parse((REPO_ROOT / path).read_text())
+    strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    assert [text for text in strings if isinstance(text, str) and re.search("--[a-z]", text)] == []

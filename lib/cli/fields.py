@@ -17,8 +17,12 @@ _OPTIONS = {
     "compiled": "compile",
     "exact": "exact_nspix",
     "extra_scale": "optflow_scale",
+    "features": "save_features",
+    "flow": "save_flow",
     "frame_idx": "optflow_data_fr_idx",
+    "images": "image",
     "ignore_background": "eval_iou_ignore_background",
+    "labels": "save_labels",
     "learning_rate": "lr",
     "n_annotations": "nannotations",
     "n_extra_features": "optflow_deepfdim",
@@ -28,6 +32,8 @@ _OPTIONS = {
     "n_spixels": "nspix",
     "n_steps": "train_iter",
     "n_workers": "nworkers",
+    "outlines": "save_outlines",
+    "overlay": "out",
     "val_n_spixels": "val_nspix",
 }
 

@@ -1,46 +1,44 @@
-"""The options of the inference scripts, and what the scripts do with them."""
+"""Options of the inference scripts, and the calls that they describe."""
 
 import argparse
 import itertools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from PIL import ImageColor
 
-from lib.cli.fields import add_fields
+from lib.cli.fields import add_fields, option_name
 from lib.cli.options import SEVERAL, add_bool, add_device_arg
 from lib.cli.types import positive_float, positive_int
 from lib.files.atomic import check_output_file, real_path
-from lib.files.frames import FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
 from lib.inference.images import ImageJob, RunSummary, segment_files
-from lib.inference.jobs import NAME, OUTPUTS, is_single_image
+from lib.inference.jobs import NAME, OUTPUTS, is_single_image, plan_jobs
 from lib.inference.outputs import OVERLAYS, OverlayStyle
 from lib.inference.segmenter import Segmenter
 from lib.inference.video import (
     VIDEO_LABEL_SUFFIXES,
     VIDEO_SUFFIXES,
     VideoSummary,
-    frames_with_estimated_flow,
-    frames_with_flow_of,
-    frames_without_flow,
+    open_video,
+    read_frames,
     segment_video,
 )
 from lib.network.inputs import InputScales
 from lib.optflow.archive import FlowArchive
-from lib.optflow.sources import DEFAULT_PRESET
+from lib.optflow.lookup import FlowOfFrame
 from lib.runtime.device import resolve_device, resolve_precision
 from lib.runtime.errors import InputError, RunError
 from lib.runtime.ranks import n_ranks, on_first_rank
-from lib.runtime.signals import stop_flag
 from lib.runtime.stopwatch import Stopwatch
 from lib.training.recipe import Recipe
 from lib.weights import LoadedModel
 
 logger = logging.getLogger(__name__)
 
-_FOR_SEVERAL = f"; for several images, a folder or a name with {NAME}"  # in the help of options
+_FOR_SEVERAL = f"; a folder, or a name with {NAME}, for several images"  # in the help of options
 
 _CUDA_BATCH_SIZE = 8
 _DEFAULT_VIDEO = "results.mp4"
@@ -62,9 +60,10 @@ def add_output_args(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what to write."""
     parser.add_argument(
         "--out",
-        help=f"overlay to write, any common format, .mp4 for a video{_FOR_SEVERAL}; default: "
-        f"{OUTPUTS['out'].default}, {_DEFAULT_VIDEO} for a video, folder "
-        f"{OUTPUTS['out'].default_for_many} for several images",
+        help=f"overlay to write, any common format, .mp4 for a video{_FOR_SEVERAL}; a single image takes an "
+        "existing folder or a name that ends in / too; default: "
+        f"{OUTPUTS['overlay'].default}, {_DEFAULT_VIDEO} for a video, folder "
+        f"{OUTPUTS['overlay'].default_for_many} for several images",
     )
     parser.add_argument(
         "--save_labels",
@@ -157,9 +156,9 @@ def segment_given_video(
         raise InputError("a --video is segmented by a single process")
     out = Path(args.out or _DEFAULT_VIDEO)
     labels = Path(args.save_labels) if args.save_labels else None
-    check_output_file("--out", out, VIDEO_SUFFIXES)
+    check_output_file("overlay", out, VIDEO_SUFFIXES)
     if labels:
-        check_output_file("--save_labels", labels, VIDEO_LABEL_SUFFIXES)
+        check_output_file("labels", labels, VIDEO_LABEL_SUFFIXES)
     _check_distinct(
         {
             "video": args.video,
@@ -168,20 +167,12 @@ def segment_given_video(
             "save_labels": labels,
         }
     )
-    if args.video.is_dir():
-        video = FrameFolder(real_path(args.video).name, list_in_order(args.video, FRAME_SUFFIXES))
-    else:
-        video = VideoFile(args.video.stem, args.video)
-    if archive is not None:
-        frames = frames_with_flow_of(video, archive)
-    elif args.temporal or segmenter.model.n_extra_channels:
-        frames = frames_with_estimated_flow(video, DEFAULT_PRESET)
-    else:
-        frames = frames_without_flow(video)
+    video = open_video(args.video)
+    with_flow = args.temporal or segmenter.model.n_extra_channels > 0
     start = time.perf_counter()
     summary = segment_video(
         segmenter,
-        frames,
+        read_frames(video, archive, with_flow=with_flow),
         args.nspix,
         overlay_file=out,
         labels_file=labels,
@@ -202,7 +193,7 @@ def segment_given_video(
         "" if follows is None else f", labels of {100 * follows:.1f} % of the pixels follow the flow",
         out,
     )
-    _tell_profile(args, segmenter)
+    _log_profile(args, segmenter)
     return summary
 
 
@@ -235,9 +226,7 @@ def add_image_args(
     parser.add_argument(
         "--mask", help=f"picture of the pixels to segment, all that are not black{_FOR_SEVERAL}"
     )
-    add_bool(
-        parser, "--skip_existing", default=False, help="leave out images of which all files are there already"
-    )
+    add_bool(parser, "--skip_existing", default=False, help="skip images whose outputs all exist")
     parser.add_argument(
         "--batchsize",
         type=positive_int,
@@ -260,12 +249,12 @@ def add_speed_args(parser: argparse.ArgumentParser) -> None:
 
 
 def open_segmenter(args: argparse.Namespace, loaded: LoadedModel, scales: InputScales) -> Segmenter:
-    """What segments with a loaded model as the options say.
+    """Build the Segmenter that the options describe.
 
     Raises
     ------
     InputError
-        If the device or the precision cannot be had, or there is no network to compile.
+        If the device or the precision is not available, or the model has no network to compile.
     """
     device = resolve_device(args.device)
     segmenter = Segmenter(
@@ -283,8 +272,8 @@ def open_segmenter(args: argparse.Namespace, loaded: LoadedModel, scales: InputS
     return segmenter
 
 
-def _tell_profile(args: argparse.Namespace, segmenter: Segmenter) -> None:
-    """With `--profile`, tell how long each stage took on the first rank."""
+def _log_profile(args: argparse.Namespace, segmenter: Segmenter) -> None:
+    """With `--profile`, log the time of each stage on rank 0."""
     if args.profile:
         on_first_rank(lambda: logger.info("%s", segmenter.stopwatch))
 
@@ -294,10 +283,19 @@ def _overlay_style(args: argparse.Namespace) -> OverlayStyle:
     return OverlayStyle(args.overlay, args.boundary_color, args.boundary_width)
 
 
+def plan_given_images(
+    args: argparse.Namespace,
+    flows_of: Callable[[Sequence[Path]], Sequence[FlowOfFrame]] | None = None,
+) -> list[ImageJob]:
+    """Plan the files of the images that the options name; see `plan_jobs`."""
+    outputs = {kind: getattr(args, option_name(kind), None) for kind in OUTPUTS}
+    return plan_jobs(args.image, outputs, mask=args.mask, flows_of=flows_of)
+
+
 def segment_given_images(
     args: argparse.Namespace, segmenter: Segmenter, jobs: Sequence[ImageJob]
 ) -> RunSummary:
-    """Segment the images that the options name, and tell what came of them.
+    """Segment the images that the options name, and log the result.
 
     Parameters
     ----------
@@ -315,10 +313,6 @@ def segment_given_images(
     RunError
         If files cannot be written, or one of several images failed.
     """
-    if is_single_image(args.image) and n_ranks() == 1 and not args.skip_existing:
-        summary = _segment_single_image(args, segmenter, jobs[0])
-        _tell_profile(args, segmenter)
-        return summary
     summary = segment_files(
         segmenter,
         jobs,
@@ -329,38 +323,34 @@ def segment_given_images(
         batch_size=args.batchsize or (_CUDA_BATCH_SIZE if segmenter.device.type == "cuda" else 1),
         skip_existing=args.skip_existing,
     )
-    _tell_profile(args, segmenter)
-    on_first_rank(lambda: _report(summary))
+    if is_single_image(args.image) and n_ranks() == 1 and not args.skip_existing:
+        _report_single(summary, jobs[0], args.nspix, segmenter.device)
+        _log_profile(args, segmenter)
+    else:
+        _log_profile(args, segmenter)
+        on_first_rank(lambda: _report(summary))
     return summary
 
 
-def _segment_single_image(args: argparse.Namespace, segmenter: Segmenter, job: ImageJob) -> RunSummary:
-    """Segment an image, whose errors are those of the script, and tell in one line what came of it."""
-    start = time.perf_counter()
-    image = job.read(segmenter)
-    stop_flag.raise_if_set()
-    (superpixels,) = segmenter.cluster([image], args.nspix, with_features=args.save_features is not None)
-    if args.enforce_connectivity:
-        superpixels = segmenter.finish(superpixels, args.nspix, exact=args.exact_nspix)
-    stop_flag.raise_if_set()
-    job.write(segmenter, image, superpixels, _overlay_style(args))
-    seconds = time.perf_counter() - start
+def _report_single(summary: RunSummary, job: ImageJob, n_spixels: int, device: torch.device) -> None:
+    """Log one line for a single image, or raise its error."""
+    for failure in summary.failures:
+        raise failure.error
     if job.flow is not None:
         logger.info("%s", job.flow)
     logger.info(
         "%s: %d superpixels requested, %d measured, %.2f s on %s, overlay in %s",
         job.image,
-        args.nspix,
-        superpixels.n_measured,
-        seconds,
-        segmenter.device,
+        n_spixels,
+        summary.n_measured,
+        summary.seconds,
+        device,
         job.files.overlay,
     )
-    return RunSummary(n_done=1, n_skipped=0, failures=[], seconds=seconds)
 
 
 def _report(summary: RunSummary) -> None:
-    """Tell what came of many images: a line for each that failed, and one for all.
+    """Log a line for each image that failed, and one for all.
 
     Raises
     ------

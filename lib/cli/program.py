@@ -1,4 +1,4 @@
-"""What the command lines of the scripts share: options, and how errors are told."""
+"""Run a script as a program: its parser, its log and its errors."""
 
 import argparse
 import logging
@@ -26,7 +26,7 @@ _LARGEST_SAFE_IMAGE = 2**29
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that shows defaults and tells an error in one line, with status 2."""
+    """Argument parser that shows defaults and reports an error in one line, with status 2."""
 
     def __init__(self, description: str) -> None:
         super().__init__(
@@ -56,7 +56,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def run(main: Callable[[], object]) -> NoReturn:
     """Run a script: bad input ends in one line and status 2, a run that failed in status 1.
 
-    Of the processes that `torchrun` starts, the first tells what happens; errors are told by all.
+    Under `torchrun` only rank 0 logs; every rank reports its own errors.
     """
     keep_freed_memory()
     Image.MAX_IMAGE_PIXELS = _LARGEST_SAFE_IMAGE
@@ -64,7 +64,7 @@ def run(main: Callable[[], object]) -> NoReturn:
 
 
 def _exit_status(main: Callable[[], object], program: str) -> int:
-    """Exit status of a script, which is run here, after its error is told."""
+    """Run a script, report its error, and return the exit status."""
     try:
         with joined_ranks(), stop_flag.set_by_signals():
             level = logging.INFO if is_first_rank() else logging.ERROR
@@ -75,24 +75,24 @@ def _exit_status(main: Callable[[], object], program: str) -> int:
     except OtherRankError:
         return 1
     except (InputError, OSError) as error:
-        return _tell(program, error, 2)
+        return _report_error(program, error, 2)
     except RunError as error:
-        return _tell(program, error, 1)
+        return _report_error(program, error, 1)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
-            return _tell(program, RunError("out of memory; smaller batches or images take less"), 1)
+            return _report_error(program, RunError("out of memory; smaller batches or images take less"), 1)
         if "InvalidCxxCompiler" in str(error):  # found missing by PyTorch when the network first runs
-            return _tell(program, InputError("--compile needs a C++ compiler, and there is none"), 2)
+            return _report_error(program, InputError("--compile needs a C++ compiler, and there is none"), 2)
         if not is_lost_worker(error):  # of which PyTorch may tell in the midst of anything
             raise
-        return _tell(program, RunError(LOST_WORKER), 1)
+        return _report_error(program, RunError(LOST_WORKER), 1)
     except KeyboardInterrupt as stop:
-        # as shells report a program that a signal ended
+        # Shells report a program that a signal ended with 128 plus its number.
         return 128 + (stop.number if isinstance(stop, Stop) else signal.SIGINT)
     return 0
 
 
-def _tell(program: str, error: Exception, status: int) -> int:
+def _report_error(program: str, error: Exception, status: int) -> int:
     # An error of a data loader's worker arrives as the text of its traceback: the last line is the error.
     message = (str(error).strip().splitlines() or [type(error).__name__])[-1]
     message = message.removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")

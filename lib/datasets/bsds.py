@@ -43,18 +43,20 @@ class BSDSDataset(FileDataset):
         for folder in (image_dir, annotation_dir):
             if not folder.is_dir():
                 raise InputError(
-                    f"--bsds_root {bsds_root}: no folder {folder}; "
-                    "--bsds_root must be the folder that holds BSDS500/data/images and .../groundTruth"
+                    f"{bsds_root}: no folder {folder}; "
+                    "`bsds_root` must be the folder that holds BSDS500/data/images and .../groundTruth",
+                    parameter="bsds_root",
                 )
         self.image_files = sorted(image_dir.glob("*.jpg"))
         if not self.image_files:
-            raise InputError(f"--bsds_root {bsds_root}: no *.jpg in {image_dir}")
+            raise InputError(f"{bsds_root}: no *.jpg in {image_dir}", parameter="bsds_root")
         self.annotation_files = [annotation_dir / f"{file.stem}.mat" for file in self.image_files]
         missing = [file.name for file in self.annotation_files if not file.is_file()]
         if missing:
             raise InputError(
-                f"--bsds_root {bsds_root}: {len(missing)} images have no annotations, "
-                f"the first lacks {annotation_dir / missing[0]}"
+                f"{bsds_root}: {len(missing)} images have no annotations, "
+                f"the first lacks {annotation_dir / missing[0]}",
+                parameter="bsds_root",
             )
 
     @property

@@ -13,7 +13,7 @@ from model import N_FLOW_CHANNELS
 
 FRAME_SHAPE = (480, 854)  # rows, columns in pixels; the few frames that differ are resized
 
-_TREE = "--davis2017_root must be the folder that holds DAVIS/JPEGImages/480p and DAVIS/Annotations/480p"
+_TREE = "`davis2017_root` must be the folder that holds DAVIS/JPEGImages/480p and DAVIS/Annotations/480p"
 
 SPLIT_LIST_DIR = Path(__file__).parent / "davis_splits"
 SPLITS = tuple(sorted(file.stem for file in SPLIT_LIST_DIR.glob("*.txt")))
@@ -39,8 +39,8 @@ class DAVISDataset(FileDataset):
         channels [fwd_dy, fwd_dx, bwd_dy, bwd_dx]; see `lib.optflow`.
     optflow_method : str, optional
         Whose archives to take where there are several.
-    asked_by : str
-        The option that gives the split, for error messages.
+    parameter : str
+        Name of `split` in error messages.
 
     Raises
     ------
@@ -60,20 +60,20 @@ class DAVISDataset(FileDataset):
         *,
         optflow_folder: Path | None = None,
         optflow_method: str | None = None,
-        asked_by: str = "--davis_split",
+        parameter: str = "davis_split",
     ) -> None:
-        videos = read_split(split, asked_by=asked_by)
-        frames_of_videos = find_frames(davis2017_root, videos, asked_by=f"{asked_by} {split}")
+        videos = read_split(split, parameter=parameter)
+        frames_of_videos = find_frames(davis2017_root, videos, named_in=f"`{parameter}` {split}")
         mask_root = Path(davis2017_root, "DAVIS", "Annotations", "480p")
         if not mask_root.is_dir():
-            raise InputError(f"--davis2017_root {davis2017_root}: no folder {mask_root}; {_TREE}")
+            raise InputError(f"{davis2017_root}: no folder {mask_root}; {_TREE}", parameter="davis2017_root")
         self.frame_files = [frame for frames in frames_of_videos.values() for frame in frames]
         self.mask_files = [mask_root / frame.parent.name / f"{frame.stem}.png" for frame in self.frame_files]
         unannotated = [file for file in self.mask_files if not file.is_file()]
         if unannotated:
             raise InputError(
-                f"--davis2017_root {davis2017_root}: {len(unannotated)} frames have no mask, the first "
-                f"lacks {unannotated[0]}"
+                f"{davis2017_root}: {len(unannotated)} frames have no mask, the first lacks {unannotated[0]}",
+                parameter="davis2017_root",
             )
         self.flows = None  # of every frame: its archive, and its index in there
         if optflow_folder is not None:
@@ -111,7 +111,7 @@ class DAVISDataset(FileDataset):
 
 
 def find_frames(
-    davis2017_root: Path, videos: list[str] | None = None, *, asked_by: str = ""
+    davis2017_root: Path, videos: list[str] | None = None, *, named_in: str = ""
 ) -> dict[str, list[Path]]:
     """Find the frames of videos, in order.
 
@@ -121,8 +121,8 @@ def find_frames(
         Folder that holds `DAVIS`.
     videos : list of str, optional
         Names of the videos; by default all there are.
-    asked_by : str
-        The option that names them, for the error message.
+    named_in : str
+        Source of the names, for error messages.
 
     Raises
     ------
@@ -131,12 +131,12 @@ def find_frames(
     """
     frame_root = Path(davis2017_root, "DAVIS", "JPEGImages", "480p")
     if not frame_root.is_dir():
-        raise InputError(f"--davis2017_root {davis2017_root}: no folder {frame_root}; {_TREE}")
+        raise InputError(f"{davis2017_root}: no folder {frame_root}; {_TREE}", parameter="davis2017_root")
     if videos is None:
         videos = sorted(folder.name for folder in frame_root.iterdir() if folder.is_dir())
     missing = [video for video in videos if not (frame_root / video).is_dir()]
     if missing:
-        raise InputError(f"{asked_by} names videos that are not in {frame_root}: {', '.join(missing)}")
+        raise InputError(f"{named_in} names videos that are not in {frame_root}: {', '.join(missing)}")
     frames_of_videos = {video: sorted((frame_root / video).glob("*.jpg")) for video in videos}
     for video, frames in frames_of_videos.items():
         if not frames:
@@ -144,7 +144,7 @@ def find_frames(
     return frames_of_videos
 
 
-def read_split(split: str, *, asked_by: str = "--davis_split") -> list[str]:
+def read_split(split: str, *, parameter: str = "davis_split") -> list[str]:
     """Names of the videos of a built-in split or of a text file with one name a line.
 
     Raises
@@ -157,10 +157,10 @@ def read_split(split: str, *, asked_by: str = "--davis_split") -> list[str]:
         videos = list(dict.fromkeys(file.read_text(encoding="utf-8-sig").split()))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{asked_by} {split} is neither {', '.join(SPLITS)} nor a readable text file"
+            f"{split} is neither {', '.join(SPLITS)} nor a readable text file", parameter=parameter
         ) from error
     if not videos:
-        raise InputError(f"{asked_by} {split} names no video")
+        raise InputError(f"{split} names no video", parameter=parameter)
     return videos
 
 

@@ -41,8 +41,8 @@ class FolderDataset(FileDataset):
     ----------
     root : Path
         The folder.
-    asked_by : str
-        The option that gives the folder, for error messages.
+    parameter : str
+        Name of `root` in error messages.
 
     Raises
     ------
@@ -51,17 +51,17 @@ class FolderDataset(FileDataset):
         cannot be used. Pixels are read later, which raises it as well if they are broken.
     """
 
-    def __init__(self, root: Path, *, asked_by: str = "--data_root") -> None:
-        self.told_as = f"{asked_by} {root}"
+    def __init__(self, root: Path, *, parameter: str = "data_root") -> None:
+        self.shown_as = f"`{parameter}` {root}"
         if not Path(root).is_dir():
-            raise InputError(f"{self.told_as} is not a folder")
+            raise InputError(f"{self.shown_as} is not a folder")
         self.image_files, unpaired = _find_files(Path(root))
         if not self.image_files:
             raise InputError(
-                f"{self.told_as} holds no image with the suffix {', '.join(IMAGE_SUFFIXES)} "
+                f"{self.shown_as} holds no image with the suffix {', '.join(IMAGE_SUFFIXES)} "
                 "(<name>.<number>.png is a label map)"
             )
-        self.label_files = _pair(self.image_files, unpaired, told_as=self.told_as)
+        self.label_files = _pair(self.image_files, unpaired, shown_as=self.shown_as)
         self._shapes = [read_image_shape(image_file) for image_file in self.image_files]
         for image_shape, label_files in zip(self._shapes, self.label_files, strict=True):
             for label_file in label_files:
@@ -108,7 +108,7 @@ def hold_out(dataset: FolderDataset) -> tuple[FolderDataset, FolderDataset]:
     """
     if len(dataset) < 2:
         raise InputError(
-            f"{dataset.told_as} holds a single image; at least 2 are needed to hold one out for validation"
+            f"{dataset.shown_as} holds a single image; at least 2 are needed to hold one out for validation"
         )
     indices = range(len(dataset))
     training = [idx for idx in indices if idx % HOLD_OUT_EVERY]
@@ -133,13 +133,13 @@ def _find_files(root: Path) -> tuple[list[Path], list[Path]]:
     return image_files, label_files
 
 
-def _pair(image_files: list[Path], label_files: list[Path], *, told_as: str) -> list[list[Path]]:
+def _pair(image_files: list[Path], label_files: list[Path], *, shown_as: str) -> list[list[Path]]:
     """Label maps of each image, in the order of their numbers; one without a number comes first."""
     image_of_stem = {}
     for file in image_files:
         if file.stem in image_of_stem:
             raise InputError(
-                f"{told_as}: {image_of_stem[file.stem].name} and {file.name} are two images of the same name"
+                f"{shown_as}: {image_of_stem[file.stem].name} and {file.name} are two images of the same name"
             )
         image_of_stem[file.stem] = file
     numbered = {stem: [] for stem in image_of_stem}
@@ -147,7 +147,7 @@ def _pair(image_files: list[Path], label_files: list[Path], *, told_as: str) -> 
         # Where there is an image a.1.jpg, a.1.png is its label map, not one of a.jpg.
         stem = file.stem if file.stem in image_of_stem else _NUMBER.sub("", file.stem)
         if stem not in image_of_stem:
-            raise InputError(f"{told_as}: the label map {file.name} has no image, such as {stem}.jpg")
+            raise InputError(f"{shown_as}: the label map {file.name} has no image, such as {stem}.jpg")
         number = int(file.stem[len(stem) + 1 :] or -1)
         numbered[stem].append((number, file))
     missing = [file for file in image_files if not numbered[file.stem]]
@@ -155,7 +155,7 @@ def _pair(image_files: list[Path], label_files: list[Path], *, told_as: str) -> 
         stem = missing[0].stem
         plain_png = "" if missing[0].suffix.lower() == ".png" else f"{stem}.png, "
         raise InputError(
-            f"{told_as}: {len(missing)} images have no label map, the first is {missing[0].name}, expected "
+            f"{shown_as}: {len(missing)} images have no label map, the first is {missing[0].name}, expected "
             f"{plain_png}{stem}.npy, {stem}.0.png, {stem}.0.npy, ..."
         )
     return [[file for _, file in sorted(numbered[image_file.stem])] for image_file in image_files]

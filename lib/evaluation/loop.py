@@ -53,11 +53,11 @@ def list_settings(method: Method, n_spixels: Sequence[int]) -> list[Setting]:
 
 
 def check_first_image(
-    dataset: Dataset[SegmentedImage], n_spixels: Sequence[int], *, option: str = "--nspix"
+    dataset: Dataset[SegmentedImage], n_spixels: Sequence[int], *, parameter: str = "n_spixels"
 ) -> None:
     """Find out before any work whether a data set can be evaluated on, as far as its first image tells.
 
-    `option` is the one that asks for the superpixels.
+    `parameter` names `n_spixels` in error messages.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def check_first_image(
     """
     _check_not_empty(dataset)
     image = EvaluationImages(dataset)[0]
-    check_n_spixels(max(n_spixels), image.image_lab[0, 0].numel(), image.name, option=option)
+    check_n_spixels(max(n_spixels), image.image_lab[0, 0].numel(), image.name, parameter=parameter)
 
 
 def evaluate(
@@ -78,7 +78,7 @@ def evaluate(
     n_workers: int = 0,
     first_idx: int = 0,
     title: str = "evaluating",
-    option: str = "--nspix",
+    parameter: str = "n_spixels",
 ) -> Iterator[dict[Run, ImageScores]]:
     """Score superpixels on the images of a data set, one after the other.
 
@@ -100,8 +100,8 @@ def evaluate(
         Image to start from.
     title : str
         Shown in the progress bar.
-    option : str
-        What asks for the superpixels, for error messages.
+    parameter : str
+        Name of `n_spixels` in error messages.
 
     Yields
     ------
@@ -121,7 +121,7 @@ def evaluate(
     _check_not_empty(dataset)
     metrics = tuple(dict.fromkeys(("n_spixels", *metrics)))
     is_hidden = None if is_first_rank() else True  # None: shown on a terminal
-    own = _evaluate_own_share(methods, dataset, n_spixels, metrics, n_workers, first_idx, option)
+    own = _evaluate_own_share(methods, dataset, n_spixels, metrics, n_workers, first_idx, parameter)
     with (
         closing(own),
         tqdm(total=len(dataset), initial=first_idx, desc=title, unit="image", disable=is_hidden) as progress,
@@ -140,7 +140,7 @@ def _evaluate_own_share(
     metrics: Sequence[str],
     n_workers: int,
     first_idx: int,
-    option: str,
+    parameter: str,
 ) -> Iterator[dict[Run, ImageScores]]:
     runs = list_runs(methods, n_spixels)
     pending: deque[tuple[str, Future]] = deque()
@@ -154,7 +154,7 @@ def _evaluate_own_share(
     with _name_lost_worker(), metric_workers(n_workers) as executor:
         for image in loader:
             stop_flag.raise_if_set()
-            check_n_spixels(max(n_spixels), image.image_lab[0, 0].numel(), image.name, option=option)
+            check_n_spixels(max(n_spixels), image.image_lab[0, 0].numel(), image.name, parameter=parameter)
             label_maps = [
                 labels
                 for method in methods

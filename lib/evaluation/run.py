@@ -150,8 +150,8 @@ def _prepare_results(out_dir: Path, record: Mapping[str, object], *, resume: boo
         return
     if present and not overwrite:
         raise InputError(
-            f"--out_dir {out_dir} holds results already: --resume goes on with them, "
-            "--overwrite replaces them"
+            f"{out_dir} holds results already: `resume` goes on with them, `overwrite` replaces them",
+            parameter="out_dir",
         )
     prepare_out_dir(out_dir / PICTURES)
     if present:
@@ -201,7 +201,7 @@ def _score_set(
             images.append(image)
     except KeyboardInterrupt:
         n_done, n_images = len(images), len(each.dataset)
-        advice = "; continue with --resume" if journal else ""
+        advice = "; continue with `resume`" if journal else ""
         logger.info("stopped after %d of %d images of %s%s", n_done, n_images, each.name, advice)
         raise
     return images

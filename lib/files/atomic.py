@@ -90,7 +90,7 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def check_output_file(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
+def check_output_file(parameter: str, path: Path, suffixes: tuple[str, ...]) -> None:
     """Find out, before any work, whether a file can be written.
 
     Raises
@@ -99,19 +99,19 @@ def check_output_file(option: str, path: Path, suffixes: tuple[str, ...]) -> Non
         If its folder is missing or not writable, or its suffix is not one of `suffixes`.
     """
     if path.suffix.lower() not in suffixes:
-        raise InputError(f"{option} {path}: the name must end in {', '.join(suffixes)}")
+        raise InputError(f"{path}: the name must end in {', '.join(suffixes)}", parameter=parameter)
     if path.is_dir():
-        raise InputError(f"{option} {path} is a folder")
+        raise InputError(f"{path} is a folder", parameter=parameter)
     try:
         _try_writing_to(path.parent)
     except OSError as error:
         raise InputError(
-            f"{option} {path}: cannot write to folder {path.parent} ({error.strerror})"
+            f"{path}: cannot write to folder {path.parent} ({error.strerror})", parameter=parameter
         ) from error
 
 
-def prepare_out_dir(out_dir: Path, *, option: str = "--out_dir") -> None:
-    """Make a folder that an option names, and find out now whether it can be written to.
+def prepare_out_dir(out_dir: Path, *, parameter: str = "out_dir") -> None:
+    """Make a folder, and check now that it can be written to.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def prepare_out_dir(out_dir: Path, *, option: str = "--out_dir") -> None:
         out_dir.mkdir(parents=True, exist_ok=True)
         _try_writing_to(out_dir)
     except OSError as error:
-        raise InputError(f"{option} {out_dir} cannot be written to ({error.strerror})") from error
+        raise InputError(f"{out_dir} cannot be written to ({error.strerror})", parameter=parameter) from error
 
 
 def _try_writing_to(folder: Path) -> None:

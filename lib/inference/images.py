@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -66,13 +67,25 @@ class ImageJob(NamedTuple):
             write_outputs(superpixels, self.files, style=style, flow=flow)
 
 
+class Failure(NamedTuple):
+    """Error of an image without outputs."""
+
+    image: Path
+    error: Exception
+
+    def __str__(self) -> str:
+        message = str(self.error)
+        return message if str(self.image) in message else f"{self.image}: {message}"
+
+
 class RunSummary(NamedTuple):
-    """What came of a run, over all ranks."""
+    """Counts and failures of all ranks."""
 
     n_done: int
     n_skipped: int
-    failures: list[str]  # a message for each image of which nothing was written
+    failures: list[Failure]
     seconds: float
+    n_measured: int = 0  # superpixels in the images that were done
 
 
 def segment_files(
@@ -133,13 +146,14 @@ def segment_files(
                 for failure in run.failures:
                     logger.error("%s", failure)
                 raise
-    shares = gather(lambda: (len(own) - len(todo), run.failures, len(todo)))
+    shares = gather(lambda: (len(own) - len(todo), run.failures, len(todo), run.n_measured))
     failures = [failure for share in shares for failure in share[1]]
     return RunSummary(
         n_done=sum(share[2] for share in shares) - len(failures),
         n_skipped=sum(share[0] for share in shares),
         failures=failures,
         seconds=time.perf_counter() - start,
+        n_measured=sum(share[3] for share in shares),
     )
 
 
@@ -162,7 +176,9 @@ class _Run:
         self.exact = exact
         self.style = style
         self.progress = progress
-        self.failures: list[str] = []
+        self.failures: list[Failure] = []
+        self.n_measured = 0
+        self._lock = Lock()  # two threads write
         self._written: deque[tuple[Future[None], int]] = deque()  # with the pixels of each
 
     def segment(
@@ -197,11 +213,11 @@ class _Run:
             image = job.read(self.segmenter)
             check_n_spixels(self.n_spixels, image.n_pixels, image.name)
         except InputError as error:
-            self._fail(_naming(job.image, error))
+            self._fail(job, error)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._fail(f"{job.image}: {_OUT_OF_MEMORY}")
+            self._fail(job, RunError(_OUT_OF_MEMORY))
         else:
             return image
         return None
@@ -214,17 +230,17 @@ class _Run:
         try:
             superpixels = self.segmenter.cluster(images, self.n_spixels, with_features=with_features)
         except InputError as error:
-            failure = _naming(jobs[0].image, error)
+            failure = error
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            failure = f"{jobs[0].image}: {_OUT_OF_MEMORY}"
+            failure = RunError(_OUT_OF_MEMORY)
         else:
             return list(zip(jobs, images, superpixels, strict=True))
         # Only here is what the attempt left in memory let go.
         if len(batch) > 1:
             return [each for one in batch for each in self._cluster([one])]
-        self._fail(failure)
+        self._fail(jobs[0], failure)
         return []
 
     def _write(self, job: ImageJob, image: PreparedImage, superpixels: Superpixels) -> None:
@@ -233,23 +249,19 @@ class _Run:
                 superpixels = self.segmenter.finish(superpixels, self.n_spixels, exact=self.exact)
             job.write(self.segmenter, image, superpixels, self.style)
         except (InputError, RunError, OSError) as error:
-            self._fail(f"{job.image}: {error}")
+            self._fail(job, error)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._fail(f"{job.image}: {_OUT_OF_MEMORY}")
+            self._fail(job, RunError(_OUT_OF_MEMORY))
         else:
+            with self._lock:
+                self.n_measured += superpixels.n_measured
             self.progress.update()
 
-    def _fail(self, message: str) -> None:
-        self.failures.append(message)
+    def _fail(self, job: ImageJob, error: Exception) -> None:
+        self.failures.append(Failure(job.image, error))
         self.progress.update()
-
-
-def _naming(image: Path, error: InputError) -> str:
-    """What is told of an image that cannot be used, with its name."""
-    message = str(error)
-    return message if str(image) in message else f"{image}: {message}"
 
 
 def _map_ahead(

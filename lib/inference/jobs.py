@@ -1,9 +1,9 @@
-"""Which images a command line names, and which files to make of each."""
+"""Find images by name, folder or pattern, and plan the files to make of each."""
 
-import argparse
 import glob
 import itertools
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,64 +34,71 @@ class Output(NamedTuple):
     default_for_many: str | None
 
 
-# By option. The first suffix is that of files in a folder, of which only the folder is given.
+# By the field of `OutputFiles`. The first suffix is the default format where only a folder is given.
 OUTPUTS = {
-    "out": Output(PICTURE_SUFFIXES, "results.png", "results"),
-    "save_labels": Output(LABEL_SUFFIXES, None, None),
-    "save_features": Output(FEATURE_SUFFIXES, None, None),
-    "save_outlines": Output(OUTLINE_SUFFIXES, None, None),
-    "save_flow": Output(PICTURE_SUFFIXES, None, None),
+    "overlay": Output(PICTURE_SUFFIXES, "results.png", "results"),
+    "labels": Output(LABEL_SUFFIXES, None, None),
+    "features": Output(FEATURE_SUFFIXES, None, None),
+    "outlines": Output(OUTLINE_SUFFIXES, None, None),
+    "flow": Output(PICTURE_SUFFIXES, None, None),
 }
 
 
-def is_single_image(given: Sequence[str]) -> bool:
-    """Whether `--image` names one file."""
-    if len(given) > 1 or Path(given[0]).is_dir():
+def is_single_image(images: Sequence[str]) -> bool:
+    """Return True if `images` name one file."""
+    if len(images) > 1 or Path(images[0]).is_dir():
         return False
-    return Path(given[0]).is_file() or not glob.has_magic(given[0])
+    return Path(images[0]).is_file() or not glob.has_magic(images[0])
 
 
 def plan_jobs(
-    args: argparse.Namespace,
+    images: Sequence[str],
+    outputs: Mapping[str, str | None],
+    *,
+    mask: str | None = None,
     flows_of: Callable[[Sequence[Path]], Sequence[FlowOfFrame]] | None = None,
 ) -> list[ImageJob]:
-    """The images that the options name and the files to make of each.
+    """Find images, and plan the files to make of each.
 
     Parameters
     ----------
-    args : Namespace
-        Of a parser with the options of images and outputs.
+    images : sequence of str
+        Files, folders with all that is below them, or patterns.
+    outputs : mapping of str to str or None
+        File, folder or template with `{name}`, by the name in `OUTPUTS`; None stands for its default.
+    mask : str, optional
+        Picture of the pixels to segment; for several images, a folder or a template.
     flows_of : callable, optional
         Finds the flow of images.
 
     Raises
     ------
     InputError
-        If there are no images, a file cannot be written, or two files would be the same.
+        If no image exists, a file cannot be written, or two files would be the same.
     """
-    is_single = is_single_image(args.image)
-    mask_template = _mask_template(args.mask, is_single=is_single)
+    is_single = is_single_image(images)
+    mask_template = _mask_template(mask, is_single=is_single)
     templates = {}
-    for option in OUTPUTS:
-        template = _template_of(option, getattr(args, option, None), is_single=is_single)
+    for kind in OUTPUTS:
+        template = _template_of(kind, outputs.get(kind), is_single=is_single)
         if template is not None:
-            templates[option] = template
-    images = _find_images(args.image, [*templates.values(), *filter(None, [mask_template])])
+            templates[kind] = template
+    found = _find_images(images, [*templates.values(), *filter(None, [mask_template])])
     jobs = []
-    masks = {real_path(_filled(mask_template, name)) for _, name in images} if mask_template else set()
-    images = [(file, name) for file, name in images if is_single or real_path(file) not in masks]
-    if not images:
-        raise InputError(f"--image {' '.join(args.image)}: no image but those that --mask names as masks")
-    users = {real_path(file): f"the image {file}" for file, _ in images}
-    flows = [None] * len(images) if flows_of is None else flows_of([file for file, _ in images])
-    for (file, name), flow in zip(images, flows, strict=True):
-        paths = {option: _filled(template, name) for option, template in templates.items()}
-        mask = _filled(mask_template, name) if mask_template else None
-        if mask:
-            users.setdefault(real_path(mask), f"--mask of {file}")
+    masks = {real_path(_filled(mask_template, name)) for _, name in found} if mask_template else set()
+    found = [(file, name) for file, name in found if is_single or real_path(file) not in masks]
+    if not found:
+        raise InputError(f"{' '.join(images)}: all images are masks by `mask`", parameter="images")
+    users = {real_path(file): f"the image {file}" for file, _ in found}
+    flows = [None] * len(found) if flows_of is None else flows_of([file for file, _ in found])
+    for (file, name), flow in zip(found, flows, strict=True):
+        files = OutputFiles(**{kind: _filled(template, name) for kind, template in templates.items()})
+        mask_file = _filled(mask_template, name) if mask_template else None
+        if mask_file:
+            users.setdefault(real_path(mask_file), f"`mask` of {file}")
         for source in flow.files if flow else []:
             users.setdefault(real_path(source), f"{source}, for the flow of {file},")
-        jobs.append(ImageJob(file, _output_files(paths), mask, flow))
+        jobs.append(ImageJob(file, files, mask_file, flow))
     for job in jobs:
         for path in job.files.paths:
             user = f"an output of {job.image}"
@@ -102,9 +109,9 @@ def plan_jobs(
 
 
 def _find_images(given: Sequence[str], templates: Sequence[str]) -> list[tuple[Path, Path]]:
-    """Images that `--image` names, each once, with its path below what is fixed in the value of `--image`.
+    """Return the images, each once, with its path below the fixed folder of the value that names it.
 
-    What lies in the folders of outputs and masks, if they are below a folder of images, is left out.
+    Folders of outputs and masks below a folder of images are left out.
     """
     apart = [real_path(_fixed_folder(template)) for template in templates if NAME in template]
     images: dict[tuple[Path, Path], tuple[Path, Path]] = {}
@@ -121,18 +128,22 @@ def _find_images(given: Sequence[str], templates: Sequence[str]) -> list[tuple[P
     if n_left_out:
         logger.info("%d images are left out, as they are in a folder of outputs or masks", n_left_out)
     if not images:
-        raise InputError(f"--image {' '.join(given)}: no image but in folders of outputs or masks")
+        raise InputError(
+            f"{' '.join(given)}: no image but in folders of outputs or masks", parameter="images"
+        )
     return list(images.values())
 
 
 def _match(given: str) -> tuple[Path, list[Path]]:
-    """The folder that a value of `--image` starts from, and the images that it names."""
+    """Return the fixed folder of a value of `images`, and the images that it names."""
     path = Path(given)
     if path.is_dir():
         files = (file for file in sorted(path.rglob("*")) if _is_image(file.relative_to(path)))
         found = [file for file in files if file.is_file()]
         if not found:
-            raise InputError(f"--image {given}: no image in that folder, of {', '.join(IMAGE_SUFFIXES)}")
+            raise InputError(
+                f"{given}: no image in that folder, of {', '.join(IMAGE_SUFFIXES)}", parameter="images"
+            )
         return path, found
     if path.exists() or not glob.has_magic(given):
         if not path.is_file():
@@ -141,7 +152,7 @@ def _match(given: str) -> tuple[Path, list[Path]]:
     root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
     found = [Path(file) for file in sorted(glob.glob(given, recursive=True)) if Path(file).is_file()]
     if not found:
-        raise InputError(f"--image {given}: no file is named like that")
+        raise InputError(f"{given}: no file is named like that", parameter="images")
     return root, found
 
 
@@ -150,30 +161,33 @@ def _is_image(file: Path) -> bool:
     return file.suffix.lower() in IMAGE_SUFFIXES and not is_hidden
 
 
-def _template_of(option: str, given: str | None, *, is_single: bool) -> str | None:
-    """Path of an output in which `{name}` stands for that of the image; None if there is none.
+def _template_of(kind: str, given: str | None, *, is_single: bool) -> str | None:
+    """Return the path of an output, where `{name}` stands for the image's path; None for no output.
 
-    Folders that files would go to are made.
+    Folders of files are made.
     """
-    output = OUTPUTS[option]
+    output = OUTPUTS[kind]
     template = given or (output.default if is_single else output.default_for_many)
     if template is None:
         return None
     suffix = Path(template).suffix.lower()
-    if is_single or NAME in template:
-        if NAME not in template:
-            check_output_file(f"--{option}", Path(template), output.suffixes)
-            return template
+    suffixes = ", ".join(output.suffixes)
+    is_folder = template.endswith(os.sep) or Path(template).is_dir()
+    if NAME in template:
         if suffix not in output.suffixes:
-            raise InputError(f"--{option} {template}: the name must end in {', '.join(output.suffixes)}")
-    elif suffix in output.suffixes and not Path(template).is_dir():
+            raise InputError(f"{template}: the name must end in {suffixes}", parameter=kind)
+    elif is_single and not is_folder:
+        check_output_file(kind, Path(template), output.suffixes)
+        return template
+    elif suffix in output.suffixes and not is_folder:
         raise InputError(
-            f"--{option} {template} is one file, but there may be several images: give a folder, or a name "
-            f"such as {NAME}{suffix}"
+            f"{template} is one file, but there may be several images: give a folder, or a name "
+            f"such as {NAME}{suffix}",
+            parameter=kind,
         )
     else:
         template = str(Path(template) / f"{NAME}{output.suffixes[0]}")
-    prepare_out_dir(_fixed_folder(template), option=f"--{option}")
+    prepare_out_dir(_fixed_folder(template), parameter=kind)
     return template
 
 
@@ -192,16 +206,7 @@ def _mask_template(given: str | None, *, is_single: bool) -> str | None:
         return given
     if not Path(given).is_dir():
         raise InputError(
-            f"--mask {given}: for several images, give a folder of masks, or a name such as masks/{NAME}.png"
+            f"{given}: for several images, give a folder of masks, or a name such as masks/{NAME}.png",
+            parameter="mask",
         )
     return str(Path(given) / f"{NAME}.png")
-
-
-def _output_files(paths: Mapping[str, Path]) -> OutputFiles:
-    return OutputFiles(
-        overlay=paths["out"],
-        labels=paths.get("save_labels"),
-        features=paths.get("save_features"),
-        outlines=paths.get("save_outlines"),
-        flow=paths.get("save_flow"),
-    )

@@ -11,14 +11,14 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from lib.files.atomic import atomic_path
-from lib.files.frames import DEFAULT_FRAME_RATE, FrameFolder, VideoFile
+from lib.files.atomic import atomic_path, real_path
+from lib.files.frames import DEFAULT_FRAME_RATE, FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
 from lib.files.hdf5 import HDF5Writing, write_hdf5
 from lib.inference.outputs import DEFAULT_STYLE, OverlayStyle
 from lib.inference.segmenter import Segmenter
 from lib.inference.tracking import Tracker, share_that_follows
 from lib.optflow.archive import FlowArchive
-from lib.optflow.sources import DISEstimator
+from lib.optflow.sources import DEFAULT_PRESET, DISEstimator
 from lib.runtime.errors import InputError, RunError, is_out_of_memory
 from lib.runtime.signals import stop_flag
 from lib.superpixels.regions import Superpixels
@@ -111,6 +111,24 @@ def frames_with_flow_of(frames: FrameFolder | VideoFile, archive: FlowArchive) -
         yield VideoFrame(image_rgb, archive.read_frame(n_read))
         n_read += 1
     check_count(n_read)
+
+
+def open_video(path: Path) -> FrameFolder | VideoFile:
+    """Open a video file, or a folder of frames."""
+    if path.is_dir():
+        return FrameFolder(real_path(path).name, list_in_order(path, FRAME_SUFFIXES))
+    return VideoFile(path.stem, path)
+
+
+def read_frames(
+    video: FrameFolder | VideoFile, archive: FlowArchive | None = None, *, with_flow: bool
+) -> Iterator[VideoFrame]:
+    """Yield the frames of a video, with the flow of an archive; without one, `with_flow` estimates it."""
+    if archive is not None:
+        return frames_with_flow_of(video, archive)
+    if with_flow:
+        return frames_with_estimated_flow(video, DEFAULT_PRESET)
+    return frames_without_flow(video)
 
 
 def segment_video(

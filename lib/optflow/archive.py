@@ -200,7 +200,7 @@ def archive_name(method: str, video: str) -> str:
 
 
 def find_archives(
-    folder: Path, videos: list[str], method: str | None = None, *, option: str = "--davis_optflow_folder"
+    folder: Path, videos: list[str], method: str | None = None, *, parameter: str = "davis_optflow_folder"
 ) -> list[FlowArchive]:
     """Find and open the archives of some videos.
 
@@ -213,8 +213,8 @@ def find_archives(
     method : str, optional
         Which method's; needed where there are several, or where its name holds an underscore, as then the
         file could as well be that of another video.
-    option : str
-        What named the folder, for error messages.
+    parameter : str
+        Name of `folder` in error messages.
 
     Raises
     ------
@@ -231,7 +231,7 @@ def find_archives(
                 known[name] = path
         if len(known) > 1:
             raise InputError(
-                f"{folder} holds the flow of {video} by several methods: choose one with --optflow_method "
+                f"{folder} holds the flow of {video} by several methods: choose one with `optflow_method` "
                 f"{' or '.join(sorted(known))}"
             )
         if known:
@@ -239,5 +239,7 @@ def find_archives(
         else:
             missing.append(archive_name(method or "<method>", video))
     if missing:
-        raise InputError(f"{option} {folder} lacks {', '.join(missing)}; estimate_optflow.py makes them")
+        raise InputError(
+            f"{folder} lacks {', '.join(missing)}; estimate_optflow.py makes them", parameter=parameter
+        )
     return [FlowArchive(path) for path in paths]

@@ -127,10 +127,11 @@ def flows_of_images(
     """
     if frame_idx is not None and len(images) > 1:
         raise InputError(
-            "--optflow_data_fr_idx is for a single image; those of several are their places in their folder"
+            "is for a single image; those of several are their places in their folder",
+            parameter="frame_idx",
         )
     if frame_idx is not None and optflow_data == Path(AUTO):
-        raise InputError("--optflow_data_fr_idx needs a flow archive, not --optflow_data auto")
+        raise InputError("needs a flow archive, not `optflow_data` auto", parameter="frame_idx")
     videos = _Videos()
     if optflow_data == Path(AUTO):
         return [_between_neighbors(image, *videos.place(image)) for image in images]
@@ -143,7 +144,7 @@ def flows_of_images(
         if archive.n_frames != len(frames):
             raise InputError(
                 f"{archive.path} covers {archive.n_frames} frames, but {image.parent} holds {len(frames)} "
-                f"{image.suffix} files; for a single image, --optflow_data_fr_idx tells which frame it is"
+                f"{image.suffix} files; for a single image, `frame_idx` tells which frame it is"
             )
         flows.append(ArchivedFlow(archive, place))
     return flows
@@ -176,16 +177,18 @@ def _archives_of(images: Sequence[Path], optflow_data: Path, method: str | None)
         repeated = next((name for name in names if names.count(name) > 1), None)
         if repeated:
             raise InputError(
-                f"--optflow_data {optflow_data}: images lie in two folders of the name {repeated}"
+                f"{optflow_data}: images lie in two folders of the name {repeated}",
+                parameter="optflow_data",
             )
-        found = find_archives(optflow_data, names, method, option="--optflow_data")
+        found = find_archives(optflow_data, names, method, parameter="optflow_data")
         archives = dict(zip(folders, found, strict=True))
     else:
         archive = FlowArchive(optflow_data)
         if len(folders) > 1:
             raise InputError(
-                f"--optflow_data {optflow_data} is of one video, but images lie in {len(folders)} folders; "
-                "give a folder of archives"
+                f"{optflow_data} is of one video, but images lie in {len(folders)} folders; "
+                "give a folder of archives",
+                parameter="optflow_data",
             )
         archives = {folders[0]: archive}
     return [archives[_absolute(image).parent] for image in images]

@@ -198,16 +198,16 @@ def _check_existing(job: ArchiveJob) -> None:
         if attributes.get(name, value) != value:
             raise InputError(
                 f"{job.path} is there, made with {name} {attributes[name]}: delete it, or choose another "
-                "--out_dir or --method"
+                "`out_dir` or `method`"
             )
     if job.source.has_exact_length and archive.n_frames != len(job.source) + 1:
         raise InputError(
             f"{job.path} is there, but holds the flow of {archive.n_frames} frames, and the video has "
-            f"{len(job.source) + 1}: delete it, or choose another --out_dir"
+            f"{len(job.source) + 1}: delete it, or choose another `out_dir`"
         )
     height, width = next(job.source.pairs())[0].shape[:2]
     if archive.frame_shape != (height, width):
         raise InputError(
             f"{job.path} is there, but holds flow of {archive.frame_shape[1]}x{archive.frame_shape[0]}, and "
-            f"the video is {width}x{height}: delete it, or choose another --out_dir"
+            f"the video is {width}x{height}: delete it, or choose another `out_dir`"
         )

@@ -33,7 +33,8 @@ def resolve_precision(name: str, device: torch.device) -> str:
     if name == "bf16" and not is_native:
         if device.type == "cuda":
             raise InputError(
-                f"bf16: {torch.cuda.get_device_name(device)} has no bfloat16; use fp32", parameter="precision"
+                f"bf16: {torch.cuda.get_device_name(device)} has no bfloat16; use fp32",
+                parameter="precision",
             )
         logger.warning("`precision` bf16: this processor has no bfloat16, fp32 will be several times faster")
     return name

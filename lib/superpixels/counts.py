@@ -9,8 +9,8 @@ from lib.slic.grid import compute_grid_shape
 from lib.superpixels.connectivity import MIN_SIZE_SHARE
 
 
-def check_n_spixels(n_spixels: int, n_pixels: int, image_name: str, *, option: str = "--nspix") -> None:
-    """Check that at least one superpixel of an image is asked for, by an option, and no more than its pixels.
+def check_n_spixels(n_spixels: int, n_pixels: int, image_name: str, *, parameter: str = "n_spixels") -> None:
+    """Check that the requested number of superpixels is at least 1 and at most the number of pixels.
 
     Raises
     ------
@@ -18,9 +18,9 @@ def check_n_spixels(n_spixels: int, n_pixels: int, image_name: str, *, option: s
         If not.
     """
     if n_spixels < 1:
-        raise InputError(f"{option} {n_spixels} is below 1")
+        raise InputError(f"{n_spixels} is below 1", parameter=parameter)
     if n_spixels > n_pixels:
-        raise InputError(f"{option} {n_spixels} is above the {n_pixels} pixels of {image_name}")
+        raise InputError(f"{n_spixels} is above the {n_pixels} pixels of {image_name}", parameter=parameter)
 
 
 def fit_grid_to_mask(mask: np.ndarray, n_spixels: int) -> int:

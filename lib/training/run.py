@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.backends import cudnn
 from torch.utils.data import Dataset
 
-from lib.datasets.base import FileDataset, SegmentedImage
+from lib.datasets.base import FileDataset, SegmentedImage, fingerprint
 from lib.datasets.crops import TrainingCrops
 from lib.datasets.loaders import EvaluationImages, training_loader
 from lib.evaluation.loop import check_first_image, connected_superpixels, evaluate, list_runs
@@ -52,7 +52,7 @@ _WITH_SIZES = "names+sizes:"
 
 TRAIN_SET = "train"  # name of the train set in the log and the checkpoints
 
-_COUNT_PARAMETER = "`val_n_spixels`"  # parameter that sets the superpixels of validation
+_COUNT_PARAMETER = "val_n_spixels"  # sets the superpixels of validation
 
 N_PICTURES = 4  # overlays of each validation set
 
@@ -155,27 +155,22 @@ def _check_sets(
     Returns
     -------
     dict of str to str
-        SHA-256 of the names of the images, by the name of the dataset, for datasets that consist of files.
+        Fingerprints of the datasets that consist of files, by name.
     """
     if max(recipe.n_spixels) > recipe.crop_size**2:
         raise InputError(
             f"{max(recipe.n_spixels)} is above the {recipe.crop_size**2} pixels of a crop",
             parameter="n_spixels",
         )
-    n_images, n_needed = len(datasets[TRAIN_SET]), n_ranks() * recipe.batch_size
-    if n_images < n_needed:
-        raise InputError(
-            f"{recipe.batch_size} on {n_ranks()} ranks needs {n_needed} images to train on, there are "
-            f"{n_images}",
-            parameter="batch_size",
-        )
+    if len(datasets[TRAIN_SET]) == 0:
+        raise InputError("the dataset to train on holds no images")
     names_sha256 = {}
     for name, dataset in datasets.items():
         shapes = on_first_rank(dataset.image_shapes) if isinstance(dataset, FileDataset) else {}
         if name != TRAIN_SET:
-            check_first_image(dataset, [val_n_spixels], option=_COUNT_PARAMETER)
+            check_first_image(dataset, [val_n_spixels], parameter=_COUNT_PARAMETER)
             for image_name, (height, width) in shapes.items():
-                check_n_spixels(val_n_spixels, height * width, image_name, option=_COUNT_PARAMETER)
+                check_n_spixels(val_n_spixels, height * width, image_name, parameter=_COUNT_PARAMETER)
         if shapes:
             names_sha256[name] = _WITH_SIZES + on_first_rank(partial(fingerprint, dataset))
     return names_sha256
@@ -367,7 +362,7 @@ class _ModelValidation:
             metrics=VALIDATION_METRICS,
             n_workers=settings.n_workers,
             title=name,
-            option=_COUNT_PARAMETER,
+            parameter=_COUNT_PARAMETER,
         )
         (run,) = list_runs([self._method], [settings.val_n_spixels])
         summary = summarize(run, [image[run] for image in images])

@@ -29,7 +29,7 @@ def test_bsds_yields_every_annotation(bsds_root):
 
 
 def test_bsds_in_another_layout_says_what_was_looked_for(tmp_path):
-    with pytest.raises(InputError, match=r"--bsds_root .*no folder .*BSDS500/data/images/train"):
+    with pytest.raises(InputError, match=r"`bsds_root` .*no folder .*BSDS500/data/images/train"):
         BSDSDataset(tmp_path, "train")
 
 
@@ -200,7 +200,7 @@ def test_crops_without_a_border_are_drawn_anew():
 
 
 def test_davis_unknown_split():
-    with pytest.raises(InputError, match="--davis_split trian is neither test, train, val nor"):
+    with pytest.raises(InputError, match="`davis_split` trian is neither test, train, val nor"):
         read_split("trian")
 
 

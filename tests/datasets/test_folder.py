@@ -146,15 +146,15 @@ def test_label_maps_fit_the_image_as_exif_turns_it(tmp_path, suffix, orientation
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        ([], r"--own DIR holds no image with the suffix \.jpg, .*\.webp"),
-        (["a.npy", "video.0001.png"], r"--own DIR holds no image .*<name>\.<number>\.png is a label map"),
-        (["a.jpg", "a.webp", "a.png"], r"--own DIR: a\.jpg and a\.webp are two images of the same name"),
+        ([], r"`own` DIR holds no image with the suffix \.jpg, .*\.webp"),
+        (["a.npy", "video.0001.png"], r"`own` DIR holds no image .*<name>\.<number>\.png is a label map"),
+        (["a.jpg", "a.webp", "a.png"], r"`own` DIR: a\.jpg and a\.webp are two images of the same name"),
         (["image.png", "image.PNG"], r"image\.PNG and image\.png are two images of the same name"),
-        (["a.jpg", "a.png", "b.npy"], r"--own DIR: the label map b\.npy has no image, such as b\.jpg"),
+        (["a.jpg", "a.png", "b.npy"], r"`own` DIR: the label map b\.npy has no image, such as b\.jpg"),
         (["a.jpg", "a.png", "b.12.png"], r"the label map b\.12\.png has no image, such as b\.jpg"),
         (
             ["a.jpg", "a.png", "b.jpg", "c.tif", "d.bmp"],
-            r"--own DIR: 3 images have no label map, the first is b\.jpg, expected "
+            r"`own` DIR: 3 images have no label map, the first is b\.jpg, expected "
             r"b\.png, b\.npy, b\.0\.png, b\.0\.npy, \.\.\.$",
         ),
         (["image.png"], r"1 images have no label map, the first is image\.png, expected image\.npy, "),
@@ -163,11 +163,11 @@ def test_label_maps_fit_the_image_as_exif_turns_it(tmp_path, suffix, orientation
 def test_folders_that_do_not_pair_up(tmp_path, names, told):
     write(tmp_path, *names)
     with pytest.raises(InputError, match=told.replace("DIR", str(tmp_path))):
-        FolderDataset(tmp_path, asked_by="--own")
+        FolderDataset(tmp_path, parameter="own")
 
 
 def test_root_must_be_a_folder(tmp_path):
-    with pytest.raises(InputError, match=r"--data_root .*nowhere is not a folder"):
+    with pytest.raises(InputError, match=r"`data_root` .*nowhere is not a folder"):
         FolderDataset(tmp_path / "nowhere")
 
 
@@ -274,5 +274,5 @@ def test_every_tenth_image_is_held_out(tmp_path, n_images, held_out):
 
 def test_a_single_image_cannot_be_divided(tmp_path):
     write(tmp_path, "a.jpg", "a.png")
-    with pytest.raises(InputError, match=r"--data_root .* holds a single image; at least 2 are needed"):
+    with pytest.raises(InputError, match=r"`data_root` .* holds a single image; at least 2 are needed"):
         hold_out(FolderDataset(tmp_path))

@@ -134,7 +134,7 @@ def test_only_the_metrics_asked_for():
             {"metrics": ["asa", "accuracy"]},
             "no metric is named 'accuracy'; there are n_spixels, .*asa",
         ),
-        (Images(), {"n_spixels": [2, 500]}, "--nspix 500 is above the 400 pixels of a"),
+        (Images(), {"n_spixels": [2, 500]}, "`n_spixels` 500 is above the 400 pixels of a"),
         ([SegmentedImage("a", IMAGE_RGB, [])], {}, "a has no annotation"),
         (
             [SegmentedImage("a", IMAGE_RGB, [LEFT_RIGHT[1:]])],
@@ -283,7 +283,7 @@ def test_seconds_are_the_median_of_five_images_without_the_first_try():
 
 
 def test_seconds_of_an_image_that_is_too_small():
-    with pytest.raises(InputError, match="--nspix 500 is above the 400 pixels of a"):
+    with pytest.raises(InputError, match="`n_spixels` 500 is above the 400 pixels of a"):
         seconds_per_image([GridMethod()], Images(), [2, 500])
 
 

@@ -118,7 +118,7 @@ def test_failures_name_the_image(photos, in_tmp_path, caplog):
     with pytest.raises(RunError):
         segment("--image", "photos", "--out=overlays")
     assert "aa.jpg is not a readable image" in caplog.text
-    assert "--nspix 24 is above the 20 pixels of photos/small.png" in caplog.text
+    assert "`n_spixels` 24 is above the 20 pixels of photos/small.png" in caplog.text
 
 
 def test_full_disk_leaves_no_half_written_file(photos, in_tmp_path, monkeypatch):
@@ -344,7 +344,7 @@ def test_image_whose_features_are_too_large_does_not_stop_the_others(photos, tmp
     summary = segment_files(segmenter, jobs, 24, batch_size=3)
     assert summary.n_done == 2
     (failure,) = summary.failures
-    assert failure.startswith(f"{photos / 'b.jpg'}: features of")
+    assert str(failure).startswith(f"{photos / 'b.jpg'}: features of")
 
 
 class Constant:
@@ -371,3 +371,10 @@ def test_circle_of_links_is_told(photos, in_tmp_path, capsys):
 def test_repeated_image_option_adds_to_the_first(photos, in_tmp_path):
     argv = [argument for name in ("a.png", "b.jpg") for argument in ("--image", str(photos / name))]
     assert segment(*argv, "--out=overlays").n_done == 2
+
+
+@pytest.mark.parametrize("given", ["o/", "there"])
+def test_folder_for_a_single_image(photos, in_tmp_path, given):
+    (in_tmp_path / "there").mkdir()
+    segment(f"--image={photos / 'a.png'}", f"--out={given}")
+    assert files_below(in_tmp_path / given) == ["a.png"]

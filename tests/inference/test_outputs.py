@@ -164,5 +164,5 @@ def test_saved_features(tmp_path):
 )
 def test_output_that_cannot_be_written_is_found_early(tmp_path, name, message):
     (tmp_path / "folder.npy").mkdir()
-    with pytest.raises(InputError, match=f"--save_labels .*{message}"):
-        check_output_file("--save_labels", tmp_path / name, (".npy", ".png"))
+    with pytest.raises(InputError, match=f"`labels` .*{message}"):
+        check_output_file("labels", tmp_path / name, (".npy", ".png"))

@@ -174,7 +174,7 @@ def test_extra_channels_need_a_scale():
         ("photo.jpg", "the image must be an array, a PIL image or a batch of tensors, got <class 'str'>"),
         (Image.new("F", (9, 8)), "the image has 32-bit float pixels of unknown range"),
         (torch.zeros(3, 8, 9), r"a batch of tensors must be \(B, 3, H, W\), got \(3, 8, 9\)"),
-        (np.zeros((2, 2, 3), np.uint8), "--nspix 24 is above the 4 pixels of the image"),
+        (np.zeros((2, 2, 3), np.uint8), "`n_spixels` 24 is above the 4 pixels of the image"),
     ],
 )
 def test_images_that_cannot_be_used(image, message):
@@ -184,7 +184,7 @@ def test_images_that_cannot_be_used(image, message):
 
 @pytest.mark.parametrize("n_spixels", [0, -1])
 def test_no_superpixels(n_spixels):
-    with pytest.raises(InputError, match=f"--nspix {n_spixels} is below 1"):
+    with pytest.raises(InputError, match=f"`n_spixels` {n_spixels} is below 1"):
         Segmenter(SSNPix(), SCALES)(make_quadrants()[0], n_spixels)
 
 

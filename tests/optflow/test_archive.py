@@ -208,7 +208,7 @@ def test_method_with_an_underscore_must_be_given(tmp_path):
 def test_of_several_methods_one_must_be_chosen(tmp_path):
     for method in ("gma", "dis"):
         write_plain_archive(tmp_path / f"optflow_{method}_car.h5", make_flow())
-    with pytest.raises(InputError, match=r"flow of car by several methods.*--optflow_method dis or gma"):
+    with pytest.raises(InputError, match=r"flow of car by several methods.*`optflow_method` dis or gma"):
         find_archives(tmp_path, ["car"])
     assert find_archives(tmp_path, ["car"], "gma")[0].path.name == "optflow_gma_car.h5"
 

@@ -82,9 +82,9 @@ def test_archives_are_found_by_the_folder_of_the_frames(clip, tmp_path, monkeypa
         ("optflow_dis_other.h5", 4),
         ("optflow_dis_clip.h5", 5),
     ]
-    with pytest.raises(InputError, match=r"flow of clip by several methods.*--optflow_method dis or raft"):
+    with pytest.raises(InputError, match=r"flow of clip by several methods.*`optflow_method` dis or raft"):
         flows_of_images(images, tmp_path)
-    with pytest.raises(InputError, match=r"^--optflow_data .* lacks optflow_raft_other.h5"):
+    with pytest.raises(InputError, match=r"^`optflow_data` .* lacks optflow_raft_other.h5"):
         flows_of_images(images, tmp_path, method="raft")
 
 
@@ -98,9 +98,9 @@ def test_flow_that_cannot_be_had(clip, tmp_path):
     archive = make_archive(tmp_path / "flow.h5", 3)
     with pytest.raises(InputError, match=r"flow.h5 covers 3 frames, but .*clip holds 12 .png files; for a"):
         flows_of_images(clip[:1], archive)
-    with pytest.raises(InputError, match=r"--optflow_data_fr_idx is for a single image"):
+    with pytest.raises(InputError, match=r"`frame_idx` is for a single image"):
         flows_of_images(clip[:2], archive, frame_idx=0)
-    with pytest.raises(InputError, match=r"--optflow_data_fr_idx needs a flow archive"):
+    with pytest.raises(InputError, match=r"`frame_idx` needs a flow archive"):
         flows_of_images(clip[:1], Path(AUTO), frame_idx=0)
     with pytest.raises(InputError, match=r"poster.bmp is the only .bmp file in its folder"):
         flows_of_images([clip[0].with_name("poster.bmp")], Path(AUTO))

@@ -45,6 +45,6 @@ def test_slow_bfloat16_is_told(cpu_info, caplog):
 def test_bfloat16_on_a_gpu_without_it_is_refused(monkeypatch):
     monkeypatch.setattr("lib.runtime.device._has_bfloat16", lambda device: False)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "an old GPU")
-    with pytest.raises(InputError, match="`precision` bf16: an old GPU has no bfloat16"):
+    with pytest.raises(InputError, match="`precision` bf16: an old GPU has no bfloat16; use fp32"):
         resolve_precision("bf16", torch.device("cuda", 0))
     assert resolve_precision("auto", torch.device("cuda", 0)) == "fp32"
