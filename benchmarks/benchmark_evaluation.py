@@ -19,6 +19,7 @@ from lib.datasets.base import SegmentedImage
 from lib.datasets.loaders import EvaluationImages, evaluation_loader
 from lib.evaluation.loop import connected_superpixels, evaluate
 from lib.evaluation.methods import NetworkMethod, Setting
+from lib.inference import Segmenter
 from lib.metrics.registry import METRICS, score_label_maps
 from lib.superpixels.connectivity import enforce_connectivity
 from lib.weights import load_model
@@ -72,7 +73,7 @@ def main() -> None:
 
     dataset = Photographs()
     loaded = load_model(DEFAULT_BASE_WEIGHTS)
-    method = NetworkMethod("base", loaded.model.to(device), loaded.scales, device)
+    method = NetworkMethod("base", Segmenter(loaded.model, loaded.scales, device=device))
     setting = Setting(N_SPIXELS, loaded.scales.pos_scale)
     image = EvaluationImages(dataset)[0]
     labels = connected_superpixels(method, image, setting)

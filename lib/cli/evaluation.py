@@ -15,9 +15,11 @@ from lib.datasets.davis import DAVISDataset
 from lib.datasets.folder import FolderDataset
 from lib.evaluation.methods import GridMethod, Method, NetworkMethod, SLICMethod
 from lib.evaluation.protocol import EvaluationSet
+from lib.inference import Segmenter
 from lib.metrics.registry import METRICS
+from lib.runtime.device import resolve_precision
 from lib.runtime.errors import InputError
-from lib.training.recipe import RunSettings
+from lib.training.recipe import Recipe, RunSettings
 from lib.weights import NO_NETWORK, LoadedModel, file_sha256
 
 _SSN_PIX, _SLIC, _GRID = "ssn_pix", "slic", "grid"
@@ -27,6 +29,7 @@ _METHOD_NAME = r"[\w.+-]+"  # what may be part of the name of a file and the cel
 def add_evaluation_args(parser: argparse.ArgumentParser) -> None:
     """Add the options of what is measured, compared and written."""
     add_fields(parser, RunSettings, "ignore_background", "n_workers")
+    add_fields(parser, Recipe, "precision", precision="fp32")
     group = parser.add_argument_group("evaluation")
     group.add_argument(
         "--compare",
@@ -103,16 +106,21 @@ def folder_set(data_root: Path) -> EvaluationSet:
 def network_method(
     name: str, path: Path | str, loaded: LoadedModel, args: argparse.Namespace, device: torch.device
 ) -> NetworkMethod:
-    """A model as a method, with the scales that the options give."""
+    """Build a method from a loaded model and the options."""
     given = {"color_scale": args.color_scale, "extra_scale": getattr(args, "optflow_scale", None)}
     if loaded.scales.extra_scale is None:
         given["extra_scale"] = None
     weights = {} if str(path) == NO_NETWORK else {"weights": Path(path).name, "sha256": file_sha256(path)}
+    segmenter = Segmenter(
+        loaded.model,
+        cli.choose_scales(loaded.scales, **given),
+        device=device,
+        with_bfloat16=resolve_precision(args.precision, device) == "bf16",
+        pos_scale_dist=args.pos_scale_dist,
+    )
     return NetworkMethod(
         name,
-        loaded.model.to(device),
-        cli.choose_scales(loaded.scales, **given),
-        device,
+        segmenter,
         pos_scales=args.pos_scale or (),
         description=weights,
     )

@@ -12,7 +12,7 @@ from PIL import ImageColor
 
 from lib.cli.fields import add_fields, option_name
 from lib.cli.options import SEVERAL, add_bool, add_device_arg
-from lib.cli.types import positive_float, positive_int
+from lib.cli.types import positive_int
 from lib.files.atomic import check_output_file, real_path
 from lib.inference.images import ImageJob, RunSummary, segment_files
 from lib.inference.jobs import NAME, OUTPUTS, is_single_image, plan_jobs
@@ -105,12 +105,6 @@ def add_output_args(parser: argparse.ArgumentParser) -> None:
         "--exact_nspix",
         default=False,
         help="merge or split superpixels until there are exactly --nspix",
-    )
-    parser.add_argument(
-        "--pos_scale_dist",
-        type=positive_float,
-        default=1.0,
-        help="factor of the position in the distances alone, beside --pos_scale; higher is more compact",
     )
 
 

@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from lib.cli.types import existing_dir, non_negative_float, parse_bool, positive_int
+from lib.cli.types import existing_dir, non_negative_float, parse_bool, positive_float, positive_int
 from lib.datasets.davis import DAVISDataset
 from lib.network.inputs import InputScales
 from lib.runtime.errors import InputError
@@ -84,6 +84,12 @@ def add_spixel_args(parser: argparse.ArgumentParser, *, swept: bool = False) -> 
         type=positive_int,
         help="iterations of the clustering, as training sets them with --val_niter; default: what the weight "
         f"file says, else {DEFAULT_N_ITER}",
+    )
+    group.add_argument(
+        "--pos_scale_dist",
+        type=positive_float,
+        default=1.0,
+        help="factor of the position in the distances alone, beside --pos_scale; higher is more compact",
     )
     add_feature_args(group, trained=True, swept=swept)
 

@@ -4,14 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from skimage.segmentation import slic
-from torch import Tensor, nn
 
 from lib.datasets.loaders import EvaluationImage
-from lib.network.inputs import InputScales, check_features, model_input, pixel_pos_scale
+from lib.inference.segmenter import PreparedImage, Segmenter
 from lib.slic.grid import compute_grid_shape
-from model import LearnedFeatures, cluster_labels
 
 # Of 5, 10 (scikit-image's default), 20, 30 and 50, the one with the best boundary recall on BSDS500 val at
 # 200 and 600 requested, and with an ASA within 0.001 of the best, 30's.
@@ -47,72 +44,44 @@ class Method(Protocol):
 
 
 class NetworkMethod:
-    """A model of this repo.
-
-    Its features are computed once for all settings that give its network the same input: for all of them
-    if the network does not see the position, otherwise for those that scale it alike (see
-    `lib.network.inputs.pixel_pos_scale`). Those of extra channels are always computed once.
+    """A model of this repo, run by a `Segmenter` as in inference.
 
     Parameters
     ----------
     name : str
         Name of the method.
-    model : SSNModel, CompositeSSNModel or SSNPix
-        On `device`, in evaluation mode while it is used.
-    scales : InputScales
-        Weights of the input channels.
-    device : torch.device
-        Where to compute.
+    segmenter : Segmenter
+        Segments the images.
     pos_scales : sequence of float, optional
-        Weights of the position instead of the one in `scales`.
+        Weights of the position in place of the segmenter's.
     description : mapping, optional
-        What the record says beside the scales.
+        Entries of the record beside the settings of the segmenter.
     """
 
     def __init__(
         self,
         name: str,
-        model: nn.Module,
-        scales: InputScales,
-        device: torch.device,
+        segmenter: Segmenter,
         *,
         pos_scales: Sequence[float] = (),
         description: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
-        self.model = model
-        self.scales = scales
-        self.device = device
-        self.pos_scales = tuple(pos_scales) or (scales.pos_scale,)
-        input_scales = {key: value for key, value in scales._asdict().items() if key != "pos_scale"}
-        self.description = {**(description or {}), "n_iter": model.n_iter, **input_scales}
+        self.segmenter = segmenter
+        self.pos_scales = tuple(pos_scales) or (segmenter.scales.pos_scale,)
+        scales = segmenter.scales._asdict()
+        self.description = {
+            **(description or {}),
+            "n_iter": segmenter.n_iter,
+            **{key: value for key, value in scales.items() if key != "pos_scale"},
+            "pos_scale_dist": segmenter.pos_scale_dist,
+            "precision": "bf16" if segmenter.with_bfloat16 else "fp32",
+        }
 
-    @torch.inference_mode()
     def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[np.ndarray]:
-        image_lab = image.image_lab.to(self.device)
-        extra = None if image.extra is None else image.extra.to(self.device)
-        sharing: dict[float, list[Setting]] = {}
-        for setting in settings:
-            scale = pixel_pos_scale(image_lab.shape[2:], setting.n_spixels, setting.pos_scale)
-            sharing.setdefault(scale, []).append(setting)
-
-        labels = {}
-        learned: LearnedFeatures | None = None
-        for group in sharing.values():
-            channels = self._channels(image_lab, extra, group[0])
-            learned = self.model.encode(channels, learned)
-            features = self.model.assemble(learned, channels)
-            check_features(features, image.name)
-            for setting in group:
-                of_setting = cluster_labels(
-                    features, setting.n_spixels, n_iter=self.model.n_iter, distance=self.model.distance
-                )
-                labels[setting] = of_setting[0].to(torch.int32).cpu().numpy()
-        return [labels[setting] for setting in settings]
-
-    def _channels(self, image_lab: Tensor, extra: Tensor | None, setting: Setting) -> Tensor:
-        scales = self.scales._replace(pos_scale=setting.pos_scale)
-        return model_input(self.model, image_lab, setting.n_spixels, scales, extra=extra)
+        extra = None if image.extra is None else image.extra[0]
+        prepared = PreparedImage(image.image_rgb, image.image_lab[0], extra, None, image.name)
+        return [superpixels.labels for superpixels in self.segmenter.sweep(prepared, settings)]
 
 
 class SLICMethod:

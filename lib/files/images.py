@@ -88,8 +88,9 @@ def to_rgb_array(
     Parameters
     ----------
     image : ndarray or PIL image
-        An array (H, W, 3), or grey (H, W), of uint8 or of floats in [0, 1], NaN where there is nothing; or
-        any PIL image, which is converted as by `read_image`.
+        An array (H, W) or (H, W, 1) of grey, (H, W, 3) of RGB, or with a last channel of opacity (H, W, 2 or
+        4), of uint8, uint16 or floats in [0, 1], NaN where unknown; or any PIL image. It becomes what
+        `read_image` makes of its file.
     name : str
         Used in error messages.
 
@@ -111,20 +112,26 @@ def to_rgb_array(
         except InputError as error:
             raise InputError(f"{name} {error}") from error
     if not isinstance(image, np.ndarray):
-        raise InputError(f"{name} must be an array, a PIL image or a batch of tensors, got {type(image)}")
-    if image.size == 0 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
-        raise InputError(f"{name} must be (H, W, 3), or grey (H, W), got {image.shape}")
-    pixels = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+        raise InputError(f"{name} must be an array or a PIL image, got {type(image)}")
+    if image.size == 0 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (2,), (3,), (4,)):
+        raise InputError(f"{name} must be (H, W) or (H, W, 1 to 4), got {image.shape}")
+    pixels = image[..., None] if image.ndim == 2 else image
+    if pixels.dtype == np.uint16:  # grey is scaled, colour loses its low byte, as Pillow reads files
+        pixels = (pixels // 257 if pixels.shape[2] < 3 else pixels >> 8).astype(np.uint8)
     if pixels.dtype == np.uint8:
-        return pixels, None
+        return np.asarray(
+            _to_rgb(Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels))
+        ), None
     if pixels.dtype.kind != "f":
-        raise InputError(f"{name} must be of uint8, or of floats in [0, 1], got {image.dtype}")
+        raise InputError(f"{name} must be of uint8, uint16, or floats in [0, 1], got {image.dtype}")
     is_known = ~np.isnan(pixels).any(axis=2)
-    if not is_known.all():
-        pixels = np.where(is_known[..., None], pixels, _UNKNOWN)
+    pixels = np.where(is_known[..., None], pixels, _UNKNOWN)
     if pixels.min() < 0 or pixels.max() > 1:
         raise InputError(f"{name} must have floats in [0, 1], got {pixels.min()} to {pixels.max()}")
-    return pixels.astype(np.float32), None if is_known.all() else is_known
+    if pixels.shape[2] in (2, 4):  # the last channel is opacity, over white
+        pixels = pixels[..., :-1] * pixels[..., -1:] + 1 - pixels[..., -1:]
+    pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3)).astype(np.float32)
+    return pixels, None if is_known.all() else is_known
 
 
 def resize_image(image_rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -1,8 +1,9 @@
 """From an image in memory to its superpixels: the library call that the inference scripts make too."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 
 from lib.files.images import to_rgb_array
 from lib.network.inputs import InputScales, check_features, model_input, pixel_pos_scale, rgb_to_lab
+from lib.runtime.device import precise_convolutions
 from lib.runtime.errors import InputError
 from lib.runtime.stopwatch import Stopwatch
 from lib.superpixels.connectivity import OUTSIDE
 from lib.superpixels.counts import check_n_spixels, fit_grid_to_mask
 from lib.superpixels.regions import Superpixels
 from lib.weights import load_model
-from model import SSNPix, cluster, cluster_labels, without_position
+from model import LearnedFeatures, SSNPix, cluster, cluster_labels, without_position
 
 CPU = torch.device("cpu")
 
@@ -110,6 +112,7 @@ class Segmenter:
         device: torch.device | str = CPU,
         with_bfloat16: bool = False,
         pos_scale_dist: float = 1.0,
+        n_iter: int | None = None,
     ) -> Self:
         """Load a base or a composite model, whichever a weight file holds.
 
@@ -117,7 +120,7 @@ class Segmenter:
         ----------
         path : Path or str
             One of our checkpoints, a published state dict, or "none" for the model without a network.
-        device, with_bfloat16, pos_scale_dist
+        device, with_bfloat16, pos_scale_dist, n_iter
             As for the class.
 
         Raises
@@ -132,16 +135,17 @@ class Segmenter:
             device=device,
             with_bfloat16=with_bfloat16,
             pos_scale_dist=pos_scale_dist,
+            n_iter=n_iter,
         )
 
     @property
     def learns_features(self) -> bool:
-        """Whether the model has a network."""
+        """True if the model has a network."""
         return not isinstance(self.model, SSNPix)
 
     def __call__(
         self,
-        image: np.ndarray | Image.Image | Tensor,
+        image: np.ndarray | Image.Image,
         n_spixels: int = 200,
         *,
         extra: np.ndarray | Tensor | None = None,
@@ -150,54 +154,100 @@ class Segmenter:
         exact: bool = False,
         with_features: bool = False,
         with_soft_assignment: bool = False,
-    ) -> Superpixels | list[Superpixels]:
-        """Cut an image, or each image of a batch, into superpixels.
+    ) -> Superpixels:
+        """Cut an image into superpixels.
 
         Parameters
         ----------
-        image : ndarray, PIL image or Tensor
-            An array (H, W, 3) or grey (H, W), of uint8 or of floats in [0, 1]; any PIL image; or a batch of
-            tensors (B, 3, H, W) with such values. Pixels that are NaN are left out, as outside a mask.
+        image : ndarray or PIL image
+            An array (H, W), (H, W, 1), (H, W, 3), or with a last channel of opacity (H, W, 2 or 4), of uint8,
+            of uint16 or of floats in [0, 1]; or any PIL image. It is taken as its file would be read. NaN
+            pixels are left out, as pixels outside a mask are.
         n_spixels : int
-            Requested number of superpixels; with a mask, about that of those in it.
-        extra : ndarray or Tensor, optional
-            Extra channels, for a composite model, say the flow of the frame: (H, W, n_extra_channels), or
-            (B, n_extra_channels, H, W) for a batch.
-        mask : ndarray or Tensor, bool, optional
-            Pixels to segment, (H, W), or (B, H, W) for a batch; the others get the label -1. The network sees
-            them all the same.
+            Requested number of superpixels; with a mask, the number within it.
+        extra : ndarray or Tensor, shape (H, W, n_extra_channels), optional
+            Extra channels of a composite model, such as the optical flow of the frame.
+        mask : ndarray or Tensor, shape (H, W), bool, optional
+            Pixels to segment; the others get the label -1. The network reads them nevertheless.
         connected : bool
-            Enforce connectivity; otherwise labels are the most likely superpixel of each pixel, in up to
-            n_rows * n_cols numbers of which some may not occur.
+            Enforce connectivity. Otherwise labels are the most likely superpixel of each pixel, with numbers
+            below n_rows * n_cols that need not all occur.
         exact : bool
-            Merge or split superpixels, which must be connected, until there are exactly `n_spixels`.
+            Merge or split superpixels, which must be connected, until exactly `n_spixels` exist.
         with_features, with_soft_assignment : bool
             Keep the learned features, or the soft assignment; see `Superpixels`.
 
         Returns
         -------
         Superpixels
-            Of a batch, a list of them.
 
         Raises
         ------
         InputError
             If the image has another layout or fewer than `n_spixels` pixels, the extra channels are not
             what the model reads, of another size or not finite, or the mask is of another size, empty, or in
-            more parts than superpixels wanted.
+            more parts than the requested superpixels.
         """
+        prepared = [self.prepare(image, extra, mask)]
+        (superpixels,) = self._run(
+            prepared,
+            n_spixels,
+            connected=connected,
+            exact=exact,
+            with_features=with_features,
+            with_soft_assignment=with_soft_assignment,
+        )
+        return superpixels
+
+    def segment_batch(
+        self,
+        images: Tensor,
+        n_spixels: int = 200,
+        *,
+        extra: np.ndarray | Tensor | None = None,
+        mask: np.ndarray | Tensor | None = None,
+        **options: bool,
+    ) -> list[Superpixels]:
+        """Cut each image of a batch into superpixels.
+
+        Parameters
+        ----------
+        images : Tensor, shape (B, 3 or 1, H, W)
+            Values as for the call.
+        n_spixels : int
+            Requested number of superpixels of each image.
+        extra : ndarray or Tensor, shape (B, n_extra_channels, H, W), optional
+            Extra channels.
+        mask : ndarray or Tensor, shape (B, H, W), bool, optional
+            Pixels to segment.
+        **options
+            `connected`, `exact`, `with_features` and `with_soft_assignment` of the call.
+
+        Raises
+        ------
+        InputError
+            As the call.
+        """
+        return self._run(self._prepare_batch(images, extra, mask), n_spixels, **options)
+
+    def _run(
+        self,
+        prepared: Sequence[PreparedImage],
+        n_spixels: int,
+        *,
+        connected: bool = True,
+        exact: bool = False,
+        with_features: bool = False,
+        with_soft_assignment: bool = False,
+    ) -> list[Superpixels]:
         if exact and not connected:
             raise InputError("an exact number of superpixels needs connected ones")
-        if isinstance(image, Tensor):
-            prepared = self._prepare_batch(image, extra, mask)
-        else:
-            prepared = [self.prepare(image, extra, mask)]
         superpixels = self.cluster(
             prepared, n_spixels, with_features=with_features, with_soft_assignment=with_soft_assignment
         )
         if connected:
             superpixels = [self.finish(each, n_spixels, exact=exact) for each in superpixels]
-        return superpixels if isinstance(image, Tensor) else superpixels[0]
+        return superpixels
 
     def prepare(
         self,
@@ -246,21 +296,15 @@ class Segmenter:
         check_n_spixels(n_spixels, images[0].n_pixels, images[0].name)
         n_on_grid = images[0].n_spixels_on_grid(n_spixels)
         with self.stopwatch.stage("network", on_device=True):
-            pixel_features, learned = self._features(images, n_on_grid, with_learned=with_features)
-        mask = images[0].mask
-        settings = {
-            "n_iter": self.n_iter,
-            "distance": self.model.distance,
-            "mask": None if mask is None else torch.from_numpy(mask)[None].to(self.device),
-        }
-        assignment = None
+            pixel_features, known = self._features(images, n_on_grid)
+            learned = self._position_invariant(images, n_on_grid, known) if with_features else None
+        mask, assignment = images[0].mask, None
         with self.stopwatch.stage("clustering", on_device=True):
             if with_soft_assignment:
-                output = cluster(pixel_features, n_on_grid, **settings)
-                assignment, labels = output.assignment, output.labels
+                output = cluster(pixel_features, n_on_grid, **self._clustering(mask))
+                assignment, labels = output.assignment, _to_numpy(output.labels)
             else:
-                labels = cluster_labels(pixel_features, n_on_grid, **settings)
-            labels = labels.to(torch.int32).cpu().numpy()
+                labels = self._cluster_labels(pixel_features, n_on_grid, mask)
         return [
             Superpixels(
                 labels[idx] if mask is None else np.where(mask, labels[idx], np.int32(OUTSIDE)),
@@ -291,6 +335,35 @@ class Segmenter:
                 raise InputError(str(error)) from error
 
     @torch.no_grad()
+    def sweep(self, image: PreparedImage, settings: Sequence[tuple[int, float]]) -> list[Superpixels]:
+        """Cut an image into superpixels that may be in pieces, with several settings.
+
+        Learned features are computed once for all settings that give the network the same input, see
+        `lib.network.inputs.pixel_pos_scale`, and features of extra channels once in all.
+
+        Parameters
+        ----------
+        image : PreparedImage
+            An image without mask.
+        settings : sequence of (int, float)
+            Requested numbers of superpixels, each with the weight of the position in place of the one in
+            `scales`.
+        """
+        by_scale: dict[float, list[tuple[int, float]]] = {}
+        for n_spixels, pos_scale in settings:
+            scale = pixel_pos_scale(image.image_rgb.shape[:2], n_spixels, pos_scale)
+            by_scale.setdefault(scale, []).append((n_spixels, pos_scale))
+        found: dict[tuple[int, float], Superpixels] = {}
+        learned = None
+        for group in by_scale.values():
+            n_spixels, pos_scale = group[0]
+            features, learned = self._features([image], n_spixels, pos_scale=pos_scale, known=learned)
+            for setting in group:
+                labels = self._cluster_labels(features, setting[0], None)
+                found[setting] = Superpixels(labels[0], image.image_rgb, setting[0])
+        return [found[setting] for setting in settings]
+
+    @torch.no_grad()
     def cluster_from(
         self, image: PreparedImage, n_spixels: int, start: Tensor | None
     ) -> tuple[Superpixels, Tensor]:
@@ -316,7 +389,7 @@ class Segmenter:
                 distance=self.model.distance,
                 start=None if start is None else start[None],
             )
-            labels = output.labels[0].to(torch.int32).cpu().numpy()
+            labels = _to_numpy(output.labels[0])
         return Superpixels(labels, image.image_rgb, n_spixels), output.spixel_features[0]
 
     def position_scale(self, image_shape: tuple[int, int], n_spixels: int) -> float:
@@ -324,41 +397,63 @@ class Segmenter:
         return self.pos_scale_dist * pixel_pos_scale(image_shape, n_spixels, self.scales.pos_scale)
 
     def _features(
-        self, images: Sequence[PreparedImage], n_spixels: int, *, with_learned: bool = False
-    ) -> tuple[Tensor, np.ndarray | None]:
-        """What is clustered, (B, C, H, W), and the learned features that do not depend on position."""
-        if with_learned and not self.learns_features:
-            raise InputError("without a network nothing is learned: there are no features")
-        learned_array = None
-        with self._autocast():
-            channels = self._channels(images, n_spixels)
-            learned = self.model.encode(channels)
+        self,
+        images: Sequence[PreparedImage],
+        n_spixels: int,
+        *,
+        pos_scale: float | None = None,
+        known: LearnedFeatures | None = None,
+    ) -> tuple[Tensor, LearnedFeatures]:
+        """Return what is clustered, (B, C, H, W), and the learned features in it."""
+        channels = self._channels(images, n_spixels, pos_scale)
+        with self._numerics():
+            learned = self.model.encode(channels, known)
             pixel_features = self.model.assemble(learned, channels)
-            if with_learned:
-                invariant = self.model.encode(without_position(channels), learned)
-                parts = [part for part in invariant if part is not None]
-                learned_array = torch.cat(parts, dim=1).float().contiguous().cpu().numpy()
         if self.pos_scale_dist != 1:
             pixel_features[:, self.model.position_channels] *= self.pos_scale_dist
         check_features(pixel_features, images[0].name if len(images) == 1 else "a batch")
-        return pixel_features, learned_array
+        return pixel_features, learned
 
-    def _channels(self, images: Sequence[PreparedImage], n_spixels: int) -> Tensor:
+    def _position_invariant(
+        self, images: Sequence[PreparedImage], n_spixels: int, known: LearnedFeatures
+    ) -> np.ndarray:
+        """Return learned features that do not depend on the position, (B, C, H, W)."""
+        if not self.learns_features:
+            raise InputError("without a network nothing is learned: there are no features")
+        with self._numerics():
+            learned = self.model.encode(without_position(self._channels(images, n_spixels)), known)
+        parts = [part for part in learned if part is not None]
+        return torch.cat(parts, dim=1).float().contiguous().cpu().numpy()
+
+    def _cluster_labels(self, pixel_features: Tensor, n_spixels: int, mask: np.ndarray | None) -> np.ndarray:
+        return _to_numpy(cluster_labels(pixel_features, n_spixels, **self._clustering(mask)))
+
+    def _clustering(self, mask: np.ndarray | None) -> dict[str, Any]:
+        mask = None if mask is None else torch.from_numpy(mask)[None].to(self.device)
+        return {"n_iter": self.n_iter, "distance": self.model.distance, "mask": mask}
+
+    def _channels(
+        self, images: Sequence[PreparedImage], n_spixels: int, pos_scale: float | None = None
+    ) -> Tensor:
         def batch(parts: Sequence[Tensor]) -> Tensor:
             return (parts[0][None] if len(parts) == 1 else torch.stack(parts)).to(self.device)
 
         image_lab = batch([image.image_lab for image in images])
         extra = None if images[0].extra is None else batch([image.extra for image in images])
-        return model_input(self.model, image_lab, n_spixels, self.scales, extra=extra)
+        scales = self.scales if pos_scale is None else self.scales._replace(pos_scale=pos_scale)
+        return model_input(self.model, image_lab, n_spixels, scales, extra=extra)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.with_bfloat16)
+    @contextmanager
+    def _numerics(self) -> Iterator[None]:
+        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.with_bfloat16)
+        with precise_convolutions(), autocast:
+            yield
 
     def _prepare_batch(
         self, images: Tensor, extra: np.ndarray | Tensor | None, mask: np.ndarray | Tensor | None
     ) -> list[PreparedImage]:
         if images.ndim != 4 or len(images) == 0:
-            raise InputError(f"a batch of tensors must be (B, 3, H, W), got {tuple(images.shape)}")
+            raise InputError(f"a batch must be a tensor (B, 3, H, W), got {tuple(images.shape)}")
         for name, values, n_dims in (("extra channels", extra, 4), ("masks", mask, 3)):
             if values is not None and (values.ndim != n_dims or len(values) != len(images)):
                 raise InputError(
@@ -370,6 +465,10 @@ class Segmenter:
         extras = nothing if extra is None else np.moveaxis(_as_array(extra), 1, -1)
         masks = nothing if mask is None else _as_array(mask)
         return [self.prepare(*parts) for parts in zip(arrays, extras, masks, strict=True)]
+
+
+def _to_numpy(labels: Tensor) -> np.ndarray:
+    return labels.to(torch.int32).cpu().numpy()
 
 
 def _as_array(values: np.ndarray | Tensor | None) -> np.ndarray | None:

@@ -3,9 +3,11 @@
 import logging
 import platform
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
+from torch.backends import cudnn
 
 from lib.runtime.errors import InputError
 from lib.runtime.ranks import local_rank, n_ranks
@@ -49,11 +51,16 @@ def _has_bfloat16(device: torch.device) -> bool:
     return re.search(_CPU_FLAGS, _CPU_INFO.read_text()) is not None
 
 
+def precise_convolutions() -> AbstractContextManager[None]:
+    """Keep all bits of float32 in the convolutions of a block.
+
+    By default cuDNN rounds their input to the 11 bits of TF32, too few for positions.
+    """
+    return cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
+
+
 def resolve_device(name: str) -> torch.device:
     """Turn auto, cpu or cuda[:N] into an available device, and make it the current one.
-
-    Convolutions in float32 keep all bits on it: by default, cuDNN rounds to the 11 bits of TF32, too few for
-    positions.
 
     Raises
     ------
@@ -68,7 +75,6 @@ def resolve_device(name: str) -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise InputError(f"{name}: expected auto, cpu or cuda[:N]", parameter="device")
-    torch.backends.cudnn.allow_tf32 = False
     if device.type == "cuda":
         n_devices = torch.cuda.device_count()
         if n_ranks() > 1 and device.index is not None:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -22,6 +23,12 @@ class Stopwatch:
         self._waits = device is not None and device.type == "cuda"
         self._device = device
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:  # for copies: a lock has none
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     @contextmanager
     def stage(self, name: str, *, on_device: bool = False) -> Iterator[None]:

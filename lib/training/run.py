@@ -22,6 +22,7 @@ from lib.datasets.loaders import EvaluationImages, training_loader
 from lib.evaluation.loop import check_first_image, connected_superpixels, evaluate, list_runs
 from lib.evaluation.methods import NetworkMethod, Setting
 from lib.evaluation.summary import summarize
+from lib.inference import Segmenter
 from lib.losses import compute_loss_terms
 from lib.network.inputs import InputScales, model_input
 from lib.runtime.device import resolve_precision
@@ -337,7 +338,7 @@ class _ModelValidation:
         score: str,
     ) -> None:
         self._model = model
-        self._method = NetworkMethod("model", model, scales, device)
+        self._method = NetworkMethod("model", Segmenter(model, scales, device=device))
         self._datasets = datasets
         self._score = score
         self._settings = settings
@@ -345,11 +346,10 @@ class _ModelValidation:
     def __call__(self) -> Validation:
         synchronize(self._model)
         figures, pictures = {}, {}
-        with cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):  # as in use
-            for name, dataset in self._datasets.items():
-                figures |= self._evaluate(name, dataset)
-                draw = partial(self._draw_overlays, name, dataset)
-                pictures |= together(draw if is_first_rank() else dict)
+        for name, dataset in self._datasets.items():
+            figures |= self._evaluate(name, dataset)
+            draw = partial(self._draw_overlays, name, dataset)
+            pictures |= together(draw if is_first_rank() else dict)
         return Validation(figures[self._score], figures, pictures)
 
     def _evaluate(self, name: str, dataset: Dataset[SegmentedImage]) -> dict[str, float]:

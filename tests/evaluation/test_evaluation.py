@@ -11,10 +11,11 @@ import torch
 
 from lib.datasets.base import SegmentedImage
 from lib.datasets.loaders import EvaluationImages
-from lib.evaluation.loop import ImageScores, Run, evaluate, list_runs
+from lib.evaluation.loop import ImageScores, Run, connected_superpixels, evaluate, list_runs
 from lib.evaluation.methods import GridMethod, NetworkMethod, Setting, SLICMethod
 from lib.evaluation.summary import average_curves, summarize, summarize_groups
 from lib.evaluation.timing import seconds_per_image
+from lib.inference import Segmenter
 from lib.metrics.registry import Scores
 from lib.network.inputs import InputScales
 from lib.runtime.errors import InputError, RunError
@@ -223,7 +224,7 @@ def first_image(height=40, width=62, n_extra_channels=0):
 def test_shared_features_change_nothing(model):
     image = first_image(n_extra_channels=model.n_extra_channels)
     scales = InputScales(0.26, 4.0, 2.0 if model.n_extra_channels else None)
-    method = NetworkMethod("model", model.eval(), scales, CPU, pos_scales=[4.0, 8.0])
+    method = NetworkMethod("model", Segmenter(model, scales), pos_scales=[4.0, 8.0])
     settings = [Setting(count, pos_scale) for pos_scale in (4.0, 8.0) for count in (9, 16, 17, 36, 64)]
     together = method.segment(image, settings)
     for setting, labels in zip(settings, together, strict=True):
@@ -238,7 +239,7 @@ def test_features_are_shared_where_they_can_be(sees_position):
     calls = []
     model.feature_extract_color.register_forward_hook(lambda *_: calls.append("base"))
     model.feature_extract_optflow.register_forward_hook(lambda *_: calls.append("extra"))
-    method = NetworkMethod("model", model, InputScales(0.26, 4.0, 2.0), CPU)
+    method = NetworkMethod("model", Segmenter(model, InputScales(0.26, 4.0, 2.0)))
     # floor(sqrt(16)) * 8 = floor(sqrt(17)) * 8 = floor(sqrt(64)) * 4, which gives the network the same input.
     method.segment(first_image(n_extra_channels=4), [Setting(16, 8.0), Setting(17, 8.0), Setting(64, 4.0)])
     assert sorted(calls) == ["base", "extra"]
@@ -246,6 +247,16 @@ def test_features_are_shared_where_they_can_be(sees_position):
     method.segment(first_image(n_extra_channels=4), [Setting(16, 8.0), Setting(16, 4.0)])
     assert calls.count("extra") == 1
     assert calls.count("base") == (2 if sees_position else 1)
+
+
+@pytest.mark.parametrize("pos_scale_dist", [1.0, 3.0])
+def test_evaluation_segments_as_inference(pos_scale_dist):
+    segmenter = Segmenter(SSNModel(3), InputScales(0.26, 4.0), pos_scale_dist=pos_scale_dist, n_iter=3)
+    image = first_image()
+    for n_spixels in (9, 24):
+        setting = Setting(n_spixels, 4.0)
+        labels = connected_superpixels(NetworkMethod("model", segmenter), image, setting)
+        np.testing.assert_array_equal(labels, segmenter(image.image_rgb, n_spixels).labels)
 
 
 def test_grid_is_where_the_clustering_starts():
@@ -258,7 +269,7 @@ def test_grid_is_where_the_clustering_starts():
 
 def test_composite_needs_its_channels(composite_weights):
     loaded = load_model(composite_weights)
-    method = NetworkMethod("composite", loaded.model, loaded.scales, CPU)
+    method = NetworkMethod("composite", Segmenter(loaded.model, loaded.scales))
     with pytest.raises(InputError, match="reads 4 extra channels, but the image has 0"):
         method.segment(first_image(), [Setting(9, 5.0)])
 

@@ -77,7 +77,7 @@ def test_training_and_validation_have_their_own_iterations(bsds_root, tmp_path, 
 
     calls = []
     monkeypatch.setattr("model.cluster", recording("train", model.cluster))
-    monkeypatch.setattr("lib.evaluation.methods.cluster_labels", recording("validate", model.cluster_labels))
+    monkeypatch.setattr("lib.inference.segmenter.cluster_labels", recording("validate", model.cluster_labels))
     train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
     assert set(calls) == {("train", 2), ("validate", 3)}
 
@@ -732,20 +732,18 @@ def test_weights_to_start_from_must_be_some(bsds_root, tmp_path, capsys):
 
 def test_only_training_may_round_to_tf32(bsds_root, tmp_path, monkeypatch):
     seen = set()
+    encode = model.SSNModel.encode
     cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.benchmark
 
-    def recording(name, original):
-        def record(*args, **settings):
-            seen.add((name, cudnn.allow_tf32, cudnn.benchmark))
-            return original(*args, **settings)
+    def record(self, *args):
+        seen.add((self.training, cudnn.allow_tf32, cudnn.benchmark))
+        return encode(self, *args)
 
-        return record
-
-    monkeypatch.setattr("model.cluster", recording("train", model.cluster))
-    monkeypatch.setattr("lib.evaluation.methods.cluster_labels", recording("validate", model.cluster_labels))
+    monkeypatch.setattr("model.SSNModel.encode", record)
     train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
-    assert seen == {("train", True, True), ("validate", False, False)}
-    assert (cudnn.allow_tf32, cudnn.benchmark) == (False, False)
+    assert seen == {(True, True, True), (False, False, False)}
+    assert (cudnn.allow_tf32, cudnn.benchmark) == before
 
 
 def test_unwritable_out_dir_is_found_before_training(bsds_root, tmp_path, monkeypatch):

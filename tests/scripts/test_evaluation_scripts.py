@@ -24,6 +24,7 @@ from lib.evaluation.methods import GridMethod, NetworkMethod
 from lib.evaluation.protocol import PROTOCOL, EvaluationSet
 from lib.evaluation.run import run_evaluation
 from lib.evaluation.summary import summarize
+from lib.inference import Segmenter
 from lib.metrics.registry import METRICS, Scores
 from lib.network.inputs import InputScales
 from lib.runtime.errors import InputError, RunError
@@ -55,7 +56,7 @@ def run_grids(out_dir, dataset=None, **changes):
         "out_dir": out_dir,
         **changes,
     }
-    methods = [NetworkMethod("pix", SSNPix(n_iter=2), InputScales(0.3, 4.0), CPU), GridMethod()]
+    methods = [NetworkMethod("pix", Segmenter(SSNPix(n_iter=2), InputScales(0.3, 4.0))), GridMethod()]
     dataset = Frames() if dataset is None else dataset
     sets = [EvaluationSet("Quadrants", "quadrants", dataset)]
     return run_evaluation(methods, sets, **settings)
@@ -229,7 +230,9 @@ def test_resume_without_results_starts(tmp_path):
 
 
 def test_two_sets_and_two_weights_of_the_position_resumed(tmp_path):
-    methods = [NetworkMethod("pix", SSNPix(n_iter=2), InputScales(0.3, 4.0), CPU, pos_scales=[2.0, 8.0])]
+    methods = [
+        NetworkMethod("pix", Segmenter(SSNPix(n_iter=2), InputScales(0.3, 4.0)), pos_scales=[2.0, 8.0])
+    ]
 
     def run(out_dir, stop_at=None, **changes):
         second = Frames() if stop_at is None else StopsAt(stop_at)
@@ -651,7 +654,7 @@ def test_many_methods_are_told_apart_without_colour():
 
 
 def test_model_is_used_where_it_is(device):
-    method = NetworkMethod("base", SSNModel(3).eval().to(device), InputScales(0.3, 4.0), device)
+    method = NetworkMethod("base", Segmenter(SSNModel(3), InputScales(0.3, 4.0), device=device))
     sets = [EvaluationSet("Quadrants", "quadrants", Frames())]
     (by_run,) = run_evaluation([method], sets, n_spixels=[24], device=device, n_workers=0).values()
     assert by_run[Run("base", 24, 4.0)].n_pairs == 8
