@@ -168,7 +168,7 @@ def test_extra_channels_need_a_scale():
         (np.zeros((0, 9, 3), np.uint8), r"must be \(H, W, 3\), or grey \(H, W\), got \(0, 9, 3\)"),
         (np.zeros((8, 9, 4), np.uint8), r"got \(8, 9, 4\)"),
         (np.zeros(9, np.uint8), r"got \(9,\)"),
-        (np.zeros((8, 9, 3), np.int64), "must be of uint8, or of floats in .*, got int64"),
+        (np.zeros((8, 9, 3), np.int64), "must be uint8 .*, got int64"),
         (np.full((8, 9, 3), 200.0), r"must have floats in \[0, 1\], got 200.0 to 200.0"),
         (np.full((8, 9, 3), np.nan), "the mask of the image leaves no pixel to segment"),
         ("photo.jpg", "the image must be an array, a PIL image or a batch of tensors, got <class 'str'>"),
