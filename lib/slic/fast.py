@@ -32,10 +32,10 @@ from lib.slic.soft_assignment import SoftAssignment
 LARGE_BYTES = 2**32
 
 # Size of a chunk on a GPU. Larger chunks take more memory.
-PIECE_BYTES = 2**24
+GPU_CHUNK_BYTES = 2**24
 
 # Size of a chunk on a CPU, about the second-level caches of two cores. Larger chunks spill out of the caches.
-CHUNK_BYTES = 4 * 2**20
+CPU_CHUNK_BYTES = 4 * 2**20
 
 
 def slic(
@@ -88,15 +88,15 @@ def slic_labels(
         return torch.cat(labels)
     chunks = _Chunks(pixel_features, n_spixels, mask)
     cells = chunks.cells
-    pieces = chunks if pixel_features.nbytes >= LARGE_BYTES else list(chunks)
+    parts = chunks if pixel_features.nbytes >= LARGE_BYTES else list(chunks)
     centroids = cells.origins
     for _ in range(n_iter - 1):
         sums = [
             _softmin(squared, distance) @ points.transpose(2, 3)
-            for points, squared in _squared_distances(cells, pieces, centroids)
+            for points, squared in _squared_distances(cells, parts, centroids)
         ]
         centroids = mean_of_sums(cells, torch.cat(sums, dim=1), centroids)
-    nearest = [_nearest(squared) for _, squared in _squared_distances(cells, pieces, centroids)]
+    nearest = [_nearest(squared) for _, squared in _squared_distances(cells, parts, centroids)]
     labels = cells.grid.neighbor_idx.gather(1, torch.cat(nearest, dim=1)[0])
     return cells.grid.to_pixels(labels[None, :, None]).squeeze(1)
 
@@ -117,7 +117,7 @@ class _Chunks:
         n_channels, n_slots = self._pixels.shape[1], grid.pixel_idx.shape[1]
         bytes_per_cell = (n_channels + 10) * n_slots * self._pixels.element_size()
         is_cpu = self._pixels.device.type == "cpu"
-        n_cells = max(1, (CHUNK_BYTES if is_cpu else PIECE_BYTES) // bytes_per_cell)
+        n_cells = max(1, (CPU_CHUNK_BYTES if is_cpu else GPU_CHUNK_BYTES) // bytes_per_cell)
         parts = (grid.pixel_idx.split(n_cells), origins.split(n_cells, 1), occupied.split(n_cells, 1))
         for idx, chunk_origins, chunk_occupied in zip(*parts, strict=True):
             features = gather_pixels(self._pixels, idx).transpose(1, 2)

@@ -126,7 +126,7 @@ def update(cells: Cells, affinity: Tensor, centroids: Tensor) -> Tensor:
 
 
 def mean_of_sums(cells: Cells, sums: Tensor, centroids: Tensor) -> Tensor:
-    """Compute the means (B, S, C) from what each cell adds to its candidates: sums (B, S, 9, C + 1)."""
+    """Compute the means (B, S, C) from the sums that each cell adds to its candidates, (B, S, 9, C + 1)."""
     sums, weight = sums[..., :-1], sums[..., -1:]
     sums = sums + weight * cells.origins[:, :, None]
     totals = cells.grid.sum_over_candidates(torch.cat([sums, weight], dim=3))
@@ -143,7 +143,7 @@ def slic_labels(
 ) -> Tensor:
     """Cluster pixel features and return the most likely superpixel of every pixel, (B, H, W) int64.
 
-    Labels outside the mask are arbitrary. Parameters and errors are the same as for `slic`.
+    Labels outside the mask are arbitrary. For parameters and errors see `slic`.
     """
     with torch.no_grad():
         return slic(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask).labels()

@@ -52,11 +52,11 @@ def enforce_connectivity(labels: np.ndarray, n_spixels: int, *, mask: np.ndarray
     shifted = labels.astype(np.int64) - int(labels.min()) + 1
     if mask is not None:
         shifted[~mask] = 0
-    pieces = label(shifted, background=0, connectivity=1) - 1
-    sizes = np.bincount(pieces[pieces != OUTSIDE])
+    components = label(shifted, background=0, connectivity=1) - 1
+    sizes = np.bincount(components[components != OUTSIDE])
     min_size = MIN_SIZE_SHARE * labels.size / n_spixels
-    target = _merge_small_pieces(sizes, _borders_of(pieces, sizes < min_size), min_size)
-    return _merged(pieces, target)
+    target = _merge_small_components(sizes, _borders_of(components, sizes < min_size), min_size)
+    return _merged(components, target)
 
 
 def enforce_count(labels: np.ndarray, n_spixels: int) -> np.ndarray:
@@ -90,7 +90,7 @@ def enforce_count(labels: np.ndarray, n_spixels: int) -> np.ndarray:
             f"n_spixels must lie between 1 and the {sizes.sum()} labelled pixels, got {n_spixels}"
         )
     borders = _borders_of(labels, np.full(len(sizes), len(sizes) > n_spixels))
-    target = _merge_small_pieces(sizes, borders, np.inf, n_least=n_spixels)
+    target = _merge_small_components(sizes, borders, np.inf, n_least=n_spixels)
     result = _merged(labels, target)
     n_parts = result.max() + 1
     if n_parts > n_spixels:
@@ -105,8 +105,8 @@ def enforce_count(labels: np.ndarray, n_spixels: int) -> np.ndarray:
         sizes[old] -= sizes[new]
         windows.append(windows[old])
     # This renumbers the superpixels by first pixel.
-    result, n_pieces = label(result + 1, background=0, connectivity=1, return_num=True)
-    if n_pieces != n_spixels:
+    result, n_components = label(result + 1, background=0, connectivity=1, return_num=True)
+    if n_components != n_spixels:
         raise ValueError("labels must be connected superpixels; call enforce_connectivity first")
     return (result - 1).astype(np.int32)
 
@@ -123,77 +123,77 @@ def _split_superpixel(labels: np.ndarray, old: int, new: int) -> int:
     far = inside & (distance > order[(len(order) - 1) // 2])
     # The near half is connected, because a path to a pixel passes nearer pixels. The far half may not be: its
     # largest component becomes the new superpixel, the others stay connected through the near half.
-    pieces = label(far, connectivity=1)
-    if pieces.max() == 0:  # all pixels but the first have the same distance
-        pieces = label(inside & (distance > order[0]), connectivity=1)
-    largest = np.bincount(pieces.ravel())[1:].argmax() + 1
-    labels[pieces == largest] = new
-    return np.count_nonzero(pieces == largest)
+    components = label(far, connectivity=1)
+    if components.max() == 0:  # all pixels but the first have the same distance
+        components = label(inside & (distance > order[0]), connectivity=1)
+    largest = np.bincount(components.ravel())[1:].argmax() + 1
+    labels[components == largest] = new
+    return np.count_nonzero(components == largest)
 
 
-def _merged(pieces: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Replace every piece by its target region; regions are numbered by first pixel, and -1 stays."""
-    # Pieces are numbered by first pixel, so the first piece of a region decides its place.
+def _merged(components: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Replace every component by its target region; regions are numbered by first pixel, and -1 stays."""
+    # Components are numbered by first pixel, so the first component of a region gives its order.
     first_of_region = np.full(len(target), len(target))
     np.minimum.at(first_of_region, target, np.arange(len(target)))
     number = np.unique(first_of_region[target], return_inverse=True)[1].astype(np.int32)
-    return np.append(number, np.int32(OUTSIDE))[pieces]  # index -1 maps to itself
+    return np.append(number, np.int32(OUTSIDE))[components]  # index -1 maps to itself
 
 
-def _borders_of(pieces: np.ndarray, is_small: np.ndarray) -> dict[int, Counter[int]]:
-    """Measure the border, in pixel sides, between every small piece and each of its neighbours."""
-    n_pieces = len(is_small)
+def _borders_of(components: np.ndarray, is_small: np.ndarray) -> dict[int, Counter[int]]:
+    """Measure the border, in pixel sides, between every small component and each of its neighbours."""
+    n_components = len(is_small)
     sides = []
-    for one, other in ((pieces[:, :-1], pieces[:, 1:]), (pieces[:-1], pieces[1:])):
+    for one, other in ((components[:, :-1], components[:, 1:]), (components[:-1], components[1:])):
         at_border = (one != other) & (one != OUTSIDE) & (other != OUTSIDE)
         sides.append(np.stack([one[at_border], other[at_border]]))
     one, other = np.concatenate(sides, axis=1)
     owner, neighbor = np.concatenate([one, other]), np.concatenate([other, one])
     owner, neighbor = owner[is_small[owner]].astype(np.int64), neighbor[is_small[owner]]
-    pair, length = np.unique(owner * n_pieces + neighbor, return_counts=True)
-    borders: dict[int, Counter[int]] = {piece: Counter() for piece in np.flatnonzero(is_small)}
-    for piece, adjacent, sides_shared in zip(
-        (pair // n_pieces).tolist(), (pair % n_pieces).tolist(), length.tolist(), strict=True
+    pair, length = np.unique(owner * n_components + neighbor, return_counts=True)
+    borders: dict[int, Counter[int]] = {component: Counter() for component in np.flatnonzero(is_small)}
+    for component, adjacent, sides_shared in zip(
+        (pair // n_components).tolist(), (pair % n_components).tolist(), length.tolist(), strict=True
     ):
-        borders[piece][adjacent] = sides_shared
+        borders[component][adjacent] = sides_shared
     return borders
 
 
-def _merge_small_pieces(
+def _merge_small_components(
     sizes: np.ndarray, borders: dict[int, Counter[int]], min_size: float, *, n_least: int = 1
 ) -> np.ndarray:
-    """Merge pieces below `min_size`, smallest first, while more than `n_least` remain.
+    """Merge components below `min_size`, smallest first, while more than `n_least` remain.
 
-    Returns the piece that each piece ends up in.
+    Returns the component that each component ends up in.
     """
     size = sizes.tolist()
     target = list(range(len(size)))
 
-    def find(piece: int) -> int:
-        while target[piece] != piece:
-            target[piece] = target[target[piece]]
-            piece = target[piece]
-        return piece
+    def find(component: int) -> int:
+        while target[component] != component:
+            target[component] = target[target[component]]
+            component = target[component]
+        return component
 
-    queue = [(size[piece], piece) for piece in borders]
+    queue = [(size[component], component) for component in borders]
     heapq.heapify(queue)
     n_left = len(size)
     while queue and n_left > n_least:
-        queued_size, piece = heapq.heappop(queue)
-        if target[piece] != piece or queued_size != size[piece]:
-            continue  # outdated entry: the piece has been merged or has grown
+        queued_size, component = heapq.heappop(queue)
+        if target[component] != component or queued_size != size[component]:
+            continue  # outdated entry: the component has been merged or has grown
         shared: Counter[int] = Counter()
-        for adjacent, sides_shared in borders.pop(piece).items():
+        for adjacent, sides_shared in borders.pop(component).items():
             shared[find(adjacent)] += sides_shared
-        del shared[piece]
+        del shared[component]
         if not shared:
-            continue  # no neighbour: the piece is the whole image or a connected part of the mask
+            continue  # no neighbour: the component is the whole image or a connected part of the mask
         into = max(shared, key=lambda other: (shared[other], size[other], -other))
-        target[piece] = into
+        target[component] = into
         n_left -= 1
-        size[into] += size[piece]
+        size[into] += size[component]
         if into in borders:
             borders[into].update(shared)
             if size[into] < min_size:
                 heapq.heappush(queue, (size[into], into))
-    return np.array([find(piece) for piece in range(len(size))])
+    return np.array([find(component) for component in range(len(size))])
