@@ -55,8 +55,8 @@ def compute_loss_terms(
     """
     if reconstruction not in RECONSTRUCTION_LOSSES:
         raise ValueError(f"reconstruction must be one of {RECONSTRUCTION_LOSSES}, got {reconstruction!r}")
-    loss_of = _LOSSES[reconstruction]
-    losses = [loss_of(assignment, annotation, n_labels) for annotation in gt_labels.unbind(1)]
+    loss_fn = _LOSSES[reconstruction]
+    losses = [loss_fn(assignment, annotation, n_labels) for annotation in gt_labels.unbind(1)]
     position = compactness * position_loss(assignment, labels)
     return {"reconstruction": torch.stack(losses).mean(), "position": position}
 

@@ -243,7 +243,7 @@ def mean_distance_to_edge(boundary: Boundary, gt_boundary: Boundary) -> float:
     Raises
     ------
     ValueError
-        If the label maps differ in shape.
+        If the shapes of the label maps differ.
 
     References
     ----------

@@ -218,8 +218,7 @@ def score_label_maps(
     Raises
     ------
     ValueError
-        If the label maps, the annotations and the image differ in size, one has a wrong shape or dtype, or
-        a metric is unknown.
+        If sizes differ, an array has a wrong shape or dtype, or a metric is unknown.
     """
     check_metrics(metrics)
     if image_rgb.dtype != np.uint8 or image_rgb.ndim != 3:

@@ -55,8 +55,8 @@ def labyx_features(image_lab: Tensor, n_spixels: int, *, color_scale: float, pos
     image_lab : Tensor, shape (B, 3, H, W)
         CIELAB image: L in [0, 100], a and b roughly in [-128, 127].
     n_spixels : int
-        Requested number of superpixels. It sets the position scale, so that the position differs by about
-        `pos_scale` * sqrt(longer side / shorter side) across one grid cell, for any image size.
+        Requested number of superpixels, which sets the position scale. At any image size, a grid cell spans
+        about `pos_scale` * sqrt(longer side / shorter side) in the position channels.
     color_scale, pos_scale : float
         Weights of the Lab channels and the position channels (dimensionless).
 

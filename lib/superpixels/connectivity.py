@@ -55,16 +55,16 @@ def enforce_connectivity(labels: np.ndarray, n_spixels: int, *, mask: np.ndarray
     components = label(shifted, background=0, connectivity=1) - 1
     sizes = np.bincount(components[components != OUTSIDE])
     min_size = MIN_SIZE_SHARE * labels.size / n_spixels
-    target = _merge_small_components(sizes, _borders_of(components, sizes < min_size), min_size)
-    return _merged(components, target)
+    target = _merge_small_components(sizes, _measure_borders(components, sizes < min_size), min_size)
+    return _relabel(components, target)
 
 
 def enforce_count(labels: np.ndarray, n_spixels: int) -> np.ndarray:
     """Merge or split superpixels to reach an exact number.
 
     While the number is too high, the smallest superpixel joins the neighbour it shares the longest border
-    with. While it is too low, the largest superpixel is split in two, by distance from one of its ends along
-    paths within it.
+    with. While it is too low, the largest superpixel is split into a near and a far half, by path length
+    from one of its ends.
 
     Parameters
     ----------
@@ -89,9 +89,9 @@ def enforce_count(labels: np.ndarray, n_spixels: int) -> np.ndarray:
         raise ValueError(
             f"n_spixels must lie between 1 and the {sizes.sum()} labelled pixels, got {n_spixels}"
         )
-    borders = _borders_of(labels, np.full(len(sizes), len(sizes) > n_spixels))
+    borders = _measure_borders(labels, np.full(len(sizes), len(sizes) > n_spixels))
     target = _merge_small_components(sizes, borders, np.inf, n_least=n_spixels)
-    result = _merged(labels, target)
+    result = _relabel(labels, target)
     n_parts = result.max() + 1
     if n_parts > n_spixels:
         raise ValueError(f"{n_spixels} superpixels cannot cover the {n_parts} parts of the mask")
@@ -131,7 +131,7 @@ def _split_superpixel(labels: np.ndarray, old: int, new: int) -> int:
     return np.count_nonzero(components == largest)
 
 
-def _merged(components: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _relabel(components: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Replace every component by its target region; regions are numbered by first pixel, and -1 stays."""
     # Components are numbered by first pixel, so the first component of a region gives its order.
     first_of_region = np.full(len(target), len(target))
@@ -140,7 +140,7 @@ def _merged(components: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.append(number, np.int32(OUTSIDE))[components]  # index -1 maps to itself
 
 
-def _borders_of(components: np.ndarray, is_small: np.ndarray) -> dict[int, Counter[int]]:
+def _measure_borders(components: np.ndarray, is_small: np.ndarray) -> dict[int, Counter[int]]:
     """Measure the border, in pixel sides, between every small component and each of its neighbours."""
     n_components = len(is_small)
     sides = []
