@@ -1,7 +1,7 @@
-"""The networks of superpixel sampling: the feature extractor, and the models that cluster its features.
+"""Models of superpixel sampling: the feature extractor and the models that cluster its features.
 
 Architecture of Jampani et al., "Superpixel Sampling Networks", ECCV 2018 (arXiv 1807.10174), with the
-module names of the published PyTorch weights. These names are part of the weight files.
+module names of the published PyTorch weights. Weight files depend on these names.
 """
 
 from typing import Any, NamedTuple, Self
@@ -19,7 +19,7 @@ N_FLOW_CHANNELS = 4  # fwd_dy, fwd_dx, bwd_dy, bwd_dx: see lib/optflow/archive.p
 
 
 class FeatureExtractor(nn.Module):
-    """Per-pixel features from three scales of convolutions.
+    """Compute per-pixel features from three scales of convolutions.
 
     Parameters
     ----------
@@ -85,22 +85,22 @@ class SSNOutput(NamedTuple):
 
     @property
     def spixel_features(self) -> Tensor:
-        """Affinity-weighted mean of the pixel features of each superpixel, (B, C, S)."""
+        """Mean pixel features of each superpixel, weighted by affinity, (B, C, S)."""
         return self.assignment.spixel_means(self.pixel_features)
 
 
 class LearnedFeatures(NamedTuple):
     """Learned features of pixels; see `SuperpixelModel.encode`."""
 
-    base: Tensor | None = None  # (B, n_learned_features, H, W), of colour and perhaps position
-    extra: Tensor | None = None  # (B, n_extra_features, H, W), of extra channels
+    base: Tensor | None = None  # (B, n_learned_features, H, W), from colour and, optionally, position
+    extra: Tensor | None = None  # (B, n_extra_features, H, W), from extra channels
 
 
 class SuperpixelModel(nn.Module):
     """Common part of the models: encode the channels, assemble the pixel features, cluster them.
 
-    Subclasses define `encode`, the attributes `n_iter` and `distance`, and list in `config_names` the
-    arguments of their constructor, which are attributes of the same names.
+    Subclasses define `encode` and the attributes `n_iter` and `distance`. `config_names` lists the arguments
+    of their constructor; each is stored as an attribute of the same name.
     """
 
     config_names: tuple[str, ...] = ()
@@ -124,27 +124,27 @@ class SuperpixelModel(nn.Module):
         channels : Tensor, shape (B, 5 + n_extra_channels, H, W)
             Channels [L, a, b, y, x, extra].
         known : LearnedFeatures, optional
-            Features of the same images with another position scale. Parts that do not depend on the
-            position are taken from it.
+            Features of the same images computed with another position scale. Parts that do not depend on
+            the position are reused.
         """
         raise NotImplementedError
 
     def assemble(self, learned: LearnedFeatures, channels: Tensor) -> Tensor:
-        """Return what is clustered, (B, C, H, W): [learned base, L, a, b, y, x, learned extra]."""
+        """Stack the pixel features to cluster, (B, C, H, W): [learned base, L, a, b, y, x, learned extra]."""
         parts = (learned.base, channels[:, :N_BASE_CHANNELS], learned.extra)
         return torch.cat([part for part in parts if part is not None], dim=1)
 
     def pixel_features(self, channels: Tensor) -> Tensor:
-        """Return the features that are clustered, (B, C, H, W)."""
+        """Compute the pixel features to cluster, (B, C, H, W)."""
         return self.assemble(self.encode(channels), channels)
 
     @property
     def position_channels(self) -> slice:
-        """Place of the position in the pixel features."""
+        """Channels of the pixel features that hold the position."""
         return slice(self.n_learned_features + 3, self.n_learned_features + N_BASE_CHANNELS)
 
     def config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor, as weight files hold them."""
+        """Return the constructor arguments, as stored in weight files."""
         return {name: getattr(self, name) for name in self.config_names}
 
     def compile_network(self) -> None:
@@ -154,19 +154,19 @@ class SuperpixelModel(nn.Module):
 
 
 class SSNModel(SuperpixelModel):
-    """The base model: superpixels from colour and position.
+    """Base model: superpixels from colour and position.
 
     Parameters
     ----------
     n_learned_features : int
-        Learned features per pixel; the five input channels are clustered beside them.
+        Learned features per pixel. They are clustered together with the five input channels.
     n_iter : int
-        Iterations of the clustering.
+        Number of clustering iterations.
     distance : {"euclidean", "squared"}
-        Distance of the clustering.
+        Distance used in the clustering.
     sees_position : bool
-        Let the network read the position beside the colour, as in the paper. Otherwise it reads zeros in
-        its place. The position is clustered in either case.
+        Let the network read the position and the colour, as in the paper. If False, the network reads zeros
+        instead of the position. The clustering uses the position in either case.
 
     Raises
     ------
@@ -199,25 +199,26 @@ class SSNModel(SuperpixelModel):
 
 
 class CompositeSSNModel(SuperpixelModel):
-    """A frozen base model beside a second network, which reads extra channels such as optical flow.
+    """Frozen base model and a second network for extra channels, such as optical flow.
 
-    The features of both are clustered together. The base part stays in evaluation mode whatever the mode
-    of the model: training moves neither its weights nor its batch norm statistics.
+    The features of both networks are clustered together. The base network always stays in evaluation mode, so
+    training changes neither its weights nor its batch norm statistics.
 
-    The second network takes any channels. It is named `feature_extract_optflow` as in the published weights.
+    The second network reads any extra channels. Its name `feature_extract_optflow` comes from the published
+    weights.
 
     Parameters
     ----------
     n_learned_features : int
-        Learned features per pixel of the base model.
+        Learned features per pixel from the base network.
     n_extra_features : int
-        Learned features per pixel of the second network.
+        Learned features per pixel from the second network.
     n_extra_channels : int
-        Extra channels: four for the optical flow of a frame to its next and to its previous one.
+        Number of extra channels. Optical flow to the next and to the previous frame has four.
     n_iter : int
-        Iterations of the clustering.
+        Number of clustering iterations.
     distance : {"euclidean", "squared"}
-        Distance of the clustering.
+        Distance used in the clustering.
     sees_position : bool
         Let the base network read the position; see `SSNModel`.
 
@@ -262,13 +263,13 @@ class CompositeSSNModel(SuperpixelModel):
 
     @classmethod
     def on_top_of(cls, base: SSNModel, n_extra_features: int = 10, *, n_extra_channels: int) -> Self:
-        """Build an untrained composite around a copy of a base model, with its settings."""
+        """Build a composite from a copy of a base model and its settings; the second network is untrained."""
         composite = cls(n_extra_features=n_extra_features, n_extra_channels=n_extra_channels, **base.config())
         composite.feature_extract_color.load_state_dict(base.feature_extract.state_dict())
         return composite
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of the second network; the base part stays in evaluation mode."""
+        """Set the mode of the second network; the base network stays in evaluation mode."""
         super().train(mode)
         self.feature_extract_color.eval()
         return self
@@ -283,12 +284,12 @@ class CompositeSSNModel(SuperpixelModel):
 
 
 class SSNPix(SuperpixelModel):
-    """The model without a network (SSN_pix in the paper): clusters colour and position as they are.
+    """Model without a network (SSN_pix in the paper): clusters the scaled colour and position directly.
 
     Parameters
     ----------
     n_iter : int
-        Iterations of the clustering.
+        Number of clustering iterations.
     """
 
     distance = "euclidean"
@@ -303,8 +304,8 @@ class SSNPix(SuperpixelModel):
 
 
 def without_position(channels: Tensor) -> Tensor:
-    """Return a copy of channels (B, 5 + n_extra_channels, H, W) whose position is zero."""
-    channels = channels.clone()  # keeps the channels innermost in memory, unlike a concatenation
+    """Return a copy of channels (B, 5 + n_extra_channels, H, W) with the position set to zero."""
+    channels = channels.clone()  # unlike a concatenation, keeps the channels-last memory format
     channels[:, N_BASE_CHANNELS - 2 : N_BASE_CHANNELS] = 0
     return channels
 
@@ -323,7 +324,7 @@ def cluster(
     mask: Tensor | None = None,
     start: Tensor | None = None,
 ) -> SSNOutput:
-    """Cluster (B, C, H, W) pixel features, in float32 or wider even under autocast; see `slic`."""
+    """Cluster pixel features (B, C, H, W); see `slic`. Autocast is off, so the result is float32 or wider."""
     with torch.autocast(pixel_features.device.type, enabled=False):
         assignment = slic(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask, start=start)
         return SSNOutput(assignment, assignment.labels(), pixel_features)
@@ -332,7 +333,7 @@ def cluster(
 def cluster_labels(
     pixel_features: Tensor, n_spixels: int, *, n_iter: int, distance: str, mask: Tensor | None = None
 ) -> Tensor:
-    """Return the labels of `cluster` alone, (B, H, W) int64; see `slic_labels`."""
+    """Return only the labels of `cluster`, (B, H, W) int64; see `slic_labels`."""
     with torch.autocast(pixel_features.device.type, enabled=False):
         return slic_labels(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask)
 

@@ -1,7 +1,7 @@
-"""Training losses: how well superpixels can carry segmentations, and how compact they are.
+"""Training losses: a reconstruction loss for segmentations and a position loss for compactness.
 
-Labels are averaged into superpixels with the soft assignment and spread back; the reconstruction losses
-compare the result with the labels. There is no limit on the number of labels.
+Labels are averaged into superpixels with the soft assignment and spread back to the pixels. Reconstruction
+losses compare the result with the true labels. The number of labels is not limited.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from lib.network.inputs import pixel_positions
 from lib.slic.soft_assignment import SoftAssignment
 
 _MIN_PROBABILITY = 1e-8  # keeps the logarithm and its gradient finite
-_MIN_MASS = 1e-8  # in pixels; a superpixel that lost all its pixels carries no label
+_MIN_MASS = 1e-8  # pixels, added to a superpixel's mass; a superpixel without pixels gets zero, not NaN
 
 
 def compute_loss_terms(
@@ -26,20 +26,20 @@ def compute_loss_terms(
     reconstruction: str,
     compactness: float,
 ) -> dict[str, Tensor]:
-    """Compute the terms whose sum training minimises.
+    """Compute the loss terms; training minimises their sum.
 
     Parameters
     ----------
     assignment, labels : SoftAssignment; Tensor, shape (B, H, W), int64
-        Soft and hard result of a model.
+        Soft and hard assignment from a model.
     gt_labels : Tensor, shape (B, A, H, W), int64
         Labels of A annotations of each image, 0 to `n_labels` - 1.
     n_labels : int
-        Number of labels of an annotation.
+        Number of labels in an annotation.
     reconstruction : {"expected_error", "cross_entropy", "cross_entropy_logsoftmax", "soft_iou"}
         Reconstruction loss, averaged over the annotations. "expected_error" is the mean share of wrong labels
-        that the superpixels carry to a pixel; it is 0 if each superpixel lies within one segment.
-        "cross_entropy" takes the shares of labels as probabilities, "cross_entropy_logsoftmax" their softmax.
+        in a pixel; it is 0 if each superpixel lies within one segment. "cross_entropy" reads label shares as
+        probabilities; "cross_entropy_logsoftmax" applies a softmax to them first.
     compactness : float
         Weight of the position term, per square pixel.
 
@@ -55,8 +55,8 @@ def compute_loss_terms(
     """
     if reconstruction not in RECONSTRUCTION_LOSSES:
         raise ValueError(f"reconstruction must be one of {RECONSTRUCTION_LOSSES}, got {reconstruction!r}")
-    loss_of = _LOSSES[reconstruction]
-    losses = [loss_of(assignment, annotation, n_labels) for annotation in gt_labels.unbind(1)]
+    loss_fn = _LOSSES[reconstruction]
+    losses = [loss_fn(assignment, annotation, n_labels) for annotation in gt_labels.unbind(1)]
     position = compactness * position_loss(assignment, labels)
     return {"reconstruction": torch.stack(losses).mean(), "position": position}
 
@@ -76,22 +76,21 @@ def reconstruct_labels(assignment: SoftAssignment, gt_labels: Tensor, n_labels: 
     Returns
     -------
     Tensor, shape (B, L, H, W)
-        Share of each label in each pixel, in [0, 1], summing to 1 over the labels; differentiable.
+        Share of each label in each pixel, in [0, 1]; differentiable. Sums to 1 over the labels.
     """
     gt_onehot = F.one_hot(gt_labels, n_labels).permute(0, 3, 1, 2).to(assignment.affinity.dtype)
     return assignment.reconstruct(gt_onehot)
 
 
 def true_label_share(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
-    """Compute the share of the true label in the labels that superpixels carry to each pixel.
+    """Compute the share of the true label in each pixel after the reconstruction.
 
-    Equals `reconstruct_labels` gathered at `gt_labels`, but no tensor has both labels and pixels among its
-    dimensions.
+    Equals `reconstruct_labels` gathered at `gt_labels`, but avoids tensors of size (labels) x (pixels).
 
     Parameters
     ----------
     assignment, gt_labels, n_labels
-        As for `reconstruct_labels`.
+        See `reconstruct_labels`.
 
     Returns
     -------
@@ -109,8 +108,9 @@ def true_label_share(assignment: SoftAssignment, gt_labels: Tensor, n_labels: in
 def expected_error(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
     """Compute the mean share of wrong labels, 1 - mean of `true_label_share`, a scalar in [0, 1].
 
-    With the mass M of label l in superpixel s and the mass W of s, the mean share of the true label over N
-    pixels is (1 / N) * sum_s sum_l M[s, l]^2 / W[s]: nothing is spread back to the pixels.
+    Let M[s, l] be the mass of label l in superpixel s, W[s] the total mass of s and N the number of pixels.
+    The mean share of the true label is (1 / N) * sum_s sum_l M[s, l]^2 / W[s]. This form needs no values per
+    pixel.
     """
     mass = _label_mass(assignment, _label_idx(assignment, gt_labels), n_labels)
     share = mass.square().sum(dim=2) / (mass.sum(dim=2) + _MIN_MASS)  # (B, S)
@@ -118,12 +118,12 @@ def expected_error(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int)
 
 
 def _label_idx(assignment: SoftAssignment, gt_labels: Tensor) -> Tensor:
-    """Label of each slot's pixel, for each of its candidates; shape (B, S, 9, P)."""
+    """Return the label of the pixel in each slot, repeated for its candidates, (B, S, 9, P)."""
     return assignment.grid.to_cells(gt_labels[:, None]).expand_as(assignment.affinity)
 
 
 def _label_mass(assignment: SoftAssignment, label_idx: Tensor, n_labels: int) -> Tensor:
-    """Sum of the affinities of each label's pixels to each superpixel, shape (B, S, L)."""
+    """Sum the affinities of each label's pixels to each superpixel, (B, S, L)."""
     grid, affinity = assignment.grid, assignment.affinity
     shares = affinity * grid.pixel_mask[:, None]
     mass = affinity.new_zeros(*affinity.shape[:3], n_labels).scatter_add(3, label_idx, shares)
@@ -144,10 +144,10 @@ def _soft_iou(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> T
 
 
 def soft_iou_loss(reconstructed: Tensor, gt_labels: Tensor) -> Tensor:
-    """One minus the soft mean IoU of reconstructed and true labels.
+    """Compute one minus the soft mean IoU of reconstructed and true labels.
 
-    Intersection and union are sums over an image's pixels of r*g and r + g - r*g; the mean is over the
-    labels that occur in the image, then over images.
+    Let r and g be the reconstructed and the true shares. The intersection sums r*g over an image's pixels,
+    the union r + g - r*g. The mean is over the labels that occur in the image, then over images.
 
     Parameters
     ----------
@@ -171,16 +171,16 @@ def soft_iou_loss(reconstructed: Tensor, gt_labels: Tensor) -> Tensor:
     intersection = (reconstructed * gt_onehot).sum(dim=(2, 3))
     union = reconstructed.sum(dim=(2, 3)) + gt_size - intersection
     occurs = gt_size > 0
-    # A label that is absent from an image has no IoU there; 1 stands in for its empty union.
+    # Labels absent from an image are left out; dividing by 1 instead of their union avoids NaN gradients.
     iou = torch.where(occurs, intersection / torch.where(occurs, union, 1), 0)
     return 1 - (iou.sum(dim=1) / occurs.sum(dim=1)).mean()
 
 
 def position_loss(assignment: SoftAssignment, labels: Tensor) -> Tensor:
-    """Mean squared distance, in square pixels, of pixels to the mean position of their superpixel.
+    """Compute the mean squared distance of pixels to their superpixel's mean position, in square pixels.
 
-    The mean position is weighted by affinity, hence differentiable; which superpixel a pixel belongs to
-    is decided by its hard label.
+    The mean position is weighted by affinity and therefore differentiable. The hard label assigns a pixel to
+    its superpixel.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Losses, by hand and against the plain implementation."""
+"""Compare the losses with hand-computed values and with the reference implementation."""
 
 import math
 
@@ -22,7 +22,7 @@ SHARES = torch.tensor([[[[0.8, 0.5, 0.25]], [[0.2, 0.5, 0.75]]]], dtype=torch.fl
 LABELS = torch.tensor([[[0, 1, 1]]])
 
 
-def test_plain_cross_entropy_by_hand():
+def test_reference_cross_entropy_by_hand():
     expected = -(math.log(0.8) + math.log(0.5) + math.log(0.75)) / 3
     assert reference.cross_entropy(SHARES, LABELS).item() == pytest.approx(expected)
     assert reference.cross_entropy(3 * SHARES, LABELS).item() == pytest.approx(expected)
@@ -34,13 +34,13 @@ def test_soft_iou_by_hand():
     assert soft_iou_loss(SHARES, LABELS).item() == pytest.approx(expected)
 
 
-def test_soft_iou_leaves_out_labels_that_do_not_occur():
+def test_soft_iou_ignores_absent_labels():
     padded = torch.cat([SHARES, torch.zeros(1, 2, 1, 3)], dim=1)
     assert soft_iou_loss(padded, LABELS).item() == pytest.approx(soft_iou_loss(SHARES, LABELS).item())
 
 
 @pytest.mark.parametrize("n_labels", [3, 90])
-def test_losses_equal_those_of_dense_affinities(n_labels):
+def test_losses_equal_dense_reference(n_labels):
     features = torch.randn(2, 4, 20, 31, dtype=torch.float64)
     gt_labels = torch.randint(n_labels, (2, 20, 31))
     assignment = slic(features, 12)
@@ -56,13 +56,13 @@ def test_losses_equal_those_of_dense_affinities(n_labels):
 
 
 def test_position_loss_by_hand():
-    # A single superpixel holds all of 3x5 pixels: variance of the rows plus that of the columns.
+    # A single superpixel holds all 3x5 pixels: variance of the rows plus variance of the columns.
     assignment = slic(torch.zeros(1, 2, 3, 5), 1)
     assert position_loss(assignment, assignment.labels()).item() == pytest.approx(2 / 3 + 2)
 
 
 @pytest.mark.parametrize("reconstruction", RECONSTRUCTION_LOSSES)
-def test_terms_have_right_gradients(reconstruction):
+def test_gradients_of_loss_terms(reconstruction):
     gt_labels = torch.arange(6).view(1, 2, 3).repeat_interleave(3, 1).repeat_interleave(2, 2)
     gt_labels = torch.stack([gt_labels, gt_labels.flip(2)], dim=1)
     features = torch.randn(1, 3, 6, 6, dtype=torch.float64, requires_grad=True)
@@ -82,7 +82,7 @@ def test_terms_have_right_gradients(reconstruction):
     assert torch.autograd.gradcheck(total, (features,))
 
 
-def test_compactness_weighs_the_position_term():
+def test_compactness_is_weight_of_position_term():
     assignment = slic(torch.randn(1, 3, 6, 6), 4)
     labels, gt_labels = assignment.labels(), torch.zeros(1, 1, 6, 6, dtype=torch.int64)
     terms = compute_loss_terms(
@@ -92,7 +92,7 @@ def test_compactness_weighs_the_position_term():
     assert terms["reconstruction"].item() == pytest.approx(0, abs=1e-6)
 
 
-def test_share_of_the_true_label_is_that_of_the_reconstruction():
+def test_true_label_share_equals_reconstruction():
     assignment = slic(torch.randn(2, 3, 13, 17), 12)
     gt_labels = torch.randint(0, 5, (2, 13, 17))
     dense = reconstruct_labels(assignment, gt_labels, 5).gather(1, gt_labels[:, None])[:, 0]
@@ -114,7 +114,7 @@ def test_expected_error_by_hand():
 
 
 @pytest.mark.parametrize("reconstruction", RECONSTRUCTION_LOSSES)
-def test_loss_is_the_mean_over_annotations(reconstruction):
+def test_loss_is_mean_over_annotations(reconstruction):
     assignment = slic(torch.randn(2, 3, 12, 15), 9)
     gt_labels = torch.randint(0, 4, (2, 3, 12, 15))
 
@@ -130,7 +130,7 @@ def test_loss_is_the_mean_over_annotations(reconstruction):
 
 
 @pytest.mark.parametrize("reconstruction", ["cross_entropy", "cross_entropy_logsoftmax"])
-def test_cross_entropies_are_those_of_the_reconstruction(reconstruction):
+def test_cross_entropies_equal_reconstruction(reconstruction):
     assignment = slic(torch.randn(2, 3, 13, 17), 12)
     gt_labels = torch.randint(4, (2, 13, 17))
     shares = reconstruct_labels(assignment, gt_labels, 4)
@@ -150,8 +150,8 @@ def test_cross_entropies_are_those_of_the_reconstruction(reconstruction):
     torch.testing.assert_close(terms["reconstruction"], expected)
 
 
-def test_expected_error_is_the_mean_share_of_wrong_labels():
-    """The sum over superpixels and labels equals the mean over pixels, and so do their gradients."""
+def test_expected_error_is_mean_share_of_wrong_labels():
+    """The sum over superpixels and labels equals the mean over pixels, including gradients."""
     features = torch.randn(2, 3, 13, 17, dtype=torch.float64, requires_grad=True)
     gt_labels = torch.randint(0, 5, (2, 13, 17))
     mask = torch.ones(2, 13, 17, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Architecture, state-dict names and the outputs of the models."""
+"""Test the architecture, the state-dict names and the outputs of the models."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from model import CompositeSSNModel, FeatureExtractor, SSNModel, SSNPix, without
 
 
 def published_shapes(extractor, n_in, n_mid, n_out):
-    """Names and shapes of the tensors of an extractor in the published weights."""
+    """Return the names and shapes of an extractor's tensors in the published weights."""
     shapes = {
         f"{extractor}.output_conv.0.weight": (n_out, n_in + 3 * n_mid, 3, 3),
         f"{extractor}.output_conv.0.bias": (n_out,),
@@ -26,14 +26,14 @@ def shapes_of(model):
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-def test_state_dicts_have_the_published_names_and_shapes():
+def test_state_dicts_have_published_names_and_shapes():
     assert shapes_of(SSNModel()) == published_shapes("feature_extract", 5, 64, 15)
     color = published_shapes("feature_extract_color", 5, 64, 15)
     flow = published_shapes("feature_extract_optflow", 4, 32, 10)
     assert shapes_of(CompositeSSNModel()) == color | flow
 
 
-def test_features_are_those_of_the_literal_architecture():
+def test_features_equal_plain_architecture():
     network = FeatureExtractor(5, 4, 8).eval()
     x = torch.randn(2, 5, 21, 30)
     scale1 = network.scale1(x)
@@ -46,9 +46,9 @@ def test_features_are_those_of_the_literal_architecture():
     torch.testing.assert_close(network(x), torch.cat([learned, x], dim=1))
 
 
-def test_features_without_gradients_are_the_same():
+def test_features_without_gradients_are_equal():
     network = FeatureExtractor(5, 4, 8)
-    for module in network.modules():  # statistics and weights that are not those of an untrained network
+    for module in network.modules():  # statistics and weights as after training
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
@@ -71,7 +71,7 @@ def test_input_is_appended_only_on_request():
     assert FeatureExtractor(4, 10, 32, concat_input=False)(x).shape == (1, 10, 16, 12)
 
 
-def test_output_of_the_base_model(device):
+def test_base_model_output(device):
     model = SSNModel(7, n_iter=2).to(device)
     labyx = torch.randn(2, 5, 20, 31, device=device)
     output = model(labyx, 12)
@@ -95,7 +95,7 @@ def test_training_reaches_every_weight():
 
 
 @pytest.mark.parametrize("n_extra_channels", [1, 4])
-def test_training_a_composite_leaves_its_base_alone(device, n_extra_channels):
+def test_composite_training_keeps_base_unchanged(device, n_extra_channels):
     base = SSNModel(4, n_iter=2)
     model = CompositeSSNModel.on_top_of(base, 3, n_extra_channels=n_extra_channels).to(device)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -112,7 +112,7 @@ def test_training_a_composite_leaves_its_base_alone(device, n_extra_channels):
         assert value.equal(before[name.replace("feature_extract", "feature_extract_color")].cpu())
 
 
-def test_output_of_the_composite(device):
+def test_composite_output(device):
     base = SSNModel(7, n_iter=2).eval().to(device)
     model = CompositeSSNModel.on_top_of(base, 3, n_extra_channels=2).eval().to(device)
     channels = torch.randn(2, 7, 20, 31, device=device)
@@ -126,7 +126,7 @@ def test_output_of_the_composite(device):
     assert output.spixel_features.shape == (2, 15, 8)
 
 
-def test_config_rebuilds_a_model():
+def test_config_rebuilds_model():
     base = SSNModel(7, n_iter=3, distance="squared")
     composite = CompositeSSNModel.on_top_of(base, 2, n_extra_channels=1)
     for model in (base, composite):
@@ -136,12 +136,12 @@ def test_config_rebuilds_a_model():
 
 
 @pytest.mark.parametrize("model_class", [SSNModel, CompositeSSNModel])
-def test_unknown_distance_is_refused(model_class):
-    with pytest.raises(ValueError, match="distance must be one of"):
+def test_unknown_distance_is_rejected(model_class):
+    with pytest.raises(ValueError, match=r"distance .*'cosine'"):
         model_class(distance="cosine")
 
 
-def test_position_invariant_features_do_not_depend_on_position():
+def test_features_without_position_ignore_position():
     model = SSNModel(4).eval()
     labyx = torch.randn(1, 5, 20, 31)
     moved = labyx.clone()
@@ -152,7 +152,7 @@ def test_position_invariant_features_do_not_depend_on_position():
     assert not torch.allclose(model.pixel_features(labyx), model.pixel_features(moved))
 
 
-def test_known_features_are_reused_where_the_position_does_not_matter():
+def test_position_independent_features_are_reused():
     base = SSNModel(4).eval()
     model = CompositeSSNModel.on_top_of(base, 3, n_extra_channels=2).eval()
     channels = torch.randn(1, 7, 20, 31)
@@ -181,7 +181,7 @@ def test_model_without_network_clusters_its_input():
 
 
 @pytest.mark.parametrize("sees_position", [False, True])
-def test_only_a_network_that_sees_the_position_depends_on_it(sees_position):
+def test_sees_position_controls_dependence_on_position(sees_position):
     model = SSNModel(3, sees_position=sees_position).eval()
     composite = CompositeSSNModel.on_top_of(model, 2, n_extra_channels=1).eval()
     assert composite.sees_position == sees_position
@@ -189,19 +189,19 @@ def test_only_a_network_that_sees_the_position_depends_on_it(sees_position):
     moved = labyx.clone()
     moved[:, 3:] += 5
     extra = torch.randn(1, 1, 20, 31)
-    for features, of_moved in (
+    for features, moved_features in (
         (model.pixel_features(labyx), model.pixel_features(moved)),
         (
             composite.pixel_features(torch.cat([labyx, extra], 1)),
             composite.pixel_features(torch.cat([moved, extra], 1)),
         ),
     ):
-        assert features[:, :3].equal(of_moved[:, :3]) != sees_position
+        assert features[:, :3].equal(moved_features[:, :3]) != sees_position
         assert features[:, 3:8].equal(labyx)  # the position is clustered in either case
     assert SSNModel(**model.config()).sees_position == sees_position
 
 
-def test_compiled_network_keeps_the_names_of_its_weights(monkeypatch):
+def test_compiled_network_keeps_state_dict_names(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
     model, composite = SSNModel(3), CompositeSSNModel(3)
@@ -218,9 +218,9 @@ def test_compiled_network_keeps_the_names_of_its_weights(monkeypatch):
 
 @pytest.mark.parametrize("size", [(97, 41), (100, 40), (130, 33), (61, 30), (1, 90), (90, 1)])
 @pytest.mark.parametrize(("band_rows", "strip_rows"), [(12, 1000), (1000, 5), (28, 7)])
-def test_bands_and_strips_equal_the_whole(size, band_rows, strip_rows, monkeypatch, device):
+def test_bands_and_strips_equal_whole_image(size, band_rows, strip_rows, monkeypatch, device):
     extractor = FeatureExtractor(5, 7, n_mid_channels=8).eval().to(device)
-    for module in extractor.modules():  # statistics that are not those of an untrained network
+    for module in extractor.modules():  # statistics as after training
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
@@ -237,12 +237,12 @@ def test_bands_and_strips_equal_the_whole(size, band_rows, strip_rows, monkeypat
     assert len(n_bands) == -(-size[0] // band_rows)
     if device.type == "cpu" and band_rows == 1000:
         assert len(n_strips) == -(-size[0] // strip_rows)
-    whole = extractor(x)  # as gradients are wanted
+    whole = extractor(x)  # with gradients enabled
     assert len(n_bands) == 1 - (-size[0] // band_rows)
     torch.testing.assert_close(parts, whole.detach(), rtol=0, atol=1e-5)
 
 
-def test_bands_of_their_real_size_equal_the_whole():
+def test_bands_of_default_size_equal_whole_image():
     extractor = FeatureExtractor(1, 2, n_mid_channels=2).eval()
     x = torch.randn(1, 1, 900, 1100)
     n_bands = []
@@ -255,7 +255,7 @@ def test_bands_of_their_real_size_equal_the_whole():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_positions_keep_their_precision_under_autocast(training, device):
-    """In bfloat16, 150 and 150.25 would be the same number."""
+    """In bfloat16, 150 and 150.25 are the same number."""
     extractor = FeatureExtractor(1, 3, concat_input=False).train(training).to(device)
     position = torch.full((1, 1, 8, 8), 150.0, device=device)
     with torch.autocast(device.type, torch.bfloat16), torch.no_grad():

@@ -1,4 +1,4 @@
-"""Writing files that are never half there, and finding out early that they cannot be written."""
+"""Write files completely or not at all, and check early that they can be written."""
 
 import errno
 import os
@@ -13,14 +13,14 @@ from lib.runtime.errors import InputError, RunError
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, renamed to it on success and removed on failure.
+    """Yield a temporary path next to `path`; rename it to `path` on success, remove it on failure.
 
-    The temporary name keeps the suffix, by which writers choose the format.
+    The temporary name keeps the suffix, because writers choose the format by it.
 
     Raises
     ------
     RunError
-        If writing fails, say because the disk is full.
+        If writing fails, for example because the disk is full.
     """
     temporary = _temporary_path(path)
     with name_failed_write(path):
@@ -32,12 +32,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_together(writers: Mapping[Path, Callable[[Path], None]]) -> None:
-    """Write several files, or none of them if one fails.
+    """Write several files, or none if one fails.
 
     Parameters
     ----------
     writers : mapping of Path to callable
-        What writes each file, given a temporary path beside it; all are renamed after the last is written.
+        Function that writes each file to a given temporary path. All files are renamed after the last one is
+        written.
 
     Raises
     ------
@@ -70,7 +71,7 @@ def _temporary_path(path: Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what `atomic_path` left in a folder when its process was killed."""
+    """Remove temporary files that `atomic_path` left in a folder when its process was killed."""
     for path in folder.iterdir():
         if re.fullmatch(r"\..+\.partial-\d+(\.\w+)?", path.name):
             path.unlink()
@@ -86,12 +87,12 @@ def name_failed_write(path: Path) -> Iterator[None]:
 
 
 def real_path(path: Path) -> Path:
-    """The path without links; as `Path.resolve`, which on Python 3.11 fails on a circle of links."""
+    """Return the path with links resolved. On Python 3.11, `Path.resolve` fails on circular links."""
     return Path(os.path.realpath(path))
 
 
 def check_output_file(parameter: str, path: Path, suffixes: tuple[str, ...]) -> None:
-    """Find out, before any work, whether a file can be written.
+    """Check that a file can be written, before any work starts.
 
     Raises
     ------
@@ -111,12 +112,12 @@ def check_output_file(parameter: str, path: Path, suffixes: tuple[str, ...]) -> 
 
 
 def prepare_out_dir(out_dir: Path, *, parameter: str = "out_dir") -> None:
-    """Make a folder, and check now that it can be written to.
+    """Create a folder and check that it can be written to, before any work starts.
 
     Raises
     ------
     InputError
-        If not.
+        If the folder cannot be created or written to.
     """
     try:
         out_dir.mkdir(parents=True, exist_ok=True)

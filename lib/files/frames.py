@@ -1,4 +1,4 @@
-"""The frames of a video, from a folder of images or from a video file, one at a time."""
+"""Read the frames of a video one at a time, from a folder of images or from a video file."""
 
 import logging
 import re
@@ -16,23 +16,23 @@ logger = logging.getLogger(__name__)
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
-# Some containers announce a few frames more than they hold.
-ANNOUNCED_SHARE = 0.95
+# Share of the frames listed in the header that must be decoded. Some headers list a few frames too many.
+MIN_DECODED_SHARE = 0.95
 
-DEFAULT_FRAME_RATE = 24.0  # frames a second
+DEFAULT_FRAME_RATE = 24.0  # frames per second
 
 
 class FrameFolder:
-    """The frames of a video as image files.
+    """Frames of a video as image files.
 
     Parameters
     ----------
     name : str
-        The video's name.
+        Name of the video.
     files : list of Path
-        Its frames, in order.
+        Frames in order.
     frame_shape : tuple of int, optional
-        (H, W) to resize frames of another size to.
+        Target shape (H, W); frames of another size are resized to it.
     """
 
     def __init__(self, name: str, files: list[Path], frame_shape: tuple[int, int] | None = None) -> None:
@@ -54,14 +54,14 @@ class FrameFolder:
 
 
 class VideoFile:
-    """A video in any format that OpenCV decodes.
+    """Video file in any format that OpenCV decodes.
 
     Parameters
     ----------
     name : str
-        The video's name.
+        Name of the video.
     path : Path
-        Its file.
+        Path of the file.
 
     Raises
     ------
@@ -74,10 +74,12 @@ class VideoFile:
         self.path = path
         capture = self._open()
         self._n_stored = _read_stored_count(path)
-        # The same, or else duration times frame rate, which is too high where frames were left out.
+        # OpenCV takes the count from the header or, without one, computes duration * frame rate. The latter
+        # is too high for videos that skip frames.
         self._n_frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         frame_rate = capture.get(cv2.CAP_PROP_FPS)
-        self.frame_rate = frame_rate if 1 <= frame_rate <= 240 else DEFAULT_FRAME_RATE  # headers may be wrong
+        # Headers may hold a wrong frame rate.
+        self.frame_rate = frame_rate if 1 <= frame_rate <= 240 else DEFAULT_FRAME_RATE
         capture.release()
 
     def __len__(self) -> int:
@@ -89,26 +91,28 @@ class VideoFile:
         Raises
         ------
         InputError
-            If decoding stops well before the number of frames that the file's header announces.
+            If decoding stops well before the number of frames listed in the file's header.
         """
         capture = self._open()
         n_read = 0
         try:
             while True:
-                is_there, image_bgr = capture.read()
-                if not is_there:
+                ok, image_bgr = capture.read()
+                if not ok:
                     break
                 n_read += 1
                 yield cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)
         finally:
             capture.release()
-        if n_read < ANNOUNCED_SHARE * self._n_stored - 1:
+        if n_read < MIN_DECODED_SHARE * self._n_stored - 1:
             raise InputError(f"{self.path}: decoding stopped after {n_read} of {self._n_stored} frames")
         if n_read < self._n_stored:
-            logger.warning("%s announces %d frames, but holds %d", self.path, self._n_stored, n_read)
-        elif n_read < ANNOUNCED_SHARE * self._n_frames - 1:
             logger.warning(
-                "%s holds %d frames, but its duration is that of %d: it left some out, or is damaged",
+                "%s: the header lists %d frames, but the file holds %d", self.path, self._n_stored, n_read
+            )
+        elif n_read < MIN_DECODED_SHARE * self._n_frames - 1:
+            logger.warning(
+                "%s holds %d frames, but its duration fits %d; frames were skipped or the file is damaged",
                 self.path,
                 n_read,
                 self._n_frames,
@@ -124,7 +128,7 @@ class VideoFile:
 
 
 def _read_stored_count(path: Path) -> int:
-    """Frames of a video as its header counts them; 0 where it does not, as in Matroska."""
+    """Read the number of frames from a video's header; 0 if the header has none, as in Matroska."""
     try:
         with av.open(str(path)) as container:
             return container.streams.video[0].frames
@@ -133,12 +137,12 @@ def _read_stored_count(path: Path) -> int:
 
 
 def list_in_order(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files in a folder that are not hidden, ordered by name, with numbers in it ordered by value.
+    """List the visible files in a folder, ordered by name; numbers in names are ordered by value.
 
     Raises
     ------
     InputError
-        If none has one of `suffixes`, or they have several of them: masks beside frames, say.
+        If no file has one of `suffixes`, or files have different ones, for example frames and masks.
     """
     files = [
         file
@@ -149,7 +153,7 @@ def list_in_order(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if not present:
         raise InputError(f"{folder} holds no {', '.join(suffixes)} file")
     if len(present) > 1:
-        raise InputError(f"{folder} holds {' and '.join(present)} files; it must be files of one kind")
+        raise InputError(f"{folder} holds {' and '.join(present)} files; expected one kind")
     return sorted(files, key=_natural_order)
 
 

@@ -1,4 +1,4 @@
-"""Writing HDF5 files that are never half there, and outliving a full disk, which HDF5 itself does not."""
+"""Write HDF5 files completely or not at all. A full disk raises an error; with HDF5 alone it crashes."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -12,14 +12,14 @@ from lib.files.atomic import atomic_path
 
 
 class HDF5Writing(NamedTuple):
-    """A file that is being written.
+    """HDF5 file that is being written.
 
     Attributes
     ----------
     file : h5py.File
-        The file.
+        The open file.
     raise_failed_write : callable
-        Raises the OSError of a write that failed; to be called now and then.
+        Raises the OSError of an earlier failed write. Long loops should call it regularly to stop early.
     """
 
     file: h5py.File
@@ -28,12 +28,12 @@ class HDF5Writing(NamedTuple):
 
 @contextmanager
 def write_hdf5(path: Path) -> Iterator[HDF5Writing]:
-    """Write a file under a temporary name, which becomes `path` when the block ends without an error.
+    """Open an HDF5 file under a temporary name, and rename it to `path` if the block succeeds.
 
     Raises
     ------
     RunError
-        If writing fails, say because the disk is full.
+        If writing fails, for example because the disk is full.
     """
     with atomic_path(path) as temporary, _EnduringFile(temporary, "w+") as storage:
         with h5py.File(storage, "w") as file:
@@ -42,9 +42,10 @@ def write_hdf5(path: Path) -> Iterator[HDF5Writing]:
 
 
 class _EnduringFile(io.FileIO):
-    """A file that remembers a failed write, say to a full disk, and goes on as if nothing had happened.
+    """File that stores the error of a failed write and then ignores all writes.
 
-    HDF5 crashes the process when it cannot finish a file.
+    HDF5 crashes the process if it cannot finish a file. Here it always can; `raise_failed_write` raises the
+    stored error afterwards.
     """
 
     _error: OSError | None = None

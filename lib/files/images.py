@@ -1,4 +1,4 @@
-"""Reading images of any common kind."""
+"""Read images and masks in any common format."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,23 +8,22 @@ from PIL import ExifTags, Image, ImageOps
 
 from lib.runtime.errors import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")  # of images in a folder
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")  # accepted in folders
 
 _ONE_CHANNEL_MODES = ("1", "L", "I", "I;16", "F")
 
-_UNKNOWN = 0.5  # what the network sees where a pixel is NaN
+_UNKNOWN = 0.5  # mid-grey, replaces NaN pixels in the input of the network
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read an image as 8-bit RGB, the right way up.
+    """Read an image as 8-bit RGB and apply its EXIF orientation.
 
-    Greyscale, palette, CMYK and 16-bit images are converted, transparent ones are laid on white, and the
-    EXIF orientation is applied.
+    Greyscale, palette, CMYK and 16-bit images are converted. Transparent images are placed on white.
 
     Parameters
     ----------
     path : Path
-        Any format Pillow reads.
+        File in any format that Pillow reads.
 
     Returns
     -------
@@ -39,7 +38,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_image_shape(path: Path) -> tuple[int, int]:
-    """Height and width in pixels of an image the right way up, from its header.
+    """Read the height and width in pixels from an image's header, after its EXIF orientation.
 
     Raises
     ------
@@ -48,29 +47,29 @@ def read_image_shape(path: Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as image:
-            # PNG files have a getexif of their own: it decodes the pixels to look for EXIF behind them.
+            # The getexif of PNG files decodes the pixels to search for EXIF after them, which is slow.
             orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
             if orientation not in (5, 6, 7, 8):
                 return image.height, image.width
             if image.format != "TIFF":
                 return image.width, image.height
-            image.load()  # Pillow turns TIFF files itself, by its version on opening or only now
+            image.load()  # Pillow itself rotates TIFF files, in some versions only here
             return image.height, image.width
-    except Exception as error:  # Pillow raises whatever the broken bytes led it to
+    except Exception as error:  # broken files make Pillow raise many kinds of errors
         raise InputError(f"{path} is not a readable image ({error})") from error
 
 
 def count_pixels(path: Path) -> int:
-    """Pixels that the header of an image file announces; 0 if it cannot be read."""
+    """Read the number of pixels from an image's header; 0 if the header cannot be read."""
     try:
         with Image.open(path) as image:
             return image.width * image.height
-    except Exception:  # Pillow raises whatever the broken bytes led it to
+    except Exception:  # broken files make Pillow raise many kinds of errors
         return 0
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read an image as a mask: (H, W) bool, True where it is not black.
+    """Read an image as a mask, (H, W) bool: True where a pixel is not black.
 
     Raises
     ------
@@ -83,7 +82,7 @@ def read_mask(path: Path) -> np.ndarray:
 def to_rgb_array(
     image: np.ndarray | Image.Image, *, name: str = "the image"
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Turn an image in memory into RGB.
+    """Convert an image in memory to RGB.
 
     Parameters
     ----------
@@ -92,19 +91,19 @@ def to_rgb_array(
         4), of uint8, uint16 or floats in [0, 1], NaN where unknown; or any PIL image. It becomes what
         `read_image` makes of its file.
     name : str
-        Used in error messages.
+        Name of the image in error messages.
 
     Returns
     -------
     image_rgb : ndarray, shape (H, W, 3)
-        uint8, or float32 in [0, 1]: mid-grey where the image is NaN.
+        uint8, or float32 in [0, 1]; mid-grey replaces NaN.
     is_known : ndarray, shape (H, W), bool, or None
-        Where the image is not NaN; None if it is so nowhere.
+        False where the image is NaN; None if no pixel is NaN.
 
     Raises
     ------
     InputError
-        If it is none of these.
+        If the image has another type, shape, dtype or range.
     """
     if isinstance(image, Image.Image):
         try:
@@ -119,9 +118,8 @@ def to_rgb_array(
     if pixels.dtype == np.uint16:  # grey is scaled, colour loses its low byte, as Pillow reads files
         pixels = (pixels // 257 if pixels.shape[2] < 3 else pixels >> 8).astype(np.uint8)
     if pixels.dtype == np.uint8:
-        return np.asarray(
-            _to_rgb(Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels))
-        ), None
+        picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+        return np.asarray(_to_rgb(picture)), None
     if pixels.dtype.kind != "f":
         raise InputError(f"{name} must be of uint8, uint16, or floats in [0, 1], got {image.dtype}")
     is_known = ~np.isnan(pixels).any(axis=2)
@@ -135,12 +133,12 @@ def to_rgb_array(
 
 
 def resize_image(image_rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Resize an image (H, W, 3) uint8 to a shape of (height, width), bilinearly, with antialiasing."""
+    """Resize an image (H, W, 3) uint8 to (height, width), bilinearly, with antialiasing."""
     return np.asarray(Image.fromarray(image_rgb).resize(shape[::-1], Image.Resampling.BILINEAR))
 
 
 def _read_upright(path: Path, kind: str, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    """Read a file of some kind, apply the EXIF orientation, and convert what comes out."""
+    """Read an image file, apply its EXIF orientation and convert it; `kind` names it in error messages."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no {kind} file {path}")
@@ -150,12 +148,12 @@ def _read_upright(path: Path, kind: str, convert: Callable[[Image.Image], np.nda
             return convert(ImageOps.exif_transpose(image))
     except InputError as error:
         raise InputError(f"{path} {error}") from error
-    except Exception as error:  # Pillow raises whatever the broken bytes led it to
+    except Exception as error:  # broken files make Pillow raise many kinds of errors
         raise InputError(f"{path} is not a readable {kind} ({error})") from error
 
 
 def _to_mask(image: Image.Image) -> np.ndarray:
-    # Of palettes and transparent images, the colours count.
+    # Palette and transparent images are judged by their colours, not by palette index or alpha.
     values = np.asarray(image if image.mode in _ONE_CHANNEL_MODES else image.convert("RGB"))
     return values.astype(bool) if values.ndim == 2 else values.any(axis=2)
 
@@ -163,11 +161,11 @@ def _to_mask(image: Image.Image) -> np.ndarray:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise InputError("has 32-bit float pixels of unknown range; convert it to 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16-bit greyscale; Pillow reads 16-bit colour as 8-bit itself
+    if image.mode.startswith("I"):  # 16-bit greyscale; Pillow itself converts 16-bit colour to 8 bits
         values = np.asarray(image).astype(np.int64)
         may_be_8_bit = image.mode == "I" and 0 < values.max() < 256
         if values.min() < 0 or values.max() > 65535 or may_be_8_bit:
-            raise InputError("has integer pixels of unknown range; convert it to 8 or 16 bits without sign")
+            raise InputError("has integer pixels of unknown range; convert it to unsigned 8 or 16 bits")
         return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -1,4 +1,4 @@
-"""OpenCV, told before it is loaded to leave it to us what a broken file is worth saying."""
+"""Import OpenCV with its own log switched off; we report broken files ourselves."""
 
 import os
 

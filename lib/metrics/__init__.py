@@ -1,4 +1,4 @@
-"""Metrics of superpixels against annotations."""
+"""Quality metrics of superpixels, with and without annotations."""
 
 from lib.metrics.registry import METRICS, score_label_maps
 

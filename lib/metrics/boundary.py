@@ -1,4 +1,4 @@
-"""Where a label map changes from pixel to pixel: one pass, from which all boundary metrics follow."""
+"""Boundaries of a label map, computed in one pass that all boundary metrics share."""
 
 from functools import cached_property
 
@@ -9,9 +9,9 @@ from lib.metrics.label_map import check_label_map
 
 
 class Boundary:
-    """The boundary between the regions of a label map, in the 4-neighbourhood.
+    """Boundary between the regions of a label map, in the 4-neighbourhood.
 
-    All arrays are computed when they are first asked for, and kept.
+    Arrays are computed on first access and cached.
 
     Parameters
     ----------
@@ -21,11 +21,11 @@ class Boundary:
     Attributes
     ----------
     labels : ndarray, shape (H, W), int64
-        The label map; see `lib.metrics.label_map.check_label_map`.
-    beside : ndarray, shape (H, W - 1), bool
-        Whether a pixel and the next one in its row differ.
-    below : ndarray, shape (H - 1, W), bool
-        Whether a pixel and the next one in its column differ.
+        Label map as returned by `lib.metrics.label_map.check_label_map`.
+    differs_right : ndarray, shape (H, W - 1), bool
+        True where a pixel differs from its right neighbour.
+    differs_below : ndarray, shape (H - 1, W), bool
+        True where a pixel differs from its lower neighbour.
 
     Raises
     ------
@@ -35,32 +35,32 @@ class Boundary:
 
     def __init__(self, labels: np.ndarray) -> None:
         self.labels = check_label_map(labels)
-        self.beside = self.labels[:, :-1] != self.labels[:, 1:]
-        self.below = self.labels[:-1] != self.labels[1:]
+        self.differs_right = self.labels[:, :-1] != self.labels[:, 1:]
+        self.differs_below = self.labels[:-1] != self.labels[1:]
         self._near: dict[tuple[int, bool], np.ndarray] = {}
 
     @cached_property
     def one_sided(self) -> np.ndarray:
         """Pixels that differ from their right or lower neighbour, (H, W) bool: a line one pixel wide."""
         pixels = np.zeros(self.labels.shape, dtype=bool)
-        pixels[:, :-1] |= self.beside
-        pixels[:-1] |= self.below
+        pixels[:, :-1] |= self.differs_right
+        pixels[:-1] |= self.differs_below
         return pixels
 
     @cached_property
     def two_sided(self) -> np.ndarray:
         """Pixels that differ from any of their four neighbours, (H, W) bool."""
         pixels = self.one_sided.copy()
-        pixels[:, 1:] |= self.beside
-        pixels[1:] |= self.below
+        pixels[:, 1:] |= self.differs_right
+        pixels[1:] |= self.differs_below
         return pixels
 
     def pixels(self, *, one_sided: bool) -> np.ndarray:
-        """The boundary pixels of either kind, (H, W) bool."""
+        """Return `one_sided` or `two_sided`, (H, W) bool."""
         return self.one_sided if one_sided else self.two_sided
 
     def near(self, radius: int, *, one_sided: bool = False) -> np.ndarray:
-        """Pixels with a boundary pixel in the square window of 2 `radius` + 1 pixels a side, (H, W) bool."""
+        """Find pixels with a boundary pixel in the square window of side 2 `radius` + 1, (H, W) bool."""
         key = radius, one_sided
         if key not in self._near:
             self._near[key] = maximum_filter(
@@ -72,7 +72,7 @@ class Boundary:
     def distance(self) -> np.ndarray:
         """Euclidean distance of every pixel to the nearest two-sided boundary pixel, (H, W), in pixels.
 
-        The length of the image's diagonal where there is no boundary.
+        If the image has no boundary, the distance is the length of its diagonal.
         """
         if not self.two_sided.any():
             return np.full(self.labels.shape, np.hypot(*self.labels.shape))
@@ -80,13 +80,13 @@ class Boundary:
 
     @cached_property
     def perimeters(self) -> np.ndarray:
-        """Pixel sides between each region and others or the image's border, (max label + 1,) int64."""
+        """Perimeter of each region in pixel sides, image border included, (max label + 1,) int64."""
         labels = self.labels
         outside = [labels[0], labels[-1], labels[:, 0], labels[:, -1]]
         between = [
-            labels[:, :-1][self.beside],
-            labels[:, 1:][self.beside],
-            labels[:-1][self.below],
-            labels[1:][self.below],
+            labels[:, :-1][self.differs_right],
+            labels[:, 1:][self.differs_right],
+            labels[:-1][self.differs_below],
+            labels[1:][self.differs_below],
         ]
         return np.bincount(np.concatenate(outside + between), minlength=int(labels.max()) + 1)

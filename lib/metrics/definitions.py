@@ -1,9 +1,10 @@
-"""How well superpixels respect a segmentation, and what they are like.
+"""Metrics of superpixels: agreement with a segmentation, and properties of the superpixels themselves.
 
-The metrics need only three passes over the pixels, each made once: a `ContingencyTable` of superpixels and
-segments, the `Boundary` of either, and the `ColorVariation` within superpixels. They are those that the
-survey of Stutz et al. [1]_ compares; docstrings tell details in which implementations differ. In formulas,
-S_j are the superpixels, G_i the segments of the annotation, and N the number of pixels.
+All metrics follow from three intermediate results: a `ContingencyTable` of superpixels and segments, the
+`Boundary` of each, and the `ColorVariation` within superpixels. Each needs one pass over the pixels.
+
+The survey of Stutz et al. [1]_ compares these metrics; docstrings name details in which implementations
+differ. In formulas, S_j are the superpixels, G_i the segments of the annotation, N the number of pixels.
 
 References
 ----------
@@ -18,14 +19,14 @@ import numpy as np
 from lib.metrics.boundary import Boundary
 from lib.metrics.label_map import check_label_map
 
-BOUNDARY_TOLERANCE = 0.0025  # of the image's diagonal
+BOUNDARY_TOLERANCE = 0.0025  # as a share of the image's diagonal
 
 
 class ContingencyTable:
-    """How many pixels each superpixel shares with each segment; only pairs that share any are stored.
+    """Numbers of pixels that superpixels share with segments; only pairs with shared pixels are stored.
 
-    Superpixels are numbered without gaps, in the order of their labels. Segments have the numbers that
-    `lib.metrics.label_map.check_label_map` gives them: their own, unless these are far apart; 0 stays 0.
+    Superpixels are numbered without gaps, in the order of their labels. Segments keep their numbers unless
+    these are too large; see `lib.metrics.label_map.check_label_map`. Segment 0 stays 0.
 
     Parameters
     ----------
@@ -35,14 +36,14 @@ class ContingencyTable:
     Attributes
     ----------
     spixel_idx, segments, n_shared : ndarray, shape (K,), int64
-        The pairs, ordered by superpixel and then by segment, and the pixels each shares.
+        Superpixel, segment and number of shared pixels of each pair, ordered by superpixel, then by segment.
     spixel_sizes, largest_share : ndarray, shape (n_spixels,), int64
-        Pixels of each superpixel, and those in the segment it shares most with.
+        Number of pixels in each superpixel, and the largest number that it shares with a segment.
 
     Raises
     ------
     ValueError
-        If the shapes differ, or either is not a label map.
+        If the shapes differ, or one of the arrays is not a label map.
     """
 
     def __init__(self, labels: np.ndarray, gt_labels: np.ndarray) -> None:
@@ -63,7 +64,7 @@ class ContingencyTable:
         return int(self.n_shared.sum())
 
     def majority(self) -> np.ndarray:
-        """Segment that each superpixel shares most with, (n_spixels,); of equals the lower number."""
+        """Return the segment that each superpixel shares most with, (n_spixels,); the lower one in a tie."""
         is_largest = self.n_shared == self.largest_share[self.spixel_idx]
         return np.minimum.reduceat(
             np.where(is_largest, self.segments, np.iinfo(np.int64).max), self._first_pair
@@ -71,7 +72,7 @@ class ContingencyTable:
 
 
 class ColorVariation(NamedTuple):
-    """How colours vary within superpixels and in the whole image, all channels pooled."""
+    """Variation of colour within superpixels and in the whole image, all channels pooled."""
 
     within: np.ndarray  # (n_spixels,), float64: sum of squared differences to the superpixel's mean colour
     spixel_sizes: np.ndarray  # (n_spixels,), int64
@@ -79,7 +80,7 @@ class ColorVariation(NamedTuple):
 
     @classmethod
     def measure(cls, labels: np.ndarray, image_rgb: np.ndarray) -> Self:
-        """Measure an image.
+        """Measure the variation in an image.
 
         Parameters
         ----------
@@ -91,7 +92,7 @@ class ColorVariation(NamedTuple):
         Raises
         ------
         ValueError
-            If `labels` is not a label map, or the image is of another shape or not finite.
+            If `labels` is not a label map, or the image has another shape or is not finite.
         """
         labels = check_label_map(labels)
         if image_rgb.ndim != 3 or image_rgb.shape[:2] != labels.shape:
@@ -114,7 +115,7 @@ class ColorVariation(NamedTuple):
 
 
 def achievable_segmentation_accuracy(table: ContingencyTable) -> float:
-    """Share of pixels labelled right when every superpixel takes the segment it shares most with.
+    """Compute the share of correct pixels when every superpixel takes the segment it shares most with.
 
     ASA = 1/N sum_j max_i |S_j n G_i|, in (0, 1]; 1 is best.
 
@@ -126,7 +127,7 @@ def achievable_segmentation_accuracy(table: ContingencyTable) -> float:
 
 
 def undersegmentation_error_np(table: ContingencyTable) -> float:
-    """Undersegmentation error of Neubert and Protzel: pixels by which superpixels leak out of segments.
+    """Compute the undersegmentation error of Neubert and Protzel: pixels that leak out of segments.
 
     UE_NP = 1/N sum_i sum_{j: S_j n G_i not empty} min(|S_j n G_i|, |S_j - G_i|), in [0, 1]; 0 is best.
 
@@ -139,7 +140,7 @@ def undersegmentation_error_np(table: ContingencyTable) -> float:
 
 
 def undersegmentation_error_bergh(table: ContingencyTable) -> float:
-    """Undersegmentation error of Van den Bergh et al.: pixels outside their superpixel's largest share.
+    """Compute the undersegmentation error of Van den Bergh et al.: pixels outside the largest share.
 
     UE_Bergh = 1/N sum_j |S_j - argmax_i |S_j n G_i||, in [0, 1); 0 is best. It equals 1 - ASA.
 
@@ -151,21 +152,21 @@ def undersegmentation_error_bergh(table: ContingencyTable) -> float:
 
 
 def mean_iou(table: ContingencyTable, *, ignore_background: bool = False) -> float:
-    """Mean IoU of the segments, when every superpixel takes the segment it shares most with.
+    """Compute the mean IoU of the segments when every superpixel takes the segment it shares most with.
 
-    Of equal shares the lower segment wins. In [0, 1]; 1 is best.
+    In a tie the segment with the lower number wins. The result lies in [0, 1]; 1 is best.
 
     Parameters
     ----------
     table : ContingencyTable
-        Of superpixels and segments.
+        Table of superpixels and segments.
     ignore_background : bool
         Leave segment 0 out of the mean.
 
     Returns
     -------
     float
-        NaN if there is no segment to average over.
+        NaN if no segment is left to average over.
     """
     segments, segment_idx = np.unique(table.segments, return_inverse=True)
     n_segments = len(segments)
@@ -180,9 +181,9 @@ def mean_iou(table: ContingencyTable, *, ignore_background: bool = False) -> flo
 
 
 def boundary_tolerance(shape: tuple[int, int]) -> int:
-    """Tolerance of boundary recall and precision for an image (H, W): round(0.0025 * diagonal), in pixels.
+    """Compute the tolerance of boundary recall and precision for an image (H, W), in pixels.
 
-    Halves go to the even number, as Python rounds.
+    It is round(0.0025 * diagonal). Like Python's `round`, halves go to the even number.
     """
     return round(BOUNDARY_TOLERANCE * math.hypot(*shape))
 
@@ -190,18 +191,18 @@ def boundary_tolerance(shape: tuple[int, int]) -> int:
 def boundary_recall(
     boundary: Boundary, gt_boundary: Boundary, radius: int, *, one_sided: bool = False
 ) -> float:
-    """Share of the annotation's boundary pixels that have a superpixel boundary nearby.
+    """Compute the share of the annotation's boundary pixels that have a superpixel boundary nearby.
 
-    In [0, 1]; 1 is best, and the value where the annotation has no boundary.
+    The result lies in [0, 1]; 1 is best. If the annotation has no boundary, it is 1.
 
     Parameters
     ----------
     boundary, gt_boundary : Boundary
-        Of the superpixels and of the annotation.
+        Boundaries of the superpixels and of the annotation.
     radius : int
-        Nearby is the square window of 2 `radius` + 1 pixels a side. See `boundary_tolerance`.
+        Nearby means within a square window of side 2 `radius` + 1, in pixels. See `boundary_tolerance`.
     one_sided : bool
-        Take only the upper or left pixel of the two at a boundary, on both maps. The SSN and SEAL papers
+        Use only the upper or left one of the two pixels at a boundary, in both maps. The SSN and SEAL papers
         report this variant with a `radius` of 1 and 2.
 
     Raises
@@ -223,26 +224,26 @@ def boundary_recall(
 def boundary_precision(
     boundary: Boundary, gt_boundary: Boundary, radius: int, *, one_sided: bool = False
 ) -> float:
-    """Share of the superpixels' boundary pixels that have a boundary of the annotation nearby.
+    """Compute the share of the superpixels' boundary pixels that have an annotation boundary nearby.
 
-    In [0, 1]; 1 is best, and the value where there is a single superpixel. Hits are counted on the
-    superpixels' boundary; implementations that count them on the annotation's differ. Parameters and errors
-    are those of `boundary_recall`.
+    The result lies in [0, 1]; 1 is best. For a single superpixel it is 1. Hits are counted on the boundary of
+    the superpixels; some implementations count them on the annotation instead. For parameters and errors see
+    `boundary_recall`.
     """
     return boundary_recall(gt_boundary, boundary, radius, one_sided=one_sided)
 
 
 def mean_distance_to_edge(boundary: Boundary, gt_boundary: Boundary) -> float:
-    """Mean distance of the annotation's boundary pixels to the nearest superpixel boundary.
+    """Compute the mean distance of the annotation's boundary pixels to the nearest superpixel boundary.
 
-    In pixels, from 0, the best, to the diagonal of the image, which is the value where there is a single
-    superpixel. 0 where the annotation has no boundary. The mean is over the annotation's boundary pixels;
-    implementations that divide by all pixels of the image differ.
+    The result is in pixels; 0 is best. For a single superpixel it is the diagonal of the image. If the
+    annotation has no boundary, it is 0. The mean is over the annotation's boundary pixels; some
+    implementations divide by all pixels of the image instead.
 
     Raises
     ------
     ValueError
-        If the label maps differ in shape.
+        If the shapes of the label maps differ.
 
     References
     ----------
@@ -254,10 +255,10 @@ def mean_distance_to_edge(boundary: Boundary, gt_boundary: Boundary) -> float:
 
 
 def compactness(boundary: Boundary) -> float:
-    """Compactness of the superpixels: how much of the area of a circle of their perimeter they fill.
+    """Compute the compactness: how much of a circle with equal perimeter a superpixel fills, on average.
 
-    CO = 1/N sum_j |S_j| 4 pi A_j / P_j^2, where the area A_j = |S_j| is in pixels and the perimeter P_j in
-    pixel sides, those at the image's border included. Higher is more compact; squares reach pi / 4, the most.
+    CO = 1/N sum_j |S_j| 4 pi A_j / P_j^2, where the area A_j = |S_j| is in pixels. The perimeter P_j is in
+    pixel sides and includes the image's border. Higher is more compact; squares reach the maximum, pi / 4.
 
     References
     ----------
@@ -271,10 +272,10 @@ def compactness(boundary: Boundary) -> float:
 
 
 def explained_variation(variation: ColorVariation) -> float:
-    """Share of the variation of colour that is between superpixels, not within them.
+    """Compute the share of the variation of colour that lies between superpixels, not within them.
 
     EV = sum_j |S_j| |mean(S_j) - mean(I)|^2 / sum_n |I_n - mean(I)|^2, all channels pooled, in [0, 1]; 1 is
-    best, and the value of an image of one colour.
+    best. For an image of a single colour it is 1.
 
     References
     ----------
@@ -282,14 +283,16 @@ def explained_variation(variation: ColorVariation) -> float:
     """
     if variation.total == 0:
         return 1.0
-    return max(0.0, float(1 - variation.within.sum() / variation.total))  # rounding may lead below 0
+    return max(
+        0.0, float(1 - variation.within.sum() / variation.total)
+    )  # rounding may give a negative number
 
 
 def intra_cluster_variation(variation: ColorVariation) -> float:
-    """Mean variation of colour within superpixels, each weighing the same.
+    """Compute the mean variation of colour within superpixels, with equal weights.
 
     ICV = mean_j sqrt(sum_{n in S_j} |I_n - mean(S_j)|^2) / |S_j|, in 8-bit units, all channels pooled; 0 is
-    best. As it divides by |S_j| outside of the root, it also falls with the size of superpixels.
+    best. Because |S_j| stands outside the root, the value also falls as superpixels grow.
 
     References
     ----------
@@ -299,9 +302,9 @@ def intra_cluster_variation(variation: ColorVariation) -> float:
 
 
 def contour_density(boundary: Boundary) -> float:
-    """Share of pixels at a superpixel boundary, on either side of it; the image's border is none.
+    """Compute the share of pixels on either side of a superpixel boundary, in [0, 1].
 
-    In [0, 1]; of two sets of superpixels with the same recall, the one with the lower density is better.
+    The image's border does not count. At the same boundary recall, a lower density is better.
 
     References
     ----------
@@ -311,12 +314,12 @@ def contour_density(boundary: Boundary) -> float:
 
 
 def count_spixels(labels: np.ndarray) -> int:
-    """Number of superpixels that occur."""
+    """Count the superpixels that occur."""
     return int(np.count_nonzero(np.bincount(check_label_map(labels).ravel())))
 
 
 def size_spread(labels: np.ndarray) -> float:
-    """Standard deviation of the sizes of superpixels, as a share of their mean; 0 if all are of one size."""
+    """Compute the standard deviation of superpixel sizes over their mean; 0 if all sizes are equal."""
     sizes = np.bincount(check_label_map(labels).ravel())
     sizes = sizes[sizes > 0]
     return float(sizes.std() / sizes.mean())

@@ -1,26 +1,26 @@
-"""What the metrics take as a label map."""
+"""Check of the label maps that the metrics read."""
 
 import numpy as np
 
 
 def check_label_map(labels: np.ndarray) -> np.ndarray:
-    """Check a label map, and bring its numbers into a range in which they can be counted.
+    """Check a label map, and renumber it if its labels are too large for `np.bincount`.
 
     Parameters
     ----------
     labels : ndarray, shape (H, W), integer
-        Region of each pixel. Numbers may have gaps, but must not be negative.
+        Label map; non-negative, gaps are allowed.
 
     Returns
     -------
     ndarray, shape (H, W), int64
-        The same map; if a number is not below the number of pixels, renumbered in order and without gaps,
-        from 1 on, with 0 staying 0.
+        The same map if all labels are below the number of pixels. Otherwise renumbered in order without gaps:
+        0 stays 0, and other labels start from 1.
 
     Raises
     ------
     ValueError
-        If `labels` is no such map.
+        If `labels` is not a non-empty, non-negative integer map.
     """
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.size == 0 or not np.issubdtype(labels.dtype, np.integer):

@@ -1,4 +1,4 @@
-"""The metrics by name, and all of them for one label map."""
+"""Registry of the metrics by name, and their computation for the label maps of an image."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from lib.runtime.errors import InputError
 
 
 class Spixels:
-    """A label map and its image, with the passes that its metrics share."""
+    """Label map and image, with intermediate results that metrics share."""
 
     def __init__(self, labels: np.ndarray, image_rgb: np.ndarray) -> None:
         self.labels = labels
@@ -43,7 +43,7 @@ class Spixels:
 
 
 class Pair:
-    """A label map and one annotation, with the passes that their metrics share."""
+    """Label map and annotation, with intermediate results that metrics share."""
 
     def __init__(self, spixels: Spixels, gt_boundary: Boundary) -> None:
         self.boundary = spixels.boundary
@@ -63,16 +63,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as tables, files and curves know it."""
+    """Metric with its names in files, tables and curves."""
 
     name: str  # in files and options
     symbol: str  # in tables
     title: str  # in curves
-    higher_is_better: bool | None  # None where neither is
+    higher_is_better: bool | None  # None if neither direction is better
     compute: Callable[[Spixels], float] | Callable[[Pair], float]
 
 
-# Of a label map and its image; one value an image.
+# Metrics of a label map and its image: one value per image.
 SPIXEL_METRICS = (
     Metric("n_spixels", "measured", "Superpixels", None, lambda spixels: count_spixels(spixels.labels)),
     Metric("size_spread", "spread", "Spread of sizes", None, lambda spixels: size_spread(spixels.labels)),
@@ -96,7 +96,7 @@ SPIXEL_METRICS = (
     ),
 )
 
-# Of a label map and an annotation; one value a pair.
+# Metrics of a label map and an annotation: one value per pair.
 PAIR_METRICS = (
     Metric(
         "asa",
@@ -172,23 +172,23 @@ METRICS = {metric.name: metric for metric in (*SPIXEL_METRICS, *PAIR_METRICS)}
 
 
 def check_metrics(names: Sequence[str]) -> None:
-    """Check that there are metrics of such names.
+    """Check the names of metrics.
 
     Raises
     ------
     InputError
-        If not; it lists those there are.
+        If a name is unknown. The message lists the known names.
     """
     unknown = [name for name in names if name not in METRICS]
     if unknown:
-        raise InputError(f"no metric is named {unknown[0]!r}; there are {', '.join(METRICS)}")
+        raise InputError(f"unknown metric {unknown[0]!r}; choose from {', '.join(METRICS)}")
 
 
 class Scores(NamedTuple):
-    """Values of metrics, by name."""
+    """Metric values by name."""
 
-    spixels: dict[str, float]  # of the label map
-    pairs: list[dict[str, float]]  # of the label map and each annotation
+    spixels: dict[str, float]  # values for the label map
+    pairs: list[dict[str, float]]  # values for the label map and each annotation
 
 
 def score_label_maps(
@@ -197,29 +197,28 @@ def score_label_maps(
     annotations: Sequence[np.ndarray],
     metrics: Sequence[str],
 ) -> list[Scores]:
-    """Compute metrics of label maps of one image.
+    """Compute metrics of several label maps of one image.
 
     Parameters
     ----------
     label_maps : sequence of ndarray, shape (H, W), integer
-        Superpixels, as they are: enforce connectivity before.
+        Superpixels. Connectivity is not enforced here.
     image_rgb : ndarray, shape (H, W, 3), uint8
         The image.
     annotations : sequence of ndarray, shape (H, W), integer
-        Its ground-truth segments.
+        Ground-truth segments of the image.
     metrics : sequence of str
         Names in `METRICS`.
 
     Returns
     -------
     list of Scores
-        For each label map.
+        One for each label map.
 
     Raises
     ------
     ValueError
-        If the label maps, the annotations and the image differ in size or are not what they should be, or a
-        metric is unknown.
+        If sizes differ, an array has a wrong shape or dtype, or a metric is unknown.
     """
     check_metrics(metrics)
     if image_rgb.dtype != np.uint8 or image_rgb.ndim != 3:

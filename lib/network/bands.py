@@ -1,7 +1,7 @@
-"""A feature extractor in bands of rows: the same result as the whole image at once, with little memory.
+"""Apply a feature extractor in bands of rows: same result as the whole image at once, with little memory.
 
-Beside its own rows a band needs rows above and below as context: the receptive field of the network. Within
-a band, layers at full size go through strips of rows, whose tensors stay in the caches of a CPU.
+A band also needs context: rows above and below it, as far as the receptive field reaches. Within a band,
+full-resolution layers work on strips of rows, so that their tensors stay in the CPU caches.
 """
 
 from collections.abc import Iterator
@@ -13,19 +13,20 @@ from torch import Tensor, nn
 
 from lib.network.convolution import convolve_concatenation
 
-# Rows of a band, or so many pixels if these are more, and rows of its context: the network sees 25 rows far.
-# Multiples of 4, the factor of the coarsest scale, keep the scales where they lie in the whole image.
+# Size of a band: this many rows, or more rows in narrow images, up to this many pixels. Context on each side:
+# the receptive field reaches 25 rows. All row counts are multiples of 4, the factor of the coarsest scale, so
+# that the scales of a band are aligned with the scales of the whole image.
 _BAND_ROWS = 256
 _BAND_PIXELS = 2**18
 _CONTEXT_ROWS = 28
 
-# Rows of a strip, or so many pixels if these are more.
+# Size of a strip: this many rows, or more rows in narrow images, up to this many pixels.
 _STRIP_ROWS = 64
 _STRIP_PIXELS = 2**16
 
 
 class Rows(NamedTuple):
-    """Rows of an image, and the rows that are needed to compute them; stops are exclusive."""
+    """Rows to compute and the rows they depend on, their context; stops are exclusive."""
 
     start: int
     stop: int
@@ -34,24 +35,24 @@ class Rows(NamedTuple):
 
     @property
     def own(self) -> slice:
-        """The rows, counted from the start of their context."""
+        """Rows to compute, counted from the start of the context."""
         return slice(self.start - self.context_start, self.stop - self.context_start)
 
 
 def extract_in_bands(extractor: nn.Module, x: Tensor) -> Tensor:
-    """Return `extractor(x)` for a `FeatureExtractor` without gradients, computed band by band.
+    """Compute `extractor(x)` band by band, without gradients.
 
     Parameters
     ----------
     extractor : FeatureExtractor
-        Its scales and its output convolution are called on bands of `x`.
+        Extractor whose layers are applied to bands of `x`.
     x : Tensor, shape (B, n_in_channels, H, W)
         Input channels.
 
     Returns
     -------
     Tensor, shape (B, n_out_features [+ n_in_channels], H, W)
-        Equal to the whole image at once, but for rounding.
+        Equal to the result for the whole image at once, except for rounding.
     """
     batch, n_in_channels, height, width = x.shape
     conv = extractor.output_conv[0]
@@ -95,34 +96,35 @@ def _bands(height: int, width: int) -> Iterator[Rows]:
 
 
 def _strip_rows(x: Tensor) -> int:
-    """Return the rows of a strip of (B, C, H, W) channels: what fits the caches of a CPU, elsewhere all."""
+    """Return the rows per strip of channels (B, C, H, W): few enough for CPU caches; on other devices all."""
     if x.device.type != "cpu":
         return x.shape[2]
     return max(_STRIP_ROWS, _STRIP_PIXELS // (len(x) * x.shape[3]))
 
 
 def _split_rows(start: int, stop: int, n_rows: int, n_context: int, height: int) -> Iterator[Rows]:
-    """Split rows `start` to `stop` - 1 of an image, beyond whose borders no context exists."""
+    """Split rows `start` to `stop` - 1 of an image; the context ends at the image border."""
     for first in range(start, stop, n_rows):
         end = min(first + n_rows, stop)
         yield Rows(first, end, max(0, first - n_context), min(end + n_context, height))
 
 
 def _resize_rows(x: Tensor, width: int, rows: Rows, *, top: int, height: int, factor: int) -> Tensor:
-    """Resize rows of a coarser scale bilinearly to the image's size, as `F.interpolate` resizes the whole.
+    """Resize rows of a coarser scale bilinearly to the image's size, as `F.interpolate` does for all rows.
 
     Parameters
     ----------
     x : Tensor, shape (B, C, h, w)
-        The scale, rounded up from `1 / factor` of the image's size: its rows from `top / factor` on.
+        Rows of the scale from `top / factor` on. The size of the scale is the image's size over `factor`,
+        rounded up.
     width, height : int
         Size of the image in pixels.
     rows : Rows
-        Rows of the image to return, their context included; `x` must cover them.
+        Rows of the image to return, including their context; `x` must cover them.
     top : int
-        Row of the image where `x` starts, a multiple of `factor`.
+        First row of `x` in the image, a multiple of `factor`.
     factor : int
-        A power of 2.
+        Power of 2.
 
     Returns
     -------
@@ -140,6 +142,6 @@ def _resize_rows(x: Tensor, width: int, rows: Rows, *, top: int, height: int, fa
     lower = (upper + 1).clamp(max=n_scale_rows - 1)
     share = (position - upper).to(x.dtype)[:, None, None]
     offset = top // factor
-    x = x.permute(0, 2, 3, 1)  # in memory, channels are the innermost
+    x = x.permute(0, 2, 3, 1)  # contiguous, as `x` is in channels-last format
     x = torch.lerp(x.index_select(1, upper - offset), x.index_select(1, lower - offset), share)
     return F.interpolate(x.permute(0, 3, 1, 2), size=(n_rows, width), mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Convolutions of the feature extractor: batch norm folded in for inference, float32 for the input."""
+"""Convolutions of the feature extractor: inference folds batch norm in, input channels stay in float32."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class ConvBlock(nn.Sequential):
-    """3x3 convolution without bias, batch norm, ReLU. Inference folds the norm into the convolution."""
+    """3x3 convolution without bias, batch norm, ReLU. Inference folds batch norm into the convolution."""
 
     def __init__(self, n_in_channels: int, n_out_channels: int) -> None:
         super().__init__(
@@ -30,7 +30,7 @@ class ConvBlock(nn.Sequential):
 
 
 class InputConvBlock(ConvBlock):
-    """First block of a network: reads the input in its own type, and returns the type of autocast, if on."""
+    """First block of a network: convolves in the input's dtype, then casts to the autocast dtype if on."""
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         result = convolve_precisely(x, weight, bias)
@@ -39,26 +39,26 @@ class InputConvBlock(ConvBlock):
 
 
 def convolve_precisely(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """3x3 convolution of input channels in their own type, even under autocast.
+    """Apply a 3x3 convolution to input channels in their own dtype, even under autocast.
 
-    Positions go up to some hundreds, where bfloat16 only distinguishes whole numbers.
+    Positions reach several hundred pixels. bfloat16 can only represent whole numbers there.
     """
     with torch.autocast(x.device.type, enabled=False):
         return F.conv2d(x, weight, bias, padding=1)
 
 
 def convolve_concatenation(parts: Sequence[Tensor], conv: nn.Conv2d) -> Tensor:
-    """Return the 3x3 convolution of the concatenated parts, as a sum over the parts.
+    """Apply a 3x3 convolution to the concatenated parts, computed as a sum over the parts.
 
-    No tensor of the size of the concatenation is built. The first part is the input of the network, which is
-    convolved in its own type.
+    This avoids building the concatenation. The first part must be the input of the network; it is convolved
+    in its own dtype.
 
     Parameters
     ----------
     parts : sequence of Tensor, each of shape (B, C_i, H, W)
         Feature maps to concatenate.
     conv : Conv2d
-        Convolution of sum(C_i) channels, with bias and a padding of 1.
+        Convolution with sum(C_i) input channels, bias and padding 1.
 
     Returns
     -------

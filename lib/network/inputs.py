@@ -1,4 +1,4 @@
-"""From images to the input channels of the networks: the one place that scales them."""
+"""Build the scaled input channels of the networks from images. No other file scales them."""
 
 import math
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def rgb_to_lab(image_rgb: np.ndarray) -> Tensor:
 
 
 def pixel_positions(like: Tensor) -> Tensor:
-    """Row and column of every pixel of a (B, C, H, W) tensor: (B, 2, H, W), its dtype and device."""
+    """Return the row and column of every pixel of a (B, C, H, W) tensor: (B, 2, H, W), same dtype, device."""
     batch, _, height, width = like.shape
     y = torch.arange(height, dtype=like.dtype, device=like.device)
     x = torch.arange(width, dtype=like.dtype, device=like.device)
@@ -55,10 +55,10 @@ def labyx_features(image_lab: Tensor, n_spixels: int, *, color_scale: float, pos
     image_lab : Tensor, shape (B, 3, H, W)
         CIELAB image: L in [0, 100], a and b roughly in [-128, 127].
     n_spixels : int
-        Requested number of superpixels. Position is scaled with it so that one grid cell spans about
-        `pos_scale` times the root of the image's longer by its shorter side, whatever its size.
+        Requested number of superpixels, which sets the position scale. At any image size, a grid cell spans
+        about `pos_scale` * sqrt(longer side / shorter side) in the position channels.
     color_scale, pos_scale : float
-        Weights of the Lab and of the position channels (dimensionless).
+        Weights of the Lab channels and the position channels (dimensionless).
 
     Returns
     -------
@@ -81,7 +81,7 @@ def labyx_features(image_lab: Tensor, n_spixels: int, *, color_scale: float, pos
 
 
 def pixel_pos_scale(image_shape: Sequence[int], n_spixels: int, pos_scale: float) -> float:
-    """What the position in pixels is multiplied by, for an image (H, W); see `labyx_features`."""
+    """Return the factor from pixels to the position channels, for an image (H, W); see `labyx_features`."""
     height, width = image_shape
     spixels_per_axis = math.isqrt(n_spixels)
     return pos_scale * max(spixels_per_axis / height, spixels_per_axis / width)
@@ -95,11 +95,11 @@ def input_channels(image_lab: Tensor, extra: Tensor | None, n_spixels: int, scal
     image_lab : Tensor, shape (B, 3, H, W)
         CIELAB image.
     extra : Tensor, shape (B, n_extra_channels, H, W), optional
-        Further channels, such as optical flow or depth.
+        Extra channels, such as optical flow or depth.
     n_spixels : int
         Requested number of superpixels.
     scales : InputScales
-        Weights of colour, position and, with `extra`, of the extra channels.
+        Weights of colour, position and, if `extra` is given, the extra channels.
 
     Returns
     -------
@@ -110,18 +110,20 @@ def input_channels(image_lab: Tensor, extra: Tensor | None, n_spixels: int, scal
     return labyx if extra is None else torch.cat([labyx, scales.extra_scale * extra], dim=1)
 
 
-_MAX_FEATURE = 1e17  # the sum of some hundred squares of differences still is a float32
+# A distance sums the squared differences of up to some hundred features. Below this bound the sum stays below
+# the largest float32, 3.4e38.
+_MAX_FEATURE = 1e17
 
 
 def model_input(
     model: nn.Module, image_lab: Tensor, n_spixels: int, scales: InputScales, *, extra: Tensor | None = None
 ) -> Tensor:
-    """The scaled channels that a model reads, (B, 5 + its extra channels, H, W), innermost in memory.
+    """Return the scaled channels that a model reads, (B, 5 + its extra channels, H, W), channels-last.
 
     Parameters
     ----------
     model : SSNModel, CompositeSSNModel or SSNPix
-        On the images' device.
+        Model on the same device as the images.
     image_lab : Tensor, shape (B, 3, H, W), float32
         CIELAB images.
     n_spixels : int
@@ -129,12 +131,12 @@ def model_input(
     scales : InputScales
         Weights of colour, position and extra channels.
     extra : Tensor, shape (B, n_extra_channels, H, W), float32, optional
-        Extra channels; left aside by models that read none.
+        Extra channels; ignored if the model reads none.
 
     Raises
     ------
     InputError
-        If the model reads extra channels, but the images have another number of them or they have no scale.
+        If the model reads extra channels, but their number differs or their scale is missing.
     """
     n_extra_channels = 0 if extra is None else extra.shape[1]
     if model.n_extra_channels == 0:
@@ -146,21 +148,21 @@ def model_input(
     elif scales.extra_scale is None:
         raise InputError("extra channels need a scale; see InputScales")
     channels = input_channels(image_lab, extra, n_spixels, scales)
-    # The convolutions run up to twice as fast with the channels innermost.
+    # Convolutions are up to twice as fast in channels-last format.
     return channels.contiguous(memory_format=torch.channels_last)
 
 
 def check_features(pixel_features: Tensor, image_name: str) -> None:
-    """Check that the distances of features (B, C, H, W) can be computed in float32.
+    """Check that distances between features (B, C, H, W) can be computed in float32.
 
     Raises
     ------
     InputError
-        If one is NaN, infinite or so large that its square may not be finite.
+        If a feature is NaN, infinite or too large for a finite squared distance.
     """
     low, high = torch.aminmax(pixel_features)
     if not (low > -_MAX_FEATURE and high < _MAX_FEATURE):
         raise InputError(
-            f"{image_name}: features of {low:.3g} to {high:.3g} cannot be clustered; look at the weights, "
+            f"{image_name}: features of {low:.3g} to {high:.3g} cannot be clustered; check the weights, "
             "the scales and the extra channels"
         )

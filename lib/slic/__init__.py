@@ -1,4 +1,4 @@
-"""Differentiable SLIC: the clustering of the paper, in plain form (`iteration`) and in fast form (`fast`)."""
+"""Differentiable SLIC, the clustering of the paper: plain form in `iteration`, fast form in `fast`."""
 
 from lib.slic.fast import slic, slic_labels
 from lib.slic.grid import CellGrid, compute_grid_shape

@@ -1,7 +1,7 @@
-"""Faster forms of functions in `lib.slic.iteration`, which the models use.
+"""Faster forms of functions in `lib.slic.iteration`; the models use these.
 
-Each has the name, the arguments and the result of its plain twin, but for rounding. They are about speed and
-memory only. Factors were measured on two CPU cores with trained features of an image of 480x854 pixels.
+Each function has the name, the arguments and, except for rounding, the result of its plain twin. Their only
+purpose is speed and memory. Factors were measured on two CPU cores with trained features of a 480x854 image.
 """
 
 import math
@@ -27,14 +27,15 @@ from lib.slic.iteration import (
 )
 from lib.slic.soft_assignment import SoftAssignment
 
-# Features of this size and above are never laid out by cell as a whole where only labels are needed.
+# From this size of features on, `slic_labels` lays cells out chunk by chunk in every iteration. This avoids a
+# copy of the features.
 LARGE_BYTES = 2**32
 
-# Features laid out at a time in that case. Larger blocks cost time: Linux clears the pages of each anew.
-PIECE_BYTES = 2**24
+# Size of a chunk on a GPU. Larger chunks take more memory.
+GPU_CHUNK_BYTES = 2**24
 
-# Working set of a step on the CPU: about the size of the second-level caches of two cores.
-CHUNK_BYTES = 4 * 2**20
+# Size of a chunk on a CPU, about the second-level caches of two cores. Larger chunks spill out of the caches.
+CPU_CHUNK_BYTES = 4 * 2**20
 
 
 def slic(
@@ -73,8 +74,8 @@ def slic_labels(
 ) -> Tensor:
     """Return the most likely superpixel of every pixel; see `lib.slic.iteration.slic_labels`.
 
-    Some cells at a time go through a step, so that its tensors stay in the caches of a CPU, and features of
-    large images are laid out anew in every iteration.
+    Every step works on chunks of cells, whose tensors stay in the CPU caches. Features of large images are
+    laid out again in every iteration.
     """
     check_arguments(pixel_features, n_iter, distance)
     if len(pixel_features) > 1:
@@ -87,21 +88,21 @@ def slic_labels(
         return torch.cat(labels)
     chunks = _Chunks(pixel_features, n_spixels, mask)
     cells = chunks.cells
-    pieces = chunks if pixel_features.nbytes >= LARGE_BYTES else list(chunks)
+    parts = chunks if pixel_features.nbytes >= LARGE_BYTES else list(chunks)
     centroids = cells.origins
     for _ in range(n_iter - 1):
         sums = [
             _softmin(squared, distance) @ points.transpose(2, 3)
-            for points, squared in _squared_distances(cells, pieces, centroids)
+            for points, squared in _squared_distances(cells, parts, centroids)
         ]
         centroids = mean_of_sums(cells, torch.cat(sums, dim=1), centroids)
-    nearest = [_nearest(squared) for _, squared in _squared_distances(cells, pieces, centroids)]
+    nearest = [_nearest(squared) for _, squared in _squared_distances(cells, parts, centroids)]
     labels = cells.grid.neighbor_idx.gather(1, torch.cat(nearest, dim=1)[0])
     return cells.grid.to_pixels(labels[None, :, None]).squeeze(1)
 
 
 class _Chunks:
-    """The points and the squared norms of an image, some cells at a time; laid out whenever iterated over."""
+    """Points and squared norms of an image in chunks of cells; every iteration lays them out again."""
 
     def __init__(self, pixel_features: Tensor, n_spixels: int, mask: Tensor | None) -> None:
         grid = CellGrid.for_image(*pixel_features.shape[2:], n_spixels, pixel_features.device)
@@ -116,7 +117,7 @@ class _Chunks:
         n_channels, n_slots = self._pixels.shape[1], grid.pixel_idx.shape[1]
         bytes_per_cell = (n_channels + 10) * n_slots * self._pixels.element_size()
         is_cpu = self._pixels.device.type == "cpu"
-        n_cells = max(1, (CHUNK_BYTES if is_cpu else PIECE_BYTES) // bytes_per_cell)
+        n_cells = max(1, (CPU_CHUNK_BYTES if is_cpu else GPU_CHUNK_BYTES) // bytes_per_cell)
         parts = (grid.pixel_idx.split(n_cells), origins.split(n_cells, 1), occupied.split(n_cells, 1))
         for idx, chunk_origins, chunk_occupied in zip(*parts, strict=True):
             features = gather_pixels(self._pixels, idx).transpose(1, 2)
@@ -136,9 +137,9 @@ def _squared_distances(
 
 
 def _nearest(squared_distance: Tensor) -> Tensor:
-    """Return the index (B, S, P) of the nearest candidate, of (B, S, 9, P); the first of equals.
+    """Return the index (B, S, P) of the nearest candidate in (B, S, 9, P); the first one in a tie.
 
-    Three times as fast as `argmin` on a CPU, which is slow over a dimension that is not the last.
+    On a CPU this is three times as fast as `argmin`, which is slow over any dimension but the last.
     """
     is_nearest = squared_distance == squared_distance.amin(dim=2, keepdim=True)
     n_candidates = squared_distance.shape[2]
@@ -155,10 +156,10 @@ def _softmin(squared: Tensor, distance: str) -> Tensor:
 
 
 class _EuclideanSoftmin(torch.autograd.Function):
-    """softmax(-sqrt(x)) over dimension 2 of squared distances x, in place.
+    """Compute softmax(-sqrt(x)) over dimension 2 of squared distances x, in place.
 
-    Composed PyTorch operations would touch six tensors of this size, and keep three for the gradient. This
-    touches one and keeps two.
+    Composed PyTorch operations would touch six tensors of this size and keep three for the gradient. This
+    function touches one and keeps two.
     """
 
     @staticmethod
@@ -177,7 +178,7 @@ class _EuclideanSoftmin(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> Tensor:
         distance, affinity = ctx.saved_tensors
         grad = grad * affinity
-        grad.addcmul_(affinity, grad.sum(dim=2, keepdim=True), value=-1)  # of the softmax
-        # d(-sqrt(x)) / dx = -1 / (2 sqrt(x)); a pixel that coincides with a superpixel is not attracted.
+        grad.addcmul_(affinity, grad.sum(dim=2, keepdim=True), value=-1)  # gradient of the softmax
+        # d(-sqrt(x)) / dx = -1 / (2 sqrt(x)). Where a pixel equals a superpixel, the gradient is zero.
         is_clamped = distance <= math.sqrt(MIN_SQUARED_DISTANCE)
         return grad.div_(-2 * distance).masked_fill_(is_clamped, 0)

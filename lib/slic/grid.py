@@ -1,11 +1,10 @@
-"""The grid of cells that superpixels start from, and pixels laid out by cell.
+"""Grid of cells that superpixels start from, and the layout of pixels by cell.
 
-The image is divided into `n_rows` x `n_cols` cells, one per superpixel, and every pixel may join the
-superpixel of its own cell or one of the eight around it. All pixels of a cell therefore share the same
-nine candidates.
+The image is divided into `n_rows` x `n_cols` cells, one per superpixel. A pixel may join the superpixel of
+its own cell or of one of the eight cells around it. All pixels of a cell therefore share nine candidates.
 
-Differs from the published PyTorch code in that a candidate beyond the image border does not exist; there,
-column -1 wraps around to the end of the previous row.
+Candidates beyond the image border do not exist. In the published PyTorch code, column -1 instead wraps around
+to the end of the previous row.
 """
 
 import math
@@ -16,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Pixels from which on no more than two grids are kept, of 17 bytes a pixel each.
+# From this many pixels on, the cache keeps two grids instead of 64. A grid takes 17 bytes per pixel.
 _LARGE_IMAGE = 2**18
 
 
 def compute_grid_shape(height: int, width: int, n_spixels: int) -> tuple[int, int]:
-    """Rows and columns of the superpixel grid, each at least 1.
+    """Compute the number of rows and columns of the superpixel grid, each at least 1.
 
     Parameters
     ----------
@@ -40,7 +39,7 @@ def compute_grid_shape(height: int, width: int, n_spixels: int) -> tuple[int, in
             f"n_spixels must lie between 1 and the number of pixels, {height * width} "
             f"({height}x{width}), got {n_spixels}"
         )
-    # floor(sqrt(q)) = isqrt(floor(q)): exact where a floating-point root could round.
+    # floor(sqrt(q)) = isqrt(floor(q)) is exact; a floating-point root could be rounded to the wrong integer.
     n_rows = max(1, math.isqrt(n_spixels * height // width))
     n_cols = max(1, math.isqrt(n_spixels * width // height))
     return n_rows, n_cols
@@ -48,11 +47,10 @@ def compute_grid_shape(height: int, width: int, n_spixels: int) -> tuple[int, in
 
 @dataclass(frozen=True, eq=False)
 class CellGrid:
-    """Pixels of an image size, grouped by cell; S = n_rows * n_cols cells of at most P pixels.
+    """Layout of an image's pixels in S = n_rows * n_cols cells of at most P pixels.
 
     Pixel (y, x) lies in cell (floor(y * n_rows / H), floor(x * n_cols / W)). Cells are numbered row by
-    row, like pixels. A cell's pixels fill its slots row by row; cells with fewer than P pixels leave slots
-    empty.
+    row, like pixels. Each cell has P slots. Its pixels fill them row by row; the other slots stay empty.
 
     Attributes
     ----------
@@ -63,9 +61,9 @@ class CellGrid:
     pixel_mask : Tensor, shape (S, P), bool
         False in empty slots.
     slot_idx : Tensor, shape (H*W,), int64
-        Flat index, in (S, P), of each pixel's slot.
+        Flat index of each pixel's slot in (S, P).
     neighbor_idx : Tensor, shape (S, 9), int64
-        The 3x3 candidate superpixels of each cell, row by row; 0 where beyond the border.
+        The 3x3 candidate superpixels of each cell, row by row; 0 beyond the border.
     neighbor_mask : Tensor, shape (S, 9), bool
         False where the candidate lies beyond the border.
     """
@@ -80,7 +78,7 @@ class CellGrid:
 
     @staticmethod
     def for_image(height: int, width: int, n_spixels: int, device: torch.device) -> "CellGrid":
-        """Return the grid of an image size; the last few are cached.
+        """Return the grid for an image size; recent grids are cached.
 
         Raises
         ------
@@ -104,20 +102,23 @@ class CellGrid:
         return _CellsToPixels.apply(cells.transpose(1, 2), self)
 
     def to_candidates(self, spixels: Tensor) -> Tensor:
-        """Values of each cell's candidates: (B, S, C) to (B, S, 9, C), zero beyond the border."""
+        """Gather the values of each cell's candidates: (B, S, C) to (B, S, 9, C), zero beyond the border."""
         batch, n_cells, channels = spixels.shape
         grid = spixels.transpose(1, 2).reshape(batch, channels, *self.grid_shape)
         candidates = F.unfold(grid, kernel_size=3, padding=1)  # (B, C*9, S)
         return candidates.view(batch, channels, 9, n_cells).permute(0, 3, 2, 1).contiguous()
 
     def sum_over_candidates(self, shares: Tensor) -> Tensor:
-        """Add up what every cell gives to each superpixel: (B, S, 9, C) to (B, S, C)."""
+        """Sum the contributions of all cells to each superpixel: (B, S, 9, C) to (B, S, C)."""
         batch, n_cells, _, channels = shares.shape
         columns = shares.permute(0, 3, 2, 1).reshape(batch, channels * 9, n_cells)
         return F.fold(columns, self.grid_shape, kernel_size=3, padding=1).flatten(2).transpose(1, 2)
 
     def initial_centroids(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mean pixel of every cell: (B, C, H, W) to (B, S, C); of those in a mask (B, H, W), or else zero."""
+        """Average the pixels in each cell and in the mask (B, H, W), if given: (B, C, H, W) to (B, S, C).
+
+        Cells without pixels in the mask get zero.
+        """
         if mask is None:
             return F.adaptive_avg_pool2d(pixels, self.grid_shape).flatten(2).transpose(1, 2)
         weight = mask[:, None].to(pixels.dtype)
@@ -131,8 +132,9 @@ def _build_large_grid(height: int, width: int, n_rows: int, n_cols: int, device:
     return _build_grid.__wrapped__(height, width, n_rows, n_cols, device)
 
 
+# Training may reuse a grid that validation built. Autograd rejects tensors created in inference mode.
 @lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)  # a grid that validation makes serves training too, with its gradients
+@torch.inference_mode(mode=False)
 def _build_grid(height: int, width: int, n_rows: int, n_cols: int, device: torch.device) -> CellGrid:
     y, y_mask, y_slot = _split_axis(height, n_rows, device)
     x, x_mask, x_slot = _split_axis(width, n_cols, device)
@@ -163,7 +165,7 @@ def _build_grid(height: int, width: int, n_rows: int, n_cols: int, device: torch
 
 
 def _split_axis(length: int, n_cells: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Coordinates in each cell of an axis, which of them exist, and each coordinate's flat slot."""
+    """Return the coordinates of each cell along an axis, their validity, and each coordinate's flat slot."""
     coordinate = torch.arange(length, device=device)
     cell = (coordinate * n_cells).div(length, rounding_mode="floor")
     # The first coordinate with floor(coordinate * n_cells / length) = cell is ceil(cell * length / n_cells).
@@ -174,9 +176,9 @@ def _split_axis(length: int, n_cells: int, device: torch.device) -> tuple[Tensor
 
 
 class _PixelsToCells(torch.autograd.Function):
-    """(B, C, H, W) to (B, C, S, P), zero in empty slots.
+    """Map (B, C, H, W) to (B, C, S, P), zero in empty slots.
 
-    Its adjoint, `_CellsToPixels`, is its gradient: two gathers, no scatter.
+    Its gradient is `_CellsToPixels`, its adjoint. Both are gathers, which are faster than scatters.
     """
 
     @staticmethod
@@ -191,7 +193,7 @@ class _PixelsToCells(torch.autograd.Function):
 
 
 class _CellsToPixels(torch.autograd.Function):
-    """(B, C, S, P) to (B, C, H, W), ignoring empty slots; its gradient is `_PixelsToCells`."""
+    """Map (B, C, S, P) to (B, C, H, W), ignoring empty slots; its gradient is `_PixelsToCells`."""
 
     @staticmethod
     def forward(ctx, cells: Tensor, grid: CellGrid) -> Tensor:
@@ -204,6 +206,6 @@ class _CellsToPixels(torch.autograd.Function):
 
 
 def gather_pixels(values: Tensor, idx: Tensor) -> Tensor:
-    """Return `values[:, :, idx]`, (B, C, *idx.shape); on a CPU, twice as fast as that indexing."""
+    """Return `values[:, :, idx]`, (B, C, *idx.shape), in half the time of that expression on a CPU."""
     flat_idx = idx.flatten().expand(*values.shape[:2], -1)
     return values.gather(2, flat_idx).unflatten(2, idx.shape)

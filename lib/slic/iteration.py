@@ -1,10 +1,10 @@
 """Differentiable SLIC: soft k-means of pixel features over a grid of superpixels.
 
-The iteration of Jampani et al., "Superpixel Sampling Networks", ECCV 2018, computed cell by cell: all pixels
-of a cell of the grid share the same nine candidate superpixels (`lib.slic.grid`). A step is therefore a
-batched product of matrices over the cells, and nothing of size (superpixels) x (pixels) is built.
+Implements the iteration of Jampani et al., "Superpixel Sampling Networks", ECCV 2018, cell by cell. All
+pixels in a cell share the same nine candidate superpixels (`lib.slic.grid`). A step is therefore a batched
+matrix product over the cells. No tensor of size (superpixels) x (pixels) is built.
 
-`lib.slic.fast` holds faster forms of these functions, `lib.slic.reference` the per-pixel form of the paper.
+`lib.slic.fast` holds faster forms of these functions; `lib.slic.reference` holds the per-pixel form.
 """
 
 from typing import NamedTuple
@@ -17,30 +17,31 @@ from lib.slic.soft_assignment import SoftAssignment
 
 DISTANCES = ("euclidean", "squared")
 
-# Squared distance to a candidate that does not exist. It is finite, because infinity times zero is NaN.
+# Squared distance to a candidate that does not exist. Infinity would not do: infinity times zero is NaN.
 FAR = 1e30
 
-# Keeps the gradient of the square root finite where a pixel coincides with a superpixel.
+# Least squared distance. It keeps the gradient of the square root finite where a pixel equals its superpixel.
 MIN_SQUARED_DISTANCE = 1e-12
 
-# A distance counts at most this much more than the nearest candidate's in the softmax. exp(-55) is nothing
-# beside 1, but a normal number in float32, as are its products: subnormal ones take up to 100 times longer.
+# Largest gap between a distance and the nearest candidate's distance in the softmax. exp(-55) is negligible,
+# but it and its products are normal float32 numbers. Subnormal numbers take up to 100 times longer.
 MAX_DISTANCE_GAP = 55.0
 
-# Weight of the previous centroid in an update: a superpixel that lost all its pixels to underflow stays.
+# Weight of the previous centroid in an update. A superpixel that loses all its pixels to underflow stays in
+# place instead of becoming NaN.
 INERTIA = 1e-16
 
 
 class Cells(NamedTuple):
     """Pixels laid out by cell, relative to the first centroid of their cell.
 
-    Without the shift, differences of large squares would cost float32 the small distances.
+    Without this shift, float32 would lose small distances, which are differences of large squares.
     """
 
     grid: CellGrid
     points: Tensor  # (B, S, C + 1, P): features and a 1, which counts pixels; zero where not occupied
-    squared_norms: Tensor  # (B, S, 1, P), of the features
-    origins: Tensor  # (B, S, C): mean of each cell, or zero where no pixel is in the mask
+    squared_norms: Tensor  # (B, S, 1, P): squared norms of the features
+    origins: Tensor  # (B, S, C): mean of each cell; zero for cells outside the mask
     occupied: Tensor  # (1 or B, S, P), bool: the slot holds a pixel of the mask
     exists: Tensor  # (1 or B, S, 9), bool: the candidate lies in the grid and its cell is not empty
 
@@ -62,25 +63,25 @@ def slic(
     Parameters
     ----------
     pixel_features : Tensor, shape (B, C, H, W)
-        float32 or float64, on any device; the position is expected among its channels.
+        float32 or float64, on any device. The channels should include the position.
     n_spixels : int
-        Requested number of superpixels; S = n_rows * n_cols of `compute_grid_shape` are made.
+        Requested number of superpixels. The result has S = n_rows * n_cols; see `compute_grid_shape`.
     n_iter : int
         Number of iterations, at least 1.
     distance : {"euclidean", "squared"}
-        Euclidean as in the published PyTorch weights, squared as in the paper.
+        "euclidean" as in the published PyTorch weights, "squared" as in the paper.
     mask : Tensor, shape (B, H, W), bool, optional
-        Pixels to cluster, by default all. Other pixels may hold any value, NaN included: they move no
-        superpixel and have no affinity. A cell without any pixel in the mask has no superpixel.
+        Pixels to cluster; all by default. Pixels outside the mask are ignored, may be NaN and have zero
+        affinity. A cell without pixels in the mask has no superpixel.
     start : Tensor, shape (B, C, S), optional
-        Features that the superpixels start from. The default is the mean of each cell, which also
-        replaces single superpixels that hold NaN.
+        Initial superpixel features; the mean of each cell by default. Superpixels that hold NaN also start
+        from the mean of their cell.
 
     Returns
     -------
     SoftAssignment
-        The affinities of the last iteration, differentiable in `pixel_features`. Its
-        `spixel_means(pixel_features)` are the superpixel features that follow from them.
+        Affinities of the last iteration, differentiable in `pixel_features`. The method call
+        `spixel_means(pixel_features)` returns the final superpixel features.
 
     Raises
     ------
@@ -102,7 +103,7 @@ def slic(
 
 
 def assign(cells: Cells, centroids: Tensor, distance: str) -> Tensor:
-    """Return the affinity (B, S, 9, P): softmax of the negative distances of pixels to their candidates.
+    """Compute the affinity (B, S, 9, P): softmax of the negative distances of pixels to their candidates.
 
     `centroids` has shape (B, S, C). The distances follow from |p - s|^2 = [-2 s, |s|^2] . [p, 1] + |p|^2.
     """
@@ -113,19 +114,19 @@ def assign(cells: Cells, centroids: Tensor, distance: str) -> Tensor:
 
 
 def candidate_weights(cells: Cells, centroids: Tensor) -> Tensor:
-    """Return [-2 s, |s|^2] for the candidates s of each cell, (B, S, 9, C + 1), relative to its origin."""
+    """Compute [-2 s, |s|^2] for the candidates s of each cell, relative to its origin, (B, S, 9, C + 1)."""
     candidates = cells.grid.to_candidates(centroids) - cells.origins[:, :, None]  # (B, S, 9, C)
     squared_norms = candidates.square().sum(dim=3, keepdim=True).masked_fill(~cells.exists[..., None], FAR)
     return torch.cat([-2 * candidates, squared_norms], dim=3)
 
 
 def update(cells: Cells, affinity: Tensor, centroids: Tensor) -> Tensor:
-    """Return the affinity-weighted mean of each superpixel (B, S, C); every cell adds to its candidates."""
+    """Compute the affinity-weighted mean of each superpixel, (B, S, C)."""
     return mean_of_sums(cells, affinity @ cells.points.transpose(2, 3), centroids)
 
 
 def mean_of_sums(cells: Cells, sums: Tensor, centroids: Tensor) -> Tensor:
-    """Return the means (B, S, C), given the sums of weighted points (B, S, 9, C + 1) of each cell."""
+    """Compute the means (B, S, C) from the sums that each cell adds to its candidates, (B, S, 9, C + 1)."""
     sums, weight = sums[..., :-1], sums[..., -1:]
     sums = sums + weight * cells.origins[:, :, None]
     totals = cells.grid.sum_over_candidates(torch.cat([sums, weight], dim=3))
@@ -142,14 +143,14 @@ def slic_labels(
 ) -> Tensor:
     """Cluster pixel features and return the most likely superpixel of every pixel, (B, H, W) int64.
 
-    Labels outside the mask are arbitrary. Parameters and errors are the same as for `slic`.
+    Labels outside the mask are arbitrary. For parameters and errors see `slic`.
     """
     with torch.no_grad():
         return slic(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask).labels()
 
 
 def lay_out(pixel_features: Tensor, n_spixels: int, mask: Tensor | None) -> Cells:
-    """Group the pixels (B, C, H, W) by the cells of their grid."""
+    """Lay the pixels (B, C, H, W) out by grid cell."""
     grid = CellGrid.for_image(*pixel_features.shape[2:], n_spixels, pixel_features.device)
     occupied, exists = find_occupied(grid, mask)
     origins = grid.initial_centroids(pixel_features, mask)
@@ -158,14 +159,14 @@ def lay_out(pixel_features: Tensor, n_spixels: int, mask: Tensor | None) -> Cell
 
 
 def to_points(features: Tensor, origins: Tensor, occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `points` and `squared_norms` of `Cells`, from features (B, S, C, P) of the pixels."""
+    """Compute `points` and `squared_norms` of `Cells` from pixel features (B, S, C, P)."""
     features = (features - origins[..., None]).masked_fill(~occupied[:, :, None], 0)
     count = occupied[:, :, None].to(features.dtype).expand(len(features), -1, -1, -1)
     return torch.cat([features, count], dim=2), features.square().sum(dim=2, keepdim=True)
 
 
 def find_occupied(grid: CellGrid, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return which slots hold a pixel of the mask, and which candidates of each cell exist; see `Cells`."""
+    """Compute `occupied` and `exists` of `Cells`."""
     if mask is None:
         return grid.pixel_mask[None], grid.neighbor_mask[None]
     occupied = grid.to_cells(mask[:, None]).squeeze(2)
@@ -173,7 +174,7 @@ def find_occupied(grid: CellGrid, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def first_centroids(origins: Tensor, start: Tensor | None) -> Tensor:
-    """Return `start` (B, C, S) as (B, S, C), with the mean of the cell for superpixels that hold NaN."""
+    """Return `start` (B, C, S) as (B, S, C); the mean of the cell replaces superpixels that hold NaN."""
     if start is None:
         return origins
     start = start.transpose(1, 2)
@@ -181,7 +182,13 @@ def first_centroids(origins: Tensor, start: Tensor | None) -> Tensor:
 
 
 def check_arguments(pixel_features: Tensor, n_iter: int, distance: str) -> None:
-    """Raise a ValueError if `slic` cannot work with these arguments."""
+    """Check the arguments of `slic`.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    """
     if pixel_features.ndim != 4 or pixel_features.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             "pixel_features must be float32 or float64 of shape (B, C, H, W), got "

@@ -1,7 +1,7 @@
 """Per-pixel form of the clustering, as a specification: gather nine candidates for every pixel.
 
-It is slow and takes much memory on purpose. Tests compare results with it, and benchmarks measure `lib.slic`
-against it. An iteration gathers a (B, 9, H, W, C) tensor; training a dense (B, S, H*W) affinity.
+This form is simple, not fast. Tests and benchmarks compare `lib.slic` with it. An iteration builds a
+(B, 9, H, W, C) tensor; training also builds a dense (B, S, H*W) affinity.
 """
 
 import math
@@ -16,8 +16,8 @@ def gather_slic(
 ) -> tuple[Tensor, Tensor, int]:
     """Cluster (B, C, H, W) pixel features.
 
-    Returns the affinity (B, 9, H, W), the candidates (9, H, W), -1 where beyond the border, and the
-    number of superpixels.
+    Returns the affinity (B, 9, H, W), the candidates (9, H, W), -1 beyond the border, and the number of
+    superpixels.
     """
     height, width = pixel_features.shape[2:]
     n_rows = max(1, math.floor(math.sqrt(n_spixels * height / width)))
@@ -34,7 +34,7 @@ def gather_slic(
 def compute_affinity(
     pixel_features: Tensor, spixel_features: Tensor, candidates: Tensor, distance: str
 ) -> Tensor:
-    """Softmax of the negative distances to the candidates, (B, 9, H, W)."""
+    """Compute the softmax of the negative distances to the candidates, (B, 9, H, W)."""
     gathered = spixel_features.transpose(1, 2)[:, candidates.clamp(min=0)]  # (B, 9, H, W, C)
     difference = pixel_features.permute(0, 2, 3, 1)[:, None] - gathered
     distances = difference.square().sum(-1)
@@ -44,7 +44,7 @@ def compute_affinity(
 
 
 def list_candidates(height: int, width: int, n_rows: int, n_cols: int) -> Tensor:
-    """Superpixel index of the 3x3 candidates of each pixel, (9, H, W), -1 where beyond the border."""
+    """Return the superpixel index of the 3x3 candidates of each pixel, (9, H, W), -1 beyond the border."""
     row = torch.arange(height)[:, None] * n_rows // height
     col = torch.arange(width)[None, :] * n_cols // width
     candidates = []
@@ -59,9 +59,9 @@ def list_candidates(height: int, width: int, n_rows: int, n_cols: int) -> Tensor
 
 
 def update_centroids(pixel_features: Tensor, affinity: Tensor, candidates: Tensor, n_cells: int) -> Tensor:
-    """Affinity-weighted mean of each superpixel's pixels, (B, C, S), gathering once more."""
+    """Compute the affinity-weighted mean of each superpixel's pixels, (B, C, S)."""
     batch, channels = pixel_features.shape[:2]
-    # Candidates beyond the border have no affinity, so where their share goes does not matter.
+    # Candidates beyond the border have zero affinity, so index 0 may stand in for them.
     target = candidates.clamp(min=0).flatten()
     weighted = affinity[..., None] * pixel_features.permute(0, 2, 3, 1)[:, None]  # (B, 9, H, W, C)
     sums = weighted.new_zeros(batch, n_cells, channels)
@@ -71,13 +71,13 @@ def update_centroids(pixel_features: Tensor, affinity: Tensor, candidates: Tenso
 
 
 def labels_of(affinity: Tensor, candidates: Tensor) -> Tensor:
-    """Most likely superpixel of every pixel, (B, H, W)."""
+    """Return the most likely superpixel of every pixel, (B, H, W)."""
     choice = affinity.argmax(dim=1, keepdim=True)
     return candidates.expand(affinity.shape[0], -1, -1, -1).gather(1, choice).squeeze(1)
 
 
 def dense_affinity(affinity: Tensor, candidates: Tensor, n_cells: int) -> Tensor:
-    """Affinity as a dense matrix (B, S, H*W)."""
+    """Return the affinity as a dense matrix (B, S, H*W)."""
     batch = affinity.shape[0]
     shares = affinity.flatten(2)  # (B, 9, H*W)
     target = candidates.clamp(min=0).flatten(1).expand(batch, -1, -1)
@@ -85,14 +85,14 @@ def dense_affinity(affinity: Tensor, candidates: Tensor, n_cells: int) -> Tensor
 
 
 def reconstruct(dense: Tensor, values: Tensor) -> Tensor:
-    """Average (B, K, H, W) into superpixels and spread it back, by products with the dense matrix."""
+    """Average values (B, K, H, W) into superpixels and spread them back by products with the dense matrix."""
     means = torch.bmm(dense, values.flatten(2).transpose(1, 2))  # (B, S, K)
     means = means / (dense.sum(2, keepdim=True) + 1e-16)
     return torch.bmm(dense.transpose(1, 2), means).transpose(1, 2).reshape(values.shape)
 
 
 def position_loss(dense: Tensor, labels: Tensor) -> Tensor:
-    """Mean squared distance of pixels to the mean position of their superpixel, in square pixels."""
+    """Compute the mean squared distance of pixels to their superpixel's mean position, in square pixels."""
     height, width = labels.shape[1:]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     yx = torch.stack([y, x]).flatten(1).T.to(dense)  # (H*W, 2)
@@ -102,6 +102,6 @@ def position_loss(dense: Tensor, labels: Tensor) -> Tensor:
 
 
 def cross_entropy(reconstructed: Tensor, gt_labels: Tensor) -> Tensor:
-    """Mean cross-entropy of the true label (B, H, W) in reconstructed shares of all labels (B, L, H, W)."""
+    """Compute the mean cross-entropy of true labels (B, H, W) under reconstructed shares (B, L, H, W)."""
     true_share = reconstructed.gather(1, gt_labels[:, None]) / reconstructed.sum(dim=1, keepdim=True)
     return -true_share.clamp(min=1e-8).log().mean()

@@ -1,4 +1,4 @@
-"""The soft assignment of pixels to superpixels."""
+"""Soft assignment of pixels to superpixels."""
 
 import math
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lib.slic.grid import CellGrid
 
-_TINY = 1e-16  # keeps the mean of a superpixel without any affinity finite
+_TINY = 1e-16  # added to the total affinity; without it, the mean of a superpixel that has none is NaN
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,34 +19,35 @@ class SoftAssignment:
     Attributes
     ----------
     grid : CellGrid
-        Which pixels and which candidates the shares belong to.
+        Grid that defines the pixels and candidates of `affinity`.
     affinity : Tensor, shape (B, S, 9, P)
-        Sums to 1 over the nine candidates, of which those beyond the border get at most exp(-55), but is zero
-        where a mask left a pixel out; differentiable. Without a mask, arbitrary in empty slots.
+        Share of each candidate; differentiable. The shares of a pixel sum to 1 over the nine candidates.
+        Candidates beyond the border have at most exp(-55). Pixels outside the mask have zero. Without a mask,
+        empty slots hold arbitrary values.
     """
 
     grid: CellGrid
     affinity: Tensor
 
     def of_image(self, idx: int) -> Self:
-        """The part of one image of the batch."""
+        """Return the assignment of one image in the batch."""
         return replace(self, affinity=self.affinity[idx : idx + 1])
 
     def labels(self) -> Tensor:
-        """Most likely superpixel of every pixel (H in the paper), shape (B, H, W), int64."""
-        # `max` is several times faster on CPU than `argmax` over an axis that is not the last.
+        """Return the most likely superpixel of every pixel (H in the paper), shape (B, H, W), int64."""
+        # On a CPU, `max` is several times faster than `argmax` over an axis that is not the last.
         choice = self.affinity.detach().max(dim=2).indices  # (B, S, P)
         neighbor_idx = self.grid.neighbor_idx.expand(choice.shape[0], -1, -1)
         cell_labels = neighbor_idx.gather(2, choice)
         return self.grid.to_pixels(cell_labels.unsqueeze(2)).squeeze(1)
 
     def spixel_means(self, values: Tensor) -> Tensor:
-        """Affinity-weighted mean of a per-pixel quantity in each superpixel.
+        """Average a per-pixel quantity in each superpixel, weighted by affinity.
 
         Parameters
         ----------
         values : Tensor, shape (B, K, H, W)
-            Anything per pixel, of the affinity's dtype and device.
+            Per-pixel values, with the dtype and device of the affinity.
 
         Returns
         -------
@@ -73,9 +74,9 @@ class SoftAssignment:
         return self.to_pixels(self.spixel_means(values))
 
     def to_sparse(self) -> Tensor:
-        """Affinity as a sparse COO tensor of shape (B, S, H*W), differentiable.
+        """Return the affinity as a sparse COO tensor of shape (B, S, H*W), differentiable.
 
-        Each of its columns has the pixel's existing candidates as entries and sums to 1.
+        A column holds the shares of one pixel in its existing candidates and sums to 1.
         """
         grid, batch = self.grid, self.affinity.shape[0]
         exists = grid.neighbor_mask[:, :, None] & grid.pixel_mask[:, None, :]  # (S, 9, P)

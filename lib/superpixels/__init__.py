@@ -1,4 +1,4 @@
-"""Label maps and what is made of them."""
+"""Label maps of superpixels: connectivity, statistics, outlines and pictures."""
 
 from lib.superpixels.regions import Superpixels
 

@@ -1,4 +1,4 @@
-"""What training, evaluation and inference share between an image and its superpixels."""
+"""Checks and conversions of requested superpixel counts."""
 
 import math
 
@@ -10,12 +10,12 @@ from lib.superpixels.connectivity import MIN_SIZE_SHARE
 
 
 def check_n_spixels(n_spixels: int, n_pixels: int, image_name: str, *, parameter: str = "n_spixels") -> None:
-    """Check that the requested number of superpixels is at least 1 and at most the number of pixels.
+    """Check a requested number of superpixels.
 
     Raises
     ------
     InputError
-        If not.
+        If it is below 1 or above the number of pixels.
     """
     if n_spixels < 1:
         raise InputError(f"{n_spixels} is below 1", parameter=parameter)
@@ -24,18 +24,18 @@ def check_n_spixels(n_spixels: int, n_pixels: int, image_name: str, *, parameter
 
 
 def fit_grid_to_mask(mask: np.ndarray, n_spixels: int) -> int:
-    """Number of superpixels to request of a whole image for about `n_spixels` in a mask.
+    """Compute the number of superpixels to request for a whole image, to get about `n_spixels` in a mask.
 
-    With that number, `n_spixels` cells of the grid, or the next fewer that a grid can have, hold a piece of
-    the mask that is large enough to stay a superpixel. By area alone, thin masks would get several times as
-    many: they touch more cells than they fill.
+    The grid for that number has at most `n_spixels` cells whose part of the mask is large enough to stay a
+    superpixel. Scaling by area alone would give thin masks several times too many: they touch more cells than
+    they fill.
 
     Parameters
     ----------
     mask : ndarray, shape (H, W), bool
-        At least one pixel is in it.
+        Mask with at least one pixel.
     n_spixels : int
-        At most the number of pixels in the mask.
+        Requested number, at most the number of pixels in the mask.
 
     Returns
     -------
@@ -53,12 +53,12 @@ def fit_grid_to_mask(mask: np.ndarray, n_spixels: int) -> int:
 
 
 def _count_cells(mask: np.ndarray, n_on_grid: int) -> int:
-    """Cells of a grid that hold a piece of a mask that connectivity would not merge with another."""
+    """Count the grid cells whose part of a mask is too large for connectivity to merge."""
     height, width = mask.shape
     n_rows, n_cols = compute_grid_shape(height, width, n_on_grid)
-    # Where cells start: the inverse of the floor that `CellGrid` numbers them by.
+    # First row and column of each cell, as in `CellGrid`.
     rows = -(-np.arange(n_rows) * height // n_rows)
     cols = -(-np.arange(n_cols) * width // n_cols)
-    of_rows = np.add.reduceat(mask, rows, axis=0, dtype=np.int32)
-    n_pixels = np.add.reduceat(of_rows, cols, axis=1)
+    row_sums = np.add.reduceat(mask, rows, axis=0, dtype=np.int32)
+    n_pixels = np.add.reduceat(row_sums, cols, axis=1)
     return np.count_nonzero(n_pixels >= MIN_SIZE_SHARE * mask.size / n_on_grid)

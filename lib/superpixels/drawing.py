@@ -25,9 +25,9 @@ def draw_boundaries(
     labels : ndarray, shape (H, W), integer
         Its superpixels.
     color : tuple of int
-        RGB of the borders.
+        RGB colour of the borders.
     width : int
-        Pixels across a border: half of them on either side of it, of an odd number one more above or left.
+        Width of a border in pixels, half on either side. An odd width has one more pixel above or left.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def draw_boundaries(
 
 
 def draw_mean_colors(image_rgb: np.ndarray, labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """Paint every superpixel in its colour, and leave pixels outside of all as they are.
+    """Paint every superpixel in its colour; pixels outside all superpixels keep their own.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def draw_mean_colors(image_rgb: np.ndarray, labels: np.ndarray, colors: np.ndarr
     labels : ndarray, shape (H, W), integer
         Its superpixels; -1 outside.
     colors : ndarray, shape (S, 3)
-        RGB of each superpixel, 0 to 255.
+        RGB colour of each superpixel, 0 to 255.
 
     Returns
     -------

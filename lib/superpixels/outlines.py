@@ -10,8 +10,8 @@ import numpy as np
 from lib.superpixels.connectivity import OUTSIDE
 from lib.superpixels.regions import Superpixels
 
-# Sides of a pixel, clockwise, which keeps it to the right: start and end corner, (row, column) from its first
-# one, and the pixel beyond.
+# Sides of a pixel in clockwise order, so that the pixel lies to the right: start corner, end corner and the
+# pixel beyond the side. All are (row, column), relative to the top left corner and to the pixel.
 _SIDES = (
     ((0, 0), (0, 1), (-1, 0)),
     ((0, 1), (1, 1), (0, 1)),
@@ -23,7 +23,7 @@ Ring = list[tuple[int, int]]
 
 
 def trace_outlines(labels: np.ndarray) -> list[list[Ring]]:
-    """Outlines of all superpixels along the sides of their pixels.
+    """Trace the outlines of all superpixels along the sides of their pixels.
 
     Parameters
     ----------
@@ -33,9 +33,9 @@ def trace_outlines(labels: np.ndarray) -> list[list[Ring]]:
     Returns
     -------
     list of list of list of (x, y)
-        For each superpixel its rings of corners, in pixels from the corner of the image: first the outer one,
-        clockwise as seen, then those of holes, counterclockwise. No ring meets itself, but two may meet at a
-        corner. The last corner of a ring is not the first again.
+        Rings of corners of each superpixel, in pixels from the top left corner of the image. The outer ring
+        comes first and runs clockwise on screen; rings of holes follow and run counterclockwise. No ring
+        meets itself, but two rings may meet at a corner. The first corner is not repeated at the end.
     """
     height, width = labels.shape
     padded = np.pad(labels, 1, constant_values=OUTSIDE)
@@ -54,14 +54,14 @@ def trace_outlines(labels: np.ndarray) -> list[list[Ring]]:
         sides = order[first:last]
         rings = _chain(start[sides].tolist(), end[sides].tolist(), width + 1)
         rings = [_without_straight_corners(ring) for ring in rings]
-        outlines.append(sorted(rings, key=_signed_area, reverse=True))  # that of a hole is negative
+        outlines.append(sorted(rings, key=_signed_area, reverse=True))  # holes have negative areas
     return outlines
 
 
 def to_geojson(superpixels: Superpixels) -> str:
-    """A FeatureCollection with a Polygon for each superpixel, in pixels (x, y).
+    """Return a GeoJSON FeatureCollection with a Polygon for each superpixel, in pixels (x, y).
 
-    Its properties are `label`, `size` in pixels and `color`, the mean RGB.
+    The properties of a superpixel are `label`, `size` in pixels and `color`, the mean RGB.
     """
     features = [
         {
@@ -78,9 +78,9 @@ def to_geojson(superpixels: Superpixels) -> str:
 
 
 def to_svg(superpixels: Superpixels) -> str:
-    """A picture with a path for each superpixel, filled with its mean colour.
+    """Return an SVG picture with a path for each superpixel, filled with its mean colour.
 
-    Their attributes are `data-label` and `data-size`; the coordinates are pixels.
+    The attributes of a path are `data-label` and `data-size`; coordinates are in pixels.
     """
     height, width = superpixels.labels.shape
     lines = [
@@ -97,7 +97,7 @@ def to_svg(superpixels: Superpixels) -> str:
 
 
 def _regions(superpixels: Superpixels) -> Iterator[tuple[int, int, list[int], list[Ring]]]:
-    """Label, size, mean colour and rings of each superpixel."""
+    """Yield label, size, mean colour and rings of each superpixel."""
     colors = np.round(superpixels.colors).astype(int).tolist()
     sizes = superpixels.sizes.tolist()
     for label, rings in enumerate(trace_outlines(superpixels.labels)):
@@ -105,30 +105,30 @@ def _regions(superpixels: Superpixels) -> Iterator[tuple[int, int, list[int], li
 
 
 def _chain(starts: list[int], ends: list[int], n_columns: int) -> list[Ring]:
-    """Join sides, from corner to corner, into closed rings of corners.
+    """Join sides, given by their start and end corners, into closed rings of corners.
 
-    Where two pixels of a superpixel touch at a corner only, four sides meet. The way turns right there, and
-    so stays with the pixel it came along; where it meets itself, a ring is complete.
+    Where two pixels of a superpixel touch only at a corner, four sides meet. The path turns right there and
+    so follows the same pixel. A ring is complete where the path meets itself.
     """
     following: dict[int, list[int]] = {}
     for start, end in zip(starts, ends, strict=True):
         following.setdefault(start, []).append(end)
     rings = []
     for first in following:
-        way, index_on_way, last_step = [], {}, 1
+        path, index_on_path, last_step = [], {}, 1
         corner = first
         while following[corner]:
             choices = following[corner]
             right = corner + _turn_right(last_step, n_columns)
             after = choices.pop(choices.index(right) if right in choices else 0)
-            index_on_way[corner] = len(way)
-            way.append(corner)
+            index_on_path[corner] = len(path)
+            path.append(corner)
             corner, last_step = after, after - corner
-            if corner in index_on_way:
-                ring = way[index_on_way[corner] :]
-                del way[index_on_way[corner] :]
+            if corner in index_on_path:
+                ring = path[index_on_path[corner] :]
+                del path[index_on_path[corner] :]
                 for passed in ring:
-                    del index_on_way[passed]
+                    del index_on_path[passed]
                 rings.append([(passed % n_columns, passed // n_columns) for passed in ring])
     return rings
 
@@ -145,6 +145,6 @@ def _without_straight_corners(ring: Ring) -> Ring:
 
 
 def _signed_area(ring: Ring) -> float:
-    """Area that a ring encloses, positive if it runs clockwise as seen."""
+    """Compute the area that a ring encloses, positive if it runs clockwise on screen."""
     x, y = np.array(ring).T
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)

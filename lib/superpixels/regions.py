@@ -1,4 +1,4 @@
-"""The superpixels of one image, and what can be told of each of them."""
+"""Superpixels of one image, with statistics of each superpixel."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,8 +14,8 @@ from lib.superpixels.connectivity import OUTSIDE, enforce_connectivity, enforce_
 class Superpixels:
     """Superpixels of one image.
 
-    Properties are computed when they are first asked for. S is the largest label plus 1; where labels have
-    gaps, as they may without connectivity, the rows of those that do not occur are NaN.
+    Properties are computed on first access. S is the largest label plus 1. Without connectivity, some labels
+    may not occur; their rows are NaN.
 
     Attributes
     ----------
@@ -24,14 +24,14 @@ class Superpixels:
     image_rgb : ndarray, shape (H, W, 3), uint8
         The image.
     pixel_features : ndarray, shape (C, H, W), float32, optional
-        Learned features that do not depend on where in the image a pixel lies, if they were asked for.
+        Learned features that do not depend on the position of a pixel, if requested.
     n_base_features : int
-        The first ones of them, which come from colour; the others come from extra channels.
+        Number of leading `pixel_features` that come from colour; the others come from extra channels.
     n_spixels : int
-        Superpixels requested for as many pixels as the image has: with a mask, more than in the mask.
+        Number of superpixels requested for the whole image. With a mask, it exceeds the number in the mask.
     soft_assignment : SoftAssignment, optional
-        Share of every pixel in the superpixels around it, if it was asked for. It is that of the clustering,
-        whose superpixels are those of the grid: enforcing connectivity afterwards renumbers them.
+        Share of every pixel in the superpixels around it, if requested. It comes from the clustering and
+        numbers superpixels by grid cell; `labels` are renumbered where connectivity is enforced.
     """
 
     labels: np.ndarray
@@ -42,27 +42,27 @@ class Superpixels:
     soft_assignment: SoftAssignment | None = None
 
     def connected(self) -> Self:
-        """The same with connectivity enforced; see `enforce_connectivity`."""
+        """Return a copy with connectivity enforced; see `enforce_connectivity`."""
         mask = self.labels != OUTSIDE
         labels = enforce_connectivity(self.labels, self.n_spixels, mask=None if mask.all() else mask)
         return replace(self, labels=labels)
 
     def with_image(self, image_rgb: np.ndarray) -> Self:
-        """The same on another image."""
+        """Return a copy with another image."""
         return replace(self, image_rgb=image_rgb)
 
     def with_count(self, n_spixels: int) -> Self:
-        """The same with exactly so many superpixels; they must be connected. See `enforce_count`."""
+        """Return a copy with exactly `n_spixels` superpixels; requires connectivity. See `enforce_count`."""
         return replace(self, labels=enforce_count(self.labels, n_spixels))
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """Pixels in each superpixel, (S,) int64."""
+        """Number of pixels in each superpixel, (S,) int64."""
         return np.bincount(self._flat_labels)
 
     @property
     def n_measured(self) -> int:
-        """Superpixels that occur."""
+        """Number of superpixels that occur."""
         return int(np.count_nonzero(self.sizes))
 
     @cached_property
@@ -77,16 +77,16 @@ class Superpixels:
 
     @cached_property
     def features(self) -> np.ndarray | None:
-        """Mean of `pixel_features` in each superpixel, (S, C) float32; None without them."""
+        """Mean of `pixel_features` in each superpixel, (S, C) float32; None without `pixel_features`."""
         if self.pixel_features is None:
             return None
         return self.mean_of(np.moveaxis(self.pixel_features, 0, -1))
 
     @cached_property
     def edges(self) -> np.ndarray:
-        """Pairs of superpixels that share a border, (E, 2) int32: the smaller label first, in rising order.
+        """Pairs of superpixels that share a border, (E, 2) int32, sorted; the smaller label comes first.
 
-        Two superpixels share a border where a pixel of one lies beside or below a pixel of the other.
+        Superpixels share a border if a pixel of one is a 4-neighbour of a pixel of the other.
         """
         pairs = [
             np.stack([one[one != other], other[one != other]])
@@ -102,12 +102,12 @@ class Superpixels:
         return np.stack(np.divmod(unique, n_labels), axis=1).astype(np.int32)
 
     def mean_of(self, values: np.ndarray) -> np.ndarray:
-        """Mean of any per-pixel values in each superpixel.
+        """Average per-pixel values in each superpixel.
 
         Parameters
         ----------
         values : ndarray, shape (H, W) or (H, W, K)
-            Numbers or bool: depth, flow, a probability map, a mask.
+            Numbers or bool, for example depth, flow, a probability map or a mask.
 
         Returns
         -------
@@ -116,7 +116,7 @@ class Superpixels:
         Raises
         ------
         ValueError
-            If `values` are of another height and width.
+            If the height or width of `values` differs.
         """
         values = np.asarray(values)
         if values.shape[:2] != self.labels.shape or values.ndim > 3:

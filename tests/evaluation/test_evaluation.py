@@ -133,7 +133,7 @@ def test_only_the_metrics_asked_for():
         (
             Images(),
             {"metrics": ["asa", "accuracy"]},
-            "no metric is named 'accuracy'; there are n_spixels, .*asa",
+            "unknown metric 'accuracy'.*n_spixels, .*asa",
         ),
         (Images(), {"n_spixels": [2, 500]}, "`n_spixels` 500 is above the 400 pixels of a"),
         ([SegmentedImage("a", IMAGE_RGB, [])], {}, "a has no annotation"),

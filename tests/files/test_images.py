@@ -1,4 +1,4 @@
-"""Reading images of every kind."""
+"""Test reading images and masks of all supported kinds."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from lib.runtime.errors import InputError
 IMAGE_RGB, LABELS = make_quadrants(20, 31)
 
 
-def test_rgb_is_read_as_it_is(tmp_path):
+def test_rgb_is_read_unchanged(tmp_path):
     Image.fromarray(IMAGE_RGB).save(tmp_path / "image.png")
     np.testing.assert_array_equal(read_image(tmp_path / "image.png"), IMAGE_RGB)
 
@@ -37,7 +37,7 @@ def test_palette_is_applied(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "palette.png"), colors[LABELS])
 
 
-def test_transparency_is_laid_on_white(tmp_path):
+def test_transparent_pixels_become_white(tmp_path):
     rgba = np.dstack([IMAGE_RGB, np.where(LABELS == 0, 0, 255).astype(np.uint8)])
     Image.fromarray(rgba).save(tmp_path / "rgba.png")
     expected = np.where(LABELS[..., None] == 0, 255, IMAGE_RGB)
@@ -47,13 +47,13 @@ def test_transparency_is_laid_on_white(tmp_path):
 def test_exif_orientation_is_applied(tmp_path):
     image = Image.fromarray(IMAGE_RGB)
     exif = image.getexif()
-    exif[0x0112] = 6  # to be shown turned clockwise by a quarter
+    exif[0x0112] = 6  # rotate clockwise by 90 degrees for display
     image.save(tmp_path / "turned.png", exif=exif)
     np.testing.assert_array_equal(read_image(tmp_path / "turned.png"), np.rot90(IMAGE_RGB, -1))
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "foreign", "folder", "float"])
-def test_unreadable_image_is_named(tmp_path, kind):
+def test_error_names_unreadable_image(tmp_path, kind):
     path = tmp_path / ("image.tif" if kind == "float" else "image.png")
     if kind == "truncated":
         Image.fromarray(IMAGE_RGB).save(path)
@@ -69,11 +69,11 @@ def test_unreadable_image_is_named(tmp_path, kind):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
-def test_masks_of_any_kind(mode, tmp_path):
+def test_masks_of_all_modes(mode, tmp_path):
     expected = np.zeros((8, 9), dtype=bool)
     expected[2:5, 3:] = True
     grey = Image.fromarray(np.uint8(255 * expected))
-    if mode == "P":  # with white as the first colour
+    if mode == "P":  # white is colour 0, so a nonzero index is black
         image = Image.fromarray(np.uint8(~expected)).convert("P")
         image.putpalette([255, 255, 255, 0, 0, 0])
     elif mode == "I;16":
@@ -88,8 +88,8 @@ def test_masks_of_any_kind(mode, tmp_path):
 
 
 @pytest.mark.parametrize("brightest", [200, 70_000])
-def test_integers_of_unknown_range_are_refused(tmp_path, brightest):
+def test_integers_of_unknown_range_are_rejected(tmp_path, brightest):
     path = tmp_path / "image.tif"
     Image.fromarray(np.array([[0, brightest]], dtype=np.int32)).save(path)
-    with pytest.raises(InputError, match=r"image\.tif has integer pixels of unknown range"):
+    with pytest.raises(InputError, match=r"image\.tif has integer pixels"):
         read_image(path)

@@ -1,4 +1,4 @@
-"""Metrics by hand, and against slow versions that follow the definitions word by word."""
+"""Compare the metrics with hand-computed values and with slow, literal implementations."""
 
 import math
 
@@ -35,7 +35,7 @@ GREY = np.full((2, 5, 3), 90, dtype=np.uint8)
 
 
 def score(labels, gt_labels, image_rgb=None, metrics=tuple(METRICS)):
-    """All metrics of a label map against one annotation, by name."""
+    """Compute metrics of a label map against one annotation, by name."""
     if image_rgb is None:
         image_rgb = np.random.default_rng(0).integers(0, 256, (*labels.shape, 3), dtype=np.uint8)
     (scores,) = score_label_maps([labels], image_rgb, [gt_labels], metrics)
@@ -46,7 +46,7 @@ def score(labels, gt_labels, image_rgb=None, metrics=tuple(METRICS)):
 
 
 def regions(labels):
-    """Sets of the pixels of each label."""
+    """Return the set of pixels of each label."""
     return {
         int(number): {(int(y), int(x)) for y, x in np.argwhere(labels == number)}
         for number in np.unique(labels)
@@ -71,10 +71,10 @@ def slow_boundary(labels, *, one_sided=False):
     }
 
 
-def slow_recall(found, wanted, radius):
-    if not wanted:
+def slow_recall(pixels, gt_pixels, radius):
+    if not gt_pixels:
         return 1.0
-    is_found = [any(abs(y - v) <= radius and abs(x - u) <= radius for v, u in found) for y, x in wanted]
+    is_found = [any(abs(y - v) <= radius and abs(x - u) <= radius for v, u in pixels) for y, x in gt_pixels]
     return sum(is_found) / len(is_found)
 
 
@@ -144,7 +144,7 @@ def slow_metrics(labels, gt_labels, image_rgb):
 
 @st.composite
 def scenes(draw):
-    """Superpixels, segments and an image, with gaps in the numbers, of any shape up to 9 x 12."""
+    """Draw superpixels and segments with gaps in their numbers and an image, of any shape up to 9 x 12."""
     shape = draw(
         array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12).filter(lambda shape: shape[0] < 10)
     )
@@ -195,7 +195,7 @@ def test_bergh_error_is_one_minus_asa(scene):
 
 @settings(max_examples=30, deadline=None)
 @given(scenes(), st.permutations([0, 1, 2, 7]))
-def test_numbers_of_superpixels_do_not_matter(scene, numbers):
+def test_renumbering_superpixels_keeps_scores(scene, numbers):
     labels, gt_labels, image_rgb = scene
     renumbered = np.array(numbers)[np.searchsorted([0, 1, 2, 7], labels)] + 3
     values = score(labels, gt_labels, image_rgb)
@@ -205,11 +205,11 @@ def test_numbers_of_superpixels_do_not_matter(scene, numbers):
 
 @settings(max_examples=30, deadline=None)
 @given(scenes(), st.permutations([0, 1, 2, 7]))
-def test_numbers_of_segments_do_not_matter(scene, numbers):
+def test_renumbering_segments_keeps_scores(scene, numbers):
     labels, gt_labels, image_rgb = scene
     renumbered = np.array(numbers)[np.searchsorted([0, 1, 2, 7], gt_labels)]
     values = score(labels, gt_labels, image_rgb)
-    # Of equal shares the lower segment wins, on which the IoU may depend.
+    # The IoU is left out: in a tie the segment with the lower number wins.
     for name, value in score(labels, renumbered, image_rgb).items():
         if name not in ("mean_iou", "mean_iou_foreground"):
             assert value == pytest.approx(values[name], abs=1e-12), name
@@ -217,7 +217,7 @@ def test_numbers_of_segments_do_not_matter(scene, numbers):
 
 @settings(max_examples=30, deadline=None)
 @given(scenes())
-def test_transposing_does_not_matter(scene):
+def test_transposing_keeps_scores(scene):
     labels, gt_labels, image_rgb = scene
     values = score(labels, gt_labels, image_rgb)
     for name, value in score(labels.T, gt_labels.T, image_rgb.transpose(1, 0, 2)).items():
@@ -226,7 +226,7 @@ def test_transposing_does_not_matter(scene):
 
 @settings(max_examples=30, deadline=None)
 @given(scenes())
-def test_ranges(scene):
+def test_scores_stay_in_range(scene):
     values = score(*scene)
     unit = {metric.name for metric in PAIR_METRICS} - {"mean_distance_to_edge"}
     for name in unit | {"contour_density", "explained_variation"}:
@@ -251,7 +251,7 @@ def test_table_metrics_by_hand():
     table = ContingencyTable(LABELS, GT)
     assert achievable_segmentation_accuracy(table) == pytest.approx(0.8)
     assert undersegmentation_error_bergh(table) == pytest.approx(0.2)
-    # Superpixel 1 has 1, 4 and 1 pixels in the segments, and so 5, 2 and 5 outside of them.
+    # Superpixel 1 has 1, 4 and 1 pixels in the segments and therefore 5, 2 and 5 outside them.
     assert undersegmentation_error_np(table) == pytest.approx((0 + 1 + 2 + 1) / 10)
 
 
@@ -262,7 +262,7 @@ def test_mean_iou_by_hand():
     assert mean_iou(table, ignore_background=True) == pytest.approx((4 / 6 + 0) / 2)
 
 
-def test_segments_that_do_not_occur_are_not_averaged():
+def test_mean_iou_ignores_absent_segments():
     shifted = np.where(GT == 2, 7, GT)
     assert mean_iou(ContingencyTable(LABELS, shifted)) == pytest.approx((4 / 5 + 4 / 6) / 3)
 
@@ -273,7 +273,7 @@ def test_mean_iou_of_background_alone_is_nan():
 
 
 def test_boundary_metrics_by_hand():
-    # Superpixels change between columns 2 and 3, segments between 0 and 1: two pixels apart at best.
+    # Superpixels change between columns 2 and 3, segments between columns 0 and 1.
     labels, gt_labels = np.array([[0, 0, 0, 1, 1]] * 2), np.array([[4, 5, 5, 5, 5]] * 2)
     boundary, gt_boundary = Boundary(labels), Boundary(gt_labels)
     assert boundary.two_sided.tolist() == [[False, False, True, True, False]] * 2
@@ -285,7 +285,7 @@ def test_boundary_metrics_by_hand():
     assert contour_density(boundary) == 0.4
 
 
-def test_the_window_is_square():
+def test_window_is_square():
     labels = np.zeros((6, 7), dtype=int)
     labels[0, 0] = 1  # boundary pixels: (0, 0), (0, 1) and (1, 0)
     near = np.zeros((6, 7), dtype=bool)
@@ -294,7 +294,7 @@ def test_the_window_is_square():
 
 
 def test_compactness_by_hand():
-    # Two pixels by three: perimeter 10, border included; two by two: perimeter 8, the square's pi / 4.
+    # 2x3 pixels: perimeter 10 with the image border. 2x2 pixels: perimeter 8, pi / 4 as for any square.
     expected = (4 * (math.pi / 4) + 6 * (4 * math.pi * 6 / 100)) / 10
     assert compactness(Boundary(LABELS)) == pytest.approx(expected)
     assert compactness(Boundary(np.zeros((7, 7), dtype=int))) == pytest.approx(math.pi / 4)
@@ -302,7 +302,7 @@ def test_compactness_by_hand():
 
 def test_color_metrics_by_hand():
     image_rgb = GREY.copy()
-    image_rgb[:, 0, 0] += 2  # in superpixel 0, of four pixels, red is 92, 90, 92, 90
+    image_rgb[:, 0, 0] += 2  # red values of the four pixels in superpixel 0: 92, 90, 92, 90
     variation = ColorVariation.measure(LABELS, image_rgb)
     assert variation.within.tolist() == [4, 0]
     assert intra_cluster_variation(variation) == pytest.approx((math.sqrt(4) / 4 + 0) / 2)
@@ -331,24 +331,24 @@ def test_perfect_superpixels():
     assert values["compactness"] == pytest.approx(math.pi / 4)
 
 
-def test_a_single_superpixel():
+def test_single_superpixel():
     rows, cols = np.indices((20, 20))
     gt_labels = (rows >= 15) + 2 * (cols >= 10)
     values = score(np.zeros((20, 20), dtype=int), gt_labels)
     assert values["asa"] == pytest.approx(150 / 400)
     assert values["boundary_recall"] == 0
-    assert values["boundary_precision"] == 1  # there is no boundary that could be wrong
+    assert values["boundary_precision"] == 1  # no boundary can be wrong
     assert values["mean_distance_to_edge"] == pytest.approx(math.hypot(20, 20))
     assert values["explained_variation"] == pytest.approx(0, abs=1e-12)
     assert values["contour_density"] == 0
     assert (values["n_spixels"], values["size_spread"]) == (1, 0)
 
 
-def test_a_single_segment():
+def test_single_segment():
     values = score(LABELS, np.ones_like(GT), GREY)
     assert (values["asa"], values["ue_np"], values["boundary_recall"]) == (1, 0, 1)
     assert (values["boundary_precision"], values["mean_distance_to_edge"]) == (0, 0)
-    assert values["explained_variation"] == 1  # of an image of one colour
+    assert values["explained_variation"] == 1  # the image has a single colour
 
 
 @pytest.mark.parametrize("n_labels", [60, 70_000])
@@ -356,7 +356,7 @@ def test_many_labels(n_labels):
     labels = np.arange(n_labels).reshape(10, -1)
     values = score(labels, labels)
     assert (values["asa"], values["mean_iou"], values["n_spixels"]) == (1, 1, n_labels)
-    # Segments that halve every superpixel: two columns of one superpixel, in different segments.
+    # Every segment is half a superpixel: its two columns lie in different segments.
     wide = np.repeat(labels, 2, axis=1)
     values = score(wide, np.arange(wide.size).reshape(wide.shape))
     assert values["asa"] == pytest.approx(0.5)
@@ -364,7 +364,7 @@ def test_many_labels(n_labels):
     assert values["n_spixels"] == n_labels
 
 
-def test_more_than_ten_segments_are_told_apart():
+def test_more_than_ten_segments():
     # One superpixel over 20 segments of 5 pixels each.
     gt_labels = np.arange(20).repeat(5).reshape(10, 10)
     table = ContingencyTable(np.zeros((10, 10), dtype=np.int64), gt_labels)
@@ -372,12 +372,12 @@ def test_more_than_ten_segments_are_told_apart():
 
 
 @pytest.mark.parametrize("far", [10**12, 2**62])
-def test_far_apart_numbers_cost_nothing(far):
+def test_large_label_numbers_keep_scores(far):
     labels, gt_labels = LABELS * far + 5, GT.astype(np.int64) * (far // 2) + 5
     assert score(labels, gt_labels, GREY) == score(LABELS, GT + 1, GREY)
 
 
-def test_the_background_stays_the_background_among_far_apart_numbers():
+def test_background_stays_zero_with_large_numbers():
     gt_labels = GT.astype(np.int64) * 10**12
     assert score(LABELS, gt_labels, GREY) == score(LABELS, GT, GREY)
 
@@ -386,8 +386,8 @@ def test_the_background_stays_the_background_among_far_apart_numbers():
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_annotations_of_another_size_are_refused(metric):
-    with pytest.raises(ValueError, match=r"a label map is \(5, 2\), but the image is \(2, 5, 3\)"):
+def test_annotation_of_wrong_size_is_rejected(metric):
+    with pytest.raises(ValueError, match=r"label map .*\(5, 2\).*\(2, 5, 3\)"):
         score(LABELS, GT.T, GREY, [metric])
 
 
@@ -399,29 +399,29 @@ def test_annotations_of_another_size_are_refused(metric):
         lambda: mean_distance_to_edge(Boundary(LABELS), Boundary(GT.T)),
     ],
 )
-def test_different_sizes_are_refused(compute):
-    with pytest.raises(ValueError, match=r"superpixels are \(2, 5\), but the annotation is \(5, 2\)"):
+def test_different_sizes_are_rejected(compute):
+    with pytest.raises(ValueError, match=r"\(2, 5\).*\(5, 2\)"):
         compute()
 
 
-def test_unknown_metrics_are_refused():
-    with pytest.raises(ValueError, match=r"no metric is named 'accuracy'; there are n_spixels, .*asa"):
+def test_unknown_metric_is_rejected():
+    with pytest.raises(ValueError, match=r"unknown metric 'accuracy'.*n_spixels, .*asa"):
         score(LABELS, GT, GREY, ["asa", "accuracy"])
 
 
-def test_an_image_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"the image is \(5, 2, 3\), but its superpixels are \(2, 5\)"):
+def test_image_of_wrong_size_is_rejected():
+    with pytest.raises(ValueError, match=r"image .*\(5, 2, 3\).*\(2, 5\)"):
         ColorVariation.measure(LABELS, GREY.transpose(1, 0, 2))
-    with pytest.raises(ValueError, match=r"a label map is \(2, 5\), but the image is \(5, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"label map .*\(2, 5\).*\(5, 2, 3\)"):
         score(LABELS, GT, GREY.transpose(1, 0, 2), ["asa"])
 
 
-def test_an_image_with_nan_is_refused():
+def test_image_with_nan_is_rejected():
     image = GREY.astype(np.float32)
     image[1, 2, 0] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         ColorVariation.measure(LABELS, image)
-    with pytest.raises(ValueError, match=r"the image must be \(H, W, 3\) uint8, got float32"):
+    with pytest.raises(ValueError, match=r"image .*float32"):
         score(LABELS, GT, image, ["asa"])
 
 
@@ -441,11 +441,11 @@ def test_an_image_with_nan_is_refused():
     [LABELS - 1, LABELS.astype(float), LABELS[0], LABELS[:0]],
     ids=["negative", "float", "1d", "empty"],
 )
-def test_what_is_no_label_map_is_refused(compute, labels):
+def test_invalid_label_map_is_rejected(compute, labels):
     with pytest.raises(ValueError, match="a label map"):
         compute(labels)
 
 
-def test_negative_annotations_are_refused():
-    with pytest.raises(ValueError, match="must not be negative, got -1"):
+def test_negative_annotation_is_rejected():
+    with pytest.raises(ValueError, match=r"negative.* -1"):
         score(LABELS, GT - 1, GREY)

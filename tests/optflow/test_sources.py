@@ -151,7 +151,7 @@ def test_video_that_left_frames_out_is_read_to_its_end(tmp_path, caplog):
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     assert len(list(VideoFile("clip", path).read())) == len(shown)
-    assert f"{path} holds {len(shown)} frames, but its duration is that of" in caplog.text
+    assert f"{path} holds {len(shown)} frames" in caplog.text
 
 
 def test_hidden_files_are_no_frames(tmp_path):
@@ -233,7 +233,7 @@ def test_flow_files_of_a_video(tmp_path):
         write_kitti(tmp_path / f"backward{idx}.png", FLOW - idx)
     forward_files, backward_files = (list_in_order(tmp_path, (suffix,)) for suffix in (".flo", ".png"))
     assert [file.name for file in forward_files] == ["forward1.flo", "forward2.flo", "forward10.flo"]
-    with pytest.raises(InputError, match=r"holds \.flo and \.png files; it must be files of one kind"):
+    with pytest.raises(InputError, match=r"holds \.flo and \.png files"):
         list_in_order(tmp_path, (".flo", ".png"))
     source = FlowFiles("clip", forward_files, backward_files)
     assert len(source) == 3

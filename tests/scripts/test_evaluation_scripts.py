@@ -506,7 +506,7 @@ def test_chosen_metrics_are_the_columns(bsds_root, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["--metrics", "accuracy"], "no metric is named 'accuracy'; there are n_spixels"),
+        (["--metrics", "accuracy"], "unknown metric 'accuracy'; choose from n_spixels"),
         (
             ["--compare", "seeds"],
             "--compare seeds: no such method; there are slic, ssn_pix, grid and weight files",

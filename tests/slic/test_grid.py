@@ -1,4 +1,4 @@
-"""The grid of cells, and pixels laid out by cell."""
+"""Test the grid of cells and the layout of pixels by cell."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Outlines of superpixels as polygons."""
+"""Test the outlines of superpixels as polygons."""
 
 import json
 import xml.etree.ElementTree as ET
@@ -19,8 +19,8 @@ def signed_area(ring):
     return (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2
 
 
-def test_by_hand():
-    labels = np.array([[0, 0, 0], [0, 1, 0], [0, 0, -1]])  # the hole meets the outside at a corner
+def test_outlines_by_hand():
+    labels = np.array([[0, 0, 0], [0, 1, 0], [0, 0, -1]])  # the hole touches the outside at a corner
     outer, hole = trace_outlines(labels)[0]
     assert set(outer) == {(0, 0), (3, 0), (3, 2), (2, 2), (2, 3), (0, 3)}
     assert set(hole) == {(1, 1), (1, 2), (2, 1), (2, 2)}
@@ -30,7 +30,7 @@ def test_by_hand():
 @settings(deadline=None, max_examples=100)
 @given(arrays(np.int64, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 2)))
 def test_rings_enclose_their_pixels(labels):
-    labels = enforce_connectivity(labels, labels.size * 2)  # pieces of one pixel stay
+    labels = enforce_connectivity(labels, labels.size * 2)  # single pixels stay
     labels[labels == labels.max() // 2] = -1
     for label, rings in enumerate(trace_outlines(labels)):
         size = (labels == label).sum()
@@ -43,7 +43,7 @@ def test_rings_enclose_their_pixels(labels):
 
 
 def fill(rings, shape):
-    """Pixels whose middle an even-odd rule finds within the rings."""
+    """Find the pixels whose centre lies within the rings by the even-odd rule."""
     inside = np.zeros(shape, dtype=bool)
     y, x = np.indices(shape) + 0.5
     for ring in rings:

@@ -1,4 +1,4 @@
-"""What is told of the superpixels of an image."""
+"""Test the statistics of superpixels."""
 
 import numpy as np
 import pytest
@@ -8,11 +8,11 @@ from hypothesis.extra.numpy import arrays
 
 from lib.superpixels.regions import Superpixels
 
-LABELS = np.array([[0, 0, 2], [2, 2, -1]], dtype=np.int32)  # 1 does not occur
+LABELS = np.array([[0, 0, 2], [2, 2, -1]], dtype=np.int32)  # label 1 does not occur
 IMAGE_RGB = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
 
 
-def test_means_gaps_and_pixels_outside():
+def test_means_with_gaps_and_outside_pixels():
     features = np.array([[[1, 2, 3], [4, 5, 99]], [[0, 0, 1], [1, 1, 99]]], dtype=np.float32)
     superpixels = Superpixels(LABELS, IMAGE_RGB, 2, pixel_features=features, n_base_features=2)
     assert superpixels.n_measured == 2
@@ -25,13 +25,13 @@ def test_means_gaps_and_pixels_outside():
     np.testing.assert_allclose(superpixels.mean_of(depth)[[0, 2]], [2, 7])
 
 
-def test_without_features_there_are_none():
+def test_features_are_none_without_pixel_features():
     assert Superpixels(LABELS, IMAGE_RGB, 2).features is None
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (2, 3, 1, 1), (2, 4, 3)])
-def test_values_of_another_size(shape):
-    with pytest.raises(ValueError, match=r"values must be \(H, W\) or \(H, W, K\) of an image \(2, 3\)"):
+def test_values_of_wrong_shape_are_rejected(shape):
+    with pytest.raises(ValueError, match=r"values .*\(2, 3\)"):
         Superpixels(LABELS, IMAGE_RGB, 2).mean_of(np.zeros(shape))
 
 
@@ -42,7 +42,7 @@ def test_edges_by_hand():
 
 
 @given(arrays(np.int32, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(-1, 4)))
-def test_edges_against_a_loop(labels):
+def test_edges_equal_loop(labels):
     if labels.max() < 0:
         return
     expected = set()
