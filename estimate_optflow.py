@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         parser,
         "--consistency_check",
         default=False,
-        help="log the mean distance in pixels between a start and its forward-backward track",
+        help="log the mean error in pixels of following the flow forward and back to the start",
     )
     parser.add_argument(
         "--nworkers", type=non_negative_int, default=os.cpu_count(), help="process this many videos at a time"

@@ -35,8 +35,8 @@ class Crop(NamedTuple):
     def draw(cls, gt_labels: np.ndarray, rng: np.random.Generator, size: int = DEFAULT_CROP_SIZE) -> Self:
         """Draw a crop of `size` x `size` pixels of an image with labels (H, W).
 
-        The scale is drawn from a clipped normal distribution. If the image is too small for it, the crop is
-        enlarged more. A crop within a single segment teaches nothing: it is drawn again, up to `MAX_REDRAWS`
+        The scale is drawn from a clipped normal distribution. If the image is too small for it, the scale
+        is increased. A crop within a single segment teaches nothing: it is drawn again, up to `MAX_REDRAWS`
         times.
         """
         height, width = gt_labels.shape

@@ -124,7 +124,7 @@ def is_lost_worker(error: RuntimeError) -> bool:
 
 
 def _start_worker(worker_idx: int) -> None:
-    # PyTorch's own check of the main process can hang: it waits until somebody fetches the finished batches.
+    # PyTorch's own check can hang if the main process dies: it waits until somebody fetches the batches.
     start_worker()
 
 

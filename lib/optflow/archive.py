@@ -5,8 +5,8 @@ A file `optflow_<method>_<video>.h5` holds two HDF5 datasets, each (n_frames - 1
 - `flows[i]` is the flow from frame i to frame i + 1,
 - `inv_flows[i]` is the flow from frame i + 1 to frame i.
 
-The last axis is (dy, dx) in pixels of the frames, which are 480x854 for DAVIS. The format is that of
-vvarga90/ssn-pytorch-optflow.
+The last axis is (dy, dx) in pixels of the frames, which are 480x854 for DAVIS. vvarga90/ssn-pytorch-optflow
+uses the same format.
 """
 
 from collections.abc import Iterator, Mapping

@@ -72,7 +72,7 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda":
         n_devices = torch.cuda.device_count()
         if n_ranks() > 1 and device.index is not None:
-            raise InputError(f"{name}: each rank uses another device; use cuda", parameter="device")
+            raise InputError(f"{name}: each rank needs its own device; use cuda", parameter="device")
         idx = local_rank() if n_ranks() > 1 else device.index or 0
         if idx >= n_devices:
             needed = f", and each of {n_ranks()} ranks needs one" if n_ranks() > 1 else ""

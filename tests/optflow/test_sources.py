@@ -151,7 +151,7 @@ def test_video_with_dropped_frames_is_read_to_its_end(tmp_path, caplog):
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     assert len(list(VideoFile("clip", path).read())) == len(shown)
-    assert f"{path} holds {len(shown)} frames, but its duration is that of" in caplog.text
+    assert f"{path} holds {len(shown)} frames" in caplog.text
 
 
 def test_hidden_files_are_not_frames(tmp_path):
