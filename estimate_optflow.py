@@ -1,8 +1,7 @@
 """Make the flow archives that the composite model reads.
 
-From DAVIS videos, folders of frames or video files, with OpenCV's DIS flow; or from flow that another
-program has written as .flo or KITTI .png files. Archives that are there already are kept, so an interrupted
-run continues.
+OpenCV's DIS estimates the flow of DAVIS videos, folders of frames or video files. Flow of another program is
+read from .flo or KITTI .png files. Existing archives are kept: repeat an interrupted command to continue.
 """
 
 import argparse
@@ -31,49 +30,60 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
     sources = parser.add_mutually_exclusive_group(required=True)
     sources.add_argument(
-        "--davis2017_root", type=existing_dir, help="folder that holds DAVIS/; frames count as 854x480"
+        "--davis2017_root",
+        type=existing_dir,
+        help="read videos from the folder that holds DAVIS/; resize frames to 854x480",
     )
     sources.add_argument(
-        "--frames", type=existing_dir, nargs="+", metavar="FOLDER", help="folders of frames, one a video"
+        "--frames",
+        type=existing_dir,
+        nargs="+",
+        metavar="FOLDER",
+        help="read folders of frames, one per video",
     )
-    sources.add_argument("--video", type=Path, nargs="+", metavar="FILE", help="video files")
+    sources.add_argument("--video", type=Path, nargs="+", metavar="FILE", help="read video files")
     sources.add_argument(
         "--flow_files",
         type=existing_dir,
         nargs=2,
         metavar=("FORWARD", "BACKWARD"),
-        help=".flo or KITTI .png files of the flow from each frame to the next, and of the flow back: two "
-        "folders with the files of a video, or with a folder of them for each video",
+        help="read flow to the next frame and back from .flo or KITTI .png files, in two folders with the "
+        "files of one video, or with a subfolder per video",
     )
     parser.add_argument(
         "--davis_split",
-        help="DAVIS videos to process: train, val, test, or a text file with one video a line; default: all",
+        help="process train, val, test, or the DAVIS videos of a text file, one a line; default: all",
     )
     parser.add_argument(
         "--video_name",
         type=_file_name_part,
-        help="name of a single video; default: that of its folder or its file",
+        help="name a single video; default: the name of its folder or file",
     )
     parser.add_argument(
-        "--out_dir", type=Path, default=Path("optflow"), help="folder for optflow_<method>_<video>.h5"
+        "--out_dir",
+        type=Path,
+        default=Path("optflow"),
+        help="write optflow_<method>_<video>.h5 to this folder",
     )
     parser.add_argument(
         "--method",
         type=_method,
-        help="name of the method for the file names, without underscores; default: dis, for DIS",
+        help="name the method in file names, without underscores; default: dis",
     )
     parser.add_argument(
         "--preset",
         choices=DIS_PRESETS,
-        help=f"accuracy of DIS, the fastest first; default: {DEFAULT_PRESET}",
+        help=f"set the accuracy of DIS, fastest first; default: {DEFAULT_PRESET}",
     )
     cli.add_bool(
         parser,
         "--consistency_check",
         default=False,
-        help="print the mean distance in pixels at which forward and backward flow miss the start",
+        help="log the mean error in pixels of following the flow forward and back to the start",
     )
-    parser.add_argument("--nworkers", type=non_negative_int, default=os.cpu_count(), help="videos at a time")
+    parser.add_argument(
+        "--nworkers", type=non_negative_int, default=os.cpu_count(), help="process this many videos at a time"
+    )
     return parser
 
 
@@ -85,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> list[ArchiveReport]:
         if args.preset is not None:
             raise InputError("--preset is for DIS flow, not for --flow_files")
         if args.method is None:
-            raise InputError("--flow_files needs --method, the name of what made the flow, such as gma")
+            raise InputError("--flow_files needs --method, the name of the flow method, such as gma")
         sources, attributes = _find_flow_files(*args.flow_files, args.video_name), {}
     else:
         videos = _find_videos(args.davis2017_root, args.davis_split, args.frames, args.video)
@@ -93,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> list[ArchiveReport]:
         sources, attributes = [DISFlow(video, preset) for video in videos], {"preset": preset}
     if args.video_name is not None:
         if len(sources) != 1:
-            raise InputError(f"--video_name {args.video_name}: there are {len(sources)} videos")
+            raise InputError(f"--video_name {args.video_name} needs a single video, got {len(sources)}")
         sources[0].name = args.video_name
     paths = [args.out_dir / archive_name(args.method or "dis", source.name) for source in sources]
     twice = sorted({path.name for path in paths if paths.count(path) > 1})
@@ -169,10 +179,10 @@ def _method(text: str) -> str:
 def _describe(report: ArchiveReport) -> str:
     if report.problem:
         return f"{report.path}: failed, {report.problem}"
-    made = "was there" if report.was_there else "made"
+    outcome = "kept" if report.existed else "made"
     error = report.consistency_error
     consistency = "" if error is None else f", forward-backward error {error:.2f} pixels"
-    return f"{report.path}: {made}, {report.n_frames} frames{consistency}"
+    return f"{report.path}: {outcome}, {report.n_frames} frames{consistency}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Weight files: our checkpoints, which carry what rebuilds the model, and the published state dicts."""
+"""Weight files: our checkpoints, which store the settings of the model, and published state dicts."""
 
 import errno
 import hashlib
@@ -27,11 +27,11 @@ DEFAULT_N_EXTRA_FEATURES = 10
 DEFAULT_OPTFLOW_SCALE = 15.0
 
 BASE, COMPOSITE = "base", "composite"  # kinds of models
-NO_NETWORK = "none"  # third kind, and its name in place of a weight file: cluster colour and position alone
+NO_NETWORK = "none"  # third kind, given in place of a weight file: clusters colour and position
 
 _CONTENTS = {BASE: "a base model", COMPOSITE: "a composite model", NO_NETWORK: "no network"}
 
-# Sizes that a state dict shows: the tensor and the dimension, by the constructor's argument.
+# Constructor arguments that a state dict determines: argument -> (tensor, dimension).
 _SIZES = {
     SSNModel: {"n_learned_features": ("feature_extract.output_conv.0.bias", 0)},
     CompositeSSNModel: {
@@ -43,11 +43,11 @@ _SIZES = {
 
 
 class LoadedModel(NamedTuple):
-    """A model in evaluation mode, with what its file says of its training."""
+    """Model in evaluation mode, its input scales, and the checksum of its base."""
 
     model: nn.Module
     scales: InputScales
-    base_sha256: str | None = None  # checksum of the weight file of a composite's base, where it is known
+    base_sha256: str | None = None  # checksum of a composite's base weight file; None if unknown
 
     @property
     def kind(self) -> str:
@@ -56,9 +56,9 @@ class LoadedModel(NamedTuple):
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint and the checksum of its weights, under a temporary name first."""
+    """Write a checkpoint with a checksum of its weights; a failed write keeps the old file."""
     checkpoint = {**checkpoint, "weights_sha256": _weights_sha256(checkpoint["weights"])}
-    buffer = io.BytesIO()  # torch.save itself hides why a write failed
+    buffer = io.BytesIO()  # torch.save to a file hides why a write failed
     torch.save(checkpoint, buffer)
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
@@ -77,7 +77,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     InputError
         If the file is missing or cannot be read.
     DamagedFileError
-        If it is damaged, or holds something else.
+        If it is damaged, or is not a weight file.
     """
     path = Path(path)
     if not path.is_file():
@@ -87,11 +87,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises various errors for broken bytes
         if is_out_of_memory(error):
             raise
-        # An invalid argument is a position beyond the end of a file that was cut short.
+        # EINVAL: torch seeks beyond the end of a truncated file, which is damage, not a read error.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise InputError(f"{path} cannot be read ({error.strerror})") from error
         raise DamagedFileError(
-            f"{path} is not a readable weight file: damaged, or more than tensors and plain types"
+            f"{path} is not a readable weight file: damaged, or holds more than tensors and plain types"
         ) from error
     if _is_state_dict(content):
         return {"weights": content, "model_args": {}}
@@ -102,14 +102,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     ):
         raise DamagedFileError(f"{path} holds neither a state dict nor one of our checkpoints")
     sha256 = _weights_sha256(content["weights"])
-    # An edited copy of the dict must not carry the checksum of the original.
+    # Drop the checksum, so that an edited copy of the dict does not keep it.
     if content.pop("weights_sha256", sha256) != sha256:
-        raise DamagedFileError(f"{path} is damaged or edited: its weights do not fit their weights_sha256")
+        raise DamagedFileError(f"{path} is damaged or edited: its weights do not match its weights_sha256")
     return content
 
 
 def load_model(path: Path | str) -> LoadedModel:
-    """Rebuild the model that a weight file holds, whatever its kind; `expect` checks the kind.
+    """Rebuild the model of a weight file of any kind; `expect` checks the kind.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def load_model(path: Path | str) -> LoadedModel:
     _check_settings(sizes | model_args, inspect.signature(model_class).parameters, path)
     for name, size in sizes.items():
         if model_args.get(name, size) != size:
-            raise InputError(f"{path} says {name} {model_args[name]}, but its weights have {size}")
+            raise InputError(f"{path} has {name} {model_args[name]}, but its weights have {size}")
     model = model_class(**sizes | model_args)
     _load_weights(model, weights, path)
     input_args = checkpoint.get("input_args", {})
@@ -158,7 +158,7 @@ def expect(
     n_extra_features: int | None = None,
     n_extra_channels: int | None = None,
 ) -> LoadedModel:
-    """Return a loaded model if it is the one that the caller expects.
+    """Check that a loaded model has the expected kind and sizes, and return it.
 
     Parameters
     ----------
@@ -167,16 +167,16 @@ def expect(
     path : Path or str
         Weight file, for the error message.
     kind : {"base", "composite"}, optional
-        Expected kind; the model without a network is a base too.
+        Expected kind; the model without a network counts as a base.
     n_learned_features, n_extra_features : int, optional
         Expected learned features per pixel.
     n_extra_channels : int, optional
-        Extra channels that are available; a model that reads none may leave them aside.
+        Available extra channels; a model that reads none ignores them.
 
     Raises
     ------
     InputError
-        If it is not.
+        If its kind or a size differs.
     """
     if kind not in (None, BASE if loaded.kind == NO_NETWORK else loaded.kind):
         raise InputError(f"{path} holds {_CONTENTS[loaded.kind]}; expected {_CONTENTS[kind]}")
@@ -196,13 +196,13 @@ def check_base_of_composite(
 ) -> None:
     """Check that a composite was trained on top of a base model.
 
-    A published composite does not name its base, and its batch norm statistics have moved away from it.
-    For such a file only the architectures are compared.
+    A published composite does not name its base, and its batch norm statistics differ from its base. For
+    such a file, only the architectures are compared.
 
     Raises
     ------
     InputError
-        If it was not.
+        If it was trained on another base.
     """
     if base.kind == NO_NETWORK:
         raise InputError(
@@ -212,10 +212,10 @@ def check_base_of_composite(
     ours = base.model.feature_extract.state_dict()
     theirs = composite.model.feature_extract_color.state_dict()
     if any(value.shape != theirs[name].shape for name, value in ours.items()):
-        raise InputError(f"{base_path} does not fit {composite_path}: its network is of another size")
+        raise InputError(f"{base_path} does not fit {composite_path}: its network has another size")
     if composite.base_sha256 and not all(value.equal(theirs[name]) for name, value in ours.items()):
         raise InputError(
-            f"{composite_path} was trained on top of other base weights than {base_path}: of a file with "
+            f"{composite_path} was trained on top of other base weights than {base_path}: a file with "
             f"SHA-256 {composite.base_sha256}"
         )
 
@@ -245,14 +245,14 @@ def _find_model_class(weights: dict[str, Tensor], path: Path | str) -> type[nn.M
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 1  # bool is no count
+    return type(value) is int and value >= 1  # bool is a subclass of int
 
 
 def _is_scale(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < math.inf
 
 
-# Settings that a file may hold: a test, and the expected value in words.
+# By setting of a file: a test of its value, and the expected value in words.
 _COUNT = (_is_count, "an integer of at least 1")
 _SCALE = (_is_scale, "a finite number of at least 0")
 _SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {

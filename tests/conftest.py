@@ -1,4 +1,4 @@
-"""Small images, data sets and models that the tests make themselves."""
+"""Fixtures: small images, datasets and models."""
 
 import h5py
 import numpy as np
@@ -10,7 +10,7 @@ from helpers import make_quadrants, write_annotations
 from lib.weights import file_sha256, load_model, save_checkpoint
 from model import CompositeSSNModel, SSNModel
 
-torch.set_num_threads(1)  # for images this small, threads cost more than they bring
+torch.set_num_threads(1)  # for images this small, more threads are slower
 
 DEVICES = [
     "cpu",

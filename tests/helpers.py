@@ -1,4 +1,4 @@
-"""Small images, videos and failures that several tests share."""
+"""Helpers for several tests: small images, videos and failures."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from lib.files.frames import list_in_order
 from lib.runtime.signals import stop_flag
 from lib.training import run as training_run
 
-# Of images and superpixels, with odd cases of the grid.
+# (shape of an image, number of superpixels), with edge cases of the grid.
 SHAPES_AND_COUNTS = [
     ((20, 31), 12),  # cells of unequal size
     ((20, 31), 1),
@@ -35,7 +35,7 @@ QUADRANT_COLORS = np.array([[220, 40, 40], [40, 200, 60], [50, 60, 210], [230, 2
 
 
 def make_quadrants(height=60, width=92, *, seed=0):
-    """An image of four slightly noisy coloured quadrants, and their numbers."""
+    """Return an image of four slightly noisy coloured quadrants, and its labels."""
     row, col = np.mgrid[:height, :width]
     labels = (2 * (row >= height // 2) + (col >= width // 2)).astype(np.int32)
     noise = np.random.default_rng(seed).integers(-10, 11, (height, width, 3))
@@ -45,7 +45,7 @@ def make_quadrants(height=60, width=92, *, seed=0):
 
 @contextmanager
 def full_disk(n_bytes):
-    """Let no file grow beyond a size, as a full disk would."""
+    """Limit the size of files, as a full disk would."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
@@ -64,7 +64,7 @@ def write_annotations(path: Path, annotations):
 
 
 def fails_with(main, argv, capsys):
-    """Run a script that must fail as bad input does; return its one line."""
+    """Run a script that must fail on bad input; return its one error line."""
     with pytest.raises(SystemExit) as caught:
         cli.run(lambda: main(argv))
     assert caught.value.code == 2
@@ -75,7 +75,7 @@ def fails_with(main, argv, capsys):
 
 @contextmanager
 def ctrl_c_in_second_step(monkeypatch):
-    """Interrupt the training run in the block during its second step, and expect it to end by it."""
+    """Interrupt the training run in the block during its second step, and expect it to stop."""
     original = training_run.compute_loss_terms
     calls = []
 
@@ -92,7 +92,7 @@ def ctrl_c_in_second_step(monkeypatch):
 
 
 def in_thread(function, *args, **options):
-    """Call a function in a thread that is not the main one, as a notebook or a web server does."""
+    """Call a function outside the main thread, as a notebook or a web server does."""
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(function, *args, **options).result()
 
@@ -101,24 +101,24 @@ class LineFit(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(3))
-        self.matrix = torch.nn.Parameter(torch.zeros(3, 2))  # which another optimizer trains
+        self.matrix = torch.nn.Parameter(torch.zeros(3, 2))  # for a second optimizer
 
     def forward(self, batch):
         return batch @ (self.weight + self.matrix.sum(1))
 
 
 HEIGHT, WIDTH = 210, 260  # of frames with known motion
-INSIDE = np.s_[20:-20, 20:-20]  # away from what enters and leaves the frame
+INSIDE = np.s_[20:-20, 20:-20]  # excludes what enters or leaves the frame
 
 
 def make_texture(height=HEIGHT, width=WIDTH):
-    """Smooth random patches, (H, W) float, 0 to 255."""
+    """Return smooth random patches, (H, W) float, 0 to 255."""
     texture = gaussian_filter(np.random.default_rng(0).normal(size=(height, width)), 2)
     return 255 * (texture - texture.min()) / np.ptp(texture)
 
 
 def translated_frames(n_frames, dy, dx):
-    """Frames whose content moves by (dy, dx) from one to the next, each (H, W, 3) uint8."""
+    """Return frames (H, W, 3) uint8, each moved by (dy, dx) against the last."""
     texture = make_texture(HEIGHT + 40, WIDTH + 40)
     frames = []
     for idx in range(n_frames):

@@ -1,4 +1,4 @@
-"""Weight files: ours, the published ones, and those that cannot be used."""
+"""Weight files: our checkpoints, published files, and unusable files."""
 
 import re
 
@@ -29,7 +29,7 @@ def test_our_checkpoint_rebuilds_its_model(base_weights):
     assert scales == InputScales(color_scale=0.3, pos_scale=7.0)
 
 
-def test_bare_state_dict_tells_its_architecture(tmp_path):
+def test_architecture_of_a_bare_state_dict(tmp_path):
     torch.save(SSNModel(6).state_dict(), tmp_path / "published.pth")
     model, scales, _ = load_model(tmp_path / "published.pth")
     assert model.feature_extract.output_conv[0].out_channels == 6
@@ -52,7 +52,7 @@ def test_none_learns_no_features():
         expect(load_model("none"), "none", n_learned_features=15)
 
 
-def test_sizes_that_contradict_the_file(base_weights, composite_weights):
+def test_expected_sizes_that_contradict_the_file(base_weights, composite_weights):
     for path in (base_weights, composite_weights):
         loaded = load_model(path)
         assert expect(loaded, path, n_learned_features=4, n_extra_channels=4) is loaded
@@ -73,7 +73,7 @@ def test_features_of_a_bare_state_dict_are_compared(tmp_path):
         expect(load_model(path), path, n_learned_features=15)
 
 
-def test_kind_that_is_not_expected(base_weights, composite_weights):
+def test_unexpected_kind(base_weights, composite_weights):
     with pytest.raises(InputError, match=r"base\.pth holds a base model; expected a composite model"):
         expect(load_model(base_weights), base_weights, kind="composite")
     with pytest.raises(InputError, match=r"composite\.pth holds a composite model; expected a base model"):
@@ -146,7 +146,7 @@ def test_our_composite_rebuilds_its_model(composite_weights, base_weights):
     assert base_sha256 == file_sha256(base_weights)
 
 
-def test_bare_state_dict_of_a_composite_tells_its_architecture(tmp_path):
+def test_architecture_of_a_bare_composite_state_dict(tmp_path):
     torch.save(CompositeSSNModel(6, 3, n_extra_channels=1).state_dict(), tmp_path / "published.pth")
     model, scales, base_sha256 = load_model(tmp_path / "published.pth")
     assert model.config() == {
@@ -198,7 +198,7 @@ def test_unusable_setting_is_named(composite_weights, place, name, value):
 
 
 @pytest.mark.parametrize("settings", [None, [1], "x"])
-def test_settings_that_are_no_dict(base_weights, settings):
+def test_settings_must_be_a_dict(base_weights, settings):
     save_checkpoint(read_checkpoint(base_weights) | {"input_args": settings}, base_weights)
     with pytest.raises(InputError, match=rf"{base_weights} .*{re.escape(repr(settings))}"):
         load_model(base_weights)
@@ -223,7 +223,7 @@ def test_checksum_covers_names_types_shapes_and_values(tmp_path):
     assert torch.load(tmp_path / "w.pth", weights_only=True)["weights_sha256"] in seen
 
 
-def test_either_kind_is_loaded_and_read_once(base_weights, composite_weights, monkeypatch):
+def test_every_kind_is_loaded_in_one_read(base_weights, composite_weights, monkeypatch):
     read = []
 
     def load(path, **options):
@@ -259,10 +259,12 @@ def test_base_that_a_composite_was_not_trained_on(composite_weights, base_weight
 
     check(base_weights)
     save_base(tmp_path / "other.pth", 4)
-    told = f"trained on top of other base weights .*SHA-256 {file_sha256(base_weights)}"
-    with pytest.raises(InputError, match=told):
+    message = f"trained on top of other base weights .*SHA-256 {file_sha256(base_weights)}"
+    with pytest.raises(InputError, match=message):
         check(tmp_path / "other.pth")
-    check(tmp_path / "other.pth", composite._replace(base_sha256=None))  # published files do not tell
+    check(
+        tmp_path / "other.pth", composite._replace(base_sha256=None)
+    )  # published files do not name their base
     save_base(tmp_path / "wide.pth", 5)
     with pytest.raises(InputError, match=r"wide\.pth does not fit .*composite\.pth"):
         check(tmp_path / "wide.pth", composite._replace(base_sha256=None))

@@ -1,4 +1,4 @@
-"""Interface of all datasets: the images that they yield, and the identity of their files."""
+"""Interface of all datasets: segmented images, and a fingerprint of their files."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -14,14 +14,14 @@ from lib.runtime.errors import InputError
 
 
 class SegmentedImage(NamedTuple):
-    """An image and the segmentations people drew of it."""
+    """Image with its hand-drawn segmentations."""
 
     name: str
     image_rgb: np.ndarray  # (H, W, 3), uint8
     annotations: list[np.ndarray]  # each (H, W), int32; 0 is the background of DAVIS, BSDS500 starts at 1
     extra: np.ndarray | None = None  # (H, W, n_extra_channels), float32: flow, depth, ...
-    # So many extra channels, the first ones, are pairs (dy, dx) in pixels of this image, as flow is: they are
-    # flipped and scaled with it.
+    # The first n_vector_channels of `extra` are pairs (dy, dx) in pixels of this image, such as flow. Crops
+    # flip and scale them with the image.
     n_vector_channels: int = 0
 
 
@@ -31,11 +31,11 @@ class FileDataset(Dataset[SegmentedImage], ABC):
     @property
     @abstractmethod
     def sources(self) -> list[str]:
-        """Name and size in bytes of every file, in a fixed order; see `fingerprint`."""
+        """Name and size in bytes of every file, in a fixed order, for `fingerprint`."""
 
     @abstractmethod
     def image_shapes(self) -> Mapping[str, tuple[int, int]]:
-        """Height and width in pixels of every image, by its name.
+        """Return the height and width in pixels of every image, by name.
 
         Raises
         ------
@@ -47,15 +47,15 @@ class FileDataset(Dataset[SegmentedImage], ABC):
 def fingerprint(dataset: Dataset[SegmentedImage]) -> str:
     """Return a SHA-256 that distinguishes one set of images from another.
 
-    It covers names and sizes of the files, but not their folder, so a dataset may be moved. A dataset
-    without files has the SHA-256 of nothing.
+    It covers file names and sizes but not the folder, so a dataset may be moved. A dataset without files has
+    the SHA-256 of the empty string.
     """
     sources = dataset.sources if isinstance(dataset, FileDataset) else []
     return hashlib.sha256("\n".join(sources).encode()).hexdigest()
 
 
 def check_image(image: SegmentedImage) -> SegmentedImage:
-    """The image with annotations in int32 and extra channels in float32, if it has all that is needed."""
+    """Check an image; return it with int32 annotations and float32 extra channels."""
     if image.image_rgb.dtype != np.uint8 or image.image_rgb.shape[2:] != (3,):
         raise InputError(
             f"{image.name}: an image must be (H, W, 3) uint8, got {image.image_rgb.dtype} of shape "
@@ -80,7 +80,7 @@ def check_image(image: SegmentedImage) -> SegmentedImage:
     annotations = [annotation.astype(np.int32, copy=False) for annotation in image.annotations]
     if image.extra is None:
         return image._replace(annotations=annotations)
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are reported below
         extra = image.extra.astype(np.float32, copy=False)
     if not np.isfinite(extra).all():
         raise InputError(f"{image.name}: extra channels hold NaN or infinite values")

@@ -30,7 +30,7 @@ class BSDSDataset(FileDataset):
     Raises
     ------
     InputError
-        If the tree is another one or an image lacks its annotations.
+        If the folder has another layout, or an image lacks its annotations.
 
     References
     ----------
@@ -80,11 +80,11 @@ class BSDSDataset(FileDataset):
 
 
 def _read_annotations(file: Path, image_shape: tuple[int, int]) -> list[np.ndarray]:
-    """All segmentations of a .mat file, each (H, W) int32, of the size of their image."""
+    """Read all segmentations of a .mat file, each (H, W) int32 of the size of the image."""
     try:
         cells = loadmat(file)["groundTruth"].ravel()
         annotations = [cell["Segmentation"][0, 0].astype(np.int32) for cell in cells]
-    except Exception as error:  # scipy raises whatever the broken bytes led it to
+    except Exception as error:  # scipy raises various errors for broken bytes
         raise InputError(f"{file} is not a readable BSDS500 annotation file ({error})") from error
     if not annotations:
         raise InputError(f"{file} holds no annotation")

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from lib.datasets.base import SegmentedImage, channels_first, check_image
 from lib.network.inputs import rgb_to_lab
 
-DEFAULT_CROP_SIZE = 200  # pixels, both ways
+DEFAULT_CROP_SIZE = 200  # rows and columns, in pixels
 
 SCALE_MEAN, SCALE_STD = 1.0, 0.75
 SCALE_MIN, SCALE_MAX = 0.75, 3.0
@@ -20,7 +20,7 @@ MAX_REDRAWS = 9
 
 
 class Crop(NamedTuple):
-    """A square region of an image, resized to `size` x `size` pixels and perhaps flipped left to right.
+    """Square region of an image, resized to `size` x `size` pixels and optionally flipped left to right.
 
     Only the region is resized, never the whole image.
     """
@@ -35,9 +35,9 @@ class Crop(NamedTuple):
     def draw(cls, gt_labels: np.ndarray, rng: np.random.Generator, size: int = DEFAULT_CROP_SIZE) -> Self:
         """Draw a crop of `size` x `size` pixels of an image with labels (H, W).
 
-        The scale comes from a normal distribution and is clipped; images too small for it are enlarged as
-        far as needed. A crop within a single segment, from which nothing can be learnt, is drawn anew, up
-        to `MAX_REDRAWS` times.
+        The scale is drawn from a clipped normal distribution. If the image is too small for it, the scale
+        is increased. A crop within a single segment teaches nothing: it is drawn again, up to `MAX_REDRAWS`
+        times.
         """
         height, width = gt_labels.shape
         for _ in range(1 + MAX_REDRAWS):
@@ -51,10 +51,10 @@ class Crop(NamedTuple):
         return crop
 
     def apply(self, image: SegmentedImage) -> SegmentedImage:
-        """Crop the image, its annotations and its extra channels alike.
+        """Crop the image, its annotations and its extra channels.
 
-        Colours and extra channels are resized bilinearly, with antialiasing, labels by nearest neighbour.
-        Vectors are scaled with the image, and the flip negates their dx.
+        Colours and extra channels are resized bilinearly with antialiasing, labels by nearest neighbour.
+        Vectors are scaled with the image, and a flip negates their dx.
         """
         image_rgb = self._resize(image.image_rgb, Image.Resampling.BILINEAR)
         annotations = [self._resize(labels, Image.Resampling.NEAREST) for labels in image.annotations]
@@ -75,17 +75,17 @@ class Crop(NamedTuple):
 
 
 class TrainingCrops(Dataset):
-    """The endless stream of random crops that a training run sees.
+    """Endless stream of random crops for a training run.
 
-    Sample i is a function of the seed and of i alone: neither the number of workers nor an interruption
-    changes it. Every epoch visits all images in an order of its own.
+    Sample i depends only on the seed and on i: neither the number of workers nor an interruption changes it.
+    Every epoch visits all images in a new order.
 
     Parameters
     ----------
     dataset : Dataset of SegmentedImage
         Source of the images.
     n_annotations : int
-        Annotations drawn per sample, without repetition until all of the image's have been drawn.
+        Annotations per sample. None is repeated until all annotations of the image are drawn.
     seed : int
         Seed of all random choices.
     crop_size : int
@@ -106,15 +106,15 @@ class TrainingCrops(Dataset):
         self.crop_size = crop_size
 
     def __getitem__(self, sample_idx: int) -> dict[str, Tensor]:
-        """Return `image_lab`, `gt_labels`, and `extra` where the data set has extra channels.
+        """Return the tensors of a sample; H and W are the crop size.
 
-        They are (3, H, W) float32, (n_annotations, H, W) int64, each annotation numbered from 0 without
-        gaps, and (n_extra_channels, H, W) float32, where H and W are the size of a crop.
+        `image_lab` is (3, H, W) float32. `gt_labels` is (n_annotations, H, W) int64, each annotation numbered
+        from 0 without gaps. `extra` is (n_extra_channels, H, W) float32, if the dataset has extra channels.
 
         Raises
         ------
         InputError
-            As `EvaluationImages`.
+            If the image has no annotation, one of another size, or values that cannot be used.
         """
         epoch, position = divmod(sample_idx, len(self.dataset))
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
@@ -123,7 +123,7 @@ class TrainingCrops(Dataset):
         shuffled = rng.permutation(len(image.annotations))
         annotations = [image.annotations[idx] for idx in np.resize(shuffled, self.n_annotations)]
         crop = Crop.draw(annotations[0], rng, self.crop_size).apply(image._replace(annotations=annotations))
-        # The inverse is flat before NumPy 2.
+        # reshape: the inverse is flat before NumPy 2.
         gt_labels = [
             np.unique(labels, return_inverse=True)[1].reshape(labels.shape) for labels in crop.annotations
         ]

@@ -1,4 +1,4 @@
-"""DAVIS 2017 at 480p: the frames of videos, with a mask each."""
+"""DAVIS 2017 at 480p: frames of videos, with one mask each."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ SPLITS = tuple(sorted(file.stem for file in SPLIT_LIST_DIR.glob("*.txt")))
 
 
 class DAVISDataset(FileDataset):
-    """The frames of a list of videos, read lazily, video by video.
+    """Frames of a list of videos, read lazily, video by video.
 
     Expects this tree; frames and masks are paired by name::
 
@@ -32,21 +32,21 @@ class DAVISDataset(FileDataset):
     davis2017_root : Path
         Folder that holds `DAVIS`.
     split : str
-        "train" (45 videos) or "val" (15), which divide the official training list, "test" (the 30 of the
-        official validation list), or the path of a text file that names one video a line.
+        "train" (45 videos), "val" (15), "test" (30), or a text file that names one video a line. "train" and
+        "val" divide the official training list; "test" is the official validation list.
     optflow_folder : Path, optional
-        Folder of flow archives, one a video. With it, images carry the flow of their frame as extra
+        Folder of flow archives, one per video. With it, images carry the flow of their frame as extra
         channels [fwd_dy, fwd_dx, bwd_dy, bwd_dx]; see `lib.optflow`.
     optflow_method : str, optional
-        Whose archives to take where there are several.
+        Method of the archives; needed if the folder holds several per video.
     parameter : str
         Name of `split` in error messages.
 
     Raises
     ------
     InputError
-        If the tree is another one, a video is missing, a frame lacks its mask, or a flow archive is
-        missing or does not fit its video.
+        If the folder has another layout, a video is missing, a frame lacks its mask, or a flow archive
+        is missing or does not fit its video.
 
     References
     ----------
@@ -75,7 +75,7 @@ class DAVISDataset(FileDataset):
                 f"{davis2017_root}: {len(unannotated)} frames have no mask, the first lacks {unannotated[0]}",
                 parameter="davis2017_root",
             )
-        self.flows = None  # of every frame: its archive, and its index in there
+        self.flows = None  # of every frame: its archive, and its index in the archive
         if optflow_folder is not None:
             archives = find_archives(Path(optflow_folder), list(frames_of_videos), optflow_method)
             for archive, frames in zip(archives, frames_of_videos.values(), strict=True):
@@ -92,7 +92,7 @@ class DAVISDataset(FileDataset):
         ] + [f"{file.name} {file.stat().st_size}" for file in archives]
 
     def image_shapes(self) -> dict[str, tuple[int, int]]:
-        """Frames and masks of another size become `FRAME_SHAPE` when they are read."""
+        """Return `FRAME_SHAPE` for every frame; reading resizes frames and masks of another size."""
         return dict.fromkeys(map(_frame_name, self.frame_files), FRAME_SHAPE)
 
     def __len__(self) -> int:
@@ -120,14 +120,14 @@ def find_frames(
     davis2017_root : Path
         Folder that holds `DAVIS`.
     videos : list of str, optional
-        Names of the videos; by default all there are.
+        Names of the videos; by default all.
     named_in : str
         Source of the names, for error messages.
 
     Raises
     ------
     InputError
-        If the tree is another one, a video is missing, or has no frame.
+        If the folder has another layout, or a video is missing or has no frame.
     """
     frame_root = Path(davis2017_root, "DAVIS", "JPEGImages", "480p")
     if not frame_root.is_dir():
@@ -145,12 +145,12 @@ def find_frames(
 
 
 def read_split(split: str, *, parameter: str = "davis_split") -> list[str]:
-    """Names of the videos of a built-in split or of a text file with one name a line.
+    """Read the video names of a built-in split, or of a text file with one name a line.
 
     Raises
     ------
     InputError
-        If `split` is neither, or names no video.
+        If `split` is neither of these, or names no video.
     """
     file = SPLIT_LIST_DIR / f"{split}.txt" if split in SPLITS else Path(split)
     try:
@@ -182,14 +182,17 @@ def _frame_name(frame_file: Path) -> str:
 
 
 def _read_mask(file: Path) -> np.ndarray:
-    """Object labels (H, W), int32: palette or grey values 0 to n, or 0 and 255 for two labels."""
+    """Read object labels (H, W), int32: palette indices or grey values from 0.
+
+    A mask of 0 and 255 only becomes 0 and 1.
+    """
     try:
         with Image.open(file) as image:
             mask = image if image.mode in ("P", "L") else image.convert("L")
             if mask.size != FRAME_SHAPE[::-1]:
                 mask = mask.resize(FRAME_SHAPE[::-1], Image.Resampling.NEAREST)
             labels = np.asarray(mask).astype(np.int32)
-    except Exception as error:  # Pillow raises whatever the broken bytes led it to
+    except Exception as error:  # Pillow raises various errors for broken bytes
         raise InputError(f"{file} is not a readable mask ({error})") from error
     if labels.max() == 255 and np.isin(labels, (0, 255)).all():
         return labels // 255

@@ -1,4 +1,4 @@
-"""A folder of people's own images, with a label map or several each."""
+"""Dataset of your own images: a folder of images with one or more label maps each."""
 
 import copy
 import re
@@ -15,27 +15,27 @@ from lib.datasets.base import FileDataset, SegmentedImage
 from lib.files.images import IMAGE_SUFFIXES, read_image, read_image_shape
 from lib.runtime.errors import InputError
 
-HOLD_OUT_EVERY = 10  # a tenth is enough to pick a model by
+HOLD_OUT_EVERY = 10  # a tenth of the images is enough to select the best model
 
-_NUMBER = re.compile(r"\.\d+\Z")  # of an annotation, at the end of the stem of its file
+_NUMBER = re.compile(r"\.\d+\Z")  # number of an annotation, at the end of the file's stem
 
 
 class FolderDataset(FileDataset):
-    """The images of a folder with their label maps, read lazily, in the order of the file names.
+    """Images of a folder with their label maps, read lazily, in the order of the file names.
 
     Expects a flat folder; hidden files and files of other types are ignored::
 
-        <root>/<name>.{jpg,jpeg,png,bmp,tif,tiff,webp}  an image, and with it
+        <root>/<name>.{jpg,jpeg,png,bmp,tif,tiff,webp}  an image, and either
         <root>/<name>.{png,npy}                         its label map, or
-        <root>/<name>.0.{png,npy}                       its label maps, if people drew several; any
-        <root>/<name>.1.{png,npy}                       numbers will do, and sort the annotations
+        <root>/<name>.0.{png,npy}                       its label maps, if it has several; any
+        <root>/<name>.1.{png,npy}                       numbers, which sort the annotations
 
-    So `<name>.png` is an image unless there is an image `<name>` of another type, and
-    `<name>.<number>.png` never is one. The case of the suffixes is ignored.
+    If an image `<name>` of another type exists, `<name>.png` is its label map, else an image.
+    `<name>.<number>.png` is always a label map. The case of suffixes is ignored.
 
-    A label map has the size of its image, as the EXIF orientation turns it. It is a PNG with one channel
-    (grey values, or indices of a palette), or an array (H, W) of integers or bool. Labels of 0 to
-    2**31 - 1 are kept; where others occur, all are renumbered from 0, in their order.
+    A label map has the size of its image after EXIF rotation. It is a PNG with one channel (grey values or
+    palette indices), or an array (H, W) of integers or bool. Labels from 0 to 2**31 - 1 are kept. If others
+    occur, all labels are renumbered from 0 in ascending order.
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ class FolderDataset(FileDataset):
     Raises
     ------
     InputError
-        If there is no image, images and label maps do not pair up, or the header of a file tells that it
-        cannot be used. Pixels are read later, which raises it as well if they are broken.
+        If the folder has no image, images and label maps do not pair up, or the header of a file shows that
+        it cannot be used. Reading broken pixels later raises it too.
     """
 
     def __init__(self, root: Path, *, parameter: str = "data_root") -> None:
@@ -66,7 +66,7 @@ class FolderDataset(FileDataset):
         for image_shape, label_files in zip(self._shapes, self.label_files, strict=True):
             for label_file in label_files:
                 with _open_label_map(label_file, image_shape):
-                    pass  # whatever its header tells has been checked
+                    pass  # opening checks the header
 
     @property
     def sources(self) -> list[str]:
@@ -76,12 +76,12 @@ class FolderDataset(FileDataset):
     def image_shapes(self) -> dict[str, tuple[int, int]]:
         return {file.stem: shape for file, shape in zip(self.image_files, self._shapes, strict=True)}
 
-    def part(self, indices: Sequence[int]) -> Self:
-        """A data set of some of the images."""
-        part = copy.copy(self)
+    def subset(self, indices: Sequence[int]) -> Self:
+        """Return a dataset of some of the images."""
+        subset = copy.copy(self)
         for name in ("image_files", "label_files", "_shapes"):
-            setattr(part, name, [getattr(self, name)[idx] for idx in indices])
-        return part
+            setattr(subset, name, [getattr(self, name)[idx] for idx in indices])
+        return subset
 
     def __len__(self) -> int:
         return len(self.image_files)
@@ -94,35 +94,35 @@ class FolderDataset(FileDataset):
 
 
 def hold_out(dataset: FolderDataset) -> tuple[FolderDataset, FolderDataset]:
-    """Divide a data set for which there is no separate validation set.
+    """Split a dataset that has no separate validation set.
 
     Returns
     -------
     training, validation : FolderDataset
-        Validation has every tenth image, the first included; training has the others.
+        Validation has every tenth image, starting with the first; training has the others.
 
     Raises
     ------
     InputError
-        If there are fewer than 2 images.
+        If the dataset has fewer than 2 images.
     """
     if len(dataset) < 2:
         raise InputError(
-            f"{dataset.shown_as} holds a single image; at least 2 are needed to hold one out for validation"
+            f"{dataset.shown_as} holds a single image; at least 2 are needed, one for validation"
         )
     indices = range(len(dataset))
     training = [idx for idx in indices if idx % HOLD_OUT_EVERY]
-    return dataset.part(training), dataset.part(indices[::HOLD_OUT_EVERY])
+    return dataset.subset(training), dataset.subset(indices[::HOLD_OUT_EVERY])
 
 
 def _find_files(root: Path) -> tuple[list[Path], list[Path]]:
-    """Images and label maps of a folder, each in the order of the file names."""
+    """Find the images and the label maps of a folder, each in the order of the file names."""
     files = sorted(
         file
         for file in root.iterdir()
         if file.suffix.lower() in (*IMAGE_SUFFIXES, ".npy") and file.name[0] != "." and file.is_file()
     )
-    stems = {file.stem for file in files if file.suffix.lower() not in (".png", ".npy")}  # surely of images
+    stems = {file.stem for file in files if file.suffix.lower() not in (".png", ".npy")}  # certainly images
     image_files, label_files = [], []
     for file in files:
         may_be_image = file.stem not in stems and not _NUMBER.search(file.stem)
@@ -134,7 +134,7 @@ def _find_files(root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _pair(image_files: list[Path], label_files: list[Path], *, shown_as: str) -> list[list[Path]]:
-    """Label maps of each image, in the order of their numbers; one without a number comes first."""
+    """Return the label maps of each image, sorted by number; a map without a number comes first."""
     image_of_stem = {}
     for file in image_files:
         if file.stem in image_of_stem:
@@ -144,7 +144,7 @@ def _pair(image_files: list[Path], label_files: list[Path], *, shown_as: str) ->
         image_of_stem[file.stem] = file
     numbered = {stem: [] for stem in image_of_stem}
     for file in label_files:
-        # Where there is an image a.1.jpg, a.1.png is its label map, not one of a.jpg.
+        # If an image a.1.jpg exists, a.1.png is its label map, not one of a.jpg.
         stem = file.stem if file.stem in image_of_stem else _NUMBER.sub("", file.stem)
         if stem not in image_of_stem:
             raise InputError(f"{shown_as}: the label map {file.name} has no image, such as {stem}.jpg")
@@ -163,7 +163,7 @@ def _pair(image_files: list[Path], label_files: list[Path], *, shown_as: str) ->
 
 @contextmanager
 def _open_label_map(file: Path, image_shape: tuple[int, int]) -> Iterator[Image.Image | np.ndarray]:
-    """Check the header of a label map; what it yields is read when it becomes an array."""
+    """Check the header of a label map and yield it; converting it to an array reads its pixels."""
     try:
         if file.suffix.lower() == ".npy":
             labels = open_memmap(file, mode="r")  # refuses pickled objects
@@ -181,7 +181,7 @@ def _open_label_map(file: Path, image_shape: tuple[int, int]) -> Iterator[Image.
                 yield image
     except InputError:
         raise
-    except Exception as error:  # NumPy and Pillow raise whatever the broken bytes led them to
+    except Exception as error:  # NumPy and Pillow raise various errors for broken bytes
         raise InputError(f"{file} is not a readable label map ({error})") from error
 
 
@@ -191,7 +191,7 @@ def _check_shape(file: Path, shape: tuple[int, ...], image_shape: tuple[int, int
 
 
 def _read_labels(file: Path, image_shape: tuple[int, int]) -> np.ndarray:
-    """Labels (H, W), int32, of at least 0."""
+    """Read labels (H, W), int32, at least 0."""
     with _open_label_map(file, image_shape) as opened:
         labels = np.array(opened, order="C")
     if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:

@@ -1,4 +1,4 @@
-"""What training and evaluation draw from a data set, as tensors."""
+"""Data loaders that yield tensors for training and evaluation."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ PREFETCHED_BATCHES = 4  # per worker
 
 
 class EvaluationImage(NamedTuple):
-    """A whole image with all its annotations."""
+    """Whole image with all its annotations."""
 
     name: str
     image_rgb: np.ndarray  # (H, W, 3), uint8
@@ -29,7 +29,7 @@ class EvaluationImage(NamedTuple):
 
 
 class EvaluationImages(Dataset):
-    """Every image of a data set, checked and ready for a network."""
+    """Images of a dataset, checked and converted for a network."""
 
     def __init__(self, dataset: Dataset[SegmentedImage]) -> None:
         self.dataset = dataset
@@ -60,9 +60,9 @@ def training_loader(
     n_workers: int,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Batches of crops for `n_steps` steps, from sample `first_sample` on; each rank gets its own.
+    """Load batches of crops for `n_steps` steps, from sample `first_sample` on; each rank loads its own.
 
-    Pinned memory is for batches that go to the current CUDA device.
+    Pin memory only if the batches are copied to the current CUDA device.
     """
     stride = batch_size * n_ranks()
     starts = range(first_sample + rank() * batch_size, first_sample + n_steps * stride, stride)
@@ -77,19 +77,19 @@ def training_loader(
 
 
 def evaluation_loader(dataset: Dataset[SegmentedImage], *, n_workers: int, first_idx: int = 0) -> DataLoader:
-    """Yield an `EvaluationImage` at a time, in order, from `first_idx` on; with several ranks, every n-th."""
+    """Load one `EvaluationImage` at a time, in order from `first_idx`; each of n ranks loads every n-th."""
     return _Loader(
         EvaluationImages(dataset),
         batch_size=None,
         sampler=range(first_idx + rank(), len(dataset), n_ranks()),
         num_workers=usable_workers(n_workers),
         worker_init_fn=_start_worker,
-        collate_fn=_leave_as_is,
+        collate_fn=_identity,
     )
 
 
 class _Batches:
-    """The samples of each batch, given the first one."""
+    """Sample numbers of each batch, given its first sample."""
 
     def __init__(self, starts: range, batch_size: int) -> None:
         self.starts = starts
@@ -103,7 +103,7 @@ class _Batches:
 
 
 class _Loader(DataLoader):
-    """A loader that raises `RunError` if a worker process is lost."""
+    """Data loader that raises `RunError` if a worker process is lost."""
 
     def __iter__(self) -> Iterator[Any]:
         return _name_lost_worker(super().__iter__())  # starts the workers now
@@ -119,14 +119,14 @@ def _name_lost_worker(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def is_lost_worker(error: RuntimeError) -> bool:
-    """Return True for PyTorch's error that a worker process is gone."""
+    """Return True for PyTorch's error that a worker process died."""
     return "DataLoader worker (pid" in str(error)
 
 
 def _start_worker(worker_idx: int) -> None:
-    # PyTorch's own check for the main process waits for batches to be fetched that nobody will fetch.
+    # PyTorch's own check can hang if the main process dies: it waits until somebody fetches the batches.
     start_worker()
 
 
-def _leave_as_is(image: EvaluationImage) -> EvaluationImage:
+def _identity(image: EvaluationImage) -> EvaluationImage:
     return image

@@ -1,4 +1,4 @@
-"""Images that are made up, to measure the speed of training without any data set."""
+"""Synthetic images, to measure the speed of training without a dataset."""
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -16,7 +16,7 @@ class SyntheticDataset(Dataset):
     Parameters
     ----------
     n_images : int
-        Length of the data set.
+        Length of the dataset.
     """
 
     def __init__(self, n_images: int) -> None:

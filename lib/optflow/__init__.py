@@ -1,4 +1,4 @@
-"""Optical flow: archives, estimation, look-up, pictures."""
+"""Optical flow: archives, estimation, lookup, drawing."""
 
 from lib.optflow.archive import FlowArchive
 

@@ -1,12 +1,12 @@
 """Flow archives: the optical flow of a video in one HDF5 file, read and written frame by frame.
 
-A file `optflow_<method>_<video>.h5` holds two data sets, each (n_frames - 1, H, W, 2) float16:
+A file `optflow_<method>_<video>.h5` holds two HDF5 datasets, each (n_frames - 1, H, W, 2) float16:
 
 - `flows[i]` is the flow from frame i to frame i + 1,
 - `inv_flows[i]` is the flow from frame i + 1 to frame i.
 
-The last axis is (dy, dx) in pixels of the frames, which are 480x854 for DAVIS. The format is that of
-vvarga90/ssn-pytorch-optflow.
+The last axis is (dy, dx) in pixels of the frames, which are 480x854 for DAVIS. vvarga90/ssn-pytorch-optflow
+uses the same format.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,10 +28,10 @@ _MAX_FLOW = float(np.finfo(np.float16).max)
 
 
 class FlowArchive:
-    """A flow archive to read from.
+    """Flow archive to read from.
 
-    The file is opened for every read, in the process that reads, so an archive may be handed to worker
-    processes. Only the frame asked for is read, however the file is divided into chunks.
+    Every read opens the file, so an archive can be passed to worker processes. Only the requested frame is
+    read, whatever the chunk layout.
 
     Parameters
     ----------
@@ -41,14 +41,14 @@ class FlowArchive:
     Attributes
     ----------
     n_frames : int
-        Frames of the video, one more than there are flows in each direction.
+        Number of frames of the video, one more than flows in each direction.
     frame_shape : tuple of int
         (H, W) of its frames.
 
     Raises
     ------
     InputError
-        If the file is missing, damaged, or of another layout.
+        If the file is missing or damaged, or has another layout.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,8 +59,8 @@ class FlowArchive:
             missing = [name for name in (FORWARD, BACKWARD) if not isinstance(file.get(name), h5py.Dataset)]
             if missing:
                 raise InputError(
-                    f"{path} is no flow archive: it has no data set {' and no '.join(missing)}, "
-                    f"only {', '.join(file) or 'nothing'}"
+                    f"{path} is no flow archive: it lacks the dataset {' and '.join(missing)} "
+                    f"and holds {', '.join(file) or 'nothing'}"
                 )
             for name in (FORWARD, BACKWARD):
                 shape, dtype = file[name].shape, file[name].dtype
@@ -83,17 +83,15 @@ class FlowArchive:
         Returns
         -------
         ndarray, shape (H, W, 4), float32
-            [fwd_dy, fwd_dx, bwd_dy, bwd_dx] in pixels; zeros where there is no next or previous frame.
+            [fwd_dy, fwd_dx, bwd_dy, bwd_dx] in pixels; zeros if the next or previous frame does not exist.
 
         Raises
         ------
         InputError
-            If there is no such frame, or its flow is damaged, NaN, infinite or beyond what float16 holds.
+            If the frame does not exist, or its flow is damaged, NaN, infinite or beyond float16.
         """
         if not 0 <= frame_idx < self.n_frames:
-            raise InputError(
-                f"{self.path} covers frames 0 to {self.n_frames - 1}, there is no frame {frame_idx}"
-            )
+            raise InputError(f"{self.path} covers frames 0 to {self.n_frames - 1}, not frame {frame_idx}")
         flow = np.zeros((*self.frame_shape, 4), dtype=np.float32)
         with self._opened() as file:
             if frame_idx < self.n_frames - 1:
@@ -107,7 +105,7 @@ class FlowArchive:
         return flow
 
     def read_attributes(self) -> dict[str, str]:
-        """What the writer noted about the flow, such as its settings."""
+        """Return the notes of the writer on the flow, such as its settings."""
         with self._opened() as file:
             return {name: str(value) for name, value in file.attrs.items()}
 
@@ -123,7 +121,7 @@ class FlowArchive:
 
 
 class FlowArchiveWriter:
-    """Appends pairs of flows to an archive; made by `write_flow_archive`."""
+    """Writer that appends pairs of flows to an archive; `write_flow_archive` creates it."""
 
     def __init__(self, writing: HDF5Writing, path: Path, frame_shape: tuple[int, int]) -> None:
         self._writing = writing
@@ -142,7 +140,7 @@ class FlowArchiveWriter:
         ]
 
     def append(self, forward: np.ndarray, backward: np.ndarray) -> None:
-        """Append the flow from the current last frame to a new one, and back.
+        """Append the flow from the last frame to a new frame, and the flow back.
 
         Parameters
         ----------
@@ -173,7 +171,7 @@ class FlowArchiveWriter:
 def write_flow_archive(
     path: Path, frame_shape: tuple[int, int], attributes: Mapping[str, str]
 ) -> Iterator[FlowArchiveWriter]:
-    """Write an archive under a temporary name, which becomes `path` when the block ends without an error.
+    """Write an archive to a temporary file, which is renamed to `path` if the block succeeds.
 
     Parameters
     ----------
@@ -187,7 +185,7 @@ def write_flow_archive(
     Raises
     ------
     RunError
-        If writing fails, say because the disk is full.
+        If writing fails, for example because the disk is full.
     """
     with write_hdf5(path) as writing:
         writing.file.attrs.update(attributes)
@@ -195,31 +193,31 @@ def write_flow_archive(
 
 
 def archive_name(method: str, video: str) -> str:
-    """Name of the file with the flow of a video, estimated with a method such as "dis" or "gma"."""
+    """Return the file name of a video's flow, estimated with a method such as "dis" or "gma"."""
     return f"optflow_{method}_{video}.h5"
 
 
 def find_archives(
     folder: Path, videos: list[str], method: str | None = None, *, parameter: str = "davis_optflow_folder"
 ) -> list[FlowArchive]:
-    """Find and open the archives of some videos.
+    """Find and open the archives of videos.
 
     Parameters
     ----------
     folder : Path
-        Folder that holds them.
+        Folder that holds the archives.
     videos : list of str
         Names of the videos.
     method : str, optional
-        Which method's; needed where there are several, or where its name holds an underscore, as then the
-        file could as well be that of another video.
+        Method of the flow. It is needed if a video has archives of several methods, or if the method's name
+        holds an underscore: then the file name alone does not say where the video's name starts.
     parameter : str
         Name of `folder` in error messages.
 
     Raises
     ------
     InputError
-        If archives are missing (all are named), or more than one would do.
+        If archives are missing (the message names all), or a video has several.
     """
     all_paths = sorted(folder.glob("optflow_*.h5"))
     paths, missing = [], []

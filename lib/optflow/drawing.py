@@ -1,15 +1,15 @@
-"""Pictures of optical flow."""
+"""Drawing of optical flow."""
 
 import numpy as np
 from skimage.color import hsv2rgb
 
 
 def draw_flow(flow: np.ndarray) -> np.ndarray:
-    """Draw the optical flow of a frame: to the next frame at the left, to the previous one at the right.
+    """Draw the optical flow of a frame: forward flow on the left, backward flow on the right.
 
-    Hue is the direction and saturation the length of the motion, on one scale that ends at the longest
-    motion but for the top percent. The wheel in the corner shows which colour is which direction: a pixel
-    that moves to the right has the colour of the right of the wheel.
+    Hue is the direction, and saturation the length of the motion; it is full from the 99th percentile of all
+    lengths on. The wheel in the corner is the legend: a pixel that moves to the right has the colour on the
+    right of the wheel.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def draw_flow(flow: np.ndarray) -> np.ndarray:
 
 
 def _motion_colors(motion: np.ndarray) -> np.ndarray:
-    """Colours of motions (..., 2) of length up to 1; no motion is white."""
+    """Return the colours of motions (..., 2) of length up to 1; zero motion is white."""
     hue = np.arctan2(-motion[..., 0], motion[..., 1]) / (2 * np.pi) % 1
     saturation = np.minimum(np.linalg.norm(motion, axis=-1), 1)
     hsv = np.stack([hue, saturation, np.ones_like(hue)], axis=-1)

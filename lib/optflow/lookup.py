@@ -1,4 +1,4 @@
-"""The optical flow of images that are frames of videos: from archives, or estimated from their neighbours."""
+"""Optical flow of video frames: from archives, or estimated from neighbouring frames."""
 
 import os
 from collections.abc import Sequence
@@ -17,28 +17,28 @@ AUTO = "auto"  # in place of a flow archive: estimate the flow
 
 
 class FlowOfFrame(Protocol):
-    """Where the flow of an image comes from; as a string, what it is.
+    """Source of one image's optical flow; `str()` describes it for the log.
 
     Attributes
     ----------
     files : sequence of Path
-        What is read for it, beside the image.
+        Files that `read` needs, in addition to the image.
     """
 
     files: Sequence[Path]
 
     def read(self, image_rgb: np.ndarray) -> np.ndarray:
-        """The flow of the image (H, W, 3) uint8: (H, W, 4) float32, as `FlowArchive.read_frame` has it.
+        """Return the flow (H, W, 4) of the image (H, W, 3) uint8, as `FlowArchive.read_frame` does.
 
         Raises
         ------
         InputError
-            If it is of another size, or cannot be had.
+            If the flow has another size, or is not available.
         """
 
 
 class ArchivedFlow(NamedTuple):
-    """The flow of a frame in an archive."""
+    """Flow of a frame, from an archive."""
 
     archive: FlowArchive
     frame_idx: int
@@ -52,8 +52,8 @@ class ArchivedFlow(NamedTuple):
         if image_rgb.shape[:2] != (height, width):
             raise InputError(
                 f"the flow in {self.archive.path} is {width}x{height}, but the image is "
-                f"{image_rgb.shape[1]}x{image_rgb.shape[0]}; resize it, or estimate the flow from images of "
-                "its size"
+                f"{image_rgb.shape[1]}x{image_rgb.shape[0]}; resize the image, or estimate the flow "
+                "of images of its size"
             )
         return self.archive.read_frame(self.frame_idx)
 
@@ -63,7 +63,7 @@ class ArchivedFlow(NamedTuple):
 
 
 class EstimatedFlow(NamedTuple):
-    """The flow of a frame to its neighbours, which OpenCV's DIS estimates; one of them may be missing."""
+    """Flow of a frame to its neighbours, estimated by OpenCV's DIS; one neighbour may be missing."""
 
     frame: Path
     previous: Path | None
@@ -90,8 +90,7 @@ class EstimatedFlow(NamedTuple):
         if neighbor_rgb.shape != image_rgb.shape:
             (height, width), (our_height, our_width) = neighbor_rgb.shape[:2], image_rgb.shape[:2]
             raise InputError(
-                f"{self.frame} is {our_width}x{our_height}, but {file}, a neighbour whose flow is needed, is "
-                f"{width}x{height}"
+                f"{self.frame} is {our_width}x{our_height}, but its neighbour {file} is {width}x{height}"
             )
         return neighbor_rgb
 
@@ -105,79 +104,80 @@ def flows_of_images(
 ) -> list[FlowOfFrame]:
     """Find the flow of images.
 
-    Images of one folder and one kind of file are the frames of a video that has the name of the folder, in
-    the order of their names, numbers by value.
+    The images of one folder with one suffix are the frames of a video, which is named after the folder. They
+    are sorted by name, with numbers by value.
 
     Parameters
     ----------
     images : sequence of Path
         At least one.
     optflow_data : Path
-        A flow archive, for images of one video; a folder of archives, one for each video; or "auto", for flow
-        that is estimated.
+        A flow archive, for images of one video; a folder with one archive per video; or "auto", to estimate
+        the flow.
     frame_idx : int, optional
-        Which frame in the archive a single image is, from 0, whatever lies beside it.
+        Index of a single image in the archive, from 0; default: its position in its folder.
     method : str, optional
-        Whose archives, where the folder holds those of several methods.
+        Method of the archives; needed if a video has archives of several methods.
 
     Raises
     ------
     InputError
-        If archives are missing or cover another number of frames than there are, or a video has one frame.
+        If an archive is missing, or covers another number of frames than its video has, or a video has one
+        frame.
     """
     if frame_idx is not None and len(images) > 1:
         raise InputError(
-            "is for a single image; those of several are their places in their folder",
+            "is for a single image; several images take their position in the folder",
             parameter="frame_idx",
         )
     if frame_idx is not None and optflow_data == Path(AUTO):
         raise InputError("needs a flow archive, not `optflow_data` auto", parameter="frame_idx")
     videos = _Videos()
     if optflow_data == Path(AUTO):
-        return [_between_neighbors(image, *videos.place(image)) for image in images]
+        return [_between_neighbors(image, *videos.locate(image)) for image in images]
     archives = _archives_of(images, optflow_data, method)
     if frame_idx is not None:
         return [ArchivedFlow(archives[0], frame_idx)]
     flows = []
     for image, archive in zip(images, archives, strict=True):
-        frames, place = videos.place(image)
+        frames, position = videos.locate(image)
         if archive.n_frames != len(frames):
             raise InputError(
                 f"{archive.path} covers {archive.n_frames} frames, but {image.parent} holds {len(frames)} "
-                f"{image.suffix} files; for a single image, `frame_idx` tells which frame it is"
+                f"{image.suffix} files; give `frame_idx` for a single image"
             )
-        flows.append(ArchivedFlow(archive, place))
+        flows.append(ArchivedFlow(archive, position))
     return flows
 
 
 class _Videos:
-    """The frames beside images, listed once for each folder."""
+    """Frames in the folders of images; each folder is listed once."""
 
     def __init__(self) -> None:
         self._frames: dict[tuple[Path, str], list[Path]] = {}
-        self._places: dict[Path, int] = {}
+        self._positions: dict[Path, int] = {}
 
-    def place(self, image: Path) -> tuple[list[Path], int]:
-        """The frames of an image's video, and which of them it is."""
+    def locate(self, image: Path) -> tuple[list[Path], int]:
+        """Return the frames of an image's video, and the position of the image among them."""
         image = _absolute(image)
         key = image.parent, image.suffix.lower()
         if key not in self._frames:
             self._frames[key] = list_in_order(image.parent, (key[1],))
-            self._places |= {frame: idx for idx, frame in enumerate(self._frames[key])}
-        if image not in self._places:
-            raise InputError(f"{image} is hidden, and so no frame of the video in its folder")
-        return self._frames[key], self._places[image]
+            self._positions |= {frame: idx for idx, frame in enumerate(self._frames[key])}
+        if image not in self._positions:
+            raise InputError(f"{image} is hidden, and so is not a frame of the video in its folder")
+        return self._frames[key], self._positions[image]
 
 
 def _archives_of(images: Sequence[Path], optflow_data: Path, method: str | None) -> list[FlowArchive]:
-    """The archive of each image."""
+    """Return the archive of each image."""
     folders = list(dict.fromkeys(_absolute(image).parent for image in images))
     if optflow_data.is_dir():
         names = [folder.name for folder in folders]
         repeated = next((name for name in names if names.count(name) > 1), None)
         if repeated:
             raise InputError(
-                f"{optflow_data}: images lie in two folders of the name {repeated}",
+                f"{optflow_data}: images are in two folders named {repeated}",
                 parameter="optflow_data",
             )
         found = find_archives(optflow_data, names, method, parameter="optflow_data")
@@ -186,7 +186,7 @@ def _archives_of(images: Sequence[Path], optflow_data: Path, method: str | None)
         archive = FlowArchive(optflow_data)
         if len(folders) > 1:
             raise InputError(
-                f"{optflow_data} is of one video, but images lie in {len(folders)} folders; "
+                f"{optflow_data} covers one video, but images are in {len(folders)} folders; "
                 "give a folder of archives",
                 parameter="optflow_data",
             )
@@ -195,18 +195,18 @@ def _archives_of(images: Sequence[Path], optflow_data: Path, method: str | None)
 
 
 def _absolute(image: Path) -> Path:
-    """A path to compare with others; its folder has a name, the given one even if it is a link."""
+    """Return an absolute path without resolving links, so that its folder keeps the given name."""
     return Path(os.path.abspath(image))
 
 
-def _between_neighbors(image: Path, frames: list[Path], place: int) -> EstimatedFlow:
+def _between_neighbors(image: Path, frames: list[Path], position: int) -> EstimatedFlow:
     if len(frames) == 1:
         raise InputError(
             f"{image} is the only {image.suffix} file in its folder; optical flow needs the frame before or "
             "after"
         )
-    previous = frames[place - 1] if place > 0 else None
-    following = frames[place + 1] if place + 1 < len(frames) else None
+    previous = frames[position - 1] if position > 0 else None
+    following = frames[position + 1] if position + 1 < len(frames) else None
     return EstimatedFlow(image, previous, following)
 
 

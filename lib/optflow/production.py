@@ -1,4 +1,4 @@
-"""Making flow archives, several videos at a time."""
+"""Production of flow archives, several videos at a time."""
 
 import itertools
 import multiprocessing
@@ -21,21 +21,21 @@ _PROGRESS_INTERVAL = 0.2  # seconds
 
 
 class ArchiveJob(NamedTuple):
-    """An archive to make."""
+    """Archive to make."""
 
     source: FlowSource
     path: Path
-    attributes: dict[str, str]  # how the flow is made, stored in the archive
+    attributes: dict[str, str]  # settings of the flow, stored in the archive
 
 
 class ArchiveReport(NamedTuple):
-    """What became of a job."""
+    """Result of a job."""
 
     path: Path
     n_frames: int = 0
-    was_there: bool = False
-    consistency_error: float | None = None  # pixels, if it was asked for
-    problem: str | None = None  # why there is no archive
+    existed: bool = False
+    consistency_error: float | None = None  # in pixels; None if not measured
+    problem: str | None = None  # reason why no archive was made
 
 
 def make_archives(
@@ -45,18 +45,18 @@ def make_archives(
     with_consistency: bool,
     on_progress: Callable[[int], object],
 ) -> Iterator[ArchiveReport]:
-    """Make archives, in the order in which they get done; those that are there already are kept.
+    """Make archives and yield a report as each is finished; existing archives are kept.
 
     Parameters
     ----------
     jobs : list of ArchiveJob
-        What to make. Bad input spoils its own archive only.
+        Archives to make. Bad input fails only its own archive.
     n_workers : int
-        Processes, one archive each at a time; 0 works here.
+        Worker processes, one archive each at a time; 0 works in this process.
     with_consistency : bool
         Measure the `consistency_error` of each archive.
     on_progress : callable
-        Gets the number of pairs done since it was last called.
+        Called with the number of pairs finished since the last call.
 
     Yields
     ------
@@ -67,7 +67,7 @@ def make_archives(
     RunError
         If an archive cannot be written.
     Stop
-        If the stop flag is set. Archives that are not finished are removed.
+        If the stop flag is set. Unfinished archives are removed.
     """
 
     def on_pair() -> None:
@@ -78,10 +78,10 @@ def make_archives(
         for job in jobs:
             yield _make_archive(job, with_consistency, on_pair)
         return
-    # Fresh processes: a forked one could inherit OpenCV's threads in mid-work.
+    # A forked process could inherit the state of OpenCV's threads at work, and hang.
     context = multiprocessing.get_context("spawn")
     n_done, must_stop = context.Value("q", 0), context.Event()
-    n_told = 0
+    n_reported = 0
     with ProcessPoolExecutor(
         usable_workers(min(n_workers, len(jobs))),
         context,
@@ -97,8 +97,8 @@ def make_archives(
                 stop_flag.raise_if_set()
                 done, pending = wait(pending, _PROGRESS_INTERVAL, FIRST_COMPLETED)
                 n_now = n_done.value
-                on_progress(n_now - n_told)
-                n_told = n_now
+                on_progress(n_now - n_reported)
+                n_reported = n_now
                 for future in done:
                     yield future.result()
         except BrokenProcessPool as error:
@@ -109,10 +109,10 @@ def make_archives(
 
 
 def consistency_error(archive: FlowArchive) -> float:
-    """Mean forward-backward error of a video.
+    """Return the mean forward-backward error of a video.
 
-    Follows the forward flow of each pixel and the backward flow from where it leads, and takes the distance
-    to the start. Pixels that the forward flow leads out of the frame do not count.
+    Each pixel follows its forward flow, then the backward flow at its target. The error is its distance to
+    the start. Pixels whose forward flow leaves the frame do not count.
 
     Parameters
     ----------
@@ -136,23 +136,23 @@ def consistency_error(archive: FlowArchive) -> float:
     for frame_idx in range(1, archive.n_frames):
         forward = following[..., :2]
         following = archive.read_frame(frame_idx)
-        y_there, x_there = y + forward[..., 0], x + forward[..., 1]
-        backward = cv2.remap(np.ascontiguousarray(following[..., 2:]), x_there, y_there, cv2.INTER_LINEAR)
-        is_inside = (y_there >= 0) & (y_there <= height - 1) & (x_there >= 0) & (x_there <= width - 1)
+        y_target, x_target = y + forward[..., 0], x + forward[..., 1]
+        backward = cv2.remap(np.ascontiguousarray(following[..., 2:]), x_target, y_target, cv2.INTER_LINEAR)
+        is_inside = (y_target >= 0) & (y_target <= height - 1) & (x_target >= 0) & (x_target <= width - 1)
         errors = np.linalg.norm(forward + backward, axis=-1)[is_inside]
         total, n_counted = total + float(errors.sum(dtype=np.float64)), n_counted + errors.size
     return total / n_counted if n_counted else float("nan")
 
 
 class _StoppedError(Exception):
-    """The main process wants an end."""
+    """The main process requested a stop."""
 
 
 def _start_worker(n_done, must_stop) -> None:
     global _n_done, _must_stop
     _n_done, _must_stop = n_done, must_stop
     start_worker()
-    cv2.setNumThreads(1)  # the other cores have workers of their own
+    cv2.setNumThreads(1)  # other workers use the other cores
 
 
 def _make_archive_in_worker(job: ArchiveJob, with_consistency: bool) -> ArchiveReport:
@@ -167,8 +167,8 @@ def _make_archive_in_worker(job: ArchiveJob, with_consistency: bool) -> ArchiveR
 
 def _make_archive(job: ArchiveJob, with_consistency: bool, on_pair: Callable[[], object]) -> ArchiveReport:
     try:
-        was_there = job.path.exists()
-        if was_there:
+        existed = job.path.exists()
+        if existed:
             _check_existing(job)
             for _ in range(len(job.source)):
                 on_pair()
@@ -178,7 +178,7 @@ def _make_archive(job: ArchiveJob, with_consistency: bool, on_pair: Callable[[],
         error = consistency_error(archive) if with_consistency else None
     except InputError as problem:
         return ArchiveReport(job.path, problem=str(problem))
-    return ArchiveReport(job.path, archive.n_frames, was_there, error)
+    return ArchiveReport(job.path, archive.n_frames, existed, error)
 
 
 def _write(job: ArchiveJob, on_pair: Callable[[], object]) -> None:
@@ -197,17 +197,17 @@ def _check_existing(job: ArchiveJob) -> None:
     for name, value in job.attributes.items():
         if attributes.get(name, value) != value:
             raise InputError(
-                f"{job.path} is there, made with {name} {attributes[name]}: delete it, or choose another "
+                f"{job.path} exists, made with {name} {attributes[name]}: delete it, or choose another "
                 "`out_dir` or `method`"
             )
     if job.source.has_exact_length and archive.n_frames != len(job.source) + 1:
         raise InputError(
-            f"{job.path} is there, but holds the flow of {archive.n_frames} frames, and the video has "
+            f"{job.path} exists, but holds the flow of {archive.n_frames} frames, and the video has "
             f"{len(job.source) + 1}: delete it, or choose another `out_dir`"
         )
     height, width = next(job.source.pairs())[0].shape[:2]
     if archive.frame_shape != (height, width):
         raise InputError(
-            f"{job.path} is there, but holds flow of {archive.frame_shape[1]}x{archive.frame_shape[0]}, and "
+            f"{job.path} exists, but holds flow of {archive.frame_shape[1]}x{archive.frame_shape[0]}, and "
             f"the video is {width}x{height}: delete it, or choose another `out_dir`"
         )

@@ -1,7 +1,7 @@
-"""Where optical flow comes from: estimated from frames, or read from the files of another program.
+"""Sources of optical flow: estimated from frames, or read from the files of another program.
 
-A source yields the flow of one pair of neighbouring frames after the other, forward and backward, each
-(H, W, 2) float32 with last axis (dy, dx) in pixels.
+A source yields the forward and the backward flow of each pair of neighbouring frames. Each is (H, W, 2)
+float32, with last axis (dy, dx) in pixels.
 """
 
 from abc import ABC, abstractmethod
@@ -23,26 +23,26 @@ DIS_PRESETS = {
 
 DEFAULT_PRESET = "medium"
 
-# With fewer rows or columns, OpenCV's implementation may crash.
+# Rows and columns, in pixels. With fewer, OpenCV's implementation may crash.
 MIN_FRAME_SIDE = 16
 
 FLOW_SUFFIXES = (".flo", ".png")
 
 _FLO_MAGIC = b"PIEH"
-_FLO_UNKNOWN = 1e9  # the Middlebury code marks unknown flow by values above
+_FLO_UNKNOWN = 1e9  # the Middlebury code marks unknown flow by larger values
 
 FlowPair = tuple[np.ndarray, np.ndarray]
 
 
 class FlowSource(ABC):
-    """The optical flow of a video, pair by pair."""
+    """Optical flow of a video, pair by pair."""
 
     name: str
     has_exact_length = True
 
     @abstractmethod
     def __len__(self) -> int:
-        """Pairs of frames to expect; an estimate unless `has_exact_length`."""
+        """Return the number of pairs of frames; an estimate unless `has_exact_length`."""
 
     @abstractmethod
     def pairs(self) -> Iterator[FlowPair]:
@@ -93,12 +93,12 @@ class DISFlow(FlowSource):
 
 
 class DISEstimator:
-    """Flow between one frame and the next, which come one at a time, by OpenCV's Dense Inverse Search.
+    """Estimator of the flow between frames that arrive one at a time, by OpenCV's Dense Inverse Search.
 
     Parameters
     ----------
     name : str
-        The video's name, for error messages.
+        Name of the video, for error messages.
     preset : str
         One of `DIS_PRESETS`.
     """
@@ -110,25 +110,25 @@ class DISEstimator:
         self._n_frames = 0
 
     def flow_from_last(self, image_rgb: np.ndarray) -> FlowPair | None:
-        """Flow from the frame of the last call to this one, and back; None at the first call.
+        """Return the flow from the last frame to this one, and back; None for the first frame.
 
         Raises
         ------
         InputError
-            If the frame has another size than the last, or is too small.
+            If the frame is too small, or has another size than the last frame.
         """
         last, self._last = self._last, cv2.cvtColor(image_rgb, cv2.COLOR_RGB2GRAY)
         self._n_frames += 1
         if min(self._last.shape) < MIN_FRAME_SIDE:
             raise InputError(
-                f"{self._name}: frames of {_size(self._last)} are too small, DIS needs {MIN_FRAME_SIDE} both "
-                "ways"
+                f"{self._name}: frames of {_size(self._last)} are too small, DIS needs at least "
+                f"{MIN_FRAME_SIDE}x{MIN_FRAME_SIDE}"
             )
         if last is None:
             return None
         if self._last.shape != last.shape:
             raise InputError(
-                f"{self._name}: frame {self._n_frames - 1} is {_size(self._last)}, before {_size(last)}"
+                f"{self._name}: frame {self._n_frames - 1} is {_size(self._last)}, the last was {_size(last)}"
             )
         return self._estimate(last, self._last), self._estimate(self._last, last)
 
@@ -137,19 +137,19 @@ class DISEstimator:
 
 
 class FlowFiles(FlowSource):
-    """Flow that another program wrote, a file for every pair of frames in each direction.
+    """Flow that another program wrote, one file per pair of frames and direction.
 
     Parameters
     ----------
     name : str
-        The video's name.
+        Name of the video.
     forward_files, backward_files : list of Path
         Flow from frame i to i + 1, and from frame i + 1 to i, for i = 0, 1, ...; see `read_flow_file`.
 
     Raises
     ------
     InputError
-        If there is not one file of each for every pair.
+        If forward or backward files are missing.
     """
 
     def __init__(self, name: str, forward_files: list[Path], backward_files: list[Path]) -> None:
@@ -168,7 +168,7 @@ class FlowFiles(FlowSource):
         return len(self.forward_files)
 
     def pairs(self) -> Iterator[FlowPair]:
-        """Yield what the files hold.
+        """Yield the flow in the files, pair by pair.
 
         Raises
         ------
@@ -181,15 +181,17 @@ class FlowFiles(FlowSource):
             for file, flow in zip(files, pair, strict=True):
                 shape = shape or flow.shape
                 if flow.shape != shape:
-                    raise InputError(f"{file} is {_size(flow)}, the files before are {shape[1]}x{shape[0]}")
+                    raise InputError(
+                        f"{file} is {_size(flow)}, but the files before are {shape[1]}x{shape[0]}"
+                    )
             yield pair
 
 
 def read_flow_file(path: Path) -> np.ndarray:
     """Read a flow field in the format of Middlebury (.flo) or of KITTI (16-bit .png).
 
-    Both store (dx, dy); KITTI in 64ths of a pixel with an offset of 2**15, and a third channel that tells
-    where the flow is known.
+    Both store (dx, dy). KITTI stores 64ths of a pixel with an offset of 2**15, and a third channel that marks
+    pixels with known flow.
 
     Parameters
     ----------
@@ -214,7 +216,7 @@ def read_flow_file(path: Path) -> np.ndarray:
     flow = _read_flo(path) if path.suffix.lower() == ".flo" else _read_kitti(path)
     is_unknown = ~(np.abs(flow) < _FLO_UNKNOWN).all(axis=-1)  # NaN is not below
     if is_unknown.any():
-        raise InputError(f"{path} does not tell the flow of {is_unknown.sum()} pixels; it must be dense")
+        raise InputError(f"{path} lacks the flow of {is_unknown.sum()} pixels; it must be dense")
     return np.ascontiguousarray(flow)
 
 
@@ -234,7 +236,7 @@ def _read_flo(path: Path) -> np.ndarray:
 def _read_kitti(path: Path) -> np.ndarray:
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:
-        raise InputError(f"{path} is not a 16-bit colour PNG, as KITTI stores flow in")
+        raise InputError(f"{path} is not a 16-bit colour PNG, the KITTI format of flow")
     is_known, flow = image[..., 0], image[..., 1:]  # OpenCV reads BGR, which is (is_known, dy, dx)
     flow = (flow.astype(np.float32) - 2**15) / 64
     flow[is_known == 0] = np.nan

@@ -1,4 +1,4 @@
-"""The number format of the convolutions."""
+"""Choice of the device and of the number format of the convolutions."""
 
 import logging
 import platform
@@ -17,17 +17,18 @@ logger = logging.getLogger(__name__)
 PRECISIONS = ("fp32", "bf16", "auto")
 
 _CPU_INFO = Path("/proc/cpuinfo")
-_CPU_FLAGS = r"\b(avx512_bf16|amx_bf16|bf16)\b"  # of x86, x86 and Arm
+_CPU_FLAGS = r"\b(avx512_bf16|amx_bf16|bf16)\b"  # flags of x86, x86 and Arm
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """Turn "auto" into "bf16" where the device has such instructions, else into "fp32".
+    """Resolve "auto" to "bf16" on a device with bfloat16 instructions, else to "fp32".
+
+    On a CPU without such instructions, "bf16" works several times slower than "fp32"; a warning is logged.
 
     Raises
     ------
     InputError
-        For "bf16" on a GPU without it. On a CPU without bfloat16 instructions it works, several times slower
-        than float32; a warning is logged.
+        If `name` is "bf16" and a GPU lacks bfloat16 instructions.
     """
     is_native = _has_bfloat16(device)
     if name == "auto":
@@ -60,7 +61,7 @@ def precise_convolutions() -> AbstractContextManager[None]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn auto, cpu or cuda[:N] into an available device, and make it the current one.
+    """Resolve auto, cpu or cuda[:N] to an available device, and make it the current device.
 
     Raises
     ------
@@ -78,7 +79,7 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda":
         n_devices = torch.cuda.device_count()
         if n_ranks() > 1 and device.index is not None:
-            raise InputError(f"{name}: each rank takes a device of its own; use cuda", parameter="device")
+            raise InputError(f"{name}: each rank needs its own device; use cuda", parameter="device")
         idx = local_rank() if n_ranks() > 1 else device.index or 0
         if idx >= n_devices:
             needed = f", and each of {n_ranks()} ranks needs one" if n_ranks() > 1 else ""

@@ -1,4 +1,4 @@
-"""Errors that end a script in one line: the user's files or settings are at fault."""
+"""Errors that a script reports in one line, without a traceback."""
 
 import torch
 
@@ -9,9 +9,9 @@ class InputError(ValueError):
     Parameters
     ----------
     message : str
-        One line. Names of parameters stand in backquotes; a script shows its options instead.
+        One line. Parameter names are in backquotes; a script replaces them with its options.
     parameter : str, optional
-        Parameter at fault, which begins the message. `message` goes on with its value.
+        Parameter at fault; its name is put in front of `message`.
     """
 
     def __init__(self, message: str, *, parameter: str | None = None) -> None:
@@ -19,11 +19,11 @@ class InputError(ValueError):
 
 
 class DamagedFileError(InputError):
-    """The content of a file is not as it should be, however often it is read."""
+    """The content of a file is damaged; reading it again does not help."""
 
 
 class RunError(RuntimeError):
-    """A run cannot go on for a reason in its data or settings, such as a diverging loss."""
+    """A run cannot continue, for example because its loss diverges or the disk is full."""
 
 
 class OtherRankError(Exception):
@@ -32,5 +32,5 @@ class OtherRankError(Exception):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True if NumPy, or PyTorch on any device, ran out of memory."""
-    is_of_torch_on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return is_of_torch_on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    is_torch_on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return is_torch_on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -1,4 +1,4 @@
-"""How the C library manages the memory of a program."""
+"""Settings of the memory allocator in the C library."""
 
 import ctypes
 import sys
@@ -7,20 +7,20 @@ import sys
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGEST = 2**31 - 1
-_LARGEST_OF_OLD = 2**25  # what older versions of glibc take at most as the threshold of blocks of their own
+_LARGEST_IN_OLD_GLIBC = 2**25  # upper limit of _M_MMAP_THRESHOLD in older versions
 
 
 def keep_freed_memory() -> None:
-    """Keep large blocks that are freed, for those to come, instead of giving each back to Linux at once.
+    """Keep large freed blocks for reuse, instead of returning each to Linux at once.
 
-    Linux clears every page before it gives it out again. The network makes and drops tensors of some 100 MB
-    for every image and every step, and without this spends a tenth to a third of its time on that. Does
-    nothing where the C library is not glibc.
+    Linux clears every page before it hands it out. The network allocates and frees tensors of about 100 MB
+    for every image and step. Without this call, clearing takes a tenth to a third of its time. Does nothing
+    if the C library is not glibc.
     """
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         if not mallopt(_M_MMAP_THRESHOLD, _LARGEST):
-            mallopt(_M_MMAP_THRESHOLD, _LARGEST_OF_OLD)
+            mallopt(_M_MMAP_THRESHOLD, _LARGEST_IN_OLD_GLIBC)
         mallopt(_M_TRIM_THRESHOLD, _LARGEST)

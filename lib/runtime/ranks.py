@@ -1,7 +1,7 @@
-"""Work that is split over processes, as `torchrun` starts them; a process on its own is a single rank.
+"""Distribution of work over the ranks that `torchrun` starts; without it, a process is a single rank.
 
 All ranks call the functions of this module in the same order. An error or a `Stop` on one rank ends the
-others too, the next time they do something `together`.
+other ranks at their next call of `together`.
 """
 
 import atexit
@@ -21,28 +21,29 @@ from lib.runtime.signals import Stop
 
 T = TypeVar("T")
 
-# For a rank that has more to do than the others. One that is killed breaks the connection at once.
+# Timeout of a rank that waits for others, which may load, save or evaluate for hours. It may be long, because
+# a killed rank breaks the connection at once.
 _LONGEST_WAIT = timedelta(days=7)
 
-# What a rank sends to the others: nothing, the number of the signal that stops all, or that it failed.
-_GOES_ON, _FAILED = 0, 1000
+# Status that a rank shares. Between these two, it is the number of the signal that stops all ranks.
+_OK, _FAILED = 0, 1000
 
 _exit_status = 1  # of this process; 1 if an error ends it with a traceback
 
 
 @contextmanager
 def joined_ranks() -> Iterator[None]:
-    """Join the processes that `torchrun` started, if it started this one; leave them at the end.
+    """Join the process group if `torchrun` started this process; leave it at the end.
 
     Raises
     ------
     RunError
-        If the connection to another rank breaks, as it does when that one is killed.
+        If the connection to another rank breaks, for example because it was killed.
     """
     if not distributed.is_torchelastic_launched():
         yield
         return
-    atexit.register(_skip_teardown)  # runs after all that the script registers, as the last comes first
+    atexit.register(_skip_teardown)  # runs last: handlers run in reverse order
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -51,24 +52,24 @@ def joined_ranks() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
-            raise RunError(f"rank {rank()} lost the connection to another one") from error
+            raise RunError(f"rank {rank()} lost the connection to another rank") from error
         raise
     finally:
         distributed.destroy_process_group()
 
 
 def end_process(status: int) -> NoReturn:
-    """End this process with an exit status, in place of `sys.exit`."""
+    """End this process with an exit status; replaces `sys.exit`."""
     global _exit_status
     _exit_status = status
     sys.exit(status)
 
 
 def _skip_teardown() -> None:
-    """End a rank without the teardown of its interpreter.
+    """Exit a rank without interpreter teardown.
 
-    Threads of gloo outlive the process group of a data-parallel model. One that releases a tensor during the
-    teardown would abort the process.
+    Threads of gloo outlive the process group of a data-parallel model. If one releases a tensor during the
+    teardown, it aborts the process.
     """
     logging.shutdown()
     sys.stdout.flush()
@@ -77,17 +78,17 @@ def _skip_teardown() -> None:
 
 
 def rank() -> int:
-    """Number of this process among all, from 0."""
+    """Index of this process among all ranks, from 0."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def n_ranks() -> int:
-    """Number of processes that share the work."""
+    """Number of ranks that share the work."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def local_rank() -> int:
-    """Number of this process among those on this machine, from 0."""
+    """Index of this process among the ranks on this machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
@@ -97,18 +98,18 @@ def is_first_rank() -> bool:
 
 
 def together(function: Callable[[], T]) -> T:
-    """Call a function on every rank; return its result on this rank once all are done.
+    """Call a function on every rank, wait for all ranks, and return the result of this rank.
 
     Raises
     ------
     Stop
-        If the function raised it on any rank, and no other error on another.
+        If the function raised it on any rank, and no rank raised another error.
     OtherRankError
-        If the function raised an error on other ranks only. On a rank with an error, that one is raised.
+        If the function failed on other ranks only. A rank on which it failed raises its own error.
     """
     if n_ranks() == 1:
         return function()
-    value, error, status = None, None, _GOES_ON
+    value, error, status = None, None, _OK
     try:
         value = function()
     except Stop as stop:
@@ -122,13 +123,13 @@ def together(function: Callable[[], T]) -> T:
         raise error
     if verdict == _FAILED:
         raise OtherRankError
-    if verdict != _GOES_ON:
+    if verdict != _OK:
         raise Stop(int(verdict))
     return value
 
 
 def gather(function: Callable[[], T]) -> list[T]:
-    """Call a function on every rank; return the results of all ranks. Raises as `together`."""
+    """Call a function on every rank; return the results of all ranks. Raises the errors of `together`."""
     value = together(function)
     if n_ranks() == 1:
         return [value]
@@ -138,12 +139,12 @@ def gather(function: Callable[[], T]) -> list[T]:
 
 
 def on_first_rank(function: Callable[[], T]) -> T:
-    """Call a function on rank 0 only; return its result on all ranks. Raises as `together`."""
+    """Call a function on rank 0 only; return its result on all ranks. Raises the errors of `together`."""
     return gather(lambda: function() if is_first_rank() else None)[0]
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """Mean of a floating-point tensor, whose shape is the same on all ranks."""
+    """Mean over all ranks of a floating-point tensor, which has the same shape on each."""
     if n_ranks() == 1:
         return values
     total = values.clone()
@@ -152,10 +153,10 @@ def mean_over_ranks(values: Tensor) -> Tensor:
 
 
 def data_parallel(model: nn.Module) -> nn.Module:
-    """Wrap a model so that its gradients are the means over the ranks.
+    """Wrap a model so that its gradients are means over the ranks.
 
-    On CUDA, batch norm takes its statistics over the batches of all ranks; on the CPU, where PyTorch has no
-    such layer, over the batch of each rank, and the running statistics are those of the first.
+    On CUDA, batch norm uses the batches of all ranks. PyTorch has no such layer for the CPU: there, each rank
+    uses its own batch, and the running statistics of rank 0 are kept.
     """
     if n_ranks() == 1:
         return model
@@ -165,7 +166,7 @@ def data_parallel(model: nn.Module) -> nn.Module:
 
 
 def synchronize(model: nn.Module) -> None:
-    """Give all ranks the weights and statistics that the model has on the first."""
+    """Copy the weights and statistics of the model from rank 0 to all ranks."""
     if n_ranks() > 1:
         for value in model.state_dict().values():
             distributed.broadcast(value, 0)

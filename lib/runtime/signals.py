@@ -1,4 +1,7 @@
-"""Stop flag for Ctrl-C and SIGTERM, polled between steps, images and frames; worker processes."""
+"""Stop flag for Ctrl-C and SIGTERM, and signals in worker processes.
+
+Loops poll the flag between steps, images and frames.
+"""
 
 import multiprocessing
 import os
@@ -8,10 +11,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STOP_SIGNALS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}  # defaults
+# By signal: its default handler.
+STOP_SIGNALS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
-# In seconds. A cluster sends SIGTERM to all processes, and torchrun passes it on to its ranks: a second one
-# within this time is the same request. Shorter would end a rank that is still saving.
+# Seconds in which a second SIGTERM is the same request: a cluster signals all processes, and torchrun
+# forwards the signal to its ranks. A shorter time could end a rank that is still saving.
 _SAME_REQUEST = 5.0
 
 
@@ -29,14 +33,14 @@ class Stop(KeyboardInterrupt):
 
 
 class StopFlag:
-    """Request to stop, which the loops of the library poll; only scripts let signals set it."""
+    """Stop request that the loops of the library poll; only scripts let signals set it."""
 
     def __init__(self) -> None:
         self._number: int | None = None  # of the signal
         self._time = 0.0
 
     def raise_if_set(self) -> None:
-        """Raise `Stop` if a signal requested it.
+        """Raise `Stop` if a signal has set the flag.
 
         Raises
         ------
@@ -47,9 +51,9 @@ class StopFlag:
 
     @contextmanager
     def set_by_signals(self) -> Iterator[None]:
-        """Let SIGINT and SIGTERM set the flag; for the main thread of a script.
+        """Let SIGINT and SIGTERM set the flag in this block; works in the main thread only.
 
-        A second signal has its default effect, so that a save that hangs can be interrupted.
+        A second signal has its default effect, so Ctrl-C can interrupt a save that hangs.
         """
         before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         try:
@@ -67,12 +71,12 @@ class StopFlag:
             os.kill(os.getpid(), number)
 
 
-stop_flag = StopFlag()  # of this process, as signals are
+stop_flag = StopFlag()  # one per process, because signals go to processes
 
 
 @contextmanager
 def blocked_stop_signals() -> Iterator[None]:
-    """Keep SIGINT and SIGTERM from processes spawned in the block, until `start_worker` in them."""
+    """Block SIGINT and SIGTERM in processes spawned here, until they call `start_worker`."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
@@ -84,17 +88,17 @@ def blocked_stop_signals() -> Iterator[None]:
 
 
 def start_worker() -> None:
-    """Tie this worker process to the main one: only that one stops it, and it ends with that one.
+    """Let only the main process stop this worker, and end the worker when the main process ends.
 
-    Signals that a terminal or a cluster sends to all processes of a group have no effect here: the main
-    process finishes its work at hand, which may need this worker.
+    Terminals and clusters signal all processes of a group. This worker ignores such signals, because the
+    main process may need it to finish its current work.
     """
     if hasattr(os, "setpgid"):  # not on Windows
         os.setpgid(0, 0)
         for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # also drops one that is blocked
+            signal.signal(number, signal.SIG_IGN)  # also discards a blocked signal
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from the main process
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # only the main process sends it from here on
     threading.Thread(target=_end_with_main_process, daemon=True).start()
 
 

@@ -1,4 +1,4 @@
-"""How long the stages of a computation take."""
+"""Timing of the stages of a computation."""
 
 import threading
 import time
@@ -10,17 +10,17 @@ import torch
 
 
 class Stopwatch:
-    """Adds up the seconds of stages, which may run in several threads.
+    """Sum of seconds per stage; stages may run in several threads.
 
     Parameters
     ----------
     device : torch.device, optional
-        Where stages may compute: with CUDA, the end of those that do is waited for.
+        Device of the computation. A CUDA device is synchronized at the end of stages that use it.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.seconds: dict[str, float] = {}
-        self._waits = device is not None and device.type == "cuda"
+        self._is_cuda = device is not None and device.type == "cuda"
         self._device = device
         self._lock = threading.Lock()
 
@@ -32,12 +32,12 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str, *, on_device: bool = False) -> Iterator[None]:
-        """Time a block as part of a stage, which may compute on the device."""
+        """Add the time of a block to a stage; `on_device` marks a block that computes on the device."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            if self._waits and on_device:
+            if self._is_cuda and on_device:
                 torch.cuda.synchronize(self._device)
             with self._lock:
                 self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

@@ -6,9 +6,9 @@ LOST_WORKER = "a worker process crashed or was killed; fewer `n_workers` need le
 
 
 def usable_workers(n_workers: int) -> int:
-    """Limit a number of workers to the cores that this process may use; it changes no sample.
+    """Limit a number of workers to the cores that this process may use.
 
-    More are slower, and PyTorch warns of them.
+    More workers are slower, and PyTorch warns about them. The number of workers changes no sample.
     """
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(n_workers, n_cores or 1)

@@ -1,4 +1,4 @@
-"""Data sets, augmentation and the stream of training samples."""
+"""Datasets, augmentation and the stream of training samples."""
 
 import h5py
 import numpy as np
@@ -28,7 +28,7 @@ def test_bsds_yields_every_annotation(bsds_root):
     np.testing.assert_array_equal(image.annotations[1], labels // 2 + 1)
 
 
-def test_bsds_in_another_layout_says_what_was_looked_for(tmp_path):
+def test_bsds_in_another_layout_names_the_missing_folder(tmp_path):
     with pytest.raises(InputError, match=r"`bsds_root` .*no folder .*BSDS500/data/images/train"):
         BSDSDataset(tmp_path, "train")
 
@@ -104,7 +104,7 @@ def test_davis_frame_without_mask_is_named(davis_root):
         DAVISDataset(davis_root, str(davis_root / "both.txt"))
 
 
-def test_davis_in_another_layout_says_what_was_looked_for(tmp_path):
+def test_davis_in_another_layout_names_the_missing_folder(tmp_path):
     with pytest.raises(InputError, match=r"no folder .*DAVIS/JPEGImages/480p"):
         DAVISDataset(tmp_path, "val")
 
@@ -123,7 +123,7 @@ def test_davis_frames_carry_their_flow(davis_with_flow):
     np.testing.assert_array_equal(last.extra[20, 30:71:40], [[0, 0, 0, 0], [0, 0, 0, -5]])
 
 
-def test_sources_tell_files_of_the_same_names_apart(davis_root, optflow_folder, bsds_root):
+def test_sources_differ_if_a_file_changes_its_size(davis_root, optflow_folder, bsds_root):
     def sources():
         davis = DAVISDataset(davis_root, str(davis_root / "both.txt"), optflow_folder=optflow_folder)
         return davis.sources + BSDSDataset(bsds_root, "test").sources
@@ -143,14 +143,14 @@ def test_sources_tell_files_of_the_same_names_apart(davis_root, optflow_folder, 
 
 def test_davis_archive_of_another_size_or_length(davis_root, optflow_folder):
     path = optflow_folder / "optflow_gma_dogs.h5"
-    for shape, told in (
+    for shape, message in (
         ((1, 60, 120, 2), "the flow in .*dogs.h5 is 120x60, but DAVIS frames are 92x60"),
         ((2, 60, 92, 2), "dogs.h5 holds the flow of 3 frames, but .*dogs has 2"),
     ):
         with h5py.File(path, "w") as file:
             for name in ("flows", "inv_flows"):
                 file.create_dataset(name, shape=shape, dtype=np.float16)
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             DAVISDataset(davis_root, str(davis_root / "both.txt"), optflow_folder=optflow_folder)
 
 
@@ -189,7 +189,7 @@ def test_crops_of_flow_are_scaled_and_flipped_with_the_image(davis_with_flow):
     assert directions == {-1.0, 1.0}
 
 
-def test_crops_without_a_border_are_drawn_anew():
+def test_crops_without_a_border_are_drawn_again():
     labels = np.zeros((400, 600), dtype=np.int32)
     labels[180:200, 280:300] = 1
     image = SegmentedImage("image", np.zeros((400, 600, 3), dtype=np.uint8), [labels])
@@ -217,7 +217,7 @@ def random_crop(image_rgb, labels, rng, size=DEFAULT_CROP_SIZE):
 
 @pytest.mark.parametrize("size", [DEFAULT_CROP_SIZE, 321])
 @pytest.mark.parametrize("shape", [(60, 92), (321, 481), (700, 300), (1, 50)])
-def test_crop_takes_image_and_labels_alike(shape, size):
+def test_image_and_labels_are_cropped_together(shape, size):
     # The labels are written into the image: they must still agree after flip, scale and crop.
     labels = make_quadrants(*shape)[1]
     image_rgb = np.repeat((labels * 60).astype(np.uint8)[..., None], 3, axis=2)
@@ -249,7 +249,7 @@ def test_crops_flip_half_of_the_time_and_cover_all_scales(size):
     assert np.mean(extents > 1.32) == pytest.approx(0.369, abs=0.08)
 
 
-def test_samples_depend_on_seed_and_number_alone(bsds_root):
+def test_samples_depend_only_on_seed_and_number(bsds_root):
     dataset = BSDSDataset(bsds_root, "train")
     crops = TrainingCrops(dataset, n_annotations=1, seed=3)
     plain = [crops[idx] for idx in range(12)]
@@ -295,7 +295,7 @@ def test_ranks_share_the_samples(bsds_root, monkeypatch, n_ranks):
         batches = [list(batch) for batch in loader.batch_sampler]
         assert [len(batch) for batch in batches] == [2, 2, 2]
         taken.append(batches)
-    for step in range(3):  # the samples of a step follow each other, whoever takes them
+    for step in range(3):  # the samples of a step are consecutive over the ranks
         start = 7 + 2 * n_ranks * step
         of_step = [idx for batches in taken for idx in batches[step]]
         assert of_step == list(range(start, start + 2 * n_ranks))
@@ -326,7 +326,7 @@ def test_evaluation_sees_all_images_in_order(bsds_root):
 
 
 class OneImage(torch.utils.data.Dataset):
-    """A grey image with an annotation and extra channels of other types than those of the files."""
+    """Dataset of one grey image, with an annotation and extra channels of any type."""
 
     def __init__(self, labels, extra=None):
         self.image = SegmentedImage("a", np.full((60, 92, 3), 128, np.uint8), [labels], extra=extra)

@@ -1,4 +1,4 @@
-"""A folder of people's own images: what pairs with what, which label maps are read, what is refused."""
+"""Folders of images: pairing of files, supported label maps, rejected files."""
 
 import os
 
@@ -29,13 +29,13 @@ def write(folder, *names, labels=LABELS, **options):
 
 
 def contents(folder):
-    """Names of the images, each with the label in the corner of each annotation."""
+    """Return the names of the images, each with the corner label of each annotation."""
     dataset = FolderDataset(folder)
     images = [dataset[idx] for idx in range(len(dataset))]
     return {image.name: [int(labels[0, 0]) for labels in image.annotations] for image in images}
 
 
-def test_images_come_in_the_order_of_their_names_with_their_labels(tmp_path):
+def test_images_are_sorted_by_name_and_have_their_labels(tmp_path):
     write(tmp_path, "b.jpg", "b.png", "c.tif", "c.npy", "a.bmp", "a.png", quality=95)
     dataset = FolderDataset(tmp_path)
     assert len(dataset) == 3
@@ -62,10 +62,10 @@ def test_images_come_in_the_order_of_their_names_with_their_labels(tmp_path):
         (["a.b.jpg", "a.b.png", "7.jpg", "7.0.png"], {"7": 1, "a.b": 1}),
     ],
 )
-def test_names_tell_what_belongs_together(tmp_path, names, paired):
+def test_files_are_paired_by_name(tmp_path, names, paired):
     write(tmp_path, *names)
-    told = {name: len(corners) for name, corners in contents(tmp_path).items()}
-    assert list(told.items()) == list(paired.items())
+    found = {name: len(corners) for name, corners in contents(tmp_path).items()}
+    assert list(found.items()) == list(paired.items())
 
 
 def test_annotations_are_ordered_by_number(tmp_path):
@@ -130,7 +130,7 @@ def test_npy_label_maps_keep_their_labels_or_are_renumbered_in_order(tmp_path, v
 
 @pytest.mark.parametrize("suffix", [".jpg", ".tif", ".webp"])
 @pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_label_maps_fit_the_image_as_exif_turns_it(tmp_path, suffix, orientation):
+def test_label_maps_fit_the_image_after_exif_rotation(tmp_path, suffix, orientation):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     write(tmp_path, f"a{suffix}", exif=exif)
@@ -144,7 +144,7 @@ def test_label_maps_fit_the_image_as_exif_turns_it(tmp_path, suffix, orientation
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         ([], r"`own` DIR holds no image with the suffix \.jpg, .*\.webp"),
         (["a.npy", "video.0001.png"], r"`own` DIR holds no image .*<name>\.<number>\.png is a label map"),
@@ -160,9 +160,9 @@ def test_label_maps_fit_the_image_as_exif_turns_it(tmp_path, suffix, orientation
         (["image.png"], r"1 images have no label map, the first is image\.png, expected image\.npy, "),
     ],
 )
-def test_folders_that_do_not_pair_up(tmp_path, names, told):
+def test_folders_that_do_not_pair_up(tmp_path, names, message):
     write(tmp_path, *names)
-    with pytest.raises(InputError, match=told.replace("DIR", str(tmp_path))):
+    with pytest.raises(InputError, match=message.replace("DIR", str(tmp_path))):
         FolderDataset(tmp_path, parameter="own")
 
 
@@ -172,7 +172,7 @@ def test_root_must_be_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "labels", "told"),
+    ("name", "labels", "message"),
     [
         ("a.npy", LABELS[1:], r"a\.npy is \(19, 31\), but the image is \(20, 31\)"),
         ("a.4.png", LABELS.T, r"a\.4\.png is \(31, 20\), but the image is \(20, 31\)"),
@@ -187,22 +187,22 @@ def test_root_must_be_a_folder(tmp_path):
         ("a.npy", LABELS.astype(object), r"a\.npy is not a readable label map \(.*Python objects"),
     ],
 )
-def test_unusable_label_maps_are_refused_at_once(tmp_path, name, labels, told):
+def test_unusable_label_maps_are_rejected_at_once(tmp_path, name, labels, message):
     write(tmp_path, "a.jpg")
     write(tmp_path, name, labels=labels)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         FolderDataset(tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
-def test_colour_label_maps_are_refused_at_once(tmp_path, mode):
+def test_colour_label_maps_are_rejected_at_once(tmp_path, mode):
     write(tmp_path, "a.jpg")
     Image.fromarray(LABELS.astype(np.uint8)).convert(mode).save(tmp_path / "a.png")
     with pytest.raises(InputError, match=rf"a\.png must be a PNG with one channel of labels, got {mode}$"):
         FolderDataset(tmp_path)
 
 
-def test_label_map_that_is_no_png_is_refused_at_once(tmp_path):
+def test_label_map_in_another_format_is_rejected_at_once(tmp_path):
     write(tmp_path, "a.jpg")
     Image.fromarray(LABELS.astype(np.uint8)).save(tmp_path / "a.png", format="JPEG")
     with pytest.raises(InputError, match=r"a\.png is not a readable label map"):
@@ -248,7 +248,7 @@ def test_files_are_closed(tmp_path):
     assert len(images) == 30
 
 
-def test_sources_tell_files_of_the_same_names_apart(tmp_path):
+def test_sources_differ_if_a_file_changes_its_size(tmp_path):
     write(tmp_path, "a.jpg", "a.png", "a.1.npy", "b.jpg", "b.png")
     seen = [FolderDataset(tmp_path).sources]
     known = [fingerprint(FolderDataset(tmp_path))]
@@ -272,7 +272,7 @@ def test_every_tenth_image_is_held_out(tmp_path, n_images, held_out):
     assert [int(training[idx].name) for idx in range(len(training))] == others
 
 
-def test_a_single_image_cannot_be_divided(tmp_path):
+def test_single_image_cannot_be_split(tmp_path):
     write(tmp_path, "a.jpg", "a.png")
     with pytest.raises(InputError, match=r"`data_root` .* holds a single image; at least 2 are needed"):
         hold_out(FolderDataset(tmp_path))

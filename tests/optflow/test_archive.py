@@ -15,7 +15,7 @@ SHAPE = (20, 31)
 
 
 def make_flow(n_pairs=3, shape=SHAPE, seed=0):
-    """Forward and backward flow that float16 holds exactly, each (n_pairs, H, W, 2)."""
+    """Return forward and backward flow that float16 represents exactly, each (n_pairs, H, W, 2)."""
     return np.random.default_rng(seed).integers(-80, 80, (2, n_pairs, *shape, 2)) / 8
 
 
@@ -80,7 +80,7 @@ def test_archive_is_read_in_worker_processes(tmp_path, start_method):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 70000])
-def test_flow_that_is_no_number_is_not_written(tmp_path, bad):
+def test_non_finite_flow_is_not_written(tmp_path, bad):
     flow = np.zeros((*SHAPE, 2))
     with (  # noqa: PT012, the second pair is the one that must fail
         pytest.raises(InputError, match=r"flow\.h5: the flow between frames 1 and 2 is NaN, infinite or"),
@@ -106,12 +106,12 @@ def test_full_disk_leaves_no_archive(tmp_path):
 @pytest.mark.parametrize("frame_idx", [-1, 4, 100])
 def test_frame_out_of_range(tmp_path, frame_idx):
     write_plain_archive(tmp_path / "flow.h5", make_flow())
-    with pytest.raises(InputError, match=rf"flow\.h5 covers frames 0 to 3, there is no frame {frame_idx}$"):
+    with pytest.raises(InputError, match=rf"flow\.h5 covers frames 0 to 3, .* frame {frame_idx}$"):
         FlowArchive(tmp_path / "flow.h5").read_frame(frame_idx)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1e5])
-def test_frame_with_flow_that_is_no_number_is_named(tmp_path, bad):
+def test_frame_with_non_finite_flow_is_named(tmp_path, bad):
     flow = make_flow()
     flow[1, 1, 2, 3, 0] = bad  # backward flow of frame 2
     write_plain_archive(tmp_path / "flow.h5", flow, dtype=np.float32)
@@ -127,8 +127,8 @@ def test_frame_with_flow_that_is_no_number_is_named(tmp_path, bad):
         ("missing", "no flow archive"),
         ("text", "is not a readable HDF5 file"),
         ("truncated", "is not a readable HDF5 file"),
-        ("other names", "has no data set flows and no inv_flows, only forward"),
-        ("group", "has no data set inv_flows"),
+        ("other names", "lacks .* flows and inv_flows .* forward"),
+        ("group", "lacks .* inv_flows"),
         ("other rank", r"flows of .* is \(3, 20, 31\) float16, but must be"),
         ("other last axis", r"flows of .* is \(3, 20, 31, 3\) float16, but must be"),
         ("integers", r"flows of .* is \(3, 20, 31, 2\) int16, but must be"),
@@ -172,7 +172,7 @@ def test_unusable_archive_is_named(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_damaged_frame_is_told_when_it_is_read(tmp_path):
+def test_damaged_frame_is_reported_on_read(tmp_path):
     path = tmp_path / "flow.h5"
     write_plain_archive(path, make_flow(), chunks=(1, *SHAPE, 2), compression="gzip")
     archive = FlowArchive(path)
@@ -205,7 +205,7 @@ def test_method_with_an_underscore_must_be_given(tmp_path):
     assert find_archives(tmp_path, ["car"], "raft_small")[0].n_frames == 4
 
 
-def test_of_several_methods_one_must_be_chosen(tmp_path):
+def test_several_methods_of_a_video_need_a_choice(tmp_path):
     for method in ("gma", "dis"):
         write_plain_archive(tmp_path / f"optflow_{method}_car.h5", make_flow())
     with pytest.raises(InputError, match=r"flow of car by several methods.*`optflow_method` dis or gma"):
@@ -222,7 +222,7 @@ def test_all_missing_archives_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(("frame_idx", "place"), [(0, 0.3), (1, 0.8)])
-def test_damaged_flow_is_noticed(tmp_path, frame_idx, place):
+def test_checksum_detects_damaged_flow(tmp_path, frame_idx, place):
     path = tmp_path / "flow.h5"
     flow = np.random.default_rng(0).normal(size=(60, 92, 2))
     with write_flow_archive(path, flow.shape[:2], {}) as writer:

@@ -1,4 +1,4 @@
-"""Making archives: in worker processes, once only, and not at all from bad input."""
+"""Production of archives: in worker processes, only once, and not from bad input."""
 
 import time
 
@@ -14,7 +14,7 @@ SHAPE = (24, 40)
 
 
 class ConstantFlow(FlowSource):
-    """The same flow for every pair, and its opposite as backward flow."""
+    """Source of the same flow for every pair, with its opposite as backward flow."""
 
     def __init__(self, name, n_pairs=3, *, shape=SHAPE, fails_at=None, seconds=0.0):
         self.name = name
@@ -40,32 +40,32 @@ def job_for(tmp_path, source, **attributes):
 
 
 def run(jobs, n_workers=0, **options):
-    told = []
-    options = {"with_consistency": False, "on_progress": told.append, **options}
+    counts = []
+    options = {"with_consistency": False, "on_progress": counts.append, **options}
     reports = list(make_archives(jobs, n_workers=n_workers, **options))
-    return {report.path.name: report for report in reports}, sum(told)
+    return {report.path.name: report for report in reports}, sum(counts)
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
-def test_archives_are_made_once(tmp_path, n_workers):
+def test_archives_are_made_only_once(tmp_path, n_workers):
     jobs = [job_for(tmp_path, ConstantFlow(f"video{idx}", 2 + idx)) for idx in range(3)]
-    reports, n_told = run(jobs, n_workers, with_consistency=True)
+    reports, n_pairs = run(jobs, n_workers, with_consistency=True)
     assert sorted(reports) == [f"optflow_test_video{idx}.h5" for idx in range(3)]
-    assert n_told == 2 + 3 + 4
+    assert n_pairs == 2 + 3 + 4
     for idx, name in enumerate(sorted(reports)):
         report = reports[name]
-        assert (report.n_frames, report.was_there, report.problem) == (3 + idx, False, None)
+        assert (report.n_frames, report.existed, report.problem) == (3 + idx, False, None)
         assert report.consistency_error == 0
         assert FlowArchive(tmp_path / name).n_frames == 3 + idx
     before = [path.stat().st_mtime_ns for path in sorted(tmp_path.iterdir())]
-    reports, n_told = run(jobs, n_workers)
-    assert all(report.was_there for report in reports.values())
-    assert n_told == 9
+    reports, n_pairs = run(jobs, n_workers)
+    assert all(report.existed for report in reports.values())
+    assert n_pairs == 9
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.iterdir())] == before
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
-def test_bad_input_spoils_its_own_archive_only(tmp_path, n_workers):
+def test_bad_input_fails_only_its_own_archive(tmp_path, n_workers):
     jobs = [
         job_for(tmp_path, ConstantFlow("bad", fails_at=1)),
         job_for(tmp_path, ConstantFlow("good")),
@@ -76,7 +76,7 @@ def test_bad_input_spoils_its_own_archive_only(tmp_path, n_workers):
     assert [path.name for path in tmp_path.iterdir()] == ["optflow_test_good.h5"]
 
 
-def test_interruption_ends_the_workers_and_keeps_what_is_finished(tmp_path):
+def test_interruption_ends_workers_and_keeps_finished_archives(tmp_path):
     jobs = [
         job_for(tmp_path, ConstantFlow("short", 1)),
         job_for(tmp_path, ConstantFlow("endless", 10**6, seconds=0.01)),
@@ -88,17 +88,17 @@ def test_interruption_ends_the_workers_and_keeps_what_is_finished(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["optflow_test_short.h5"]
 
 
-def test_existing_archive_of_other_settings_or_frames_is_told(tmp_path):
+def test_existing_archive_of_other_settings_or_frames_is_reported(tmp_path):
     run([job_for(tmp_path, ConstantFlow("video"), preset="fast")])
     (report,) = run([job_for(tmp_path, ConstantFlow("video"), preset="medium")])[0].values()
-    assert "is there, made with preset fast: delete it, or choose another" in report.problem
+    assert "optflow_test_video.h5 exists, made with preset fast" in report.problem
     (report,) = run([job_for(tmp_path, ConstantFlow("video", 5), preset="fast")])[0].values()
-    assert "is there, but holds the flow of 4 frames, and the video has 6" in report.problem
+    assert "holds the flow of 4 frames, and the video has 6" in report.problem
     (report,) = run([job_for(tmp_path, ConstantFlow("video", shape=(24, 39)), preset="fast")])[0].values()
-    assert "is there, but holds flow of 40x24, and the video is 39x24" in report.problem
+    assert "holds flow of 40x24, and the video is 39x24" in report.problem
 
 
-def test_existing_archive_that_is_damaged_is_told(tmp_path):
+def test_damaged_existing_archive_is_reported(tmp_path):
     job = job_for(tmp_path, ConstantFlow("video"))
     job.path.write_bytes(b"HDF?")
     (report,) = run([job])[0].values()

@@ -63,7 +63,7 @@ def test_cropped_flow_is_the_flow_of_cropped_frames(tmp_path, is_flipped, extent
     assert np.abs(cropped.extra[INSIDE] - (dy, dx, -dy, -dx)).max() < 0.5
 
 
-def test_extra_channels_that_are_no_vectors_keep_their_values():
+def test_scalar_extra_channels_keep_their_values():
     depth = np.random.default_rng(0).random((HEIGHT, WIDTH, 2)).astype(np.float32)
     image = SegmentedImage("room", np.zeros((HEIGHT, WIDTH, 3), np.uint8), [], depth)
     plain, flipped = (
@@ -108,10 +108,10 @@ def test_frames_of_another_size_are_resized_on_request(tmp_path):
         ([np.zeros((40, 50, 3), np.uint8)], "clip has 1 frame; optical flow needs at least two"),
         (
             [np.zeros((40, 50, 3), np.uint8), np.zeros((50, 40, 3), np.uint8)],
-            "clip: frame 1 is 40x50, before 50x40",
+            "clip: frame 1 is 40x50, .* 50x40",
         ),
-        ([np.zeros((15, 200, 3), np.uint8)] * 2, "clip: frames of 200x15 are too small, DIS needs 16"),
-        ([np.zeros((200, 15, 3), np.uint8)] * 2, "clip: frames of 15x200 are too small, DIS needs 16"),
+        ([np.zeros((15, 200, 3), np.uint8)] * 2, "clip: frames of 200x15 are too small, .*16"),
+        ([np.zeros((200, 15, 3), np.uint8)] * 2, "clip: frames of 15x200 are too small, .*16"),
     ],
 )
 def test_frames_without_flow(tmp_path, frames, message):
@@ -125,7 +125,7 @@ def test_small_frames_have_flow(tmp_path):
     assert forward.shape == (16, 60, 2)
 
 
-def test_damaged_video_says_where_decoding_stopped(tmp_path):
+def test_damaged_video_reports_where_decoding_stopped(tmp_path):
     path = tmp_path / "clip.mp4"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 25, (WIDTH, HEIGHT))
     for frame in translated_frames(20, dy=1, dx=-1):
@@ -138,8 +138,8 @@ def test_damaged_video_says_where_decoding_stopped(tmp_path):
         list(VideoFile("clip", path).read())
 
 
-def test_video_that_left_frames_out_is_read_to_its_end(tmp_path, caplog):
-    path = tmp_path / "clip.mkv"  # whose header does not count the frames
+def test_video_with_dropped_frames_is_read_to_its_end(tmp_path, caplog):
+    path = tmp_path / "clip.mkv"  # its header has no frame count
     shown = [idx for idx in range(40) if idx % 10 < 5]
     frames = translated_frames(len(shown), dy=0, dx=1)
     with av.open(str(path), "w") as container:
@@ -154,14 +154,14 @@ def test_video_that_left_frames_out_is_read_to_its_end(tmp_path, caplog):
     assert f"{path} holds {len(shown)} frames" in caplog.text
 
 
-def test_hidden_files_are_no_frames(tmp_path):
+def test_hidden_files_are_not_frames(tmp_path):
     files = write_frames(tmp_path / "clip", translated_frames(2, dy=0, dx=1))
-    (tmp_path / "clip" / "._1.png").write_bytes(b"what another system keeps beside a file")
+    (tmp_path / "clip" / "._1.png").write_bytes(b"metadata of another system")
     assert list_in_order(tmp_path / "clip", (".png",)) == files
 
 
 @pytest.mark.parametrize("content", [None, b"no video"])
-def test_file_that_is_no_video(tmp_path, content):
+def test_file_that_is_not_a_video(tmp_path, content):
     path = tmp_path / "clip.mp4"
     if content is not None:
         path.write_bytes(content)
@@ -198,11 +198,11 @@ def test_missing_flow_file_is_named(tmp_path):
         ("a.flo", b"", "is not a Middlebury .flo file"),
         ("a.flo", b"HEIP" + bytes(200), "is not a Middlebury .flo file"),
         ("a.flo", "truncated", "has 600 bytes, which is not the size of 11x7 flow"),
-        ("a.flo", "unknown", "does not tell the flow of 1 pixels; it must be dense"),
-        ("a.flo", "nan", "does not tell the flow of 1 pixels"),
+        ("a.flo", "unknown", "lacks the flow of 1 pixels"),
+        ("a.flo", "nan", "lacks the flow of 1 pixels"),
         ("a.png", b"", "is not a 16-bit colour PNG"),
         ("a.png", "8 bits", "is not a 16-bit colour PNG"),
-        ("a.png", "unknown", "does not tell the flow of 1 pixels"),
+        ("a.png", "unknown", "lacks the flow of 1 pixels"),
     ],
 )
 def test_unusable_flow_file_is_named(tmp_path, name, content, message):
@@ -250,5 +250,5 @@ def test_flow_files_must_come_in_pairs_of_one_size(tmp_path):
         FlowFiles("clip", both, both[:1])
     with pytest.raises(InputError, match="clip has no files of forward flow"):
         FlowFiles("clip", [], [])
-    with pytest.raises(InputError, match=r"1\.flo is 11x5, the files before are 11x7"):
+    with pytest.raises(InputError, match=r"1\.flo is 11x5, .* 11x7"):
         list(FlowFiles("clip", both, both).pairs())

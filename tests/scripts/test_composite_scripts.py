@@ -367,11 +367,11 @@ def test_segmenting_the_demo_frame_needs_no_option_and_flow_helps(tmp_path):
         (["--video=v.mp4", "--optflow_method=dis"], "--optflow_method is for images, not for a --video"),
         (
             ["--image={frame}", "--optflow_data={flow}", "--optflow_data_fr_idx=2"],
-            "{flow} covers frames 0 to 1, there is no frame 2",
+            "{flow} covers frames 0 to 1, not frame 2",
         ),
         (
             ["--image={frame}", "--optflow_data={flow}", "--optflow_data_fr_idx=-1"],
-            "{flow} covers frames 0 to 1, there is no frame -1",
+            "{flow} covers frames 0 to 1, not frame -1",
         ),
         (
             ["--optflow_data={flow}", "--optflow_data_fr_idx=0"],
@@ -444,7 +444,7 @@ def test_estimated_archives_hold_the_flow(source, tmp_path, davis_root, caplog):
     assert ("forward-backward error 0.0" in caplog.text) == (source == "frames")
     caplog.clear()
     estimate_optflow.main(argv)
-    assert caplog.text.count("was there, 3 frames") == 2
+    assert caplog.text.count("kept, 3 frames") == 2
 
 
 def test_flow_files_are_converted(tmp_path):
@@ -500,7 +500,10 @@ def test_signal_to_all_processes_leaves_no_half_archive(tmp_path, number):
         (["--frames", "{tmp}/empty"], "{tmp}/empty holds no .jpg, "),
         (["--frames", "{tmp}/one"], "one has 1 frame; optical flow needs at least two"),
         (["--frames", "{tmp}/one", "{tmp}/one"], "several videos would write optflow_dis_one.h5"),
-        (["--frames", "{tmp}/one", "{tmp}/two", "--video_name=x"], "--video_name x: there are 2 videos"),
+        (
+            ["--frames", "{tmp}/one", "{tmp}/two", "--video_name=x"],
+            "--video_name x needs a single video, got 2",
+        ),
         (["--frames", "{tmp}/one", "--davis_split=val"], "--davis_split needs --davis2017_root"),
         (["--video", "{tmp}/no.mp4"], "no video file {tmp}/no.mp4"),
         (["--davis2017_root", "{tmp}"], "no folder {tmp}/DAVIS/JPEGImages/480p"),
