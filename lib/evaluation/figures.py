@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: curves against the measured count, and the images that went worst and best."""
+"""Draw an evaluation: metrics against the measured count, and a sheet of the worst and best images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +9,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.evaluation.summary import Summary, curves_of
+from lib.evaluation.summary import Summary, group_curves
 from lib.files.atomic import atomic_path
 from lib.metrics.definitions import ContingencyTable
 from lib.metrics.label_map import check_label_map
 from lib.metrics.registry import METRICS
 from lib.superpixels.drawing import draw_boundaries
 
-# Lines are told apart by marker and dashes, so that they can be read in black and white; the colours differ
-# in lightness too. There are eight markers and seven dashes, so that 56 lines differ.
+# Lines differ in marker and dashes, so that they can be read in black and white. Colours differ in lightness
+# too. Eight markers and seven dashes give 56 different lines.
 _COLORS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#999999", "#cc79a7", "#56b4e9", "#e69f00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _DASHES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (8, 3)), (0, (3, 1, 1, 1)))
@@ -27,25 +27,25 @@ _DPI = 110
 
 
 class SheetImage(NamedTuple):
-    """An image of the sheet."""
+    """Image of the sheet with its superpixels and one annotation."""
 
     title: str
     image_rgb: np.ndarray  # (H, W, 3), uint8
-    labels: np.ndarray  # (H, W), its superpixels, numbered from 0 without gaps
-    gt_labels: np.ndarray  # (H, W), an annotation
+    labels: np.ndarray  # (H, W), superpixels numbered from 0 without gaps
+    gt_labels: np.ndarray  # (H, W), segments of the annotation
 
 
 def draw_curves(summaries: Sequence[Summary], metrics: Sequence[str], title: str) -> Figure:
-    """Draw metrics against the measured count, a panel for each, a line for each method.
+    """Draw one panel per metric, with one line per method, against the measured count.
 
     Parameters
     ----------
     summaries : sequence of Summary
-        Of one data set.
+        Summaries on one dataset.
     metrics : sequence of str
-        One or more of the metrics they hold.
+        Metrics to draw, at least one.
     title : str
-        Name of the data set.
+        Name of the dataset.
     """
     n_columns = min(_N_COLUMNS, len(metrics))
     n_rows = -(-len(metrics) // n_columns)
@@ -67,12 +67,12 @@ def draw_curves(summaries: Sequence[Summary], metrics: Sequence[str], title: str
 
 
 def draw_sheet(rows: Sequence[Sequence[SheetImage]], title: str) -> Figure:
-    """Draw rows of images with their superpixels; pixels that leak out of their segment are red.
+    """Draw rows of images with their superpixels; leaking pixels are red.
 
-    These are the pixels outside the segment that their superpixel shares most with, which ASA counts.
+    A pixel leaks if it lies outside the segment that its superpixel overlaps most. ASA counts these pixels.
     """
     n_columns = max(len(row) for row in rows)
-    # Each row is as high as its highest image needs.
+    # The highest image of a row sets the height of the row.
     heights = [max(image.labels.shape[0] / image.labels.shape[1] for image in row) for row in rows]
     figure = Figure(figsize=(4 * n_columns, 4 * sum(heights) + 1), layout="constrained")
     panels = figure.subplots(len(rows), n_columns, squeeze=False, gridspec_kw={"height_ratios": heights})
@@ -88,12 +88,12 @@ def draw_sheet(rows: Sequence[Sequence[SheetImage]], title: str) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the file's suffix; the same figure gives the same file.
+    """Write a figure in the format of the file's suffix. Equal figures give equal files.
 
     Raises
     ------
     RunError
-        If it cannot be written.
+        If the file cannot be written.
     """
     metadata = {"Date": None} if path.suffix == ".svg" else {}
     with mpl.rc_context({"svg.hashsalt": "superpixels"}), atomic_path(path) as temporary:
@@ -101,7 +101,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def _draw_panel(panel: Axes, summaries: Sequence[Summary], name: str) -> None:
-    curves = curves_of(summaries)
+    curves = group_curves(summaries)
     has_pos_scales = len({method for method, _ in curves}) < len(curves)
     for idx, ((method, pos_scale), points) in enumerate(curves.items()):
         with_scale = has_pos_scales and pos_scale is not None

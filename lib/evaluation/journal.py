@@ -1,4 +1,4 @@
-"""Scores of an evaluation on disk, image by image, so that an interrupted run can go on."""
+"""Write the scores of an evaluation image by image, so that an interrupted run can continue."""
 
 import json
 import math
@@ -16,24 +16,24 @@ JOURNAL, SCORES, SECONDS = "scores.jsonl", "scores.csv", "seconds.csv"
 
 
 class Journal:
-    """`scores.jsonl`, which grows by a line an image, and the tables that are written from it at the end.
+    """`scores.jsonl`, which grows by one line per image; the tables are written from it at the end.
 
-    A line holds the scores of an image, or the seconds of the runs on a dataset. Numbers are written in
-    full, and NaN is null.
+    A line holds the scores of an image, or the seconds of the runs on a dataset. Numbers have full
+    precision, and NaN is null.
 
     Parameters
     ----------
     folder : Path
-        Folder of the files. Complete lines in it are kept.
+        Folder of the files. Complete lines of an existing journal are kept.
     metrics : sequence of str
-        Metrics of the scores.
+        Names of the metrics in the scores.
     runs : mapping of str to sequence of Run
         Runs by dataset, in the order of their evaluation.
 
     Raises
     ------
     InputError
-        If a complete line cannot be used.
+        If a complete line is damaged, or belongs to other runs.
     RunError
         If the file cannot be written.
     """
@@ -46,34 +46,34 @@ class Journal:
         self._images: dict[str, list[Mapping[Run, ImageScores]]] = {dataset: [] for dataset in runs}
         self._seconds: dict[str, Mapping[Run, float]] = {}
         lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-        if lines and not lines[-1].endswith(b"\n"):  # cut short by a crash
+        if lines and not lines[-1].endswith(b"\n"):  # incomplete after a crash
             lines.pop()
         for number, line in enumerate(lines, 1):
             try:
-                self._keep(json.loads(line))
+                self._restore(json.loads(line))
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(
-                    f"must be set to start anew: line {number} of {self._path} is damaged",
+                    f"must be set to start again: line {number} of {self._path} is damaged",
                     parameter="overwrite",
                 ) from error
         with atomic_path(self._path) as temporary:
             temporary.write_bytes(b"".join(lines))
 
     def images(self, dataset: str) -> list[Mapping[Run, ImageScores]]:
-        """Return the scores of the images of a dataset so far, in order."""
+        """Return the scores of the images of a dataset that are done, in order."""
         return list(self._images[dataset])
 
     def seconds(self, dataset: str) -> Mapping[Run, float] | None:
-        """Return the seconds per image of the runs on a dataset, if they have been measured."""
+        """Return the seconds per image of the runs on a dataset, or None before they are measured."""
         return self._seconds.get(dataset)
 
     def add(self, dataset: str, image: Mapping[Run, ImageScores]) -> None:
-        """Write the scores of an image.
+        """Append the scores of an image.
 
         Raises
         ------
         RunError
-            If writing fails, for example because the disk is full.
+            If the file cannot be written, for example because the disk is full.
         """
         name = next(iter(image.values())).image
         scores = [{"run": list(run), **scored.scores._asdict()} for run, scored in image.items()]
@@ -81,12 +81,12 @@ class Journal:
         self._images[dataset].append(image)
 
     def set_seconds(self, dataset: str, seconds: Mapping[Run, float]) -> None:
-        """Write the seconds per image of the runs on a dataset.
+        """Append the seconds per image of the runs on a dataset.
 
         Raises
         ------
         RunError
-            If writing fails.
+            If the file cannot be written.
         """
         self._append({"dataset": dataset, "seconds": list(seconds.values())})
         self._seconds[dataset] = seconds
@@ -94,14 +94,14 @@ class Journal:
     def write_tables(self) -> None:
         """Write `scores.csv` and `seconds.csv`.
 
-        A row of `scores.csv` is an image, a run and an annotation, with the metrics of the superpixels
-        repeated for every annotation; a row of `seconds.csv` is a run. The times have a file of their own,
-        because the scores of a repeated evaluation are the same to the last digit.
+        `scores.csv` has a row for each image, run and annotation; metrics of the superpixels alone are
+        repeated for every annotation. `seconds.csv` has a row for each run. Times have a separate file,
+        so that `scores.csv` of a repeated evaluation is the same to the last digit.
 
         Raises
         ------
         RunError
-            If writing fails.
+            If a file cannot be written.
         """
         write_csv(self._folder / SCORES, list(self._score_rows()))
         rows = [
@@ -115,8 +115,8 @@ class Journal:
         with name_failed_write(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(without_nan(entry)) + "\n")
 
-    def _keep(self, entry: Mapping[str, Any]) -> None:
-        """Take over what a line of an earlier run says."""
+    def _restore(self, entry: Mapping[str, Any]) -> None:
+        """Restore the scores or seconds of one line."""
         runs = self._runs[entry["dataset"]]
         if "seconds" in entry:
             seconds = map(float, entry["seconds"])
@@ -151,7 +151,7 @@ def _run_cells(run: Run) -> dict[str, Any]:
 
 
 def _numbers(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
-    """Return the named values of a line, with NaN for null."""
+    """Return the values with these names, with NaN for null."""
     numbers = {name: math.nan if values[name] is None else values[name] for name in names}
     if not all(type(number) in (int, float) for number in numbers.values()):
         raise TypeError(f"expected numbers, got {numbers}")

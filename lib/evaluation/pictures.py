@@ -1,4 +1,4 @@
-"""The picture files of an evaluation."""
+"""Write the pictures of an evaluation."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,14 +15,14 @@ from lib.evaluation.summary import summarize
 from lib.evaluation.tables import DatasetResults
 from lib.metrics.registry import METRICS, PAIR_METRICS
 
-_N_SHEET_IMAGES = 4  # worst ones, and as many best ones
+_N_SHEET_IMAGES = 4  # worst images, and at most as many best images
 
 
 def write_curves(folder: Path, file_name: str, result: DatasetResults, shown: Sequence[str]) -> None:
-    """Draw each metric against the measured count, alone, and those of the table in one picture.
+    """Draw each metric against the measured count, and the metrics of the table in one picture.
 
-    Writes `<file_name>_<metric>` and `<file_name>_curves`, as .png and .svg; nothing if there is only one
-    count.
+    Writes `<file_name>_<metric>` and `<file_name>_curves`, as .png and .svg. With a single requested count,
+    nothing is written.
     """
     if len({summary.run.n_spixels for summary in result.summaries}) == 1:
         return
@@ -41,11 +41,11 @@ def write_sheet(
     method: Method,
     scored: Mapping[Run, Sequence[ImageScores]],
 ) -> None:
-    """Draw the images that a method does worst and best on, at the middle one of its runs by count.
+    """Draw the worst and best images of a method, at its run with the median requested count.
 
-    Images are ranked by the mean of their first metric with annotations, ASA unless that was left out, and
-    shown with the annotation that fits worst. Writes `<file_name>_extremes_<method>.png`; nothing if no
-    metric needs annotations, or none has a value.
+    Images are ranked by the first metric that needs annotations, usually ASA, averaged over the annotations.
+    Each is shown with its worst annotation. Writes `<file_name>_extremes_<method>.png`. If no metric needs
+    annotations, or all values are NaN, nothing is written.
     """
     runs = sorted((run for run in scored if run.method == method.name), key=lambda run: run.n_spixels)
     run = runs[len(runs) // 2]
@@ -72,7 +72,7 @@ def write_sheet(
     title = (
         f"{method.name}, {run.n_spixels} superpixels requested{scale}: "
         f"worst {metric.symbol} above, best below\n"
-        "red: outside the segment that its superpixel takes, in the annotation that fits worst"
+        "red: pixels outside the segment that their superpixel overlaps most, for the worst annotation"
     )
     rows = [[sheet_image(int(idx)) for idx in extremes] for extremes in (worst, best) if len(extremes)]
     if rows:

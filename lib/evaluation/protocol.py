@@ -1,4 +1,4 @@
-"""What an evaluation did: in words, and in all that is needed to repeat it."""
+"""Describe an evaluation: its protocol in words, and a record from which it can be repeated."""
 
 import json
 import platform
@@ -22,35 +22,34 @@ from lib.superpixels.connectivity import MIN_SIZE_SHARE
 RECORD = "run.json"
 
 PROTOCOL = f"""\
-Superpixels: every method is asked for each number of superpixels. Before anything is measured, every label is
-split into its 4-connected pieces, and pieces smaller than {MIN_SIZE_SHARE} times the requested mean size
-(pixels / requested superpixels) join the neighbour they share the longest border with. Results are reported
+Superpixels: each number of superpixels is requested from every method. Before measuring, every label is split
+into its 4-connected components. Components smaller than {MIN_SIZE_SHARE} times the requested mean size
+(pixels / requested superpixels) join the neighbour with the longest shared border. Results are reported
 against the measured number of superpixels that remain.
 
-Samples: every pair of an image and one of its annotations is a sample, and figures are plain means over all
-pairs. Figures that need no annotation (count, spread of sizes, compactness, explained variation,
-intra-cluster variation, contour density) are means over the images. "Worst annotation" is the mean over the
-images of the worst value among the annotations of each.
+Samples: a sample is a pair of an image and one of its annotations. Metrics are plain means over all samples.
+Metrics that need no annotation (count, spread of sizes, compactness, explained variation, intra-cluster
+variation, contour density) are means over the images. "Worst annotation" takes the worst value among the
+annotations of each image, and is the mean over the images.
 
 Boundaries: a boundary pixel has another label among its four neighbours. Recall and precision accept a
-boundary within round({BOUNDARY_TOLERANCE} * diagonal) pixels, in a square window. The one-sided variants take
+boundary within round({BOUNDARY_TOLERANCE} * diagonal) pixels, in a square window. The one-sided variants use
 only pixels that differ from their right or lower neighbour, with a window of 1 or 2 pixels to each side.
 
-Curves: linear between the measured counts. Means over counts are areas under these curves, divided by the
-range of counts: the part of {COUNT_RANGE[0]} to {COUNT_RANGE[1]} that a curve covers ("own"), and the part
-of it that all these curves cover ("common"). Curves that cover none of it are left out, and nothing is
-extrapolated.
+Curves: linear between the measured counts. A mean over counts is the area under a curve, divided by the range
+of counts. "own" is the part of {COUNT_RANGE[0]} to {COUNT_RANGE[1]} that the curve covers, and "common" the
+part that all these curves cover. Curves that cover no part are left out, and nothing is extrapolated.
 
-Seconds: the median time of the first {N_TIMED_IMAGES} images, segmented one by one while nothing else runs,
-connectivity excluded. Networks start from the image in CIELAB; SLIC includes its own colour conversion and
-connectivity.
+Seconds: the median time of the first {N_TIMED_IMAGES} images, segmented one by one while nothing else runs.
+Enforcing connectivity is excluded. Networks start from the image in CIELAB; SLIC includes its own colour
+conversion and connectivity.
 
 Chance: no random number is drawn."""
 
 _PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "pillow", "h5py")
 
-# Options that may change when a run goes on: they change no score, or the record holds checksums (or names
-# and sizes) of the files they lead to.
+# Options that may differ when a run is resumed. They change no score, or the record holds checksums (or names
+# and sizes) of the files behind them.
 _FREE_ON_RESUME = {
     "base_model_weights",
     "bsds_root",
@@ -69,10 +68,10 @@ _FREE_ON_RESUME = {
 
 
 class EvaluationSet(NamedTuple):
-    """A data set to evaluate on."""
+    """Dataset to evaluate on, with its names."""
 
     name: str  # in tables
-    file_name: str  # start of the names of its pictures
+    file_name: str  # prefix of its pictures
     dataset: Dataset[SegmentedImage]
 
 
@@ -85,18 +84,18 @@ def make_record(
     device: torch.device,
     options: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Describe an evaluation in plain types.
+    """Build the record of an evaluation, in plain types for JSON.
 
     Parameters
     ----------
     methods : sequence of Method
-        What is evaluated.
+        Methods to evaluate.
     sets : sequence of EvaluationSet
-        What it is evaluated on.
+        Datasets to evaluate on.
     n_spixels, metrics
-        As for `lib.evaluation.loop.evaluate`.
+        See `lib.evaluation.loop.evaluate`.
     device : torch.device
-        Where networks compute.
+        Device of the networks.
     options : mapping of str to str
         Options of the script.
     """
@@ -122,7 +121,7 @@ def make_record(
 
 
 def describe(record: Mapping[str, Any]) -> str:
-    """What an evaluation did, in words: the protocol, then what it was applied to."""
+    """Return the protocol, the data, the methods and the device of an evaluation, in words."""
     sizes = [f"{name}, {data['images']} images" for name, data in record["data"].items()]
     lines = [
         f"Data: {'; '.join(sizes)}.",
@@ -138,13 +137,13 @@ def describe(record: Mapping[str, Any]) -> str:
 
 
 def write_record(record: Mapping[str, Any], out_dir: Path) -> None:
-    """Write a record for `check_same_run` to find."""
+    """Write the record that `check_same_run` compares with."""
     with atomic_path(out_dir / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def recorded_picture_names(out_dir: Path) -> list[str]:
-    """Starts of the names of the pictures among the results in a folder, as far as its record tells."""
+    """Return the prefixes of the pictures in a results folder; empty if its record is not readable."""
     try:
         record = json.loads((out_dir / RECORD).read_text(encoding="utf-8"))
         return [data["pictures"] for data in record["data"].values()]
@@ -153,21 +152,21 @@ def recorded_picture_names(out_dir: Path) -> list[str]:
 
 
 def check_same_run(record: Mapping[str, Any], out_dir: Path) -> None:
-    """Check that results in a folder are those of the same evaluation, so that it can go on.
+    """Check that a folder holds results of the same evaluation, so that it can be resumed.
 
-    Options may differ if they change no score, such as where data sets lie, or the number of workers.
+    Options that change no score may differ, such as folders of datasets or the number of workers.
 
     Raises
     ------
     InputError
-        If not.
+        If the folder holds another evaluation, or its record is not readable.
     """
     path = out_dir / RECORD
     try:
         earlier = _flatten(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"must be set to start anew: {path} does not describe the run of the results",
+            f"must be set to start again: {path} is not a readable record of the results",
             parameter="overwrite",
         ) from error
     ours = _flatten(json.loads(json.dumps(record)))
@@ -183,7 +182,7 @@ def check_same_run(record: Mapping[str, Any], out_dir: Path) -> None:
 
 
 def _flatten(value: Any, name: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings, by names joined with dots."""
+    """Return the leaves of nested mappings, by keys joined with dots."""
     if not isinstance(value, Mapping):
         return {name: value}
     prefix = f"{name}." if name else ""
@@ -195,5 +194,5 @@ def _flatten(value: Any, name: str = "") -> dict[str, Any]:
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # installed in a way that leaves no such name
+    except PackageNotFoundError:  # not every installation has metadata
         return "unknown"

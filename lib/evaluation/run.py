@@ -1,4 +1,4 @@
-"""A whole evaluation: methods, data sets, files; what the evaluation scripts share."""
+"""Run a whole evaluation: score methods on datasets, and write the results."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ from lib.runtime.ranks import is_first_rank, on_first_rank, together
 
 logger = logging.getLogger(__name__)
 
-PICTURES = "pictures"  # folder
+PICTURES = "pictures"  # subfolder of the results
 
 _FILES = (RECORD, JOURNAL, SCORES, SECONDS, RESULTS, SUMMARY_MARKDOWN, SUMMARY_CSV, CURVE_MEANS_CSV)
 
@@ -65,43 +65,43 @@ def run_evaluation(
     with_protocol: bool = False,
     options: Mapping[str, str] | None = None,
 ) -> dict[str, dict[Run, Summary]]:
-    """Evaluate methods on data sets, tell the results, and write them to a folder.
+    """Evaluate methods on datasets, log the results, and write them to a folder.
 
     Parameters
     ----------
     methods : sequence of Method
-        What to evaluate, under different names; see `lib.evaluation.methods`.
+        Methods to evaluate, with different names; see `lib.evaluation.methods`.
     sets : sequence of EvaluationSet
-        What to evaluate on.
+        Datasets to evaluate on.
     n_spixels, metrics, n_workers
-        As for `lib.evaluation.loop.evaluate`.
+        See `lib.evaluation.loop.evaluate`.
     device : torch.device
-        Where networks compute; for the record.
+        Device of the networks, for the record.
     ignore_background : bool
-        Show the mean IoU without segment 0 in place of the other.
+        Show the mean IoU without segment 0 instead of the mean IoU of all segments.
     out_dir : Path, optional
         Folder for the results.
     resume, overwrite : bool
-        Go on with results that are in `out_dir`, or replace them.
+        Continue with the results in `out_dir`, or replace them.
     with_protocol : bool
-        Tell in words what was done.
+        Log the protocol of the evaluation.
     options : mapping of str to str, optional
         Options of the script, for the record.
 
     Returns
     -------
     dict
-        The summary of every run, by data set.
+        Summary of every run, by name of the dataset.
 
     Raises
     ------
     InputError
-        If files or settings cannot be used, or `out_dir` holds results and neither `resume` nor
-        `overwrite` is set, or those of another run.
+        If a file or setting cannot be used. If `out_dir` holds results, and neither `resume` nor `overwrite`
+        is set. If `resume` is set, and the results belong to another run.
     RunError
         If a worker process crashed, or a file cannot be written.
     Stop
-        If the stop flag is set; the images that are done are in `out_dir`.
+        If the stop flag is set; `out_dir` keeps the images that are done.
     """
     check_metrics(metrics)
     for each in sets:
@@ -125,7 +125,7 @@ def run_evaluation(
 
     shown = table_metrics(metrics, ignore_background=ignore_background)
     for result in results:
-        _tell_tables(result, shown)
+        _log_tables(result, shown)
     if with_protocol:
         logger.info("\n%s", describe(record))
     if out_dir and is_first_rank():
@@ -137,7 +137,7 @@ def run_evaluation(
                 write_sheet(out_dir / PICTURES, each.file_name, each.dataset, method, scored)
         logger.info("tables and pictures in %s", out_dir)
     for result in results:
-        _tell_lines(result, ignore_background=ignore_background)
+        _log_lines(result, ignore_background=ignore_background)
     return {result.name: {summary.run: summary for summary in result.summaries} for result in results}
 
 
@@ -218,14 +218,14 @@ def _summarize_set(
     return DatasetResults(name, summaries, groups, average_curves(summaries))
 
 
-def _tell_tables(result: DatasetResults, shown: Sequence[str]) -> None:
+def _log_tables(result: DatasetResults, shown: Sequence[str]) -> None:
     if result.groups:
         logger.info("\n%s\n\n%s", result.name, group_table(result.groups, shown))
     logger.info("\n%s\n\n%s\n", result.name, summary_table(result.summaries, shown))
 
 
-def _tell_lines(result: DatasetResults, *, ignore_background: bool) -> None:
-    """Tell the results in lines that stay the same over versions; not those of a sweep."""
+def _log_lines(result: DatasetResults, *, ignore_background: bool) -> None:
+    """Log one line per method, in a stable format; a sweep over settings gets none."""
     methods = [summary.run.method for summary in result.summaries]
     if len(set(methods)) == len(methods):
         for summary in result.summaries:

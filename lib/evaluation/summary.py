@@ -1,4 +1,4 @@
-"""From the scores of images to the figures that are reported."""
+"""Average the scores of images into the means that are reported."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -9,27 +9,27 @@ from scipy.integrate import trapezoid
 from lib.evaluation.loop import ImageScores, Run
 from lib.metrics.registry import METRICS
 
-COUNT_RANGE = (100, 1000)  # measured superpixels over which curves are averaged
+COUNT_RANGE = (100, 1000)  # measured superpixels; curves are averaged over this range
 
 
 class Summary(NamedTuple):
-    """Figures of a run on a data set, or on a part of it."""
+    """Means of a run on a dataset, or on one video."""
 
     run: Run
     n_images: int
     n_pairs: int  # (image, annotation) pairs
-    mean: dict[str, float]  # by metric: over all pairs; over all images for metrics without annotation
-    worst: dict[str, float]  # by metric with annotation: over all images, the worst annotation of each
-    seconds: float | None  # per image; None if it was not measured
+    mean: dict[str, float]  # by metric: over pairs; over images if the metric needs no annotation
+    worst: dict[str, float]  # by metric with annotations: over images, of the worst annotation of each
+    seconds: float | None  # per image; None if not measured
 
     def figures(self, *, ignore_background: bool) -> dict[str, float]:
-        """The means, with that of the mean IoU without segment 0 in place of the other if asked for."""
+        """Return the means; `ignore_background` leaves segment 0 out of the mean IoU."""
         if ignore_background and "mean_iou_foreground" in self.mean:
             return {**self.mean, "mean_iou": self.mean["mean_iou_foreground"]}
         return self.mean
 
     def line(self, *, ignore_background: bool) -> str:
-        """The line that an evaluation ends in."""
+        """Return the last line of an evaluation, in a stable format."""
         figures = self.figures(ignore_background=ignore_background)
         shown = {"ASA": "asa", "mIoU": "mean_iou"}
         values = [f"{symbol} {figures[name]:.4f}" for symbol, name in shown.items() if name in figures]
@@ -40,51 +40,52 @@ class Summary(NamedTuple):
 def summarize(run: Run, images: Sequence[ImageScores], seconds: float | None = None) -> Summary:
     """Average the scores of a run.
 
-    Values that are NaN, as the mean IoU without segment 0 of an image that has no other, are left out.
+    NaN values are left out. For example, the mean IoU without segment 0 is NaN if an annotation has no
+    other segment.
 
     Parameters
     ----------
     run : Run
-        What was evaluated.
+        Method and setting of the scores.
     images : sequence of ImageScores
-        At least one.
+        Scores of at least one image.
     seconds : float, optional
-        What the run takes for an image.
+        Time per image.
     """
     pairs = [pair for image in images for pair in image.scores.pairs]
     mean = {name: _mean(image.scores.spixels[name] for image in images) for name in images[0].scores.spixels}
     worst = {}
     for name in pairs[0]:
         mean[name] = _mean(pair[name] for pair in pairs)
-        # NumPy's fmin and fmax pass over NaN.
+        # NumPy's fmin and fmax ignore NaN.
         pick = np.fmin.reduce if METRICS[name].higher_is_better else np.fmax.reduce
         worst[name] = _mean(pick([pair[name] for pair in image.scores.pairs]) for image in images)
     return Summary(run, len(images), len(pairs), mean, worst, seconds)
 
 
 def summarize_groups(run: Run, images: Sequence[ImageScores]) -> dict[str, Summary]:
-    """Average a run over each folder of images, which is a video in DAVIS; empty if there are no folders."""
+    """Average a run over each folder of images (a video in DAVIS); empty without folders."""
     folders: dict[str, list[ImageScores]] = {}
     for image in images:
         folders.setdefault(image.image.rpartition("/")[0], []).append(image)
-    return {folder: summarize(run, of_folder) for folder, of_folder in folders.items() if folder}
+    return {folder: summarize(run, members) for folder, members in folders.items() if folder}
 
 
 class CurveMean(NamedTuple):
-    """Means of metrics along a curve: areas under it, divided by the range of measured counts."""
+    """Means of metrics along a curve: area under it, divided by the range of measured counts."""
 
     method: str
     pos_scale: float | None
-    low: float
+    low: float  # measured superpixels
     high: float
     means: dict[str, float]
 
 
 class CurveMeans(NamedTuple):
-    """Means along curves that are compared."""
+    """Means along several curves, over two ranges."""
 
     own: list[CurveMean]  # over the part of `COUNT_RANGE` that each curve covers
-    common: list[CurveMean]  # over the part that all of those cover; empty if there is none
+    common: list[CurveMean]  # over the part that all these curves cover; empty without one
 
 
 def average_curves(summaries: Sequence[Summary]) -> CurveMeans:
@@ -95,15 +96,15 @@ def average_curves(summaries: Sequence[Summary]) -> CurveMeans:
     Parameters
     ----------
     summaries : sequence of Summary
-        Of one data set.
+        Summaries on one dataset.
     """
-    own = [_average(*curve, points, *COUNT_RANGE) for curve, points in curves_of(summaries).items()]
+    own = [_average(*curve, points, *COUNT_RANGE) for curve, points in group_curves(summaries).items()]
     covered = {curve[:2]: curve for curve in own if curve.low < curve.high}
     low = max((curve.low for curve in covered.values()), default=0)
     high = min((curve.high for curve in covered.values()), default=0)
     common = []
     if low < high:
-        curves = curves_of(summaries)
+        curves = group_curves(summaries)
         common = [_average(*curve, curves[curve], low, high) for curve in covered]
     return CurveMeans(list(covered.values()), common)
 
@@ -111,7 +112,7 @@ def average_curves(summaries: Sequence[Summary]) -> CurveMeans:
 def _average(
     method: str, pos_scale: float | None, points: Sequence[Summary], low: float, high: float
 ) -> CurveMean:
-    """Average a curve over the part of a range that it covers; over nothing if that is not below `high`."""
+    """Average a curve over the part of a range that it covers; no means if that part has no length."""
     counts, count_idx = np.unique([point.mean["n_spixels"] for point in points], return_inverse=True)
     n_points = np.bincount(count_idx)
     low, high = max(low, float(counts[0])), min(high, float(counts[-1]))
@@ -121,15 +122,15 @@ def _average(
     means = {}
     for name in points[0].mean:
         if name != "n_spixels":
-            # Points of the same count take their mean.
+            # Points with the same count are averaged.
             heights = np.bincount(count_idx, weights=[point.mean[name] for point in points]) / n_points
             values = np.interp(knots, counts, heights)
             means[name] = float(trapezoid(values, knots) / (high - low))
     return CurveMean(method, pos_scale, low, high, means)
 
 
-def curves_of(summaries: Iterable[Summary]) -> dict[tuple[str, float | None], list[Summary]]:
-    """Group summaries by method and weight of the position, each in the order of the measured count."""
+def group_curves(summaries: Iterable[Summary]) -> dict[tuple[str, float | None], list[Summary]]:
+    """Group summaries by method and `pos_scale`, sorted by the measured count."""
     curves: dict[tuple[str, float | None], list[Summary]] = {}
     for summary in summaries:
         curves.setdefault((summary.run.method, summary.run.pos_scale), []).append(summary)

@@ -1,4 +1,4 @@
-"""Tables of an evaluation, for people and for programs."""
+"""Tables of an evaluation: Markdown to read, CSV and JSON for programs."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ RESULTS, SUMMARY_MARKDOWN, SUMMARY_CSV, CURVE_MEANS_CSV = (
     "curve_means.csv",
 )
 
-# Columns of the table on the screen, unless metrics are chosen.
+# Columns of the printed table, unless metrics are chosen.
 MAIN_METRICS = (
     "asa",
     "ue_np",
@@ -31,16 +31,16 @@ MAIN_METRICS = (
 
 
 class DatasetResults(NamedTuple):
-    """What an evaluation found on a data set."""
+    """Results of an evaluation on one dataset."""
 
     name: str
     summaries: list[Summary]
-    groups: dict[str, list[Summary]]  # by folder of images, which is a video in DAVIS
+    groups: dict[str, list[Summary]]  # by folder of images (a video in DAVIS)
     curve_means: CurveMeans
 
 
 def table_metrics(metrics: Sequence[str], *, ignore_background: bool) -> list[str]:
-    """Metrics that tables for reading show: the main ones among those asked for, or else all these."""
+    """Return the metrics of the printed table: all chosen metrics, or `MAIN_METRICS` if none were chosen."""
     main = [name for name in MAIN_METRICS if name in metrics]
     if set(metrics) != set(METRICS):
         main = [name for name in metrics if name != "n_spixels"]
@@ -50,7 +50,7 @@ def table_metrics(metrics: Sequence[str], *, ignore_background: bool) -> list[st
 
 
 def summary_table(summaries: Sequence[Summary], metrics: Sequence[str]) -> str:
-    """Markdown table with a row for each run: requested, measured, means of `metrics`, seconds."""
+    """Return a Markdown table with a row per run: requested, measured, means of `metrics`, seconds."""
     return _markdown(
         [
             {**_row(summary, summary.mean, metrics), "s/image": _format_seconds(summary.seconds)}
@@ -60,7 +60,7 @@ def summary_table(summaries: Sequence[Summary], metrics: Sequence[str]) -> str:
 
 
 def group_table(groups: Mapping[str, Sequence[Summary]], metrics: Sequence[str]) -> str:
-    """Markdown table with a row for each video and run."""
+    """Return a Markdown table with a row per video and run."""
     return _markdown(
         [
             {"video": group, **_row(summary, summary.mean, metrics)}
@@ -71,7 +71,7 @@ def group_table(groups: Mapping[str, Sequence[Summary]], metrics: Sequence[str])
 
 
 def curve_table(curves: Sequence[CurveMean], metrics: Sequence[str]) -> str:
-    """Markdown table with a row for each curve: the range of measured counts, means of `metrics`."""
+    """Return a Markdown table with a row per curve: range of measured counts, means of `metrics`."""
     return _markdown(
         [
             {
@@ -88,7 +88,7 @@ def curve_table(curves: Sequence[CurveMean], metrics: Sequence[str]) -> str:
 def write_results(
     out_dir: Path, results: Sequence[DatasetResults], record: Mapping[str, Any], metrics: Sequence[str]
 ) -> None:
-    """Write the summary as Markdown and CSV, the means of curves as CSV, and everything as JSON.
+    """Write the summary as Markdown and CSV, the means of curves as CSV, and all of it as JSON.
 
     Raises
     ------
@@ -114,9 +114,9 @@ def _markdown_page(results: Sequence[DatasetResults], metrics: Sequence[str]) ->
             f"{result.summaries[0].n_images} images, {result.summaries[0].n_pairs} pairs",
         ]
         parts += ["## Means", summary_table(result.summaries, shown)]
-        of_pairs = [metric.name for metric in PAIR_METRICS if metric.name in metrics]
-        if of_pairs:
-            worst = [_row(summary, summary.worst, of_pairs) for summary in result.summaries]
+        pair_metrics = [metric.name for metric in PAIR_METRICS if metric.name in metrics]
+        if pair_metrics:
+            worst = [_row(summary, summary.worst, pair_metrics) for summary in result.summaries]
             parts += ["## Worst annotation of each image", _markdown(worst)]
         if result.curve_means.common:
             parts += ["## Means over the counts that all curves cover"]
@@ -154,7 +154,7 @@ def _metric_cells(values: Mapping[str, float], metrics: Sequence[str]) -> dict[s
 
 
 def _summary_rows(result: DatasetResults) -> list[dict[str, Any]]:
-    """A row of full precision for each run, then for each video and run."""
+    """Return a row of full precision per run, then per video and run."""
     groups = [("", result.summaries), *result.groups.items()]
     return [
         {
@@ -191,7 +191,7 @@ def _curve_rows(result: DatasetResults) -> list[dict[str, Any]]:
 
 
 def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """A table whose columns line up: names at the left, numbers at the right."""
+    """Format aligned columns: text left, numbers right."""
     columns = list(rows[0])
     lines = [columns, *([row[column] for column in columns] for row in rows)]
     widths = [max(3, *(len(line[idx]) for line in lines)) for idx in range(len(columns))]
@@ -215,7 +215,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of the same columns; numbers in full, None as an empty cell."""
+    """Write rows with the same columns: numbers in full precision, None as an empty cell."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()

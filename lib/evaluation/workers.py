@@ -1,4 +1,4 @@
-"""Processes that compute metrics while the main one runs the network."""
+"""Worker processes that compute metrics while the main process runs the network."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -11,9 +11,9 @@ from lib.runtime.workers import usable_workers
 
 @contextmanager
 def metric_workers(n_workers: int) -> Iterator[Executor]:
-    """Open an executor of `n_workers` processes, at most one a core; 0 computes here, at once."""
+    """Open an executor of `n_workers` processes, at most one per core; 0 computes in this process."""
     if n_workers == 0:
-        yield _Here()
+        yield _InProcessExecutor()
         return
     with ProcessPoolExecutor(usable_workers(n_workers), initializer=start_worker) as executor:
         try:
@@ -22,8 +22,8 @@ def metric_workers(n_workers: int) -> Iterator[Executor]:
             executor.shutdown(cancel_futures=True)
 
 
-class _Here(Executor):
-    """An executor without processes."""
+class _InProcessExecutor(Executor):
+    """Executor that runs each call at once, in this process."""
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         future: Future = Future()

@@ -1,4 +1,4 @@
-"""From images and videos to superpixels."""
+"""Segment images and videos into superpixels."""
 
 from lib.inference.segmenter import Segmenter
 

@@ -1,4 +1,4 @@
-"""Many image files in, the files of their superpixels out: reading, network and writing overlap."""
+"""Segment image files in a pipeline: reading, network and writing overlap."""
 
 import logging
 import time
@@ -26,27 +26,27 @@ logger = logging.getLogger(__name__)
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
-_N_THREADS = 2  # that read, and as many that write
+_N_THREADS = 2  # reading, and as many writing
 
-# What is read in advance, beside a batch, or waits to be written: images at most, and as many pixels, beyond
-# which there is one image alone. Each pixel takes some 15 bytes before the network, and features afterwards.
+# Limits on images that are read ahead of a batch, and on images that wait to be written. A larger image waits
+# alone. A pixel takes some 15 bytes before the network, and its features afterwards.
 _MAX_WAITING = 4
 _MAX_WAITING_PIXELS = 2**25
 
 _OUT_OF_MEMORY = "out of memory"
-_BATCH_PIXELS = 2**22  # a batch ends with the image that exceeds it
+_BATCH_PIXELS = 2**22  # the image that exceeds it is the last of its batch
 
 
 class ImageJob(NamedTuple):
-    """An image and the files to make of it."""
+    """Image file, with its mask and flow, and the files to write for it."""
 
     image: Path
     files: OutputFiles
     mask: Path | None = None  # picture of the pixels to segment
-    flow: FlowOfFrame | None = None  # for models that read it
+    flow: FlowOfFrame | None = None  # for models that read flow
 
     def read(self, segmenter: Segmenter) -> PreparedImage:
-        """Read the image and what belongs to it, and prepare it for the network."""
+        """Read the image, its mask and its flow, and prepare them for the network."""
         with segmenter.stopwatch.stage("reading"):
             mask = None if self.mask is None else read_mask(self.mask)
             image_rgb = read_image(self.image)
@@ -56,10 +56,14 @@ class ImageJob(NamedTuple):
                 extra = self.flow.read(image_rgb)
         return segmenter.prepare(image_rgb, extra, mask, name=str(self.image))
 
+    def is_done(self) -> bool:
+        """Return True if all files exist."""
+        return all(path.exists() for path in self.files.paths)
+
     def write(
         self, segmenter: Segmenter, image: PreparedImage, superpixels: Superpixels, style: OverlayStyle
     ) -> None:
-        """Write the files, into folders that are made where they are missing."""
+        """Write the files, and make missing folders."""
         with segmenter.stopwatch.stage("writing"):
             for path in self.files.paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +72,7 @@ class ImageJob(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """Error of an image without outputs."""
+    """Image that got no outputs, and its error."""
 
     image: Path
     error: Exception
@@ -79,13 +83,13 @@ class Failure(NamedTuple):
 
 
 class RunSummary(NamedTuple):
-    """Counts and failures of all ranks."""
+    """Counts and failures over all ranks."""
 
     n_done: int
     n_skipped: int
     failures: list[Failure]
     seconds: float
-    n_measured: int = 0  # superpixels in the images that were done
+    n_measured: int = 0  # superpixels in all images that are done
 
 
 def segment_files(
@@ -99,30 +103,29 @@ def segment_files(
     batch_size: int = 1,
     skip_existing: bool = False,
 ) -> RunSummary:
-    """Segment image files, and write what is asked for of each.
+    """Segment image files, and write the requested files of each.
 
-    Consecutive images of one size form a batch, if they are not too large. An image that cannot be read,
-    segmented or written is told of in the summary and does not stop the others. Several ranks share the
-    images.
+    Consecutive images of one size form a batch, if they are not too large. If an image cannot be read,
+    segmented or written, the summary reports it and the others continue. Several ranks share the images.
 
     Parameters
     ----------
     segmenter : Segmenter
-        Of a base model, or of a composite that reads flow.
+        Segmenter of a base model or of a composite model.
     jobs : sequence of ImageJob
-        Images and their files, no file twice; missing folders are made. All of them have flow, or none.
+        Images and their files, no file twice. All jobs have flow, or none. Missing folders are made.
     n_spixels : int
-        Requested number of superpixels of an image.
+        Requested number of superpixels per image.
     connected : bool
         Enforce connectivity.
     exact : bool
-        Make exactly `n_spixels`, which must be connected.
+        Make exactly `n_spixels` superpixels; needs `connected`.
     style : OverlayStyle
-        How the overlays look.
+        Style of the overlays.
     batch_size : int
-        Images of one size, without masks, that go through the network together.
+        Largest number of images in a batch; they have one size and no masks.
     skip_existing : bool
-        Leave out images of which all files are there.
+        Skip images whose files all exist.
 
     Raises
     ------
@@ -130,35 +133,37 @@ def segment_files(
         If the stop flag is set; it is polled between batches.
     """
     start = time.perf_counter()
-    own = jobs[rank() :: n_ranks()]
-    is_hidden = None if is_first_rank() else True  # None: shown on a terminal
-    progress = tqdm(total=len(own), desc="segmenting", unit="image", disable=is_hidden)
+    share = jobs[rank() :: n_ranks()]
+    is_disabled = None if is_first_rank() else True  # None: shown on a terminal
+    progress = tqdm(total=len(share), desc="segmenting", unit="image", disable=is_disabled)
     with progress:
-        todo = [job for job in own if not (skip_existing and all(path.exists() for path in job.files.paths))]
-        progress.update(len(own) - len(todo))
-        run = _Run(segmenter, n_spixels, connected=connected, exact=exact, style=style, progress=progress)
+        todo = [job for job in share if not (skip_existing and job.is_done())]
+        progress.update(len(share) - len(todo))
+        pipeline = _Pipeline(
+            segmenter, n_spixels, connected=connected, exact=exact, style=style, progress=progress
+        )
         with ThreadPoolExecutor(_N_THREADS) as readers, ThreadPoolExecutor(_N_THREADS) as writers:
             try:
-                run.segment(todo, batch_size, readers, writers)
-            except BaseException:  # such as `Stop`; files that are being written are finished
+                pipeline.segment(todo, batch_size, readers, writers)
+            except BaseException:  # such as `Stop`; files in writing are finished first
                 readers.shutdown(cancel_futures=True)
                 writers.shutdown(cancel_futures=True)
-                for failure in run.failures:
+                for failure in pipeline.failures:
                     logger.error("%s", failure)
                 raise
-    shares = gather(lambda: (len(own) - len(todo), run.failures, len(todo), run.n_measured))
-    failures = [failure for share in shares for failure in share[1]]
+    results = gather(lambda: (len(share) - len(todo), pipeline.failures, len(todo), pipeline.n_measured))
+    failures = [failure for result in results for failure in result[1]]
     return RunSummary(
-        n_done=sum(share[2] for share in shares) - len(failures),
-        n_skipped=sum(share[0] for share in shares),
+        n_done=sum(result[2] for result in results) - len(failures),
+        n_skipped=sum(result[0] for result in results),
         failures=failures,
         seconds=time.perf_counter() - start,
-        n_measured=sum(share[3] for share in shares),
+        n_measured=sum(result[3] for result in results),
     )
 
 
-class _Run:
-    """The state of `segment_files`."""
+class _Pipeline:
+    """Settings and state of `segment_files`."""
 
     def __init__(
         self,
@@ -178,8 +183,8 @@ class _Run:
         self.progress = progress
         self.failures: list[Failure] = []
         self.n_measured = 0
-        self._lock = Lock()  # two threads write
-        self._written: deque[tuple[Future[None], int]] = deque()  # with the pixels of each
+        self._lock = Lock()  # several threads write
+        self._writing: deque[tuple[Future[None], int]] = deque()  # with the number of pixels
 
     def segment(
         self,
@@ -195,18 +200,18 @@ class _Run:
             n_ahead=_MAX_WAITING + batch_size,
             size_of=lambda job: count_pixels(job.image),
         )
-        for batch in _equal_sizes(zip(jobs, prepared, strict=True), batch_size):
+        for batch in _batches(zip(jobs, prepared, strict=True), batch_size):
             stop_flag.raise_if_set()
             for job, image, superpixels in self._cluster(batch):
-                written = writers.submit(self._write, job, image, superpixels)
-                self._written.append((written, superpixels.labels.size))
-            while len(self._written) > _MAX_WAITING or self._n_waiting_pixels() > _MAX_WAITING_PIXELS:
-                self._written.popleft()[0].result()
-        while self._written:
-            self._written.popleft()[0].result()
+                future = writers.submit(self._write, job, image, superpixels)
+                self._writing.append((future, superpixels.labels.size))
+            while len(self._writing) > _MAX_WAITING or self._n_waiting_pixels() > _MAX_WAITING_PIXELS:
+                self._writing.popleft()[0].result()
+        while self._writing:
+            self._writing.popleft()[0].result()
 
     def _n_waiting_pixels(self) -> int:
-        return sum(n_pixels for _, n_pixels in self._written)
+        return sum(n_pixels for _, n_pixels in self._writing)
 
     def _read(self, job: ImageJob) -> PreparedImage | None:
         try:
@@ -237,9 +242,9 @@ class _Run:
             failure = RunError(_OUT_OF_MEMORY)
         else:
             return list(zip(jobs, images, superpixels, strict=True))
-        # Only here is what the attempt left in memory let go.
+        # Retry outside the handlers, where the memory of the failed attempt is free again.
         if len(batch) > 1:
-            return [each for one in batch for each in self._cluster([one])]
+            return [result for member in batch for result in self._cluster([member])]
         self._fail(jobs[0], failure)
         return []
 
@@ -272,31 +277,31 @@ def _map_ahead(
     n_ahead: int,
     size_of: Callable[[Item], int],
 ) -> Iterator[Result]:
-    """Results of a function in the order of the items, computed in advance.
+    """Yield the results of a function in the order of the items, computed ahead in threads.
 
-    At most `n_ahead` are under way or wait, of at most `_MAX_WAITING_PIXELS` together, but always one.
+    At most `n_ahead` items, with at most `_MAX_WAITING_PIXELS` together, are ahead; a larger one is alone.
     """
     todo = deque(items)
     pending: deque[tuple[Future[Result], int]] = deque()
     while todo or pending:
         while todo and len(pending) < n_ahead:
             size = size_of(todo[0])
-            if pending and size + sum(waiting for _, waiting in pending) > _MAX_WAITING_PIXELS:
+            if pending and size + sum(n_pixels for _, n_pixels in pending) > _MAX_WAITING_PIXELS:
                 break
             pending.append((executor.submit(function, todo.popleft()), size))
         yield pending.popleft()[0].result()
 
 
-def _equal_sizes(
+def _batches(
     images: Iterable[tuple[ImageJob, PreparedImage | None]], batch_size: int
 ) -> Iterator[list[tuple[ImageJob, PreparedImage]]]:
-    """Batches of consecutive images of one size; images that could not be read are left out."""
+    """Yield batches of consecutive images of one size; skip images that could not be read (None)."""
     batch: list[tuple[ImageJob, PreparedImage]] = []
     for job, image in images:
         if image is None:
             continue
-        is_full = len(batch) == batch_size or sum(one.n_pixels for _, one in batch) > _BATCH_PIXELS
-        if batch and (is_full or not _go_together(batch[0][1], image)):
+        is_full = len(batch) == batch_size or sum(member.n_pixels for _, member in batch) > _BATCH_PIXELS
+        if batch and (is_full or not _fit_one_batch(batch[0][1], image)):
             yield batch
             batch = []
         batch.append((job, image))
@@ -304,5 +309,5 @@ def _equal_sizes(
         yield batch
 
 
-def _go_together(one: PreparedImage, other: PreparedImage) -> bool:
-    return one.image_rgb.shape == other.image_rgb.shape and one.mask is None and other.mask is None
+def _fit_one_batch(first: PreparedImage, second: PreparedImage) -> bool:
+    return first.image_rgb.shape == second.image_rgb.shape and first.mask is None and second.mask is None

@@ -1,4 +1,4 @@
-"""Find images by name, folder or pattern, and plan the files to make of each."""
+"""Find images by name, folder or pattern, and plan their output files."""
 
 import glob
 import itertools
@@ -23,18 +23,18 @@ from lib.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-NAME = "{name}"  # in the path of an output: the image's path in the folder that was given, without its suffix
+NAME = "{name}"  # in a template: path of the image below the given folder, without its suffix
 
 
 class Output(NamedTuple):
-    """A kind of file that is written for an image."""
+    """Kind of file that can be written for an image."""
 
-    suffixes: tuple[str, ...]  # which choose the format
-    default: str | None  # for a single image; None writes none
+    suffixes: tuple[str, ...]  # of the formats
+    default: str | None  # for a single image; None writes no file
     default_for_many: str | None
 
 
-# By the field of `OutputFiles`. The first suffix is the default format where only a folder is given.
+# By field of `OutputFiles`. If only a folder is given, the first suffix is the format.
 OUTPUTS = {
     "overlay": Output(PICTURE_SUFFIXES, "results.png", "results"),
     "labels": Output(LABEL_SUFFIXES, None, None),
@@ -45,7 +45,7 @@ OUTPUTS = {
 
 
 def is_single_image(images: Sequence[str]) -> bool:
-    """Return True if `images` name one file."""
+    """Return True if `images` names a single file."""
     if len(images) > 1 or Path(images[0]).is_dir():
         return False
     return Path(images[0]).is_file() or not glob.has_magic(images[0])
@@ -58,42 +58,42 @@ def plan_jobs(
     mask: str | None = None,
     flows_of: Callable[[Sequence[Path]], Sequence[FlowOfFrame]] | None = None,
 ) -> list[ImageJob]:
-    """Find images, and plan the files to make of each.
+    """Find images, and plan the output files of each.
 
     Parameters
     ----------
     images : sequence of str
-        Files, folders with all that is below them, or patterns.
+        Files, folders (with all images below them), or glob patterns.
     outputs : mapping of str to str or None
-        File, folder or template with `{name}`, by the name in `OUTPUTS`; None stands for its default.
+        File, folder or template with `{name}`, by key of `OUTPUTS`; None means the default.
     mask : str, optional
         Picture of the pixels to segment; for several images, a folder or a template.
     flows_of : callable, optional
-        Finds the flow of images.
+        Returns the flow of each image; by default, images have no flow.
 
     Raises
     ------
     InputError
-        If no image exists, a file cannot be written, or two files would be the same.
+        If no image is found, a file cannot be written, or two files are the same.
     """
     is_single = is_single_image(images)
     mask_template = _mask_template(mask, is_single=is_single)
     templates = {}
     for kind in OUTPUTS:
-        template = _template_of(kind, outputs.get(kind), is_single=is_single)
+        template = _make_template(kind, outputs.get(kind), is_single=is_single)
         if template is not None:
             templates[kind] = template
     found = _find_images(images, [*templates.values(), *filter(None, [mask_template])])
     jobs = []
-    masks = {real_path(_filled(mask_template, name)) for _, name in found} if mask_template else set()
+    masks = {real_path(_fill(mask_template, name)) for _, name in found} if mask_template else set()
     found = [(file, name) for file, name in found if is_single or real_path(file) not in masks]
     if not found:
-        raise InputError(f"{' '.join(images)}: all images are masks by `mask`", parameter="images")
+        raise InputError(f"{' '.join(images)}: every image is a mask of `mask`", parameter="images")
     users = {real_path(file): f"the image {file}" for file, _ in found}
     flows = [None] * len(found) if flows_of is None else flows_of([file for file, _ in found])
     for (file, name), flow in zip(found, flows, strict=True):
-        files = OutputFiles(**{kind: _filled(template, name) for kind, template in templates.items()})
-        mask_file = _filled(mask_template, name) if mask_template else None
+        files = OutputFiles(**{kind: _fill(template, name) for kind, template in templates.items()})
+        mask_file = _fill(mask_template, name) if mask_template else None
         if mask_file:
             users.setdefault(real_path(mask_file), f"`mask` of {file}")
         for source in flow.files if flow else []:
@@ -109,40 +109,40 @@ def plan_jobs(
 
 
 def _find_images(given: Sequence[str], templates: Sequence[str]) -> list[tuple[Path, Path]]:
-    """Return the images, each once, with its path below the fixed folder of the value that names it.
+    """Return the images, each once, with its path below the given folder.
 
-    Folders of outputs and masks below a folder of images are left out.
+    Folders of outputs and masks below a folder of images are skipped.
     """
-    apart = [real_path(_fixed_folder(template)) for template in templates if NAME in template]
+    skipped_folders = [real_path(_fixed_folder(template)) for template in templates if NAME in template]
     images: dict[tuple[Path, Path], tuple[Path, Path]] = {}
-    n_left_out = 0
+    n_skipped = 0
     for value in given:
         root, files = _match(value)
         for file in files:
             parents = real_path(file).parents
-            if any(folder in parents and real_path(root) in folder.parents for folder in apart):
-                n_left_out += 1
+            if any(folder in parents and real_path(root) in folder.parents for folder in skipped_folders):
+                n_skipped += 1
                 continue
             name = file.relative_to(root)
             images.setdefault((real_path(file), name), (file, name))
-    if n_left_out:
-        logger.info("%d images are left out, as they are in a folder of outputs or masks", n_left_out)
+    if n_skipped:
+        logger.info("%d images are skipped: they lie in a folder of outputs or masks", n_skipped)
     if not images:
         raise InputError(
-            f"{' '.join(given)}: no image but in folders of outputs or masks", parameter="images"
+            f"{' '.join(given)}: all images lie in folders of outputs or masks", parameter="images"
         )
     return list(images.values())
 
 
 def _match(given: str) -> tuple[Path, list[Path]]:
-    """Return the fixed folder of a value of `images`, and the images that it names."""
+    """Return the images that a name, folder or pattern matches, after the folder that it starts with."""
     path = Path(given)
     if path.is_dir():
         files = (file for file in sorted(path.rglob("*")) if _is_image(file.relative_to(path)))
         found = [file for file in files if file.is_file()]
         if not found:
             raise InputError(
-                f"{given}: no image in that folder, of {', '.join(IMAGE_SUFFIXES)}", parameter="images"
+                f"{given}: the folder holds no image ({', '.join(IMAGE_SUFFIXES)})", parameter="images"
             )
         return path, found
     if path.exists() or not glob.has_magic(given):
@@ -152,7 +152,7 @@ def _match(given: str) -> tuple[Path, list[Path]]:
     root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
     found = [Path(file) for file in sorted(glob.glob(given, recursive=True)) if Path(file).is_file()]
     if not found:
-        raise InputError(f"{given}: no file is named like that", parameter="images")
+        raise InputError(f"{given}: no file matches", parameter="images")
     return root, found
 
 
@@ -161,10 +161,10 @@ def _is_image(file: Path) -> bool:
     return file.suffix.lower() in IMAGE_SUFFIXES and not is_hidden
 
 
-def _template_of(kind: str, given: str | None, *, is_single: bool) -> str | None:
-    """Return the path of an output, where `{name}` stands for the image's path; None for no output.
+def _make_template(kind: str, given: str | None, *, is_single: bool) -> str | None:
+    """Return the path of an output, a template if several images are possible; None for no output.
 
-    Folders of files are made.
+    The folder of a template is made.
     """
     output = OUTPUTS[kind]
     template = given or (output.default if is_single else output.default_for_many)
@@ -181,7 +181,7 @@ def _template_of(kind: str, given: str | None, *, is_single: bool) -> str | None
         return template
     elif suffix in output.suffixes and not is_folder:
         raise InputError(
-            f"{template} is one file, but there may be several images: give a folder, or a name "
+            f"{template} is a single file, but several images are possible: give a folder, or a name "
             f"such as {NAME}{suffix}",
             parameter=kind,
         )
@@ -191,13 +191,13 @@ def _template_of(kind: str, given: str | None, *, is_single: bool) -> str | None
     return template
 
 
-def _filled(template: str, name: Path) -> Path:
-    """Path that a template gives an image."""
+def _fill(template: str, name: Path) -> Path:
+    """Return the path that a template gives for an image."""
     return Path(template.replace(NAME, str(name.with_suffix(""))))
 
 
 def _fixed_folder(template: str) -> Path:
-    """Folder in which all files of a template are."""
+    """Return the deepest folder that holds all files of a template."""
     return Path(template[: template.index(NAME)] + "_").parent
 
 

@@ -1,4 +1,4 @@
-"""Files of superpixels: overlays, label maps, features."""
+"""Write the files of an image: overlay, label map, features, outlines, flow."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -20,26 +20,26 @@ FEATURE_SUFFIXES = (".npz",)
 OUTLINE_SUFFIXES = (".geojson", ".svg")
 MAX_PNG_LABEL = 2**16 - 1
 
-# Pictures are written about four times faster than at Pillow's default level, 6.
+# Level 1 writes pictures about four times faster than Pillow's default, level 6; files are larger.
 _PNG_COMPRESS_LEVEL = 1
 
-_MAX_JPEG_SIDE = 65_500  # in pixels, of libjpeg
+_MAX_JPEG_SIDE = 65_500  # pixels; limit of libjpeg
 
 
 OVERLAYS = ("boundaries", "mean_colors")
 
 
 class OverlayStyle(NamedTuple):
-    """How an overlay looks.
+    """Style of an overlay.
 
     Attributes
     ----------
     kind : {"boundaries", "mean_colors"}
-        Borders over the image, or every superpixel in its mean colour.
+        Draw borders over the image, or fill every superpixel with its mean colour.
     color : tuple of int
         RGB of the borders.
     width : int
-        Pixels across a border.
+        Width of the borders in pixels.
     """
 
     kind: str = "boundaries"
@@ -47,7 +47,7 @@ class OverlayStyle(NamedTuple):
     width: int = 2
 
     def draw(self, superpixels: Superpixels) -> np.ndarray:
-        """The overlay of an image, (H, W, 3) uint8."""
+        """Return the overlay of an image, (H, W, 3) uint8."""
         image_rgb, labels = superpixels.image_rgb, superpixels.labels
         if self.kind == "mean_colors":
             return draw_mean_colors(image_rgb, labels, superpixels.colors)
@@ -58,19 +58,18 @@ DEFAULT_STYLE = OverlayStyle()
 
 
 class OutputFiles(NamedTuple):
-    """Where to write what about an image; the format is that of the suffix.
+    """Output files of an image; the suffix chooses the format.
 
     Attributes
     ----------
     overlay : Path
         Picture of the image with its superpixels.
     labels : Path, optional
-        Label map: .npy (int32), .png (16 bits), .tif (32 bits), or .h5 (data set `labels`, compressed).
+        Label map: .npy (int32), .png (16 bits), .tif (32 bits), or .h5 (dataset `labels`, compressed).
     features : Path, optional
         Arrays `pixel_features`, `spixel_features`, `n_base_features` and `labels`, .npz.
     outlines : Path, optional
-        Outlines of the superpixels, which must be connected: .geojson or .svg; see
-        `lib.superpixels.outlines`.
+        Outlines of connected superpixels, .geojson or .svg; see `lib.superpixels.outlines`.
     flow : Path, optional
         Picture of the optical flow of the image.
     """
@@ -93,18 +92,18 @@ def write_outputs(
     style: OverlayStyle = DEFAULT_STYLE,
     flow: np.ndarray | None = None,
 ) -> None:
-    """Write the requested files of an image. Either all files are written or none.
+    """Write the requested files of an image: all of them, or none.
 
     Parameters
     ----------
     superpixels : Superpixels
-        With features, if these are to be written.
+        Superpixels, with features if `files.features` is set.
     files : OutputFiles
         Files to write.
     style : OverlayStyle
-        How the overlay looks.
+        Style of the overlay.
     flow : ndarray, shape (H, W, 4), float32, optional
-        Optical flow to draw, if requested; see `draw_flow`.
+        Optical flow to draw if `files.flow` is set; see `draw_flow`.
 
     Raises
     ------
@@ -127,7 +126,7 @@ def write_outputs(
 
 
 def _write_features(superpixels: Superpixels, temporary: Path) -> None:
-    with temporary.open("wb") as file:  # given a name, NumPy may add a suffix to it
+    with temporary.open("wb") as file:  # NumPy may add a suffix to a file name
         np.savez(
             file,
             pixel_features=superpixels.pixel_features,
@@ -139,17 +138,17 @@ def _write_features(superpixels: Superpixels, temporary: Path) -> None:
 
 def _write_picture(picture: np.ndarray, temporary: Path, path: Path) -> None:
     if path.suffix.lower() in (".jpg", ".jpeg") and max(picture.shape) > _MAX_JPEG_SIDE:
-        raise InputError(f"{path}: JPEG cannot hold this image, of more than {_MAX_JPEG_SIDE} pixels a side")
+        raise InputError(f"{path}: JPEG cannot hold an image with more than {_MAX_JPEG_SIDE} pixels per side")
     try:
         Image.fromarray(picture).save(temporary, compress_level=_PNG_COMPRESS_LEVEL)
-    except ValueError as error:  # say, WebP ends at 16,383 pixels a side
+    except ValueError as error:  # for example, WebP is limited to 16,383 pixels per side
         raise InputError(f"{path}: the format cannot hold this image ({error})") from error
 
 
 def _write_labels(labels: np.ndarray, temporary: Path, path: Path) -> None:
     match path.suffix.lower():
         case ".npy":
-            with temporary.open("wb") as file:  # given a name, NumPy may add a suffix to it
+            with temporary.open("wb") as file:  # NumPy may add a suffix to a file name
                 np.save(file, labels)
         case ".h5":
             with write_hdf5(temporary) as writing:
@@ -159,7 +158,7 @@ def _write_labels(labels: np.ndarray, temporary: Path, path: Path) -> None:
         case _:
             if labels.min() < 0:
                 raise InputError(
-                    f"{path}: a PNG cannot hold -1, the label of pixels outside the mask; "
+                    f"{path}: PNG cannot hold label -1 of pixels outside the mask; "
                     "use a name that ends in .npy, .tif or .h5",
                     parameter="save_labels",
                 )

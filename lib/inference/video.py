@@ -1,4 +1,4 @@
-"""A video in, an overlay video and its labels out, frame by frame."""
+"""Segment a video frame by frame into an overlay video and labels."""
 
 import logging
 from collections.abc import Iterator
@@ -32,13 +32,13 @@ _CODEC, _QUALITY = "libx264", {"crf": "18", "preset": "veryfast"}
 
 
 class VideoFrame(NamedTuple):
-    """A frame with its flow.
+    """Frame of a video, with its flow.
 
     Attributes
     ----------
     image_rgb : ndarray, shape (H, W, 3), uint8
     flow : ndarray, shape (H, W, 4), float32, or None
-        [fwd_dy, fwd_dx, bwd_dy, bwd_dx] in pixels, zeros where there is no next or previous frame.
+        [fwd_dy, fwd_dx, bwd_dy, bwd_dx] in pixels; zeros if no next or previous frame exists.
     """
 
     image_rgb: np.ndarray
@@ -46,26 +46,26 @@ class VideoFrame(NamedTuple):
 
 
 class VideoSummary(NamedTuple):
-    """What came of a video."""
+    """Counts and means over the frames of a video."""
 
     n_frames: int
-    n_measured: float  # superpixels of a frame, mean
-    share_that_follows: float | None  # of pixels whose label follows the flow, mean; None without flow
+    n_measured: float  # mean number of superpixels per frame
+    share_that_follows: float | None  # mean share of pixels whose label follows the flow; None without flow
 
 
 def frames_without_flow(frames: FrameFolder | VideoFile) -> Iterator[VideoFrame]:
-    """Yield the frames of a video."""
+    """Yield the frames of a video, without flow."""
     for image_rgb in frames.read():
         yield VideoFrame(image_rgb, None)
 
 
 def frames_with_estimated_flow(frames: FrameFolder | VideoFile, preset: str) -> Iterator[VideoFrame]:
-    """Yield the frames of a video with the flow that DIS estimates as they come.
+    """Yield the frames of a video with flow that DIS estimates on the fly.
 
     Raises
     ------
     InputError
-        If the frames are too small, or of different sizes.
+        If the frames are too small, or differ in size.
     """
     estimator = DISEstimator(frames.name, preset)
     waiting, backward, problem = None, None, None
@@ -84,13 +84,13 @@ def frames_with_estimated_flow(frames: FrameFolder | VideoFile, preset: str) -> 
         raise problem
 
 
-def frames_with_flow_of(frames: FrameFolder | VideoFile, archive: FlowArchive) -> Iterator[VideoFrame]:
+def frames_with_archived_flow(frames: FrameFolder | VideoFile, archive: FlowArchive) -> Iterator[VideoFrame]:
     """Yield the frames of a video with the flow in an archive.
 
     Raises
     ------
     InputError
-        If the archive is of frames of another size or number.
+        If the archive has another frame size or number of frames.
     """
 
     def check_count(n_frames: int) -> None:
@@ -99,7 +99,7 @@ def frames_with_flow_of(frames: FrameFolder | VideoFile, archive: FlowArchive) -
                 f"{archive.path} covers {archive.n_frames} frames, but {frames.name} has {n_frames}"
             )
 
-    if isinstance(frames, FrameFolder):  # a video file may hold fewer frames than it tells
+    if isinstance(frames, FrameFolder):  # the frame count in a video file may be too high
         check_count(len(frames))
     n_read = 0
     for image_rgb in frames.read():
@@ -114,7 +114,7 @@ def frames_with_flow_of(frames: FrameFolder | VideoFile, archive: FlowArchive) -
 
 
 def open_video(path: Path) -> FrameFolder | VideoFile:
-    """Open a video file, or a folder of frames."""
+    """Open a video file or a folder of frames."""
     if path.is_dir():
         return FrameFolder(real_path(path).name, list_in_order(path, FRAME_SUFFIXES))
     return VideoFile(path.stem, path)
@@ -123,9 +123,9 @@ def open_video(path: Path) -> FrameFolder | VideoFile:
 def read_frames(
     video: FrameFolder | VideoFile, archive: FlowArchive | None = None, *, with_flow: bool
 ) -> Iterator[VideoFrame]:
-    """Yield the frames of a video, with the flow of an archive; without one, `with_flow` estimates it."""
+    """Yield the frames of a video. Flow is read from `archive`, or estimated if only `with_flow` is set."""
     if archive is not None:
-        return frames_with_flow_of(video, archive)
+        return frames_with_archived_flow(video, archive)
     if with_flow:
         return frames_with_estimated_flow(video, DEFAULT_PRESET)
     return frames_without_flow(video)
@@ -143,41 +143,41 @@ def segment_video(
     frame_rate: float = DEFAULT_FRAME_RATE,
     n_frames: int | None = None,
 ) -> VideoSummary:
-    """Segment a video, holding no more than a few frames of it in memory.
+    """Segment a video with only a few frames in memory.
 
     Parameters
     ----------
     segmenter : Segmenter
-        Of a base or of a composite model, which takes the flow of the frames.
+        Segmenter of a base model, or of a composite model that reads the flow of the frames.
     frames : iterator of VideoFrame
-        The video; see the other functions of this module.
+        Frames of the video; see `read_frames`.
     n_spixels : int
-        Requested number of superpixels of a frame.
+        Requested number of superpixels per frame.
     overlay_file : Path
         Video to write, .mp4.
     labels_file : Path, optional
-        HDF5 file to write, with a compressed data set `labels`, (frames, H, W) int32.
+        HDF5 file to write, with a compressed dataset `labels`, (frames, H, W) int32.
     style : OverlayStyle
-        How the overlays look.
+        Style of the overlays.
     tracked : bool
-        Let superpixels keep their label from frame to frame, for which frames need flow; see `Tracker`.
+        Keep the label of a superpixel from frame to frame; needs frames with flow. See `Tracker`.
     frame_rate : float
-        Frames a second of the overlay video.
+        Frames per second of the overlay video.
     n_frames : int, optional
-        Frames to expect, for the progress bar.
+        Expected number of frames, for the progress bar.
 
     Raises
     ------
     InputError
-        If there is no frame, or the first one cannot be used.
+        If the video has no frame, or the first one cannot be used.
     RunError
-        If a later frame cannot be used, or there is no memory for it; files then hold the frames before. If a
-        file cannot be written, which is then not there; the other holds the frames so far.
+        If a later frame cannot be used, or memory runs out; the files then hold the earlier frames. If a file
+        cannot be written; it is removed, and the other file holds the frames so far.
     Stop
-        If the stop flag is set, which is polled between frames; files then hold the frames before.
+        If the stop flag is set; it is polled between frames. The files hold the finished frames.
     """
     run = _VideoRun(segmenter, n_spixels, Tracker(segmenter, n_spixels) if tracked else None)
-    files: list[_FrameFile] = []  # opened when the first frame tells its size
+    files: list[_FrameFile] = []  # opened when the first frame shows the size
     problem: InputError | RunError | KeyboardInterrupt | None = None
     progress = tqdm(total=n_frames or None, desc="segmenting", unit="frame", disable=None)
     try:
@@ -201,7 +201,7 @@ def segment_video(
                 if not is_out_of_memory(error):
                     raise
                 problem = RunError(f"out of memory at frame {run.n_frames}")
-    except RunError as error:  # at the end of a file
+    except RunError as error:  # raised while a file is closed
         problem = error
     kept = [f"{file.n_frames} frames are in {file.path}" for file in files if file.n_frames]
     if isinstance(problem, KeyboardInterrupt):
@@ -215,7 +215,7 @@ def segment_video(
 
 
 class _VideoRun:
-    """Segments frame after frame, and counts."""
+    """Segment frame after frame, and sum up for the summary."""
 
     def __init__(self, segmenter: Segmenter, n_spixels: int, tracker: Tracker | None) -> None:
         self._segmenter = segmenter
@@ -228,11 +228,13 @@ class _VideoRun:
         self.n_frames = 0
 
     def segment(self, frame: VideoFrame) -> tuple[Superpixels, np.ndarray]:
-        """Superpixels of a frame, and their labels, (H, W), which are identities if they are tracked."""
+        """Return the superpixels of a frame and their labels, (H, W); with tracking, labels are track IDs."""
         name = f"frame {self.n_frames}"
         self._shape = self._shape or frame.image_rgb.shape
         if frame.image_rgb.shape != self._shape:
-            raise InputError(f"{name} is {frame.image_rgb.shape[:2]}, those before are {self._shape[:2]}")
+            raise InputError(
+                f"{name} is {frame.image_rgb.shape[:2]}, but earlier frames are {self._shape[:2]}"
+            )
         extra = frame.flow if self._segmenter.model.n_extra_channels else None
         image = self._segmenter.prepare(frame.image_rgb, extra, name=name)
         if self._tracker:
@@ -258,20 +260,20 @@ class _VideoRun:
 
 
 class _FrameWriter(Protocol):
-    """What frames are appended to."""
+    """Writer that appends one frame after another."""
 
     def append(self, pixels: np.ndarray) -> None: ...
 
 
 class _FrameFile:
-    """A file that grows frame by frame, and is there, complete, once its block ends.
+    """Context manager of a file that grows frame by frame; the file appears when the block ends.
 
-    If it cannot be written, a `RunError` tells. What is wrong with another file does not concern this one.
+    If this file cannot be written, a `RunError` is raised. After a `RunError` of another file, it is kept.
     """
 
     def __init__(self, path: Path, writing: AbstractContextManager[_FrameWriter]) -> None:
         self.path = path
-        self.n_frames = 0  # that it holds
+        self.n_frames = 0  # in the file
         self._writing = writing
         self._stack = ExitStack()
         self._writer: _FrameWriter | None = None
@@ -315,10 +317,10 @@ def _write_labels(path: Path, shape: tuple[int, int]) -> Iterator["_LabelWriter"
 
 
 class _VideoWriter:
-    """Encodes pictures of one size as H.264 in MP4."""
+    """Encode pictures of one size as H.264 in MP4."""
 
     def __init__(self, path: Path, shape: tuple[int, int], frame_rate: float) -> None:
-        # The codec halves the resolution of colours, which takes even sides: an odd one loses a pixel.
+        # The codec halves the resolution of colours, which needs even sides. An odd side loses a pixel.
         self._height, self._width = (max(2, side - side % 2) for side in shape)
         self._container = av.open(str(path), "w")
         self._stream = self._container.add_stream(
@@ -352,7 +354,7 @@ class _VideoWriter:
 
 
 class _LabelWriter:
-    """Appends label maps to an HDF5 file."""
+    """Append label maps to an HDF5 file."""
 
     def __init__(self, writing: HDF5Writing, shape: tuple[int, int]) -> None:
         self._writing = writing

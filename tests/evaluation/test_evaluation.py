@@ -1,4 +1,4 @@
-"""The evaluation loop and its summaries, with superpixels made by hand."""
+"""Evaluation loop, methods, seconds and summaries, with hand-made superpixels."""
 
 import math
 import os
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 class Images(list):
-    """Two images, the first with three annotations and the second with one."""
+    """Two images: the first has three annotations, the second has one."""
 
     def __init__(self):
         super().__init__(
@@ -42,7 +42,7 @@ class Images(list):
 
 
 class Drawn:
-    """A method that always returns the same label map."""
+    """Method that always returns the same label map."""
 
     pos_scales = (None,)
     description = {"method": "drawn by hand"}  # noqa: RUF012
@@ -62,12 +62,12 @@ def summarize_one(method, dataset, n_workers=0, n_spixels=2):
 
 
 def scored(name, *asa, n_spixels=10):
-    """Scores of an image by hand."""
+    """Make the scores of an image from its ASA values."""
     return ImageScores(name, Scores({"n_spixels": n_spixels}, [{"asa": value} for value in asa]))
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
-def test_every_pair_weighs_the_same(n_workers):
+def test_every_pair_has_the_same_weight(n_workers):
     summary = summarize_one(Drawn(LEFT_RIGHT), Images(), n_workers)
     # Against TOP_BOTTOM each half is half right; both take segment 0, whose IoU is 1/2.
     assert summary.mean["asa"] == pytest.approx((1 + 1 + 0.5 + 1) / 4)
@@ -86,7 +86,7 @@ def test_worst_annotation_of_each_image():
     assert "compactness" not in summary.worst
 
 
-def test_pairs_with_background_alone_have_no_iou_without_background():
+def test_annotations_of_only_background_have_no_foreground_iou():
     summary = summarize_one(Drawn(LEFT_RIGHT), Images())
     expected = (1 + 1 + 0) / 3
     assert summary.mean["mean_iou_foreground"] == pytest.approx(expected)
@@ -97,13 +97,13 @@ def test_pairs_with_background_alone_have_no_iou_without_background():
 
 def test_connectivity_is_enforced_first():
     fragmented = LEFT_RIGHT.copy()
-    fragmented[3, 3] = fragmented[8, 15] = 7  # one label in two crumbs
+    fragmented[3, 3] = fragmented[8, 15] = 7  # one label in two tiny components
     summary = summarize_one(Drawn(fragmented), Images())
     assert summary.mean["n_spixels"] == 2
     assert summary.mean["asa"] == pytest.approx((1 + 1 + 0.5 + 1) / 4)
 
 
-def test_workers_change_nothing_and_keep_the_order():
+def test_workers_keep_scores_and_order():
     rng = np.random.default_rng(0)
     images = [
         SegmentedImage(f"{idx}", rng.integers(0, 256, (20, 20, 3), dtype=np.uint8), [LEFT_RIGHT, TOP_BOTTOM])
@@ -114,12 +114,12 @@ def test_workers_change_nothing_and_keep_the_order():
         for n_workers in (0, 2)
     }
     assert [image[Run("grid", 4, None)].image for image in runs[2]] == [image.name for image in images]
-    for here, there in zip(runs[0], runs[2], strict=True):
-        assert list(here) == list(there) == list_runs([GridMethod(), SLICMethod()], [4, 9])
-        assert here == there
+    for serial, parallel in zip(runs[0], runs[2], strict=True):
+        assert list(serial) == list(parallel) == list_runs([GridMethod(), SLICMethod()], [4, 9])
+        assert serial == parallel
 
 
-def test_only_the_metrics_asked_for():
+def test_only_the_requested_metrics_are_computed():
     (first, _) = evaluate([Drawn(LEFT_RIGHT)], Images(), n_spixels=[2], metrics=["asa", "compactness"])
     (image,) = first.values()
     assert image.scores.spixels.keys() == {"n_spixels", "compactness"}
@@ -127,46 +127,26 @@ def test_only_the_metrics_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("images", "more", "told"),
+    ("images", "more", "message"),
     [
-        ([], {}, "there is no image to evaluate on"),
-        (
-            Images(),
-            {"metrics": ["asa", "accuracy"]},
-            "unknown metric 'accuracy'.*n_spixels, .*asa",
-        ),
-        (Images(), {"n_spixels": [2, 500]}, "`n_spixels` 500 is above the 400 pixels of a"),
+        ([], {}, "no image"),
+        (Images(), {"metrics": ["asa", "accuracy"]}, "'accuracy'.* n_spixels, .*asa"),
+        (Images(), {"n_spixels": [2, 500]}, "`n_spixels` 500 .*400 .*a"),
         ([SegmentedImage("a", IMAGE_RGB, [])], {}, "a has no annotation"),
-        (
-            [SegmentedImage("a", IMAGE_RGB, [LEFT_RIGHT[1:]])],
-            {},
-            r"a: an annotation is \(19, 20\), but the image",
-        ),
-        (
-            [SegmentedImage("a", IMAGE_RGB, [LEFT_RIGHT - 1])],
-            {},
-            "a: the labels of an annotation must be integers",
-        ),
-        (
-            [SegmentedImage("a", IMAGE_RGB, [LEFT_RIGHT / 2])],
-            {},
-            "a: the labels of an annotation must be integers",
-        ),
-        (
-            [SegmentedImage("a", IMAGE_RGB * np.nan, [LEFT_RIGHT])],
-            {},
-            r"a: an image must be .* uint8",
-        ),
-        ([SegmentedImage("a", IMAGE_RGB[..., 0], [LEFT_RIGHT])], {}, r"a: an image must be"),
+        ([SegmentedImage("a", IMAGE_RGB, [LEFT_RIGHT[1:]])], {}, r"a: .*annotation .*\(19, 20\)"),
+        ([SegmentedImage("a", IMAGE_RGB, [LEFT_RIGHT - 1])], {}, "a: .*annotation .*integers"),
+        ([SegmentedImage("a", IMAGE_RGB, [LEFT_RIGHT / 2])], {}, "a: .*annotation .*integers"),
+        ([SegmentedImage("a", IMAGE_RGB * np.nan, [LEFT_RIGHT])], {}, "a: .*uint8"),
+        ([SegmentedImage("a", IMAGE_RGB[..., 0], [LEFT_RIGHT])], {}, "a: .*uint8"),
         (
             [SegmentedImage("a", IMAGE_RGB, [LEFT_RIGHT], extra=np.full((20, 20, 1), np.nan, np.float32))],
             {},
-            "a: extra channels hold NaN",
+            "a: .*NaN",
         ),
     ],
 )
-def test_bad_input(images, more, told):
-    with pytest.raises(InputError, match=told):
+def test_bad_input(images, more, message):
+    with pytest.raises(InputError, match=message):
         list(evaluate([Drawn(LEFT_RIGHT)], images, **{"n_spixels": [2], **more}))
 
 
@@ -175,26 +155,26 @@ def die(*args):
 
 
 @pytest.mark.parametrize("pause", [0, 0.1])
-def test_a_metric_worker_that_is_killed_ends_the_evaluation(monkeypatch, pause):
+def test_killed_metric_worker_ends_the_evaluation(monkeypatch, pause):
     class Slow(Drawn):
         def segment(self, image, settings):
             time.sleep(pause)
             return super().segment(image, settings)
 
     monkeypatch.setattr("lib.evaluation.loop._score", die)
-    with pytest.raises(RunError, match="a worker process crashed or was killed"):
+    with pytest.raises(RunError, match="worker process"):
         list(evaluate([Slow(LEFT_RIGHT)], Images() * 10, n_spixels=[2], n_workers=1))
 
 
 class Deadly(Images):
-    """Images that end the process that reads them."""
+    """Images that kill the process that reads them."""
 
     def __getitem__(self, idx):
         die()
 
 
-def test_a_reading_worker_that_is_killed_ends_the_evaluation():
-    with pytest.raises(RunError, match="a worker process crashed or was killed"):
+def test_killed_reading_worker_ends_the_evaluation():
+    with pytest.raises(RunError, match="worker process"):
         list(evaluate([Drawn(LEFT_RIGHT)], Deadly(), n_spixels=[2], n_workers=1))
 
 
@@ -234,7 +214,7 @@ def test_shared_features_change_nothing(model):
 
 
 @pytest.mark.parametrize("sees_position", [False, True])
-def test_features_are_shared_where_they_can_be(sees_position):
+def test_features_are_shared_if_the_network_input_is_equal(sees_position):
     model = CompositeSSNModel(3, 2, sees_position=sees_position).eval()
     calls = []
     model.feature_extract_color.register_forward_hook(lambda *_: calls.append("base"))
@@ -277,7 +257,7 @@ def test_composite_needs_its_channels(composite_weights):
 # Seconds
 
 
-def test_seconds_are_the_median_of_five_images_without_the_first_try():
+def test_seconds_are_the_median_of_five_images_after_a_warm_up():
     seen = []
 
     class Sleepy(Drawn):
@@ -290,11 +270,11 @@ def test_seconds_are_the_median_of_five_images_without_the_first_try():
     seconds = seconds_per_image([Sleepy(LEFT_RIGHT)], images, [2, 3])
     assert [name for name, _ in seen] == list("aabcde" * 2)
     assert seconds.keys() == {Run("drawn", 2, None), Run("drawn", 3, None)}
-    assert 0.02 <= seconds[Run("drawn", 2, None)] < 0.12  # where the mean is above
+    assert 0.02 <= seconds[Run("drawn", 2, None)] < 0.12  # the mean is above
 
 
 def test_seconds_of_an_image_that_is_too_small():
-    with pytest.raises(InputError, match="`n_spixels` 500 is above the 400 pixels of a"):
+    with pytest.raises(InputError, match=r"`n_spixels` 500 .*400 .*a"):
         seconds_per_image([GridMethod()], Images(), [2, 500])
 
 
@@ -316,7 +296,7 @@ def summary_at(method, count, asa):
 
 
 def test_area_under_the_curve_by_hand():
-    # Straight lines: their means are the values in the middle of the range.
+    # The mean of a straight line is its value in the middle of the range.
     curves = [
         summary_at("one", 50, 0.80),
         summary_at("one", 1050, 0.90),
@@ -331,7 +311,7 @@ def test_area_under_the_curve_by_hand():
     assert [curve[:4] for curve in common] == [("one", None, 200, 600), ("other", None, 200, 600)]
     assert [curve.means["asa"] for curve in own] == pytest.approx([0.85, 0.4])
     assert [curve.means["asa"] for curve in common] == pytest.approx([0.835, 0.4])
-    assert average_curves(curves[:2]).own == own[:1]  # whatever it is compared with
+    assert average_curves(curves[:2]).own == own[:1]  # independent of the other curves
 
 
 def test_area_under_a_bent_curve_ends_at_100_and_1000():
@@ -341,21 +321,21 @@ def test_area_under_a_bent_curve_ends_at_100_and_1000():
     assert mean.means["asa"] == pytest.approx((400 * (0.2 + 1) / 2 + 500) / 900)
 
 
-def test_points_of_one_count_take_their_mean():
+def test_points_with_one_count_are_averaged():
     points = [(100, 0.1), (200, 0.2), (200, 0.8), (300, 0.9)]
     for order in (points, points[::-1]):
         (mean,) = average_curves([summary_at("one", *point) for point in order]).own
         assert mean.means["asa"] == pytest.approx(0.5)
 
 
-def test_curves_apart_have_no_common_range():
+def test_disjoint_curves_have_no_common_range():
     ends = [("a", 200), ("a", 299), ("b", 500), ("b", 599), ("same", 400), ("same", 400)]
     own, common = average_curves([summary_at(method, count, 0.5) for method, count in ends])
     assert [curve.method for curve in own] == ["a", "b"]
     assert common == []
 
 
-def test_mean_of_nothing_but_nan_is_nan():
+def test_mean_of_only_nan_is_nan():
     summary = summarize(Run("one", 10, None), [scored("a", math.nan)])
     assert math.isnan(summary.mean["asa"])
     assert math.isnan(summary.worst["asa"])

@@ -1,4 +1,4 @@
-"""Files of superpixels."""
+"""Output files of an image."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def make_superpixels(height=60, width=92, **more):
 
 
 def every_pixel(height, width):
-    """A superpixel for every pixel."""
+    """Make a superpixel of every pixel."""
     labels = np.arange(height * width, dtype=np.int32).reshape(height, width)
     return Superpixels(labels, np.zeros((height, width, 3), dtype=np.uint8), labels.size)
 
@@ -37,7 +37,7 @@ def read_labels(path):
 
 
 @pytest.mark.parametrize("suffix", ["npy", "png", "tif", "h5"])
-def test_labels_come_back(tmp_path, suffix):
+def test_labels_round_trip(tmp_path, suffix):
     superpixels = every_pixel(256, 256)
     path = tmp_path / f"labels.{suffix}"
     write_outputs(superpixels, OutputFiles(tmp_path / "overlay.png", labels=path))
@@ -49,7 +49,7 @@ def test_labels_come_back(tmp_path, suffix):
 def test_labels_above_16_bits(tmp_path, suffix):
     superpixels = every_pixel(256, 257)
     overlay, path = tmp_path / "overlay.png", tmp_path / f"labels.{suffix}"
-    with pytest.raises(InputError, match=r"`save_labels` .*does not fit a 16-bit PNG.*\.npy, \.tif or \.h5"):
+    with pytest.raises(InputError, match=r"`save_labels` .*label 65791 .*PNG.*\.npy, \.tif or \.h5"):
         write_outputs(superpixels, OutputFiles(overlay, labels=tmp_path / "labels.png"))
     assert list(tmp_path.iterdir()) == []
     write_outputs(superpixels, OutputFiles(overlay, labels=path))
@@ -58,25 +58,21 @@ def test_labels_above_16_bits(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "told"),
+    ("name", "width", "message"),
     [
-        ("overlay.webp", 16_400, r"overlay\.webp: the format cannot hold this image"),
-        (
-            "overlay.JPG",
-            65_501,
-            r"overlay\.JPG: JPEG cannot hold this image, of more than 65500 pixels a side",
-        ),
+        ("overlay.webp", 16_400, r"overlay\.webp: "),
+        ("overlay.JPG", 65_501, r"overlay\.JPG: .*65500 pixels"),
     ],
 )
-def test_overlay_too_large_for_its_format_leaves_nothing(tmp_path, name, width, told):
+def test_overlay_too_large_for_its_format_leaves_nothing(tmp_path, name, width, message):
     files = OutputFiles(tmp_path / name, labels=tmp_path / "labels.npy")
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         write_outputs(make_superpixels(2, width), files)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["labels", "flow", "outlines"])
-def test_one_file_that_cannot_be_written_leaves_none(tmp_path, kind):
+def test_failed_write_leaves_no_file_of_the_image(tmp_path, kind):
     names = {"labels": "l.npy", "flow": "f.png", "outlines": "x.svg"}
     paths = {name: tmp_path / file for name, file in names.items()}
     (paths[kind] / "inside").mkdir(parents=True)
@@ -89,7 +85,7 @@ def test_one_file_that_cannot_be_written_leaves_none(tmp_path, kind):
     assert before.read_bytes() == b"old"
 
 
-def test_rename_that_fails_leaves_none(tmp_path, monkeypatch):
+def test_failed_rename_leaves_no_file_of_the_image(tmp_path, monkeypatch):
     replace = Path.replace
 
     def fail_for_labels(path, target):
@@ -125,11 +121,11 @@ def test_styles_of_overlays(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
 
 
-def test_png_cannot_hold_pixels_outside(tmp_path):
+def test_png_cannot_hold_pixels_outside_the_mask(tmp_path):
     superpixels = make_superpixels()
     superpixels.labels[0, 0] = -1
     files = OutputFiles(tmp_path / "o.png", labels=tmp_path / "labels.png")
-    with pytest.raises(InputError, match="a PNG cannot hold -1"):
+    with pytest.raises(InputError, match=r"labels\.png: PNG .*-1"):
         write_outputs(superpixels, files)
     write_outputs(superpixels, files._replace(labels=tmp_path / "labels.tif"))
     np.testing.assert_array_equal(read_labels(tmp_path / "labels.tif"), superpixels.labels)

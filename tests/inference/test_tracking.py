@@ -1,4 +1,4 @@
-"""Superpixels that keep their identity from frame to frame."""
+"""Tracking superpixels from frame to frame."""
 
 from itertools import pairwise
 
@@ -17,7 +17,7 @@ SEGMENTER = Segmenter(SSNPix(), InputScales(0.26, 5.0))
 
 
 def moving_frames(n_frames, speed, height=60, width=90):
-    """A window that moves to the right over random colours, so that what it shows moves to the left."""
+    """Move a window to the right over random colours, so that the content moves to the left."""
     rng = np.random.default_rng(0)
     scene = gaussian_filter(rng.normal(size=(height, width + n_frames * speed, 3)), (5, 5, 0))
     scene = np.uint8(255 * (scene - scene.min()) / np.ptp(scene))
@@ -45,25 +45,25 @@ def test_labels_follow_the_flow(speed, device):
     alone = [SEGMENTER(frame, 54).labels for frame in frames]
     untracked = [share_that_follows(last, now, flow) for last, now in pairwise(alone)]
     assert speed == 0 or np.mean(untracked) < np.mean(shares) - 0.2
-    # Over many frames too: some that were there at the start are there at the end, moved by 14 steps.
+    # Some superpixels of the first frame survive to the last one, 14 steps later.
     if speed:
         long_flow = 14 * flow
         assert share_that_follows(labels[0], labels[-1], long_flow) > 0.2
 
 
-def test_without_weight_of_the_position():
+def test_tracking_without_weight_of_the_position():
     labels, flow = track(moving_frames(4, 0), 0, Segmenter(SSNPix(), InputScales(0.26, 0.0)))
     assert share_that_follows(labels[-2], labels[-1], flow) > 0.5
 
 
-def test_every_label_is_one_piece():
+def test_every_label_is_one_connected_component():
     for labels in track(moving_frames(5, 3), 3)[0]:
         assert label(labels + 1, background=0, connectivity=1).max() == len(np.unique(labels))
 
 
-def test_what_leaves_the_frame_ends_and_what_enters_is_new():
+def test_superpixels_that_leave_end_and_those_that_enter_are_new():
     labels, _ = track(moving_frames(8, 15), 15)
-    assert not set(np.unique(labels[0])) & set(np.unique(labels[-1]))  # 105 pixels on, all is new
+    assert not set(np.unique(labels[0])) & set(np.unique(labels[-1]))  # after 105 pixels everything is new
     assert len(np.unique(np.concatenate([each.ravel() for each in labels]))) > 54
 
 
@@ -75,7 +75,7 @@ def test_cells_of_moved_superpixels_by_hand():
     assert _assign_cells(position, sizes, (10, 40), (1, 4)).tolist() == [2, 0, -1, -1]
     position[1, 0] = 35.0
     assert _assign_cells(position, sizes, (10, 40), (1, 4)).tolist() == [2, -1, -1, 0]
-    # Two have come to one cell: the nearer to its middle gets it, the other a free one beside it.
+    # Two superpixels reach one cell: the one nearer to its centre gets it, the other a free neighbour.
     position[1] = [15.0, 13.0, 14.0, 35.0]
     assert _assign_cells(position, np.full(4, 100), (10, 40), (1, 4)).tolist() == [0, 1, 2, 3]
 
@@ -92,5 +92,5 @@ def test_share_that_follows_by_hand():
 
 def test_masks_are_refused():
     image = SEGMENTER.prepare(moving_frames(1, 0)[0], mask=np.eye(60, 90, dtype=bool))
-    with pytest.raises(InputError, match="the image has a mask or NaN pixels"):
+    with pytest.raises(InputError, match="mask"):
         Tracker(SEGMENTER, 54).segment(image, None)
