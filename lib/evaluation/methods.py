@@ -7,7 +7,7 @@ import numpy as np
 from skimage.segmentation import slic
 
 from lib.datasets.loaders import EvaluationImage
-from lib.inference.segmenter import PreparedImage, Segmenter
+from lib.inference.segmenter import PreprocessedImage, Segmenter
 from lib.slic.grid import compute_grid_shape
 
 # Of 5, 10 (scikit-image's default), 20, 30 and 50, the one with the best boundary recall on BSDS500 val at
@@ -80,7 +80,7 @@ class NetworkMethod:
 
     def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[np.ndarray]:
         extra = None if image.extra is None else image.extra[0]
-        prepared = PreparedImage(image.image_rgb, image.image_lab[0], extra, None, image.name)
+        prepared = PreprocessedImage(image.image_rgb, image.image_lab[0], extra, None, image.name)
         return [superpixels.labels for superpixels in self.segmenter.sweep(prepared, settings)]
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lib.files.images import count_pixels, read_image, read_mask
 from lib.inference.outputs import DEFAULT_STYLE, OutputFiles, OverlayStyle, write_outputs
-from lib.inference.segmenter import PreparedImage, Segmenter
+from lib.inference.segmenter import PreprocessedImage, Segmenter
 from lib.optflow.lookup import FlowOfFrame
 from lib.runtime.errors import InputError, RunError, is_out_of_memory
 from lib.runtime.ranks import gather, is_first_rank, n_ranks, rank
@@ -45,7 +45,7 @@ class ImageJob(NamedTuple):
     mask: Path | None = None  # picture of the pixels to segment
     flow: FlowOfFrame | None = None  # for models that read flow
 
-    def read(self, segmenter: Segmenter) -> PreparedImage:
+    def read(self, segmenter: Segmenter) -> PreprocessedImage:
         """Read the image, its mask and its flow, and prepare them for the network."""
         with segmenter.stopwatch.stage("reading"):
             mask = None if self.mask is None else read_mask(self.mask)
@@ -54,14 +54,14 @@ class ImageJob(NamedTuple):
         if self.flow is not None:
             with segmenter.stopwatch.stage("flow"):
                 extra = self.flow.read(image_rgb)
-        return segmenter.prepare(image_rgb, extra, mask, name=str(self.image))
+        return segmenter.preprocess(image_rgb, extra, mask, name=str(self.image))
 
     def is_done(self) -> bool:
         """Return True if all files exist."""
         return all(path.exists() for path in self.files.paths)
 
     def write(
-        self, segmenter: Segmenter, image: PreparedImage, superpixels: Superpixels, style: OverlayStyle
+        self, segmenter: Segmenter, image: PreprocessedImage, superpixels: Superpixels, style: OverlayStyle
     ) -> None:
         """Write the files, and make missing folders."""
         with segmenter.stopwatch.stage("writing"):
@@ -213,7 +213,7 @@ class _Pipeline:
     def _n_waiting_pixels(self) -> int:
         return sum(n_pixels for _, n_pixels in self._writing)
 
-    def _read(self, job: ImageJob) -> PreparedImage | None:
+    def _read(self, job: ImageJob) -> PreprocessedImage | None:
         try:
             image = job.read(self.segmenter)
             check_n_spixels(self.n_spixels, image.n_pixels, image.name)
@@ -228,12 +228,12 @@ class _Pipeline:
         return None
 
     def _cluster(
-        self, batch: list[tuple[ImageJob, PreparedImage]]
-    ) -> list[tuple[ImageJob, PreparedImage, Superpixels]]:
+        self, batch: list[tuple[ImageJob, PreprocessedImage]]
+    ) -> list[tuple[ImageJob, PreprocessedImage, Superpixels]]:
         jobs, images = zip(*batch, strict=True)
         with_features = jobs[0].files.features is not None
         try:
-            superpixels = self.segmenter.cluster(images, self.n_spixels, with_features=with_features)
+            superpixels = self.segmenter.segment(images, self.n_spixels, with_features=with_features)
         except InputError as error:
             failure = error
         except (MemoryError, RuntimeError) as error:
@@ -248,10 +248,10 @@ class _Pipeline:
         self._fail(jobs[0], failure)
         return []
 
-    def _write(self, job: ImageJob, image: PreparedImage, superpixels: Superpixels) -> None:
+    def _write(self, job: ImageJob, image: PreprocessedImage, superpixels: Superpixels) -> None:
         try:
             if self.connected:
-                superpixels = self.segmenter.finish(superpixels, self.n_spixels, exact=self.exact)
+                superpixels = self.segmenter.postprocess(superpixels, self.n_spixels, exact=self.exact)
             job.write(self.segmenter, image, superpixels, self.style)
         except (InputError, RunError, OSError) as error:
             self._fail(job, error)
@@ -293,10 +293,10 @@ def _map_ahead(
 
 
 def _batches(
-    images: Iterable[tuple[ImageJob, PreparedImage | None]], batch_size: int
-) -> Iterator[list[tuple[ImageJob, PreparedImage]]]:
+    images: Iterable[tuple[ImageJob, PreprocessedImage | None]], batch_size: int
+) -> Iterator[list[tuple[ImageJob, PreprocessedImage]]]:
     """Yield batches of consecutive images of one size; skip images that could not be read (None)."""
-    batch: list[tuple[ImageJob, PreparedImage]] = []
+    batch: list[tuple[ImageJob, PreprocessedImage]] = []
     for job, image in images:
         if image is None:
             continue
@@ -309,5 +309,5 @@ def _batches(
         yield batch
 
 
-def _fit_one_batch(first: PreparedImage, second: PreparedImage) -> bool:
+def _fit_one_batch(first: PreprocessedImage, second: PreprocessedImage) -> bool:
     return first.image_rgb.shape == second.image_rgb.shape and first.mask is None and second.mask is None

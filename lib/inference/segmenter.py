@@ -1,4 +1,4 @@
-"""From an image in memory to its superpixels: the library call that the inference scripts make too."""
+"""From an image in memory to its superpixels: the one path of scripts, evaluation and your own code."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +24,8 @@ from model import LearnedFeatures, SSNPix, cluster, cluster_labels, without_posi
 CPU = torch.device("cpu")
 
 
-class PreparedImage(NamedTuple):
-    """An image as a network reads it; see `Segmenter.prepare`."""
+class PreprocessedImage(NamedTuple):
+    """An image ready for a network; see `Segmenter.preprocess`."""
 
     image_rgb: np.ndarray  # (H, W, 3), uint8
     image_lab: Tensor  # (3, H, W), float32, on the CPU
@@ -35,11 +35,11 @@ class PreparedImage(NamedTuple):
 
     @property
     def n_pixels(self) -> int:
-        """Pixels to segment."""
+        """Number of pixels to segment."""
         return self.image_lab[0].numel() if self.mask is None else np.count_nonzero(self.mask)
 
     def n_spixels_on_grid(self, n_spixels: int) -> int:
-        """Superpixels to request of all pixels, so that about `n_spixels` fall on those to segment."""
+        """Return how many superpixels to request for the whole image to get about `n_spixels` in the mask."""
         return n_spixels if self.mask is None else fit_grid_to_mask(self.mask, n_spixels)
 
 
@@ -57,10 +57,10 @@ class Segmenter:
     with_bfloat16 : bool
         Run the convolutions in bfloat16; the clustering stays in float32.
     pos_scale_dist : float
-        Factor of the position in the distances of the clustering, beside the one that the network may see:
-        superpixels get more compact the higher it is.
+        Factor of the position in the distances of the clustering; the network's input stays as it is.
+        Higher values give more compact superpixels.
     n_iter : int, optional
-        Iterations of the clustering, by default those the model was trained with.
+        Iterations of the clustering; default: the number in the weight file.
     stopwatch : Stopwatch, optional
         Times the stages.
 
@@ -76,7 +76,7 @@ class Segmenter:
     >>> superpixels.n_measured == len(superpixels.colors) == len(superpixels.features)
     True
 
-    What a graph network takes: a vector for each superpixel, and which of them are neighbours.
+    Input of a graph network: a vector for each superpixel, and pairs of neighbours.
 
     >>> nodes = np.concatenate([superpixels.features, superpixels.positions], axis=1)
     >>> nodes.shape[1]
@@ -114,7 +114,7 @@ class Segmenter:
         pos_scale_dist: float = 1.0,
         n_iter: int | None = None,
     ) -> Self:
-        """Load a base or a composite model, whichever a weight file holds.
+        """Load the base or composite model in a weight file.
 
         Parameters
         ----------
@@ -188,7 +188,7 @@ class Segmenter:
             what the model reads, of another size or not finite, or the mask is of another size, empty, or in
             more parts than the requested superpixels.
         """
-        prepared = [self.prepare(image, extra, mask)]
+        prepared = [self.preprocess(image, extra, mask)]
         (superpixels,) = self._run(
             prepared,
             n_spixels,
@@ -228,11 +228,11 @@ class Segmenter:
         InputError
             As the call.
         """
-        return self._run(self._prepare_batch(images, extra, mask), n_spixels, **options)
+        return self._run(self._preprocess_batch(images, extra, mask), n_spixels, **options)
 
     def _run(
         self,
-        prepared: Sequence[PreparedImage],
+        prepared: Sequence[PreprocessedImage],
         n_spixels: int,
         *,
         connected: bool = True,
@@ -242,51 +242,51 @@ class Segmenter:
     ) -> list[Superpixels]:
         if exact and not connected:
             raise InputError("an exact number of superpixels needs connected ones")
-        superpixels = self.cluster(
+        superpixels = self.segment(
             prepared, n_spixels, with_features=with_features, with_soft_assignment=with_soft_assignment
         )
         if connected:
-            superpixels = [self.finish(each, n_spixels, exact=exact) for each in superpixels]
+            superpixels = [self.postprocess(each, n_spixels, exact=exact) for each in superpixels]
         return superpixels
 
-    def prepare(
+    def preprocess(
         self,
         image: np.ndarray | Image.Image,
         extra: np.ndarray | Tensor | None = None,
         mask: np.ndarray | Tensor | None = None,
         *,
         name: str = "the image",
-    ) -> PreparedImage:
-        """Do what comes before the network, which needs no device and may run in another thread.
+    ) -> PreprocessedImage:
+        """Prepare an image for the network. Needs no device and may run in another thread.
 
-        `name` is used in error messages; the other parameters are those of the call.
+        `name` is used in error messages; the other parameters are the same as for the call.
         """
         with self.stopwatch.stage("conversion"):
             pixels, is_known = to_rgb_array(image, name=name)
             mask = _combine_masks(_as_array(mask), is_known, pixels.shape[:2], name=name)
-            # A copy, as what is told of superpixels later must not change with the caller's array.
+            # A copy: statistics of superpixels, computed later, must not change with the caller's array.
             as_bytes = pixels.copy() if pixels.dtype == np.uint8 else np.rint(255 * pixels).astype(np.uint8)
             channels = _extra_channels(_as_array(extra), pixels.shape[:2], name=name)
-            return PreparedImage(as_bytes, rgb_to_lab(pixels), channels, mask, name)
+            return PreprocessedImage(as_bytes, rgb_to_lab(pixels), channels, mask, name)
 
     @torch.no_grad()
-    def cluster(
+    def segment(
         self,
-        images: Sequence[PreparedImage],
+        images: Sequence[PreprocessedImage],
         n_spixels: int,
         *,
         with_features: bool = False,
         with_soft_assignment: bool = False,
     ) -> list[Superpixels]:
-        """Cut images into superpixels that may be in pieces; parameters as for the call.
+        """Cut images of one size into superpixels, which may be in pieces; parameters as for the call.
 
-        The images must be of one size. Those with masks are segmented one by one, on grids of their own.
+        Images with masks are segmented one by one, each on its own grid.
         """
         if len(images) > 1 and any(image.mask is not None for image in images):
             return [
                 superpixels
                 for image in images
-                for superpixels in self.cluster(
+                for superpixels in self.segment(
                     [image],
                     n_spixels,
                     with_features=with_features,
@@ -317,13 +317,13 @@ class Segmenter:
             for idx, image in enumerate(images)
         ]
 
-    def finish(self, superpixels: Superpixels, n_spixels: int, *, exact: bool = False) -> Superpixels:
-        """Do what comes after the clustering: connectivity and, with `exact`, the number of superpixels.
+    def postprocess(self, superpixels: Superpixels, n_spixels: int, *, exact: bool = False) -> Superpixels:
+        """Enforce connectivity and, with `exact`, the number of superpixels.
 
         Raises
         ------
         InputError
-            If the mask is in more parts than superpixels wanted.
+            If the mask is in more parts than the requested superpixels.
         """
         with self.stopwatch.stage("connectivity"):
             connected = superpixels.connected()
@@ -335,7 +335,7 @@ class Segmenter:
                 raise InputError(str(error)) from error
 
     @torch.no_grad()
-    def sweep(self, image: PreparedImage, settings: Sequence[tuple[int, float]]) -> list[Superpixels]:
+    def sweep(self, image: PreprocessedImage, settings: Sequence[tuple[int, float]]) -> list[Superpixels]:
         """Cut an image into superpixels that may be in pieces, with several settings.
 
         Learned features are computed once for all settings that give the network the same input, see
@@ -343,7 +343,7 @@ class Segmenter:
 
         Parameters
         ----------
-        image : PreparedImage
+        image : PreprocessedImage
             An image without mask.
         settings : sequence of (int, float)
             Requested numbers of superpixels, each with the weight of the position in place of the one in
@@ -364,17 +364,17 @@ class Segmenter:
         return [found[setting] for setting in settings]
 
     @torch.no_grad()
-    def cluster_from(
-        self, image: PreparedImage, n_spixels: int, start: Tensor | None
+    def segment_from(
+        self, image: PreprocessedImage, n_spixels: int, start: Tensor | None
     ) -> tuple[Superpixels, Tensor]:
-        """Cut a frame into superpixels that start from given features, (C, S), NaN where there are none.
+        """Cut a frame into superpixels that start from given features (C, S), NaN for a fresh start.
 
         Returns
         -------
         superpixels : Superpixels
-            As from `cluster`.
+            As from `segment`.
         spixel_features : Tensor, shape (C, S)
-            Where they ended.
+            Features at the end of the clustering.
         """
         if image.mask is not None:
             raise InputError(f"{image.name} has a mask or NaN pixels, which a video cannot have")
@@ -393,12 +393,12 @@ class Segmenter:
         return Superpixels(labels, image.image_rgb, n_spixels), output.spixel_features[0]
 
     def position_scale(self, image_shape: tuple[int, int], n_spixels: int) -> float:
-        """What a pixel of distance is in the position channels that are clustered."""
+        """Return the factor from pixels to the position channels that are clustered."""
         return self.pos_scale_dist * pixel_pos_scale(image_shape, n_spixels, self.scales.pos_scale)
 
     def _features(
         self,
-        images: Sequence[PreparedImage],
+        images: Sequence[PreprocessedImage],
         n_spixels: int,
         *,
         pos_scale: float | None = None,
@@ -415,7 +415,7 @@ class Segmenter:
         return pixel_features, learned
 
     def _position_invariant(
-        self, images: Sequence[PreparedImage], n_spixels: int, known: LearnedFeatures
+        self, images: Sequence[PreprocessedImage], n_spixels: int, known: LearnedFeatures
     ) -> np.ndarray:
         """Return learned features that do not depend on the position, (B, C, H, W)."""
         if not self.learns_features:
@@ -433,7 +433,7 @@ class Segmenter:
         return {"n_iter": self.n_iter, "distance": self.model.distance, "mask": mask}
 
     def _channels(
-        self, images: Sequence[PreparedImage], n_spixels: int, pos_scale: float | None = None
+        self, images: Sequence[PreprocessedImage], n_spixels: int, pos_scale: float | None = None
     ) -> Tensor:
         def batch(parts: Sequence[Tensor]) -> Tensor:
             return (parts[0][None] if len(parts) == 1 else torch.stack(parts)).to(self.device)
@@ -449,9 +449,9 @@ class Segmenter:
         with precise_convolutions(), autocast:
             yield
 
-    def _prepare_batch(
+    def _preprocess_batch(
         self, images: Tensor, extra: np.ndarray | Tensor | None, mask: np.ndarray | Tensor | None
-    ) -> list[PreparedImage]:
+    ) -> list[PreprocessedImage]:
         if images.ndim != 4 or len(images) == 0:
             raise InputError(f"a batch must be a tensor (B, 3, H, W), got {tuple(images.shape)}")
         for name, values, n_dims in (("extra channels", extra, 4), ("masks", mask, 3)):
@@ -464,7 +464,7 @@ class Segmenter:
         arrays = _as_array(images.movedim(1, -1))
         extras = nothing if extra is None else np.moveaxis(_as_array(extra), 1, -1)
         masks = nothing if mask is None else _as_array(mask)
-        return [self.prepare(*parts) for parts in zip(arrays, extras, masks, strict=True)]
+        return [self.preprocess(*parts) for parts in zip(arrays, extras, masks, strict=True)]
 
 
 def _to_numpy(labels: Tensor) -> np.ndarray:
@@ -483,7 +483,7 @@ def _extra_channels(extra: np.ndarray | None, image_shape: tuple[int, int], *, n
         return None
     if extra.ndim != 3 or extra.shape[:2] != image_shape:
         raise InputError(f"extra channels are {extra.shape}, but {name} is {image_shape}")
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite
         channels = np.ascontiguousarray(extra.transpose(2, 0, 1), dtype=np.float32)
     if not np.isfinite(channels).all():
         raise InputError(f"extra channels of {name} hold NaN or infinite values")
@@ -493,7 +493,7 @@ def _extra_channels(extra: np.ndarray | None, image_shape: tuple[int, int], *, n
 def _combine_masks(
     mask: np.ndarray | None, is_known: np.ndarray | None, image_shape: tuple[int, int], *, name: str
 ) -> np.ndarray | None:
-    """Pixels in the mask that are not NaN; None for all."""
+    """Return the known pixels in the mask; None for all."""
     if mask is not None and mask.shape != image_shape:
         raise InputError(f"the mask is {mask.shape}, but {name} is {image_shape}")
     given = [each.astype(bool) for each in (mask, is_known) if each is not None]

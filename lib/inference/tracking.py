@@ -1,4 +1,4 @@
-"""Superpixels that keep their identity from frame to frame of a video."""
+"""Superpixels that keep their track ID from frame to frame of a video."""
 
 from typing import NamedTuple
 
@@ -6,33 +6,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.inference.segmenter import PreparedImage, Segmenter
+from lib.inference.segmenter import PreprocessedImage, Segmenter
 from lib.slic.grid import compute_grid_shape
 from lib.superpixels.counts import check_n_spixels
 from lib.superpixels.regions import Superpixels
 
-# In cells. Without it superpixels at the edge of a cell would go to and fro; 0.5 is no better than 0.25.
+# In cells. Without it, superpixels at the edge of a cell switch back and forth; 0.5 is no better than 0.25.
 _STAY_BONUS = 0.25
 
 
 class TrackedSuperpixels(NamedTuple):
-    """The superpixels of a frame, and who they are."""
+    """Superpixels of a frame with their track IDs."""
 
     superpixels: Superpixels  # connected, numbered from 0
-    identities: np.ndarray  # (S,), int32: of each of them, the same in all frames
+    track_ids: np.ndarray  # (S,), int32: one for each superpixel, the same in all frames
 
     @property
     def labels(self) -> np.ndarray:
-        """Identity of the superpixel of each pixel, (H, W) int32."""
-        return self.identities[self.superpixels.labels]
+        """Return the track ID of each pixel, (H, W) int32."""
+        return self.track_ids[self.superpixels.labels]
 
 
 class Tracker:
     """Starts the superpixels of each frame from those of the frame before, moved by the optical flow.
 
-    A superpixel reaches the pixels of its cell of the grid and of the eight around it, so those that the flow
-    leads on go over to the cells they have come to. The identity of one that finds no free cell there, or
-    leaves the frame, ends. A cell without a superpixel starts one of a new identity.
+    A superpixel can only reach pixels of its own cell and of the eight cells around it. A superpixel that the
+    flow moves therefore changes to the cell at its new position. Its track ID ends if no cell near it is free,
+    or if it leaves the frame. A cell without a superpixel starts one with a new track ID.
 
     Parameters
     ----------
@@ -46,16 +46,16 @@ class Tracker:
         self._segmenter = segmenter
         self._n_spixels = n_spixels
         self._features: Tensor | None = None  # (C, S) of the superpixels of the last frame, by cell
-        self._identities = np.empty(0, dtype=np.int32)  # (S,)
+        self._track_ids = np.empty(0, dtype=np.int32)  # (S,)
         self._last_labels: np.ndarray | None = None  # (H, W), cells
-        self._n_identities = 0
+        self._n_track_ids = 0
 
-    def segment(self, image: PreparedImage, flow_from_last: np.ndarray | None) -> TrackedSuperpixels:
+    def segment(self, image: PreprocessedImage, flow_from_last: np.ndarray | None) -> TrackedSuperpixels:
         """Segment the next frame.
 
         Parameters
         ----------
-        image : PreparedImage
+        image : PreprocessedImage
             The frame, of the size of the one before.
         flow_from_last : ndarray, shape (H, W, 2), optional
             Flow (dy, dx) in pixels from the last frame to this one; None for the first frame.
@@ -67,23 +67,23 @@ class Tracker:
         Raises
         ------
         InputError
-            If the frame has fewer pixels than superpixels are wanted.
+            If the frame has fewer pixels than the requested superpixels.
         """
         check_n_spixels(self._n_spixels, image.n_pixels, image.name)
         start = None
         shape = image.image_rgb.shape[:2]
         n_rows, n_cols = compute_grid_shape(*shape, self._n_spixels)
         if flow_from_last is None:
-            self._identities = self._new_identities(n_rows * n_cols)
+            self._track_ids = self._new_track_ids(n_rows * n_cols)
         else:
             start = self._move(flow_from_last, (n_rows, n_cols))
-        superpixels, self._features = self._segmenter.cluster_from(image, self._n_spixels, start)
+        superpixels, self._features = self._segmenter.segment_from(image, self._n_spixels, start)
         self._last_labels = superpixels.labels
         connected = superpixels.connected()
         return TrackedSuperpixels(connected, self._identify(superpixels.labels, connected.labels))
 
     def _move(self, flow: np.ndarray, grid_shape: tuple[int, int]) -> Tensor:
-        """Features to start from, (C, S), NaN for cells that start anew; identities move along."""
+        """Return the features to start from, (C, S), NaN for new superpixels; track IDs move along."""
         shape = flow.shape[:2]
         n_cells = grid_shape[0] * grid_shape[1]
         flat = self._last_labels.ravel()
@@ -100,40 +100,40 @@ class Tracker:
         moved[self._segmenter.model.position_channels] += scale * torch.from_numpy(shift).to(moved)
         source = _assign_cells(position, sizes, shape, grid_shape)
         is_kept = source >= 0
-        identities = np.empty(n_cells, dtype=np.int32)
-        identities[is_kept] = self._identities[source[is_kept]]
-        identities[~is_kept] = self._new_identities(np.count_nonzero(~is_kept))
-        self._identities = identities
+        track_ids = np.empty(n_cells, dtype=np.int32)
+        track_ids[is_kept] = self._track_ids[source[is_kept]]
+        track_ids[~is_kept] = self._new_track_ids(np.count_nonzero(~is_kept))
+        self._track_ids = track_ids
         start = torch.full_like(moved, torch.nan)
         start[:, torch.from_numpy(is_kept)] = moved[:, torch.from_numpy(source[is_kept])]
         return start
 
     def _identify(self, cells: np.ndarray, pieces: np.ndarray) -> np.ndarray:
-        """Identity of each connected piece, given the cell whose superpixel each pixel belongs to.
+        """Return the track ID of each connected component, given the cell of the superpixel of each pixel.
 
-        The largest piece of a superpixel keeps its identity, other pieces get new ones.
+        The largest component of a superpixel keeps its track ID; the others get new ones.
         """
-        n_cells = len(self._identities)
+        n_cells = len(self._track_ids)
         pairs, counts = np.unique(pieces.astype(np.int64) * n_cells + cells, return_counts=True)
         piece, cell = np.divmod(pairs, n_cells)
-        identity = np.full(pieces.max() + 1, -1, dtype=np.int32)
+        track_id = np.full(pieces.max() + 1, -1, dtype=np.int32)
         is_taken = np.zeros(n_cells, dtype=bool)
         for idx in np.argsort(-counts, kind="stable"):
-            if identity[piece[idx]] < 0 and not is_taken[cell[idx]]:
-                identity[piece[idx]] = self._identities[cell[idx]]
+            if track_id[piece[idx]] < 0 and not is_taken[cell[idx]]:
+                track_id[piece[idx]] = self._track_ids[cell[idx]]
                 is_taken[cell[idx]] = True
-        is_new = identity < 0
-        identity[is_new] = self._new_identities(np.count_nonzero(is_new))
-        return identity
+        is_new = track_id < 0
+        track_id[is_new] = self._new_track_ids(np.count_nonzero(is_new))
+        return track_id
 
-    def _new_identities(self, number: int) -> np.ndarray:
-        first = self._n_identities
-        self._n_identities += number
-        return np.arange(first, self._n_identities, dtype=np.int32)
+    def _new_track_ids(self, number: int) -> np.ndarray:
+        first = self._n_track_ids
+        self._n_track_ids += number
+        return np.arange(first, self._n_track_ids, dtype=np.int32)
 
 
 def share_that_follows(last_labels: np.ndarray, labels: np.ndarray, flow: np.ndarray) -> float:
-    """Share of pixels whose label is that of the pixel that the flow leads them to.
+    """Return the share of pixels that have the same label as the pixel the flow leads them to.
 
     Parameters
     ----------
@@ -145,26 +145,26 @@ def share_that_follows(last_labels: np.ndarray, labels: np.ndarray, flow: np.nda
     Returns
     -------
     float
-        Of the pixels that stay within the frame; NaN if there are none.
+        Among the pixels that stay within the frame; NaN if no pixel does.
     """
     height, width = labels.shape
     y, x = np.indices(labels.shape)
-    y_there = np.rint(y + flow[..., 0]).astype(np.int64)
-    x_there = np.rint(x + flow[..., 1]).astype(np.int64)
-    is_inside = (y_there >= 0) & (y_there < height) & (x_there >= 0) & (x_there < width)
+    y_target = np.rint(y + flow[..., 0]).astype(np.int64)
+    x_target = np.rint(x + flow[..., 1]).astype(np.int64)
+    is_inside = (y_target >= 0) & (y_target < height) & (x_target >= 0) & (x_target < width)
     if not is_inside.any():
         return float("nan")
-    return float((labels[y_there[is_inside], x_there[is_inside]] == last_labels[is_inside]).mean())
+    return float((labels[y_target[is_inside], x_target[is_inside]] == last_labels[is_inside]).mean())
 
 
 def _assign_cells(
     position: np.ndarray, sizes: np.ndarray, image_shape: tuple[int, int], grid_shape: tuple[int, int]
 ) -> np.ndarray:
-    """Which superpixel each cell continues, (S,); -1 for none.
+    """Return the superpixel that each cell continues, (S,); -1 for none.
 
-    `position` (2, S), in pixels, is where the superpixels have come to; those of size 0 end. Of all pairs of
-    a superpixel and one of the nine cells around its position, the one with the least distance between that
-    and the middle of the cell goes first; the superpixel's own cell counts as nearer than it is.
+    `position` (2, S) holds the new positions in pixels; superpixels of size 0 end. Pairs of a superpixel and
+    one of the nine cells around it are accepted in the order of their distance, from the position to the
+    middle of the cell. A superpixel's previous cell counts as nearer than it is.
     """
     grid = np.array(grid_shape)[:, None]
     extent = np.array(image_shape)[:, None]
@@ -173,12 +173,12 @@ def _assign_cells(
     in_cells = (position[:, spixel] + 0.5) * grid / extent  # (2, 9 x inside), cells from the corner
     offset = np.stack(np.divmod(np.arange(9), 3)) - 1
     cell = np.floor(in_cells).astype(np.int64) + np.tile(offset, len(spixel) // 9)
-    is_there = ((cell >= 0) & (cell < grid)).all(axis=0)
+    is_in_grid = ((cell >= 0) & (cell < grid)).all(axis=0)
     distance = np.linalg.norm(in_cells - cell - 0.5, axis=0)
     distance -= _STAY_BONUS * (cell[0] * grid_shape[1] + cell[1] == spixel)
     source = np.full(sizes.size, -1)
     is_placed = np.zeros(sizes.size, dtype=bool)
-    pairs = np.flatnonzero(is_there)
+    pairs = np.flatnonzero(is_in_grid)
     for pair in pairs[np.argsort(distance[pairs], kind="stable")]:
         slot = cell[0, pair] * grid_shape[1] + cell[1, pair]
         if source[slot] < 0 and not is_placed[spixel[pair]]:

@@ -236,13 +236,13 @@ class _VideoRun:
                 f"{name} is {frame.image_rgb.shape[:2]}, but earlier frames are {self._shape[:2]}"
             )
         extra = frame.flow if self._segmenter.model.n_extra_channels else None
-        image = self._segmenter.prepare(frame.image_rgb, extra, name=name)
+        image = self._segmenter.preprocess(frame.image_rgb, extra, name=name)
         if self._tracker:
             tracked = self._tracker.segment(image, self._last[1] if self._last else None)
             superpixels, labels = tracked.superpixels, tracked.labels
         else:
-            (clustered,) = self._segmenter.cluster([image], self._n_spixels)
-            superpixels = self._segmenter.finish(clustered, self._n_spixels)
+            (clustered,) = self._segmenter.segment([image], self._n_spixels)
+            superpixels = self._segmenter.postprocess(clustered, self._n_spixels)
             labels = superpixels.labels
         if frame.flow is not None:
             if self._last:

@@ -92,13 +92,13 @@ def test_batches_equal_one_by_one(photos, tmp_path, batch_size):
 
 def test_batches_hold_images_of_one_size(photos, tmp_path, monkeypatch):
     sizes = []
-    original = Segmenter.cluster
+    original = Segmenter.segment
 
     def cluster(self, images, *args, **kwargs):
         sizes.append((len(images), images[0].image_rgb.shape[0]))
         return original(self, images, *args, **kwargs)
 
-    monkeypatch.setattr(Segmenter, "cluster", cluster)
+    monkeypatch.setattr(Segmenter, "segment", cluster)
     segment("--image", str(photos), f"--out={tmp_path / 'o'}", "--batchsize=2")
     assert sizes == [(2, 60), (1, 60), (1, 48), (1, 60)]
 
@@ -149,14 +149,14 @@ def test_full_disk_leaves_no_half_written_file(photos, in_tmp_path, monkeypatch)
     ],
 )
 def test_batch_that_does_not_fit_the_memory_is_split(photos, in_tmp_path, monkeypatch, error):
-    original = Segmenter.cluster
+    original = Segmenter.segment
 
     def cluster(self, images, *args, **kwargs):
         if len(images) > 1 or "e.png" in images[0].name:
             raise error
         return original(self, images, *args, **kwargs)
 
-    monkeypatch.setattr(Segmenter, "cluster", cluster)
+    monkeypatch.setattr(Segmenter, "segment", cluster)
     with pytest.raises(RunError, match="1 of the images"):
         segment("--image", str(photos), "--out=overlays", "--batchsize=3")
     assert len(files_below(in_tmp_path / "overlays")) == 4
@@ -224,9 +224,9 @@ def test_large_images_are_read_one_at_a_time(photos, in_tmp_path, monkeypatch):
         return original_cluster(self, images, *args, **kwargs)
 
     started, finished, n_held = [], [], []
-    original, original_cluster = ImageJob.read, Segmenter.cluster
+    original, original_cluster = ImageJob.read, Segmenter.segment
     monkeypatch.setattr(ImageJob, "read", read)
-    monkeypatch.setattr(Segmenter, "cluster", cluster)
+    monkeypatch.setattr(Segmenter, "segment", cluster)
     monkeypatch.setattr("lib.inference.images._MAX_WAITING_PIXELS", 60 * 92)
     segment("--image=photos", "--out=o")
     assert max(n_held) <= 2  # one in the network, one read ahead

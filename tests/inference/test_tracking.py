@@ -29,7 +29,7 @@ def track(frames, speed, segmenter=SEGMENTER):
     flow = np.zeros((*frames[0].shape[:2], 2), dtype=np.float32)
     flow[..., 1] = -speed
     labels = [
-        tracker.segment(segmenter.prepare(frame), flow if idx else None).labels
+        tracker.segment(segmenter.preprocess(frame), flow if idx else None).labels
         for idx, frame in enumerate(frames)
     ]
     return labels, flow
@@ -91,6 +91,6 @@ def test_share_that_follows_by_hand():
 
 
 def test_masks_are_refused():
-    image = SEGMENTER.prepare(moving_frames(1, 0)[0], mask=np.eye(60, 90, dtype=bool))
+    image = SEGMENTER.preprocess(moving_frames(1, 0)[0], mask=np.eye(60, 90, dtype=bool))
     with pytest.raises(InputError, match="mask"):
         Tracker(SEGMENTER, 54).segment(image, None)
