@@ -54,8 +54,6 @@ def test_imports_point_down(path):
         assert ROW_OF[package] < ROW_OF[own], f"{path} imports {package}"
 
 
-
-
 @pytest.mark.parametrize("path", [*FILES, Path("model.py")], ids=str)
 def test_option_names_stay_at_the_edge(path):
     if path.is_relative_to("lib/cli"):

@@ -168,7 +168,7 @@ def test_training_options_have_an_effect(train_argv, tmp_path, option):
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "expected"),
     [
         (
             ["--davis_train_split=val"],
@@ -185,11 +185,11 @@ def test_training_options_have_an_effect(train_argv, tmp_path, option):
         (["--nspix=40001"], "--nspix 40001 is above the 40000 pixels of a crop"),
     ],
 )
-def test_bad_training_options(train_argv, more, told, base_weights, composite_weights, tmp_path, capsys):
+def test_bad_training_options(train_argv, more, expected, base_weights, composite_weights, tmp_path, capsys):
     paths = {"tmp": tmp_path, "base": base_weights, "composite": composite_weights}
     more = [option.format(**paths) for option in more]
     error = fails_with(train_optflow_composite_model.main, [*train_argv, *more], capsys)
-    assert told.format(**paths) in error
+    assert expected.format(**paths) in error
     assert not (tmp_path / "run").exists()
 
 
@@ -224,7 +224,7 @@ def test_composites_side_by_side(data_argv, davis_root, base_weights, composite_
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "expected"),
     [
         ([], "--davis_split test names videos that are not in"),
         (["--base_model_weights={composite}"], "holds a composite model; expected a base model"),
@@ -233,14 +233,16 @@ def test_composites_side_by_side(data_argv, davis_root, base_weights, composite_
         (["--optflow_deepfdim=5"], "--optflow_deepfdim 5 contradicts {composite}, made with 3"),
     ],
 )
-def test_bad_evaluation_options(data_argv, davis_root, more, told, base_weights, composite_weights, capsys):
+def test_bad_evaluation_options(
+    data_argv, davis_root, more, expected, base_weights, composite_weights, capsys
+):
     paths = {"base": base_weights, "composite": composite_weights}
     both = f"--davis_split={davis_root / 'both.txt'}"
     argv = [*data_argv, f"--base_model_weights={base_weights}", f"--comp_model_weights={composite_weights}"]
     argv += [option.format(both=both, **paths) for option in more]
     if more:
         argv.append(both)
-    assert told.format(**paths) in fails_with(eval_optflow_composite_model.main, argv, capsys)
+    assert expected.format(**paths) in fails_with(eval_optflow_composite_model.main, argv, capsys)
 
 
 def test_mask_of_a_frame(tmp_path, monkeypatch):
@@ -286,7 +288,7 @@ def test_frames_of_several_videos(davis_root, optflow_folder, composite_weights,
     assert (summary.n_done, summary.n_skipped) == (1, 3)
 
 
-def test_a_frame_without_flow_does_not_stop_the_others(
+def test_frame_without_flow_does_not_stop_the_others(
     davis_root, optflow_folder, composite_weights, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.chdir(tmp_path)
@@ -306,7 +308,7 @@ def test_a_frame_without_flow_does_not_stop_the_others(
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
-def test_broken_flow_ends_an_evaluation_in_one_line(
+def test_broken_flow_in_evaluation_is_one_error_line(
     data_argv, davis_root, optflow_folder, base_weights, composite_weights, n_workers, capsys
 ):
     path = optflow_folder / "optflow_gma_dogs.h5"
@@ -347,7 +349,7 @@ def test_segmenting_the_demo_frame_needs_no_option_and_flow_helps(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "expected"),
     [
         (["--image={frame}"], "--optflow_data must be given: a flow archive, a folder of archives, or auto"),
         (["--optflow_data_fr_idx=0"], "--optflow_data must be given: a flow archive"),
@@ -385,7 +387,7 @@ def test_segmenting_the_demo_frame_needs_no_option_and_flow_helps(tmp_path):
     ],
 )
 def test_bad_inference_options(
-    argv, told, davis_root, optflow_folder, base_weights, composite_weights, tmp_path, monkeypatch, capsys
+    argv, expected, davis_root, optflow_folder, base_weights, composite_weights, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -397,7 +399,7 @@ def test_bad_inference_options(
     }
     argv = [f"--comp_model_weights={composite_weights}", *(option.format(**paths) for option in argv)]
     error = fails_with(inference_optflow_composite_model.main, argv, capsys)
-    assert told.format(**paths) in error
+    assert expected.format(**paths) in error
     assert list((tmp_path / "here").iterdir()) == []
 
 
@@ -469,7 +471,7 @@ def test_flow_files_are_converted(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_to_all_processes_leaves_no_half_archive(tmp_path, number):
+def test_signal_to_all_processes_leaves_no_partial_archive(tmp_path, number):
     for name in ("a", "b"):
         files = write_frames(tmp_path / name, translated_frames(2, dy=2, dx=-3))
         for idx in range(2, 2000):
@@ -494,7 +496,7 @@ def test_signal_to_all_processes_leaves_no_half_archive(tmp_path, number):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "expected"),
     [
         ([], "one of the arguments --davis2017_root --frames --video --flow_files is required"),
         (["--frames", "{tmp}/empty"], "{tmp}/empty holds no .jpg, "),
@@ -528,18 +530,18 @@ def test_signal_to_all_processes_leaves_no_half_archive(tmp_path, number):
         (["--frames", "{tmp}/two", "--out_dir={tmp}/file"], "--out_dir {tmp}/file cannot be written to"),
     ],
 )
-def test_bad_estimation_options(argv, told, tmp_path, monkeypatch, capsys):
+def test_bad_estimation_options(argv, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     for name, n_frames in (("one", 1), ("two", 2)):
         write_frames(tmp_path / name, translated_frames(n_frames, dy=0, dx=0))
     (tmp_path / "file").write_text("in the way")
     argv = [option.format(tmp=tmp_path) for option in argv]
-    assert told.format(tmp=tmp_path) in fails_with(estimate_optflow.main, argv, capsys)
+    assert expected.format(tmp=tmp_path) in fails_with(estimate_optflow.main, argv, capsys)
     assert not list(tmp_path.glob("optflow/*"))
 
 
-def test_broken_video_is_told_in_one_line(tmp_path):
+def test_broken_video_is_one_error_line(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(bytes(1000))
     argv = [sys.executable, REPO_ROOT / "estimate_optflow.py", "--video", "clip.mp4"]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
@@ -547,7 +549,7 @@ def test_broken_video_is_told_in_one_line(tmp_path):
     assert done.stderr == "estimate_optflow.py: error: clip.mp4 is not a video that can be decoded\n"
 
 
-def test_several_bad_videos_are_all_named(tmp_path, caplog):
+def test_error_names_all_bad_videos(tmp_path, caplog):
     caplog.set_level("INFO")
     for name, n_frames in (("one", 1), ("uno", 1), ("two", 2)):
         write_frames(tmp_path / name, translated_frames(n_frames, dy=0, dx=0))
@@ -559,7 +561,7 @@ def test_several_bad_videos_are_all_named(tmp_path, caplog):
     assert [path.name for path in (tmp_path / "flow").iterdir()] == ["optflow_dis_two.h5"]
 
 
-def test_help_tells_every_option(capsys):
+def test_every_option_has_help(capsys):
     for script in (
         estimate_optflow,
         train_optflow_composite_model,
