@@ -411,7 +411,8 @@ def test_base_scripts_refuse_composite_weights(composite_weights, capsys):
 
 def test_features_need_a_network(tmp_path, capsys):
     argv = ["--base_model_weights=none", f"--save_features={tmp_path / 'features.npz'}"]
-    assert f"--save_features {tmp_path / 'features.npz'}" in fails_with(inference_base_model.main, argv, capsys)
+    error = fails_with(inference_base_model.main, argv, capsys)
+    assert f"--save_features {tmp_path / 'features.npz'}" in error
 
 
 @pytest.mark.parametrize("source", ["frames", "video", "davis"])
