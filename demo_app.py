@@ -1,4 +1,4 @@
-"""A page to try the base model: drop an image, move sliders, look at its superpixels, download the labels."""
+"""Serve a page to try the base model: drop an image, move sliders, see superpixels, download labels."""
 
 import argparse
 import shutil
@@ -21,11 +21,11 @@ from lib.superpixels.regions import Superpixels
 from lib.weights import BASE, expect, load_model
 
 DEMO_IMAGE = cli.REPO_ROOT / "demo" / "cat.jpg"
-_KEPT_SECONDS = 3600  # copies that the page serves
+_KEPT_SECONDS = 3600  # age at which Gradio deletes its copies of images
 
 
 class LabelFiles:
-    """The last label maps, as files to download; all are gone when the program ends."""
+    """Temporary files of the last label maps, for download; deleted when the program ends."""
 
     def __init__(self, n_kept: int = 20) -> None:
         self._n_kept = n_kept
@@ -33,7 +33,7 @@ class LabelFiles:
         self._paths: deque[Path] = deque()
 
     def save(self, labels: np.ndarray) -> Path:
-        """Write a label map, and remove the oldest of too many."""
+        """Write a label map and return its path; delete the oldest beyond `n_kept`."""
         path = Path(tempfile.mkdtemp(dir=self._folder.name), "labels.npy")
         np.save(path, labels)
         self._paths.append(path)
@@ -46,12 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
     cli.add_base_weights_arg(parser)
     cli.add_device_arg(parser)
-    parser.add_argument("--port", type=port_int, default=7860, help="of the page on this machine")
+    parser.add_argument("--port", type=port_int, default=7860, help="port of the page on this machine")
     return parser
 
 
 def build_app(weights: str | Path, device: str = "cpu") -> gr.Blocks:
-    """The page, which `launch` serves.
+    """Build the page; `launch` serves it.
 
     Raises
     ------
@@ -71,14 +71,14 @@ def build_app(weights: str | Path, device: str = "cpu") -> gr.Blocks:
             superpixels = segmenter(read_image(Path(image)), int(n_spixels))
         except InputError as error:
             raise gr.Error(str(error).replace(image, Path(image).name)) from error
-        told = f"{int(n_spixels)} superpixels requested, {superpixels.n_measured} measured"
-        return *draw_pictures(superpixels), str(label_files.save(superpixels.labels)), told
+        result = f"{int(n_spixels)} superpixels requested, {superpixels.n_measured} measured"
+        return *draw_pictures(superpixels), str(label_files.save(superpixels.labels)), result
 
     with gr.Blocks(title="Superpixels", delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)) as app:
         gr.Markdown("# Superpixels\nDrop an image and move the sliders.")
         with gr.Row():
             with gr.Column(scale=1):
-                # A file, as it is: Gradio would read palettes, 16 bits and transparency in another way.
+                # Pass the file unread: Gradio decodes palettes, 16 bits and transparency differently.
                 image = gr.Image(
                     str(DEMO_IMAGE), type="filepath", image_mode=None, label="Image", elem_id="image"
                 )
@@ -89,14 +89,14 @@ def build_app(weights: str | Path, device: str = "cpu") -> gr.Blocks:
                 n_iter = gr.Slider(
                     1, 20, loaded.model.n_iter, step=1, label="Iterations", elem_id="iterations"
                 )
-                told = gr.Textbox(label="Result", elem_id="told")
+                result = gr.Textbox(label="Result", elem_id="result")
                 labels = gr.DownloadButton("Labels (.npy)", elem_id="labels")
             with gr.Column(scale=2), gr.Tabs():
                 pictures = []
                 for name in ("Overlay", "Mean colours", "Boundaries"):
                     with gr.Tab(name):
                         pictures.append(gr.Image(label=name, format="png", elem_id=name.split()[0].lower()))
-        inputs, outputs = [image, n_spixels, compactness, n_iter], [*pictures, labels, told]
+        inputs, outputs = [image, n_spixels, compactness, n_iter], [*pictures, labels, result]
         events = [image.change, n_spixels.change, compactness.change, n_iter.change, app.load]
         gr.on(
             events,
@@ -104,13 +104,13 @@ def build_app(weights: str | Path, device: str = "cpu") -> gr.Blocks:
             inputs,
             outputs,
             show_progress="minimal",
-            trigger_mode="always_last",  # what is moved meanwhile counts afterwards
+            trigger_mode="always_last",  # a change made during a computation starts another one afterwards
         )
     return app
 
 
 def draw_pictures(superpixels: Superpixels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Overlay, mean colours, and white borders on black, each (H, W, 3) uint8."""
+    """Draw the overlay, the mean colours, and white boundaries on black, each (H, W, 3) uint8."""
     black = superpixels.with_image(np.zeros_like(superpixels.image_rgb))
     return (
         DEFAULT_STYLE.draw(superpixels),
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     app = build_app(args.base_model_weights, str(device))
     try:
         app.launch(server_port=args.port)
-    except OSError as error:  # Gradio's own message names an option that is not ours
+    except OSError as error:  # Gradio's message names a Gradio option instead of --port
         raise InputError(f"--port {args.port} is taken or may not be used; choose another") from error
 
 

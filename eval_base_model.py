@@ -1,4 +1,4 @@
-"""Score the base model's superpixels on BSDS500, DAVIS 2017 or own images, beside other methods."""
+"""Score the base model's superpixels on BSDS500, DAVIS 2017 or your own images; compare other methods."""
 
 import argparse
 from collections.abc import Sequence
@@ -26,19 +26,19 @@ from lib.weights import BASE, NO_NETWORK
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--bsds_root", type=existing_dir, help="folder that holds BSDS500/; scores it")
     parser.add_argument(
-        "--bsds_split", choices=bsds.SPLITS, default="test", help="images of BSDS500 to score"
+        "--bsds_root", type=existing_dir, help="score BSDS500; the folder that contains BSDS500/"
     )
+    parser.add_argument("--bsds_split", choices=bsds.SPLITS, default="test", help="BSDS500 split to score")
     parser.add_argument(
-        "--data_root", type=existing_dir, help="folder of images with label maps of your own; scores it"
+        "--data_root", type=existing_dir, help="score your own images; a folder of images with label maps"
     )
     cli.add_davis_args(parser, default_split="test")
     cli.add_bool(
         parser,
         "--eval_on_davis",
         default=None,
-        help="score DAVIS; default: if --davis2017_root is given",
+        help="score DAVIS; default: True if --davis2017_root is given",
     )
     cli.add_base_weights_arg(parser)
     cli.add_spixel_args(parser, swept=True)

@@ -1,4 +1,4 @@
-"""Score the composite model's superpixels on DAVIS 2017, beside its base model and other methods."""
+"""Score the composite model on DAVIS 2017; compare its base model and other methods."""
 
 import argparse
 from collections.abc import Sequence
@@ -24,7 +24,9 @@ from model import N_FLOW_CHANNELS
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--davis2017_root", type=existing_dir, required=True, help="folder that holds DAVIS/")
+    parser.add_argument(
+        "--davis2017_root", type=existing_dir, required=True, help="folder that contains DAVIS/"
+    )
     cli.add_davis_split_arg(parser, default_split="test")
     cli.add_optflow_folder_args(parser)
     cli.add_base_weights_arg(parser)

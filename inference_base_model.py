@@ -1,4 +1,4 @@
-"""Cut images, or the frames of a video, into superpixels with the base model, and draw them."""
+"""Segment images or video frames into superpixels with the base model, and draw overlays."""
 
 import argparse
 from collections.abc import Sequence
@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> RunSummary | VideoSummary:
     check_needs(args)
     jobs = plan_given_images(args) if args.video is None else []
     if args.save_features and str(args.base_model_weights) == NO_NETWORK:
-        raise InputError(f"--save_features {args.save_features}: without a network nothing is learned")
+        raise InputError(
+            f"--save_features {args.save_features}: the method without a network has no learned features"
+        )
     loaded = cli.load_for_use(
         args.base_model_weights, kind=BASE, n_learned_features=args.deepfdim, n_iter=args.niter
     )

@@ -1,4 +1,4 @@
-"""Cut the frames of videos into superpixels with the composite model, and draw them."""
+"""Segment video frames into superpixels with the composite model, and draw overlays."""
 
 import argparse
 from collections.abc import Sequence
@@ -38,21 +38,22 @@ def build_parser() -> argparse.ArgumentParser:
     add_video_args(parser, sources)
     add_output_args(parser)
     parser.add_argument(
-        "--save_flow", help="picture of the flow to write, any common format; for several images as --out"
+        "--save_flow",
+        help="write a picture of the flow, in any common format; for several images as in --out",
     )
     parser.add_argument(
         "--optflow_data",
         type=Path,
         metavar="FILE|FOLDER|auto",
-        help="flow archive of the video, as estimate_optflow.py makes them; for images of several videos, "
-        "the folder of their archives; or auto, the default for a --video, which estimates the flow",
+        help="flow archive of the video, from estimate_optflow.py; for images of several videos, the folder "
+        "of their archives; or auto, which estimates the flow and is the default with --video",
     )
     parser.add_argument(
         "--optflow_data_fr_idx",
         type=int,
         metavar="N",
-        help="which frame of its video a single image is, from 0; default: its place among the images of its "
-        "folder",
+        help="frame index of a single image in its video, from 0; default: its position among the images of "
+        "its folder",
     )
     cli.add_optflow_method_arg(parser)
     cli.add_composite_weights_arg(parser)

@@ -1,4 +1,4 @@
-"""Train the base model, which sees colour and position, on BSDS500 or on images of your own."""
+"""Train the base model, which reads colour and position, on BSDS500 or on your own images."""
 
 import argparse
 from collections.abc import Sequence
@@ -34,43 +34,41 @@ START_SCALES = InputScales(DEFAULT_COLOR_SCALE, 5.0)  # see docs/training.md; ba
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    data = parser.add_argument_group("data, of which one is needed")
-    data.add_argument("--bsds_root", type=existing_dir, help="folder that holds BSDS500/")
-    data.add_argument(
-        "--data_root", type=existing_dir, help="folder of images of your own with their label maps"
-    )
+    data = parser.add_argument_group("training data; give exactly one")
+    data.add_argument("--bsds_root", type=existing_dir, help="folder that contains BSDS500/")
+    data.add_argument("--data_root", type=existing_dir, help="folder of your own images with label maps")
     data.add_argument(
         "--val_data_root",
         type=existing_dir,
-        help="folder of such images to validate on; default: every tenth image of --data_root",
+        help="folder of validation images with label maps; default: every tenth image of --data_root",
     )
     cli.add_bool(
         data,
         "--synthetic_data",
         default=False,
-        help="train on one batch of made-up images again and again, which tells the speed without a loader",
+        help="repeat one batch of synthetic images, to measure the speed without a data loader",
     )
     cli.add_davis_args(parser, default_split="val")
-    cli.add_bool(parser, "--eval_on_davis", default=False, help="validate on DAVIS too")
+    cli.add_bool(parser, "--eval_on_davis", default=False, help="also validate on DAVIS")
     add_training_args(parser, n_annotations=4, trained=False)
     parser.add_argument(
         "--distance",
         choices=DISTANCES,
         default="euclidean",
-        help="distance of the clustering; squared as in the paper",
+        help="distance in the clustering; the paper uses squared",
     )
     cli.add_bool(
         parser,
         "--sees_position",
         default=True,
-        help="let the network read the position beside the colour, as in the paper",
+        help="let the network read position in addition to colour, as in the paper",
     )
     parser.add_argument(
         "--init_weights",
         type=Path,
         metavar="FILE",
-        help="weights of a base model to start from, and its --color_scale and --pos_scale, if none are "
-        f"given; default: random ones, {START_SCALES.color_scale} and {START_SCALES.pos_scale}",
+        help="weight file of a base model to start from; also the default of --color_scale and --pos_scale. "
+        f"Without it: random weights, {START_SCALES.color_scale} and {START_SCALES.pos_scale}",
     )
     cli.add_device_arg(parser)
     return parser
@@ -90,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
     scales = START_SCALES
     if args.init_weights and not resumed_from(args):
         if str(args.init_weights) == NO_NETWORK:
-            raise InputError(f"--init_weights {NO_NETWORK}: there are no weights to start from")
+            raise InputError(f"--init_weights {NO_NETWORK}: expected a weight file to start from")
         start = expect(
             load_model(args.init_weights), args.init_weights, kind=BASE, n_learned_features=args.deepfdim
         )
@@ -103,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
         model.load_state_dict(start.model.state_dict())
         scales = start.scales
     scales = cli.choose_scales(scales, color_scale=args.color_scale, pos_scale=args.pos_scale)
-    args.color_scale, args.pos_scale = scales.color_scale, scales.pos_scale  # which a checkpoint tells
+    args.color_scale, args.pos_scale = scales.color_scale, scales.pos_scale  # stored in checkpoints
     cli.log_options(args)
     return run_training(
         model,
@@ -118,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
 
 
 def open_data(args: argparse.Namespace) -> tuple[Dataset, dict[str, Dataset]]:
-    """The images to train on, and those that choose the best model, by name."""
+    """Open the training set, and the validation sets by name; the first one chooses the best model."""
     sources = [args.bsds_root, args.data_root, args.synthetic_data or None]
     if sum(source is not None for source in sources) != 1:
         raise InputError("give one of --bsds_root, --data_root and --synthetic_data")

@@ -1,4 +1,4 @@
-"""Train the composite model on DAVIS 2017: a frozen base model beside a new network for optical flow."""
+"""Train the composite model on DAVIS 2017: a new network for optical flow on top of a frozen base model."""
 
 import argparse
 import logging
@@ -28,25 +28,27 @@ logger = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--davis2017_root", type=existing_dir, help="folder that holds DAVIS/; required")
+    parser.add_argument("--davis2017_root", type=existing_dir, help="folder that contains DAVIS/; required")
     cli.add_optflow_folder_args(parser, required=False)
     parser.add_argument(
         "--davis_train_split",
         default="train",
-        help="DAVIS videos to train on: train, val, test, or a text file with one video a line",
+        help="DAVIS videos to train on: train, val, test, or a text file with one video per line",
     )
     parser.add_argument(
-        "--davis_val_split", default="val", help="DAVIS videos that choose the best model, named alike"
+        "--davis_val_split",
+        default="val",
+        help="DAVIS videos that choose the best model; same values as --davis_train_split",
     )
     cli.add_base_weights_arg(parser)
-    add_training_args(parser, n_annotations=1, trained=True)  # DAVIS has one annotation of each frame
+    add_training_args(parser, n_annotations=1, trained=True)  # DAVIS has one annotation per frame
     cli.add_optflow_args(parser, trained=False)
     cli.add_device_arg(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> TrainingState:
-    required = ("davis2017_root", "davis_optflow_folder")  # a resumed run has them from its checkpoint
+    required = ("davis2017_root", "davis_optflow_folder")  # a resumed run reads them from its checkpoint
     args = parse_training_args(build_parser(), argv, required=required)
     device = resolve_device(args.device)
     splits = {
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
         "davis_val_split": args.davis_val_split,
     }
     flow_args = {"optflow_folder": args.davis_optflow_folder, "optflow_method": args.optflow_method}
-    # Missing videos of both splits are reported at once.
+    # Both splits are checked together, so that one error names all missing videos.
     train_videos, val_videos = (read_split(split, parameter=name) for name, split in splits.items())
     find_frames(
         args.davis2017_root, train_videos + val_videos, named_in=" or ".join(f"--{name}" for name in splits)
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
     find_archives(args.davis_optflow_folder, train_videos + val_videos, args.optflow_method)
     shared = sorted(set(train_videos) & set(val_videos))
     if shared:
-        logger.warning("videos to train on that also choose the best model: %s", ", ".join(shared))
+        logger.warning("videos in both --davis_train_split and --davis_val_split: %s", ", ".join(shared))
     train_set, val_set = (
         DAVISDataset(args.davis2017_root, split, parameter=name, **flow_args)
         for name, split in splits.items()
@@ -82,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
         )
         if base.kind == NO_NETWORK:
             raise InputError(
-                f"--base_model_weights {args.base_model_weights}: a composite needs a base with a network"
+                f"--base_model_weights {args.base_model_weights}: the base of a composite needs a network"
             )
         model = CompositeSSNModel.on_top_of(
             base.model, args.optflow_deepfdim, n_extra_channels=N_FLOW_CHANNELS

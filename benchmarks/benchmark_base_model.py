@@ -1,7 +1,7 @@
-"""Time and memory of the clustering and of a training step, as ratios.
+"""Measure time and memory of the clustering and of a training step, relative to a plain implementation.
 
-The other side of each ratio is `lib.slic.reference`, the same computation written the plain way, measured in
-the same run. Every workload runs in a process of its own, so that its peak memory can be told. Needs Linux.
+The plain implementation is `lib.slic.reference`, measured in the same program. Each workload runs in a fresh
+process, so that its peak memory can be measured. Needs Linux.
 
     python -m benchmarks.benchmark_base_model
 """
@@ -25,7 +25,7 @@ COMPACTNESS = 1e-5
 def clustering_cost(
     device: torch.device, implementation: str, size: tuple[int, int], n_spixels: int, n_repeats: int
 ) -> Cost:
-    """Five iterations on 20 random channels, of which two are positions."""
+    """Measure five iterations on 18 random channels and two position channels."""
     torch.manual_seed(0)
     features = torch.randn(1, 20, *size, device=device)
     features[:, -2:] = input_channels(features[:, :3], None, n_spixels, SCALES)[:, -2:]
@@ -36,7 +36,7 @@ def clustering_cost(
 
 
 def training_cost(device: torch.device, implementation: str, n_spixels: int, n_repeats: int) -> Cost:
-    """Forward, loss and backward of 6 crops of 200x200 with 10 segments each."""
+    """Measure forward, loss and backward on 6 crops of 200x200 with 10 segments each."""
     torch.manual_seed(0)
     image_lab = 50 + 20 * torch.randn(6, 3, 200, 200, device=device)
     segments = pixel_positions(image_lab).to(torch.int64)  # (6, 2, 200, 200)

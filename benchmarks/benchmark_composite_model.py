@@ -1,7 +1,7 @@
-"""Speed of optical flow, from estimation to training, and the cost of a composite's training step.
+"""Measure the speed of optical flow, from estimation to training, and the cost of a composite training step.
 
-Flow and frames are made up, 480x854. Each training step is measured in a process of its own; the ratio is
-to a step of the base model in the same run.
+Flow and frames are synthetic, 480x854. Each training step is measured in a fresh process, relative to a step
+of the base model in the same program.
 
     python -m benchmarks.benchmark_composite_model
 """
@@ -36,7 +36,7 @@ N_SAMPLES, BATCH_SIZE = 300, 6
 
 
 def write_davis(root: Path) -> None:
-    """Write videos of a photograph that pans, with a mask of its middle."""
+    """Write videos of a panning photograph, with a mask of its centre."""
     height, width = FRAME_SHAPE
     photograph = make_photograph(height + 2 * N_FRAMES, width + 5 * N_FRAMES)
     mask = np.zeros(FRAME_SHAPE, dtype=np.uint8)
@@ -55,7 +55,7 @@ def write_davis(root: Path) -> None:
 
 
 def fields_per_second(root: Path, preset: str) -> float:
-    """Flow fields a core estimates a second, from image files to a finished archive."""
+    """Return the flow fields per second on one core, from image files to the finished archive."""
     cv2.setNumThreads(1)
     jobs = [
         ArchiveJob(DISFlow(FrameFolder(video, frames), preset), root / archive_name(preset, video), {})
@@ -68,7 +68,7 @@ def fields_per_second(root: Path, preset: str) -> float:
 
 
 def reading_seconds(root: Path) -> float:
-    """Time to read the flow of a frame in both directions; the median of a video."""
+    """Return the median time to read a frame's flow in both directions."""
     archive = FlowArchive(root / archive_name("medium", VIDEOS[0]))
     durations = []
     for frame_idx in range(1, N_FRAMES - 1):
@@ -79,19 +79,19 @@ def reading_seconds(root: Path) -> float:
 
 
 def samples_per_second(root: Path, n_workers: int) -> float:
-    """Training crops with flow that some workers make a second."""
+    """Return the training crops with flow per second."""
     dataset = DAVISDataset(root, str(root / "videos.txt"), optflow_folder=root, optflow_method="medium")
     crops = TrainingCrops(dataset, n_annotations=1, seed=0)
     n_steps = N_SAMPLES // BATCH_SIZE
     batches = iter(training_loader(crops, batch_size=BATCH_SIZE, n_steps=n_steps, n_workers=n_workers))
-    next(batches)  # the workers have started
+    next(batches)  # waits until the workers have started
     start = time.perf_counter()
     n_batches = sum(1 for _ in batches)
     return n_batches * BATCH_SIZE / (time.perf_counter() - start)
 
 
 def step_cost(device: torch.device, kind: str, with_bfloat16: bool, n_repeats: int) -> Cost:
-    """Forward, loss and backward of 6 crops of 200x200 with two segments each; `kind` names the model."""
+    """Measure forward, loss and backward on 6 crops of 200x200 with two segments each."""
     torch.manual_seed(0)
     image_lab = 50 + 20 * torch.randn(BATCH_SIZE, 3, 200, 200, device=device)
     flow = torch.randn(BATCH_SIZE, N_FLOW_CHANNELS, 200, 200, device=device)

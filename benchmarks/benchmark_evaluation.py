@@ -1,6 +1,6 @@
-"""Time of each metric, and of an evaluation as a ratio to the inference alone.
+"""Measure the time of each metric, and of an evaluation relative to inference.
 
-Images, 321x481, and their annotations are made up.
+Images and annotations are synthetic, 321x481.
 
     python -m benchmarks.benchmark_evaluation
 """
@@ -30,7 +30,7 @@ N_SPIXELS = 600
 
 
 class Photographs(Dataset):
-    """Photographs with annotations of some twenty segments, whose borders are crooked."""
+    """Dataset of photographs with annotations of about twenty segments with wavy borders."""
 
     def __init__(self) -> None:
         photograph = make_photograph(HEIGHT + N_IMAGES, WIDTH + N_IMAGES)
@@ -54,7 +54,7 @@ class Photographs(Dataset):
 
 
 def fastest(step: Callable[[], object], n_repeats: int) -> float:
-    """Seconds of the fastest repetition."""
+    """Return the seconds of the fastest repetition."""
     durations = []
     for _ in range(n_repeats):
         start = time.perf_counter()
@@ -66,7 +66,9 @@ def fastest(step: Callable[[], object], n_repeats: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu or cuda[:N], for the network")
-    parser.add_argument("--nworkers", type=int, default=2, help="processes that read, and that measure")
+    parser.add_argument(
+        "--nworkers", type=int, default=2, help="worker processes for reading, and for metrics"
+    )
     args = parser.parse_args()
     device = torch.device(args.device)
     print(f"torch {torch.__version__} on {describe(device)}, {args.nworkers} workers")

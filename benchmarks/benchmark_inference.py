@@ -1,8 +1,8 @@
-"""Time and memory from an image file to the file of its overlay, as ratios to the network written plainly.
+"""Measure time and memory from an image file to its overlay file, relative to a plain network.
 
-The plain network is the same one with channels first, batch norm by itself, the output convolution on the
-concatenation of all scales, and memory management as it comes. Every workload runs in a process of its own,
-so that its peak memory can be told. Needs Linux.
+The plain network has the same weights. It uses channels-first memory, separate batch norm layers, one output
+convolution on all concatenated scales, and the default memory allocator settings. Each workload runs in a
+fresh process, so that its peak memory can be measured. Needs Linux.
 
     python -m benchmarks.benchmark_inference
 """
@@ -33,19 +33,19 @@ DENSITY = 1000 / (SIZE[0] * SIZE[1])  # superpixels per pixel
 
 
 def plain_network_cost(device: torch.device, size: tuple[int, int], n_repeats: int) -> Cost:
-    """The network alone."""
+    """Measure the plain network alone."""
     model, scales, _ = load_model(DEFAULT_BASE_WEIGHTS)
     extractor = model.feature_extract.to(device, memory_format=torch.contiguous_format)
     image_lab = rgb_to_lab(make_photograph(*size))[None].to(device)
     labyx = input_channels(image_lab, None, round(DENSITY * size[0] * size[1]), scales)
     with torch.inference_mode():
-        return measure(lambda: _plainly(extractor, labyx), device, n_repeats)
+        return measure(lambda: _plain_forward(extractor, labyx), device, n_repeats)
 
 
-def _plainly(extractor: FeatureExtractor, x: Tensor) -> Tensor:
+def _plain_forward(extractor: FeatureExtractor, x: Tensor) -> Tensor:
     def run(layers: nn.Module, values: Tensor) -> Tensor:
         for layer in layers:
-            # A block folds its batch norm into its convolution when it is called as a whole.
+            # Call the layers one by one: a whole block folds its batch norm into the convolution.
             values = run(layer, values) if isinstance(layer, nn.Sequential) else layer(values)
         return values
 
@@ -60,7 +60,7 @@ def _plainly(extractor: FeatureExtractor, x: Tensor) -> Tensor:
 
 
 def whole_cost(device: torch.device, precision: str, size: tuple[int, int], n_repeats: int) -> Cost:
-    """All from the image file to the overlay file, with the weights loaded."""
+    """Measure everything from image file to overlay file, with the weights already loaded."""
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         image_file, overlay_file = Path(folder, "image.jpg"), Path(folder, "overlay.png")
@@ -70,7 +70,7 @@ def whole_cost(device: torch.device, precision: str, size: tuple[int, int], n_re
 
 
 def agreement_and_stages(device: torch.device, size: tuple[int, int]) -> tuple[float, str]:
-    """Share of labels that bfloat16 leaves as they are, and how long the stages take in float32."""
+    """Return the share of labels equal in bfloat16 and float32, and the float32 time per stage."""
     keep_freed_memory()
     image_rgb = make_photograph(*size)
     labels = []
@@ -130,7 +130,7 @@ def main() -> None:
         )
     agreement, stages = in_process(agreement_and_stages, device, SIZE)
     print(f"stages in fp32: {stages}")
-    print(f"labels that bf16 leaves as they are: {100 * agreement:.2f} %")
+    print(f"labels equal in bf16 and fp32: {100 * agreement:.2f} %")
 
     smaller = None
     for factor in (1, 2, 4, 8):

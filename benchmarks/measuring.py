@@ -1,4 +1,4 @@
-"""Measuring time and memory; what the benchmarks share. Needs Linux."""
+"""Measure time and memory for the benchmarks. Needs Linux."""
 
 import resource
 import time
@@ -16,15 +16,15 @@ MIB = 2**20
 
 
 class Cost(NamedTuple):
-    """What a workload took."""
+    """Time and memory of a workload."""
 
-    seconds: float  # of the fastest repetition, which other programs disturbed least
-    extra_bytes: int  # peak above what its inputs and the imports occupied
-    total_bytes: int  # peak of the whole process, or of the GPU's allocator
+    seconds: float  # fastest repetition, which other programs disturbed least
+    extra_bytes: int  # peak above the memory of inputs and imports
+    total_bytes: int  # peak of the whole process, or of PyTorch on the GPU
 
 
 def measure(step: Callable[[], object], device: torch.device, n_repeats: int) -> Cost:
-    """Run `step` once to warm up, then time it."""
+    """Run `step` once to warm up, then time it `n_repeats` times."""
     before = _occupied_bytes(device)
     step()
     durations = []
@@ -45,7 +45,7 @@ def in_process(workload: Callable[..., Cost], *args: object) -> Cost:
 
 
 def _occupied_bytes(device: torch.device) -> int:
-    """What is in use now; on the GPU, the peak starts anew from it."""
+    """Return the memory in use; on the GPU, also reset the peak to it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -65,14 +65,14 @@ def _synchronize(device: torch.device) -> None:
 
 
 def describe(device: torch.device) -> str:
-    """Name of a device, for the first line of a report."""
+    """Return the name of a device, for the first line of a report."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads"
 
 
 def make_photograph(height: int, width: int) -> np.ndarray:
-    """Random patches with soft borders and the noise of a camera, (height, width, 3) uint8."""
+    """Make random patches with soft borders and camera-like noise, (height, width, 3) uint8."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (height // 20, width // 20, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))

@@ -1,7 +1,7 @@
 """Make the demo clip: a horse of gravel that walks over gravel.
 
-Both are the same photograph, so colour does not tell them apart, but motion does. Writes the frames to
-`clip/`, and the horse in the middle frame to `clip_mask.png`; `estimate_optflow.py` makes the flow:
+Horse and ground come from the same photograph, so only motion separates them. Frames go to `clip/`, the mask
+of the horse in the middle frame to `clip_mask.png`. `estimate_optflow.py` then estimates the flow:
 
     python demo/make_clip.py
     python estimate_optflow.py --frames demo/clip --out_dir demo
@@ -19,7 +19,7 @@ DEMO_DIR = Path(__file__).parent
 HEIGHT, WIDTH = 320, 480
 N_FRAMES = 3
 HORSE_STEP, GROUND_STEP = 6, -2  # pixels to the right between two frames
-HORSE_TOP, HORSE_LEFT = 30, 70  # of the first frame
+HORSE_TOP, HORSE_LEFT = 30, 70  # position in the first frame
 TINT = np.array([1.0, 0.93, 0.82])  # from grey to sand
 
 

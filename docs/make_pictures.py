@@ -1,4 +1,4 @@
-"""Make the README's pictures anew with the weights in `trained_models/`, and tell the figures beside them.
+"""Make the README's pictures with the published weights, and print the numbers quoted with them.
 
 python -m docs.make_pictures
 """
@@ -23,19 +23,19 @@ from lib.superpixels.drawing import draw_boundaries
 DOCS_DIR = Path(__file__).parent
 DEMO_DIR = REPO_ROOT / "demo"
 CLIP_DIR = DEMO_DIR / "clip"
-MIDDLE = 1  # the frame of which there is a mask
+MIDDLE = 1  # index of the frame that has a mask
 GAP = 6  # pixels between two pictures
 TINT = np.array([255, 60, 60])
 SAME_COLORS = np.array([[255, 0, 0], [0, 100, 255], [0, 200, 0], [255, 140, 0], [200, 0, 255], [0, 220, 220]])
 
 
 def make_superpixels() -> None:
-    """`superpixels.jpg`: the demo image."""
+    """Make `superpixels.jpg`: the demo image."""
     inference_base_model.main(["--out", str(DOCS_DIR / "superpixels.jpg")])
 
 
 def make_composite() -> None:
-    """`composite.jpg`: base, composite and flow of the middle frame, with what lies on the horse tinted."""
+    """Make `composite.jpg`: base, composite and flow of the middle frame, with the horse tinted."""
     image_rgb = read_image(list_in_order(CLIP_DIR, FRAME_SUFFIXES)[MIDDLE])
     horse = np.asarray(Image.open(DEMO_DIR / "clip_mask.png")) > 0
     flow = FlowArchive(DEMO_DIR / "optflow_dis_clip.h5").read_frame(MIDDLE)
@@ -51,7 +51,7 @@ def make_composite() -> None:
 
 
 def make_folder() -> None:
-    """`folder.jpg`: overlays of the photographs in the demo folder."""
+    """Make `folder.jpg`: overlays of the photographs in the demo folder."""
     with tempfile.TemporaryDirectory() as folder:
         inference_base_model.main(["--image", str(DEMO_DIR), "--out", folder])
         overlays = [path for path in sorted(Path(folder).rglob("*.png")) if path.stem != "clip_mask"]
@@ -61,7 +61,7 @@ def make_folder() -> None:
 
 
 def make_video() -> None:
-    """`video.jpg`: the demo clip with `--temporal`, and the superpixels that stay largest tinted."""
+    """Make `video.jpg`: the demo clip with `--temporal`; the largest lasting superpixels are tinted."""
     with tempfile.TemporaryDirectory() as folder:
         files = ["--out", f"{folder}/overlay.mp4", "--save_labels", f"{folder}/labels.h5"]
         options = ["--video", str(CLIP_DIR), "--temporal"]
@@ -80,13 +80,13 @@ def make_video() -> None:
     _save_row(pictures, "video.jpg")
 
 
-def _tinted(picture: np.ndarray, where: np.ndarray, color: np.ndarray) -> np.ndarray:
+def _tinted(picture: np.ndarray, mask: np.ndarray, color: np.ndarray) -> np.ndarray:
     mixed = (0.4 * picture + 0.6 * color).astype(np.uint8)
-    return np.where(where[..., None], mixed, picture)
+    return np.where(mask[..., None], mixed, picture)
 
 
 def _save_row(pictures: list[np.ndarray], name: str) -> None:
-    """Write pictures of one height side by side."""
+    """Save pictures of equal height side by side."""
     gap = np.full((pictures[0].shape[0], GAP, 3), 255, dtype=np.uint8)
     parts = [part for picture in pictures for part in (gap, picture)][1:]
     Image.fromarray(np.concatenate(parts, axis=1)).save(DOCS_DIR / name, quality=88)

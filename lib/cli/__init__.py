@@ -1,4 +1,4 @@
-"""Command lines of the scripts: the only place, beside the scripts, that knows the name of an option."""
+"""Command lines of the scripts. Only this package and the scripts know the names of options."""
 
 from lib.cli.options import (
     DEFAULT_BASE_WEIGHTS,

@@ -1,4 +1,4 @@
-"""Options made from the fields of dataclasses, and the one table from parameters to options."""
+"""Build options from dataclass fields; hold the table from parameter names to option names."""
 
 import argparse
 import re
@@ -11,7 +11,7 @@ from lib.training.recipe import CountRange
 
 Settings = TypeVar("Settings")
 
-# Parameters whose option has another name, without its dashes.
+# Option names without dashes, for parameters whose option is named differently.
 _OPTIONS = {
     "batch_size": "batchsize",
     "compiled": "compile",
@@ -46,28 +46,28 @@ _TYPES = {
 
 
 def option_name(parameter: str) -> str:
-    """Return the name of a parameter's option, without its dashes."""
+    """Return the option name of a parameter, without dashes."""
     return _OPTIONS.get(parameter, parameter)
 
 
 def with_options(message: str) -> str:
-    """Replace the parameters in a message, which stand in backquotes, by their options."""
+    """Replace parameters in backquotes by their options."""
     return re.sub(r"`([a-z]\w*)`", lambda match: f"--{option_name(match[1])}", message)
 
 
 def add_fields(group: argparse._ActionsContainer, cls: type, *names: str, **defaults: Any) -> None:
-    """Add an option for each field of a dataclass that has help.
+    """Add an option for each dataclass field with a help text.
 
     Parameters
     ----------
     group : parser or group
-        Where to add the options.
+        Receives the options.
     cls : type
-        Dataclass; the metadata of its fields hold "help" and the limits of `number` or "choices".
+        Dataclass. Field metadata holds "help", and "choices" or the limits of `number`.
     names : str
-        Only these fields; by default all.
+        Fields to add; by default all.
     defaults : any
-        Defaults other than the fields', by the name of the field.
+        Defaults that replace the field's own, by field name.
     """
     for field in fields(cls):
         limits = dict(field.metadata)
@@ -85,7 +85,7 @@ def add_fields(group: argparse._ActionsContainer, cls: type, *names: str, **defa
 
 
 def read_fields(args: argparse.Namespace, cls: type[Settings], **others: Any) -> Settings:
-    """Build a dataclass from the options of `add_fields` and the values of its other fields."""
+    """Build a dataclass from the options of `add_fields` and values for its other fields."""
     given = {
         field.name: getattr(args, option_name(field.name))
         for field in fields(cls)

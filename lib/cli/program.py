@@ -1,4 +1,4 @@
-"""Run a script as a program: its parser, its log and its errors."""
+"""Run a script as a program: parse options, set up logging, report errors."""
 
 import argparse
 import logging
@@ -21,12 +21,13 @@ from lib.runtime.workers import LOST_WORKER
 
 logger = logging.getLogger(__name__)
 
-# In pixels. Pillow takes larger ones for attacks, and refuses those of twice the size.
+# Pixels. Pillow warns above this size and refuses images of twice the size, as a guard against
+# decompression bombs. Its default, 2**29 / 6, is too low for large photographs.
 _LARGEST_SAFE_IMAGE = 2**29
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser that shows defaults and reports an error in one line, with status 2."""
+    """Argument parser that shows defaults and reports an error in one line with status 2."""
 
     def __init__(self, description: str) -> None:
         super().__init__(
@@ -40,7 +41,7 @@ class Parser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         args = sys.argv[1:] if args is None else args
         if any(argument == "" or re.fullmatch(r"--\w+=", argument) for argument in args):
-            self.error("the value of an option is empty; is a variable of the shell unset?")
+            self.error("the value of an option is empty; is a shell variable unset?")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -49,14 +50,14 @@ class Parser(argparse.ArgumentParser):
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        # An option that is required or whose help tells the default needs no "(default: None)".
+        # Avoids "(default: None)" if an option is required or its help states the default.
         return action.help if action.default is None else super()._get_help_string(action)
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Run a script: bad input ends in one line and status 2, a run that failed in status 1.
+    """Run a script; exit with status 2 after bad input and status 1 after a failed run.
 
-    Under `torchrun` only rank 0 logs; every rank reports its own errors.
+    An error is reported in one line. Under `torchrun` only rank 0 logs; every rank reports its own errors.
     """
     keep_freed_memory()
     Image.MAX_IMAGE_PIXELS = _LARGEST_SAFE_IMAGE
@@ -80,20 +81,20 @@ def _exit_status(main: Callable[[], object], program: str) -> int:
         return _report_error(program, error, 1)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
-            return _report_error(program, RunError("out of memory; smaller batches or images take less"), 1)
-        if "InvalidCxxCompiler" in str(error):  # found missing by PyTorch when the network first runs
-            return _report_error(program, InputError("--compile needs a C++ compiler, and there is none"), 2)
-        if not is_lost_worker(error):  # of which PyTorch may tell in the midst of anything
+            return _report_error(program, RunError("out of memory; use smaller batches or images"), 1)
+        if "InvalidCxxCompiler" in str(error):  # PyTorch looks for the compiler at the first forward pass
+            return _report_error(program, InputError("--compile needs a C++ compiler, and none was found"), 2)
+        if not is_lost_worker(error):  # PyTorch may raise this one anywhere
             raise
         return _report_error(program, RunError(LOST_WORKER), 1)
     except KeyboardInterrupt as stop:
-        # Shells report a program that a signal ended with 128 plus its number.
+        # Shell convention: 128 plus the number of the signal that ended the program.
         return 128 + (stop.number if isinstance(stop, Stop) else signal.SIGINT)
     return 0
 
 
 def _report_error(program: str, error: Exception, status: int) -> int:
-    # An error of a data loader's worker arrives as the text of its traceback: the last line is the error.
+    # An error in a data loader worker arrives as the text of a traceback: its last line is the error.
     message = (str(error).strip().splitlines() or [type(error).__name__])[-1]
     message = message.removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")
     print(f"{program}: error: {with_options(message)}", file=sys.stderr)
@@ -101,6 +102,6 @@ def _report_error(program: str, error: Exception, status: int) -> int:
 
 
 def _name_options(record: logging.LogRecord) -> bool:
-    """Log filter that shows options in place of parameters."""
+    """Log filter that replaces parameters in messages by their options."""
     record.msg, record.args = with_options(record.getMessage()), None
     return True

@@ -14,8 +14,8 @@ from lib.training.recipe import Recipe, RunSettings, check_resumed
 from lib.training.run_folder import find_resumable
 from lib.weights import read_checkpoint
 
-# Options that may change when a run is resumed. They change neither the score nor what a step computes, but
-# for the length of the run: the learning rate then goes on along the curve of the new one.
+# Options that may change when a run is resumed, because they affect neither the score nor a training step.
+# Exception: a new train_iter changes the learning rate, which continues on the curve of the new length.
 _FREE_ON_RESUME = {
     "compile",
     "davis2017_root",
@@ -32,10 +32,10 @@ _FREE_ON_RESUME = {
     "train_iter",
 }
 
-# Folders that may have moved when a run is resumed; which of them are given may not change.
+# Folders that may have moved when a run is resumed. An unset option must stay unset, and a set one set.
 _MOVABLE = {"bsds_root", "data_root", "val_data_root"}
 
-AUTO = "auto"  # in place of a file to resume from
+AUTO = "auto"  # value of --resume: find the last checkpoint
 
 DEFAULT_VAL_N_ITER = 7  # see docs/training.md
 
@@ -45,7 +45,7 @@ _NOT_GIVEN = object()
 def add_training_args(parser: argparse.ArgumentParser, *, n_annotations: int, trained: bool) -> None:
     """Add the options of a training run.
 
-    With `trained`, the options of a trained base model are left to its weight file.
+    With `trained`, unset options of the base model are read from its weight file.
     """
     group = parser.add_argument_group("training")
     add_fields(group, Recipe, n_annotations=n_annotations)
@@ -53,8 +53,8 @@ def add_training_args(parser: argparse.ArgumentParser, *, n_annotations: int, tr
     group.add_argument(
         "--resume",
         metavar="FILE|auto",
-        help="checkpoint of a run to continue; options left out are taken from it. auto takes the last one "
-        "in --out_dir, and starts anew if there is none. In evaluation, --resume is a flag",
+        help="checkpoint of a run to continue; it supplies the options that are not given. auto uses the "
+        "last checkpoint in --out_dir, or starts a new run if none exists. In evaluation, --resume is a flag",
     )
     group = parser.add_argument_group("superpixels")
     if not trained:
@@ -62,7 +62,7 @@ def add_training_args(parser: argparse.ArgumentParser, *, n_annotations: int, tr
             "--val_niter",
             type=positive_int,
             default=DEFAULT_VAL_N_ITER,
-            help="iterations of the clustering in validation and, by the weight file, in use",
+            help="clustering iterations in validation; the weight file stores them as default for inference",
         )
     add_feature_args(group, trained=trained)
 
@@ -70,9 +70,9 @@ def add_training_args(parser: argparse.ArgumentParser, *, n_annotations: int, tr
 def parse_training_args(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, required: Sequence[str] = ()
 ) -> argparse.Namespace:
-    """Parse the options of a training script; with `--resume`, those left out are the checkpoint's.
+    """Parse the options of a training script; with `--resume`, unset options come from the checkpoint.
 
-    A run goes on in the folder its checkpoint lies in, wherever that has been moved.
+    A resumed run continues in the folder of its checkpoint, even if that folder was moved.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def resumed_from(args: argparse.Namespace) -> Path | None:
 
 
 def run_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of `lib.training.run.run_training` that all training scripts share."""
+    """Return the arguments of `run_training` that all training scripts share."""
     return {
         "recipe": read_fields(args, Recipe),
         "settings": read_fields(args, RunSettings, with_loader=not getattr(args, "synthetic_data", False)),
@@ -117,7 +117,7 @@ def run_arguments(args: argparse.Namespace) -> dict[str, Any]:
 def _parse(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None, defaults: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the options that `argv` gives, without defaults, and the arguments that are no options."""
+    """Return the options given in `argv`, without defaults, and the unknown arguments."""
     not_given = argparse.Namespace(**dict.fromkeys(defaults, _NOT_GIVEN))
     args, unknown = parser.parse_known_args(argv, not_given)
     return {name: value for name, value in vars(args).items() if value is not _NOT_GIVEN}, unknown
@@ -126,7 +126,7 @@ def _parse(
 def _read_options(
     parser: argparse.ArgumentParser, path: Path, defaults: dict[str, Any], given: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the options that a checkpoint holds. A given option that may change replaces its value."""
+    """Return the options stored in a checkpoint, updated with given options that may change."""
     checkpoint = read_checkpoint(path)
     if "last_weights" not in checkpoint or not isinstance(checkpoint.get("options"), dict):
         raise InputError(
@@ -136,15 +136,17 @@ def _read_options(
     options |= {name: given[name] for name in given.keys() & options.keys() & (_FREE_ON_RESUME | _MOVABLE)}
     stored, unknown = _parse(parser, [f"--{name}={value}" for name, value in options.items()], defaults)
     if unknown:
-        raise InputError(f"{path} is of another model or version: it has {min(unknown)}", parameter="resume")
-    if "recipe" in checkpoint:  # older checkpoints have the same in their options
+        raise InputError(
+            f"{path} is from another model or version: it has {min(unknown)}", parameter="resume"
+        )
+    if "recipe" in checkpoint:  # older checkpoints hold these values in their options
         recipe = vars(Recipe.from_plain(checkpoint["recipe"]))
         stored |= {option_name(name): value for name, value in recipe.items()}
     return stored
 
 
 def _resolved(options: dict[str, Any]) -> dict[str, Any]:
-    """Return options that can be compared: paths are absolute, unset options are left out."""
+    """Return options that can be compared: absolute paths, no unset options."""
     return {
         name: value.resolve() if isinstance(value, Path) else value
         for name, value in options.items()

@@ -14,7 +14,7 @@ Number = TypeVar("Number", int, float)
 def number(
     kind: type[Number], *, low: float = -math.inf, above: float = -math.inf, below: float = math.inf
 ) -> Callable[[str], Number]:
-    """Return a type for finite numbers that are at least `low`, above `above` and below `below`."""
+    """Return an argparse type for finite numbers: at least `low`, above `above`, below `below`."""
     limits = {"of at least": low, "above": above, "below": below}
     bounds = " and ".join(f"{word} {limit}" for word, limit in limits.items() if math.isfinite(limit))
     expected = f"{'an integer' if kind is int else 'a number'} {bounds}"
@@ -39,7 +39,7 @@ non_negative_float = number(float, low=0)
 
 
 def parse_bool(text: str) -> bool:
-    """Read True or False, in any case."""
+    """Parse True or False, ignoring case."""
     lowered = text.lower()
     if lowered not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
@@ -47,7 +47,7 @@ def parse_bool(text: str) -> bool:
 
 
 def count_range(text: str) -> CountRange:
-    """Read an integer of at least 1, or two with a hyphen between them."""
+    """Parse a positive integer, or a range LOW-HIGH of positive integers."""
     low, hyphen, high = text.partition("-")
     counts = CountRange(positive_int(low), positive_int(high if hyphen else low))
     if counts.low > counts.high:
@@ -56,7 +56,7 @@ def count_range(text: str) -> CountRange:
 
 
 def existing_dir(text: str) -> Path:
-    """Read the path of a folder that exists."""
+    """Parse the path of an existing folder."""
     path = Path(text)
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"no folder {text}")

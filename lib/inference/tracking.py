@@ -31,8 +31,8 @@ class Tracker:
     """Starts the superpixels of each frame from those of the frame before, moved by the optical flow.
 
     A superpixel can only reach pixels of its own cell and of the eight cells around it. A superpixel that the
-    flow moves therefore changes to the cell at its new position. Its track ID ends if no cell near it is free,
-    or if it leaves the frame. A cell without a superpixel starts one with a new track ID.
+    flow moves therefore changes to the cell at its new position. Its track ID ends if no cell near it is
+    free, or if it leaves the frame. A cell without a superpixel starts one with a new track ID.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Training: recipe, trainer, run and its folder."""
+"""Train a model: recipe, trainer, run and run folder."""
 
 from lib.training.recipe import CountRange, Recipe, RunSettings
 from lib.training.run import run_training

@@ -1,4 +1,4 @@
-"""Pictures of superpixels, of optical flow and of training runs."""
+"""Plots of a training run: losses, learning rate and validations against the step."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ from scipy.ndimage import median_filter
 from lib.files.atomic import atomic_path
 from lib.metrics.registry import METRICS, PAIR_METRICS, SPIXEL_METRICS
 
-# Curves are told apart by colour and dashes, for print in black and white; 20 pairs differ.
+# Curves differ in colour and dashes, so that they stay readable in black and white: 20 combinations.
 _COLORS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7")
 _DASHES = ("-", "--", "-.", ":")
 _N_COLUMNS = 4
 _DPI = 110
-_FEW_POINTS = 50  # up to as many, a curve shows its points
-_N_MEDIANS = 30  # a running median spans one in so many of the points
+_FEW_POINTS = 50  # a curve with at most this many points marks each of them
+_N_MEDIANS = 30  # the window of a running median is 1/30 of the points; fewer means smoother curves
 _NO_LOSS_TERMS = ("step", "grad_norm", "lr", "images_per_s", "loader_share")  # in a training line
 
 
@@ -30,25 +30,24 @@ def draw_training_curves(log: Sequence[Mapping[str, float]], path: Path) -> None
     Parameters
     ----------
     log : sequence of mapping
-        The lines of the log that `lib.training.trainer.train` writes. Values that are not finite are
-        left blank.
+        Lines of `log.jsonl`. Values that are not finite are left blank.
     path : Path
-        Where to write the picture.
+        File to write.
 
     Raises
     ------
     RunError
-        If it cannot be written; an earlier picture stays.
+        If the file cannot be written; an earlier picture stays.
     """
     with atomic_path(path) as temporary:
         training_figure(log).savefig(temporary, dpi=_DPI)
 
 
 def training_figure(log: Sequence[Mapping[str, float]]) -> Figure:
-    """Figure of the log of a training run, with a panel for all that the log has values of.
+    """Plot the log of a training run, with a panel for each quantity that has finite values.
 
-    A row for training, then rows for validation, in which the step of the best score is marked. Losses and
-    gradient norm, which are noisy, are drawn pale with their running median.
+    The first row shows training. Further rows show validation and mark the step of the best score. Losses and
+    gradient norm are noisy: they are drawn pale, under their running median.
     """
     validations = [line for line in log if "score" in line]
     training_row = _training_panels([line for line in log if "loss" in line])
@@ -80,7 +79,7 @@ def training_figure(log: Sequence[Mapping[str, float]]) -> Figure:
 
 
 class _Panel(NamedTuple):
-    """Curves against the step; a curve has a value for each of the steps, or NaN."""
+    """Curves against the step; each curve has one value per step, NaN where it is missing."""
 
     title: str
     steps: np.ndarray  # (N,)
@@ -106,7 +105,7 @@ def _training_panels(lines: Sequence[Mapping[str, float]]) -> list[_Panel]:
 
 
 def _validation_panels(lines: Sequence[Mapping[str, float]]) -> list[_Panel]:
-    """A panel for each metric, those against annotations first, with a curve for each validation set."""
+    """Return a panel per metric, with a curve per validation set; annotation metrics come first."""
     steps = np.array([line["step"] for line in lines])
     curves: dict[str, dict[str, np.ndarray]] = {}  # by metric, then by set
     for key in dict.fromkeys(key for line in lines for key in line if key not in ("step", "score")):
@@ -119,7 +118,7 @@ def _validation_panels(lines: Sequence[Mapping[str, float]]) -> list[_Panel]:
 
 
 def _set_and_metric(key: str) -> tuple[str, str]:
-    """Split "bsds_val_asa" into "bsds_val" and "asa"; a figure of no known metric is taken as one."""
+    """Split "bsds_val_asa" into "bsds_val" and "asa"; an unknown metric has an empty set name."""
     metric = max((name for name in METRICS if f"_{key}".endswith(f"_{name}")), key=len, default=key)
     return key.removesuffix(metric).removesuffix("_"), metric
 
@@ -132,7 +131,7 @@ def _title(metric: str) -> str:
 
 
 def _values(lines: Sequence[Mapping[str, float]], name: str, *, above: float = -math.inf) -> np.ndarray:
-    """Values of the lines, NaN where there is none that is finite and above a bound."""
+    """Return a value per line; NaN where it is missing, not finite or not above the bound."""
     values = np.array([line.get(name, math.nan) for line in lines], dtype=float)
     return np.where(np.isfinite(values) & (values > above), values, math.nan)
 
@@ -166,7 +165,7 @@ def _draw_panel(axes: Axes, panel: _Panel) -> None:
 
 
 def _mark_best(axes: Axes, panel: _Panel, validations: Sequence[Mapping[str, float]]) -> None:
-    """Mark the step of the best score, the first of equals, as that of the best model is."""
+    """Mark the step of the best score; among equal scores the first, which is the best model."""
     scores = _values(validations, "score")
     if np.isnan(scores).all():
         return
@@ -179,7 +178,7 @@ def _mark_best(axes: Axes, panel: _Panel, validations: Sequence[Mapping[str, flo
 
 
 def _running_median(values: np.ndarray) -> np.ndarray:
-    """Median of the values around each, without those that are NaN."""
+    """Return the running median of the finite values; NaN stays NaN."""
     medians = values.copy()
     is_finite = np.isfinite(values)
     window = len(values) // _N_MEDIANS | 1  # odd

@@ -1,4 +1,4 @@
-"""The optimizers: AdamW, and Muon, which gets further in the same number of steps."""
+"""Optimizers: AdamW, and Muon, which reaches a lower loss in the same number of steps."""
 
 import math
 from collections.abc import Sequence
@@ -10,28 +10,28 @@ from model import FeatureExtractor
 
 OPTIMIZERS = ("muon", "adamw")
 
-# Newton-Schulz iteration of the first reference of `Muon`, which takes the singular values of a matrix of
-# norm 1 to between about 0.7 and 1.2.
+# Newton-Schulz iteration from reference [1] of `Muon`. It moves the singular values of a matrix of norm 1 to
+# between about 0.7 and 1.2.
 _NEWTON_SCHULZ_COEFFICIENTS = 3.4445, -4.7750, 2.0315
 _N_NEWTON_SCHULZ_STEPS = 5
 
-_ADAMW_RMS = 0.2  # of a typical step of AdamW at a learning rate of 1, from the second reference
+_ADAMW_RMS = 0.2  # root mean square of a typical AdamW step at learning rate 1, from reference [2]
 
 
 def build_optimizers(name: str, model: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Optimizers that together train the weights of a model that require a gradient.
+    """Build optimizers that together train all weights that require a gradient.
 
     Parameters
     ----------
     name : {"muon", "adamw"}
-        "muon" is `Muon` for the weights of hidden convolutions and AdamW for the others, "adamw" is AdamW for
-        all. Hidden ones are those before the output: batch norm makes the size of their weights matter
-        little. That of the output's is the sharpness of the superpixels, which steps of a constant size would
-        soon drive to where there are no gradients.
+        "muon" uses `Muon` for hidden convolutions and AdamW for all other weights; "adamw" uses AdamW only.
+        Batch norm follows a hidden convolution, so the size of its weights matters little. The size of the
+        output weights sets the sharpness of the superpixels: Muon's steps of constant size would soon
+        saturate the soft assignment, and its gradients would vanish.
     model : Module
-        What to train.
+        Model to train.
     learning_rate : float
-        The same for all.
+        Learning rate of all optimizers.
 
     Raises
     ------
@@ -56,22 +56,22 @@ def build_optimizers(name: str, model: nn.Module, learning_rate: float) -> list[
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum whose steps are made orthogonal.
+    """Nesterov momentum with orthogonalized steps.
 
-    The step of a weight, as a matrix (outputs, inputs x kernel), has all singular values near one, so that
-    directions in which gradients are small are learnt as fast as others. It is scaled to the size of a step
-    of AdamW, which then takes the same learning rate.
+    A weight's step, as a matrix (outputs, inputs x kernel), has all singular values near one. Directions with
+    small gradients are therefore learnt as fast as others. The step is scaled to the size of an AdamW step,
+    so that both optimizers take the same learning rate.
 
     Parameters
     ----------
     weights : sequence of Parameter
-        Weights of two or more dimensions, the outputs first.
+        Weights with at least two dimensions, output channels first.
     lr : float
         Learning rate.
     momentum : float
-        Share of the averaged gradient that a step keeps.
+        Decay of the averaged gradient per step, in [0, 1).
     weight_decay : float
-        Share of the weights, in learning rates, that a step takes away.
+        A step shrinks the weights by the factor 1 - lr * weight_decay.
 
     References
     ----------
@@ -109,18 +109,18 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """A matrix of the same singular vectors, with singular values near 1.
+    """Return a matrix with the same singular vectors and singular values near 1.
 
     Parameters
     ----------
     matrix : Tensor, shape (M, N)
-        Any matrix; where it is zero, so is the result.
+        Any matrix. A zero matrix gives a zero matrix.
 
     Returns
     -------
     Tensor, shape (M, N)
-        Its singular values are between about 0.7 and 1.2, but for those that were next to nothing beside
-        the largest.
+        Its singular values are between about 0.7 and 1.2. Singular values far below the largest one of
+        `matrix` stay smaller.
     """
     a, b, c = _NEWTON_SCHULZ_COEFFICIENTS
     is_tall = matrix.shape[0] > matrix.shape[1]

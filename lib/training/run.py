@@ -1,4 +1,4 @@
-"""A whole training run, for any model and dataset."""
+"""Run a whole training: check the data, start or resume, train, validate and save."""
 
 import itertools
 import logging
@@ -48,14 +48,14 @@ VALIDATION_METRICS = (
     "compactness",
 )
 
-# Start of a fingerprint in a checkpoint. Older checkpoints hold a SHA-256 of the names alone, without it.
+# Prefix of a fingerprint in a checkpoint. Older checkpoints hold a SHA-256 of the names only, without prefix.
 _WITH_SIZES = "names+sizes:"
 
-TRAIN_SET = "train"  # name of the train set in the log and the checkpoints
+TRAIN_SET = "train"  # name of the training set in the log and in checkpoints
 
-_COUNT_PARAMETER = "val_n_spixels"  # sets the superpixels of validation
+_COUNT_PARAMETER = "val_n_spixels"  # named in errors about the number of superpixels
 
-N_PICTURES = 4  # overlays of each validation set
+N_PICTURES = 4  # overlays per validation set in TensorBoard
 
 
 def run_training(
@@ -72,28 +72,32 @@ def run_training(
     resume: Path | None = None,
     overwrite: bool = False,
 ) -> TrainingState:
-    """Train a model, validate it and keep the best; under `torchrun`, all ranks call it alike.
+    """Train and validate a model, and keep the best; under `torchrun`, every rank calls it.
 
     Parameters
     ----------
     model : SSNModel or CompositeSSNModel
-        Moved to `device`; weights that require no gradient stay as they are.
-    scales, recipe, settings
-        Weights of the input channels; settings that define the trained model; settings of the run.
+        Moved to `device`. Weights that require no gradient are not trained.
+    scales : InputScales
+        Weights of the input channels.
+    recipe : Recipe
+        Settings that define the trained model.
+    settings : RunSettings
+        Settings of the run.
     train_set : Dataset of SegmentedImage
-        Source of random crops. With extra channels, if the model reads any.
+        Source of random crops. Holds extra channels if the model reads any.
     validation_sets : mapping of str to Dataset of SegmentedImage
         Whole images to validate on, by name.
     score : str
-        Figure that chooses the best model: a validation set, "_" and a metric, say "bsds_val_asa".
+        Name of the score that chooses the best model: validation set, "_" and metric, say "bsds_val_asa".
     device : torch.device
-        Where to compute.
+        Device to train on.
     description : mapping, optional
-        Further entries of the checkpoints, as plain types, such as the options of the run.
+        Further checkpoint entries of plain types, such as the options of the run.
     resume : Path, optional
-        Checkpoint of this run, to continue it.
+        Checkpoint to continue from.
     overwrite : bool
-        Replace the log and the checkpoints of an earlier run in `settings.out_dir` that has no best model.
+        Replace an earlier run in `settings.out_dir`, if it has no best model yet.
 
     Raises
     ------
@@ -102,7 +106,8 @@ def run_training(
     RunError
         If the loss is not finite, or a file cannot be written.
     Stop
-        On Ctrl-C, after saving, if signals set the stop flag. SIGTERM saves and returns.
+        On Ctrl-C, after saving, if signals set the stop flag. After SIGTERM the state is saved, and the
+        function returns.
     """
     _check_names(validation_sets, score)
     datasets = {TRAIN_SET: train_set, **validation_sets}
@@ -130,7 +135,7 @@ def run_training(
         save_interval=settings.save_interval,
         run_folder=run_folder,
     )
-    # All crops have one size, and TF32 is precise enough for gradients.
+    # All crops have one size, so benchmark mode pays off; TF32 is precise enough for gradients.
     fast = cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
     with closing(run_folder) if run_folder else nullcontext(), fast:
         trainer.run(_remaining_batches(train_set, recipe, settings, state, device))
@@ -140,7 +145,7 @@ def run_training(
 
 
 def _check_names(validation_sets: Mapping[str, Dataset[SegmentedImage]], score: str) -> None:
-    """Raise `ValueError` for a validation set named as the train set, or an unknown score."""
+    """Raise `ValueError` if a validation set is named "train" or the score is unknown."""
     if TRAIN_SET in validation_sets:
         raise ValueError(f"no validation set may be named {TRAIN_SET!r}")
     scores = [name for validation_set in validation_sets for name in _score_names(validation_set)]
@@ -151,12 +156,12 @@ def _check_names(validation_sets: Mapping[str, Dataset[SegmentedImage]], score: 
 def _check_sets(
     recipe: Recipe, datasets: Mapping[str, Dataset[SegmentedImage]], val_n_spixels: int
 ) -> dict[str, str]:
-    """Check the images as far as possible without reading all of them.
+    """Check counts, sizes and annotations, without decoding all images.
 
     Returns
     -------
     dict of str to str
-        Fingerprints of the datasets that consist of files, by name.
+        Fingerprint of each dataset that consists of files, by name.
     """
     if max(recipe.n_spixels) > recipe.crop_size**2:
         raise InputError(
@@ -164,7 +169,7 @@ def _check_sets(
             parameter="n_spixels",
         )
     if len(datasets[TRAIN_SET]) == 0:
-        raise InputError("the dataset to train on holds no images")
+        raise InputError("the training set holds no images")
     names_sha256 = {}
     for name, dataset in datasets.items():
         shapes = on_first_rank(dataset.image_shapes) if isinstance(dataset, FileDataset) else {}
@@ -185,7 +190,7 @@ def _start_state(
     out_dir: Path,
     resume: Path | None,
 ) -> TrainingState:
-    """Return the state that the run starts from: a new one, or the one of the checkpoint `resume`."""
+    """Return the state to start from: a new one, or the state in the checkpoint `resume`."""
     state = TrainingState(
         model,
         n_steps=recipe.n_steps,
@@ -198,13 +203,13 @@ def _start_state(
     if resume is None:
         return state
     checkpoint = read_checkpoint(resume)
-    if "recipe" in checkpoint:  # only the length of a resumed run may change
+    if "recipe" in checkpoint:  # only n_steps may change in a resumed run
         stored = replace(Recipe.from_plain(checkpoint["recipe"]), n_steps=recipe.n_steps)
         check_resumed(vars(recipe), vars(stored), resume)
     state.restore(checkpoint, resume)
     changed = _changed_sets(image_names, checkpoint.get("image_names_sha256", {}))
     if changed:
-        logger.warning("not the images that `resume` %s was trained with: %s", resume, ", ".join(changed))
+        logger.warning("datasets that differ from the run of `resume` %s: %s", resume, ", ".join(changed))
     has_best = on_first_rank(lambda: has_best_model(out_dir, validated_step=state.validated_step))
     if not has_best or any(score in _score_names(name) for name in changed):
         state.best_score = -math.inf  # the next validation replaces the best model
@@ -257,7 +262,7 @@ def _remaining_batches(
     state: TrainingState,
     device: torch.device,
 ) -> Iterable[dict[str, Tensor]]:
-    """Return the batches of this rank from the state's step on."""
+    """Return this rank's batches, beginning at `state.step`."""
     crops = TrainingCrops(
         train_set, n_annotations=recipe.n_annotations, seed=recipe.seed, crop_size=recipe.crop_size
     )
@@ -277,7 +282,7 @@ def _score_names(validation_set: str) -> list[str]:
 
 
 def _changed_sets(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
-    """Return the names of the datasets that differ, as far as both fingerprints are of one scheme."""
+    """Return the names of changed datasets; fingerprints of older checkpoints cannot be compared."""
     return [
         name
         for name, value in ours.items()
@@ -286,7 +291,7 @@ def _changed_sets(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[st
 
 
 class _BatchLosses:
-    """Maps a batch to the loss terms of the model in training."""
+    """Callable that computes the loss terms of a batch."""
 
     def __init__(
         self,
@@ -309,7 +314,7 @@ class _BatchLosses:
 
     def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         recipe, model = self._recipe, self._state.model
-        n_labels = int(batch["gt_labels"].max()) + 1  # on the CPU: reading it from the GPU would wait
+        n_labels = int(batch["gt_labels"].max()) + 1  # on the CPU, as reading it from the GPU would block
         batch = {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}
         n_spixels = recipe.draw_n_spixels(self._state.step)
         channels = model_input(model, batch["image_lab"], n_spixels, self._scales, extra=batch.get("extra"))
@@ -326,7 +331,7 @@ class _BatchLosses:
 
 
 class _ModelValidation:
-    """Validates a model on datasets, on all ranks."""
+    """Callable that validates a model on datasets, on all ranks."""
 
     def __init__(
         self,
@@ -353,7 +358,7 @@ class _ModelValidation:
         return Validation(figures[self._score], figures, pictures)
 
     def _evaluate(self, name: str, dataset: Dataset[SegmentedImage]) -> dict[str, float]:
-        """Return the figures of a dataset, by its name and the metric."""
+        """Return the scores of a dataset, named by dataset and metric."""
         settings = self._settings
         images = evaluate(
             [self._method],
@@ -372,7 +377,7 @@ class _ModelValidation:
         return {f"{name}_{metric}": value for metric, value in values.items()}
 
     def _draw_overlays(self, name: str, dataset: Dataset[SegmentedImage]) -> dict[str, np.ndarray]:
-        """Return the first images of a dataset with their superpixels, by name."""
+        """Return overlays of a dataset's first images, by name."""
         images = EvaluationImages(dataset)
         setting = Setting(self._settings.val_n_spixels, self._method.pos_scales[0])
         pictures = {}

@@ -1,4 +1,4 @@
-"""The folder of a training run: its checkpoints, its log, its curves."""
+"""Folder of a training run: checkpoints, log and curves."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ class Validation(NamedTuple):
 
 
 class RunFolder:
-    """Writes the files of a run; its checkpoints are complete at any moment, whatever kills the run.
+    """Writer of a run's files; its checkpoints are complete even if the run is killed.
 
     Parameters
     ----------
@@ -42,8 +42,8 @@ class RunFolder:
     description : dict
         Entries of the checkpoints that describe the model: "model_args", "input_args" and so on.
     weights, progress : mapping
-        State that the run starts from. If the run goes on, it becomes `last_model.pth` first; then later
-        lines of the log and later checkpoints are removed.
+        State that the run starts from. For a resumed run it is saved as `last_model.pth` first; afterwards
+        log lines and checkpoints of later steps are removed.
     n_kept : int
         Periodic checkpoints to keep.
     """
@@ -77,18 +77,18 @@ class RunFolder:
         self._tensorboard = _open_tensorboard(folder / TENSORBOARD, first_step)
 
     def close(self) -> None:
-        """Close the files that are kept open."""
+        """Close the TensorBoard events file."""
         if self._tensorboard:
             with name_failed_write(self.folder / TENSORBOARD):
                 self._tensorboard.close()
 
     def add_interval(self, step: int, figures: Mapping[str, float]) -> None:
-        """Log the means over the steps up to `step`."""
+        """Log the means over the steps since the last line, up to `step`."""
         self._write_log({"step": step, **figures})
         self._write_events(step, "train", figures, {})
 
     def add_validation(self, step: int, validation: Validation) -> None:
-        """Log a validation, and draw the curves again."""
+        """Log a validation and redraw the curves."""
         figures = {"score": validation.score, **validation.figures}
         self._write_log({"step": step, **figures})
         self._write_events(step, "validation", figures, validation.pictures)
@@ -101,18 +101,18 @@ class RunFolder:
         )
 
     def save_last(self, weights: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
-        """Write `last_model.pth`, the state that the run can be resumed from."""
+        """Write `last_model.pth`, the state to resume the run from."""
         save_checkpoint({"weights": weights, **self.description, **progress}, self.folder / LAST_MODEL)
 
     def save_periodic(self, weights: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
-        """Write a checkpoint named after its step, and remove the oldest beyond `n_kept`."""
+        """Write a checkpoint named after its step; delete all but the newest `n_kept`."""
         path = self.folder / _PERIODIC.format(step=progress["step"])
         save_checkpoint({"weights": weights, **self.description, **progress}, path)
         for older, _ in _periodic_checkpoints(self.folder)[self.n_kept :]:
             older.unlink()
 
     def _write_log(self, entry: dict[str, float]) -> None:
-        # JSON has no NaN; the score of a metric without any value is one.
+        # JSON has no NaN, but a metric without any value has the score NaN.
         entry = {name: value if math.isfinite(value) else None for name, value in entry.items()}
         self._log.append(entry)
         path = self.folder / LOG
@@ -133,11 +133,11 @@ class RunFolder:
 
 
 def _open_tensorboard(folder: Path, first_step: int) -> Any:
-    """Return a `SummaryWriter` that hides earlier events after `first_step`; None without the package."""
+    """Return a `SummaryWriter` that discards old events after `first_step`; None without the package."""
     try:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, for rank 0 alone
+        from torch.utils.tensorboard import SummaryWriter  # slow import, only rank 0 needs it
     except ImportError:
-        logger.info("no curves for TensorBoard: pip install tensorboard adds them")
+        logger.info("no TensorBoard curves: pip install tensorboard adds them")
         return None
     with name_failed_write(folder):
         writer = SummaryWriter(str(folder), purge_step=first_step + 1)
@@ -146,39 +146,37 @@ def _open_tensorboard(folder: Path, first_step: int) -> Any:
 
 
 def prepare_run_folder(folder: Path, *, is_resumed: bool, overwrite: bool = False) -> None:
-    """Make the folder of a run, and check that it can be written to.
+    """Create the folder of a run and check that it is writable.
 
     Parameters
     ----------
     folder : Path
         Folder of the run.
     is_resumed : bool
-        The run in it goes on.
+        True to continue the run in this folder.
     overwrite : bool
-        A new run may replace one that has no best model yet.
+        True to let a new run replace a run that has no best model yet.
 
     Raises
     ------
     InputError
-        If it cannot be written to, or if a new run would overwrite an earlier one.
+        If the folder is not writable, or a new run would overwrite an earlier one.
     """
-    precious = (BEST_MODEL,) if overwrite else (BEST_MODEL, LAST_MODEL, LOG)
-    found = _periodic_checkpoints(folder) or any((folder / name).exists() for name in precious)
+    protected = (BEST_MODEL,) if overwrite else (BEST_MODEL, LAST_MODEL, LOG)
+    found = _periodic_checkpoints(folder) or any((folder / name).exists() for name in protected)
     if found and not is_resumed:
-        way_out = "" if overwrite else "continue it with `resume` auto, or "
-        raise InputError(
-            f"{folder} holds an earlier run: {way_out}choose another folder", parameter="out_dir"
-        )
+        advice = "" if overwrite else "continue it with `resume` auto, or "
+        raise InputError(f"{folder} holds an earlier run: {advice}choose another folder", parameter="out_dir")
     prepare_out_dir(folder)
 
 
 def has_best_model(folder: Path, *, validated_step: int) -> bool:
-    """Return True if a folder has the best model of a run up to `validated_step`, not of later steps.
+    """Return True if a folder has a best model, and it is not from after `validated_step`.
 
     Raises
     ------
     InputError
-        If the file exists, but cannot be read for a reason outside of it.
+        If the file exists and may be intact, but cannot be read, say after a disk error.
     """
     path = folder / BEST_MODEL
     try:
@@ -188,12 +186,12 @@ def has_best_model(folder: Path, *, validated_step: int) -> bool:
 
 
 def find_resumable(folder: Path) -> Path | None:
-    """Return the newest checkpoint of a run that is not damaged; None if no checkpoint exists.
+    """Return the newest undamaged checkpoint of a run; None if no checkpoint exists.
 
     Raises
     ------
     InputError
-        If all checkpoints are damaged, or one cannot be read for a reason outside of it.
+        If all checkpoints are damaged, or one may be intact but cannot be read, say after a disk error.
     """
     periodic = [path for path, _ in _periodic_checkpoints(folder)]
     paths = [path for path in (folder / LAST_MODEL, *periodic) if path.exists()]
@@ -201,7 +199,7 @@ def find_resumable(folder: Path) -> Path | None:
         try:
             read_checkpoint(path)
         except DamagedFileError as error:
-            logger.warning("%s; looking for an earlier one", error)
+            logger.warning("%s; trying an earlier checkpoint", error)
         else:
             return path
     if paths:
@@ -210,7 +208,7 @@ def find_resumable(folder: Path) -> Path | None:
 
 
 def _periodic_checkpoints(folder: Path) -> list[tuple[Path, int]]:
-    """Return the checkpoints of `save_periodic` with their steps, newest first."""
+    """Return the periodic checkpoints with their steps, newest first."""
     names = {path: _PERIODIC_NAME.fullmatch(path.name) for path in folder.glob("checkpoint_*")}
     found = [(path, int(match[1])) for path, match in names.items() if match]
     return sorted(found, key=lambda checkpoint: checkpoint[1], reverse=True)

@@ -1,4 +1,4 @@
-"""The training loop: steps, log, validation, checkpoints and stopping, on one or several ranks."""
+"""Training loop: steps, log, validation, checkpoints and stopping, on one or several ranks."""
 
 import logging
 import math
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 class TrainingState:
     """State of a run between two steps.
 
-    It holds no random state: a step's random choices are a function of the run's seed, the step and the
-    number of samples before it.
+    It holds no random state: the random choices of a step depend only on seed, step and number of samples
+    seen so far.
     """
 
     model: nn.Module
@@ -40,7 +40,7 @@ class TrainingState:
     ema_decay: float = 0.0  # see WeightAverage
     max_grad_norm: float = math.inf
     step: int = 0
-    n_samples: int = 0  # seen by all ranks
+    n_samples: int = 0  # seen so far, over all ranks
     validated_step: int = 0
     best_score: float = -math.inf
     average: WeightAverage = field(init=False)
@@ -52,7 +52,7 @@ class TrainingState:
 
     @property
     def is_finished(self) -> bool:
-        """True once all steps are done and the last one is validated."""
+        """True if all steps are done and the last one is validated."""
         return self.step == self.validated_step == self.n_steps
 
     @property
@@ -61,15 +61,15 @@ class TrainingState:
         return self.learning_rate * learning_rate_share(self.step, self.n_steps, self.warmup_share)
 
     def trained_weights(self) -> list[nn.Parameter]:
-        """Return the parameters that training changes."""
+        """Return the weights that require a gradient."""
         return [weight for weight in self.model.parameters() if weight.requires_grad]
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the averaged weights, which are validated and used."""
+        """Return the averaged weights; validation and inference use them."""
         return self.average.model.state_dict()
 
     def progress(self) -> dict[str, Any]:
-        """Return the entries of a checkpoint that continue the run exactly, beside `weights`."""
+        """Return the checkpoint entries needed in addition to `weights` to continue the run exactly."""
         return {
             "last_weights": self.model.state_dict(),
             "step": self.step,
@@ -85,7 +85,7 @@ class TrainingState:
         Raises
         ------
         InputError
-            If it belongs to another model, holds weights alone, or is beyond the last step.
+            If the checkpoint belongs to another model, holds weights only, or is past the last step.
         """
         try:
             self.average.model.load_state_dict(checkpoint["weights"])
@@ -100,7 +100,7 @@ class TrainingState:
             if is_out_of_memory(error):
                 raise
             raise InputError(
-                f"{path} does not hold the state of a run of this model and version; use its {LAST_MODEL}",
+                f"{path} does not hold a run of this model and version; use its {LAST_MODEL}",
                 parameter="resume",
             ) from error
         if self.step > self.n_steps:
@@ -110,9 +110,9 @@ class TrainingState:
 
 
 def learning_rate_share(step: int, n_steps: int, warmup_share: float) -> float:
-    """Return the share of the peak learning rate at a step, counted from 0.
+    """Return the learning rate of a step as a share of the peak; steps count from 0.
 
-    Rises linearly over the first `warmup_share` of the run, then falls to zero along half a cosine.
+    It rises linearly over the first `warmup_share` of the run, then falls to zero along half a cosine.
     """
     n_warmup = math.ceil(warmup_share * n_steps)
     if step < n_warmup:
@@ -121,23 +121,22 @@ def learning_rate_share(step: int, n_steps: int, warmup_share: float) -> float:
 
 
 class Trainer:
-    """Trains a model: steps, log lines, validations and checkpoints. All ranks build and run one alike.
+    """Train a model with log lines, validations and checkpoints; every rank builds and runs a trainer.
 
     Parameters
     ----------
     state : TrainingState
         Changed in place.
     compute_losses : callable
-        Maps a batch to the weighted terms of the loss; their sum is minimised.
+        Returns the weighted loss terms of a batch, by name; their sum is minimised.
     validate_model : callable, optional
-        Validates the averaged weights; the best score chooses the best model. Called on all ranks.
+        Validates the averaged weights; the highest score chooses the best model. Called on all ranks.
     batch_size : int
-        Samples in the batch of a rank.
+        Samples per batch and rank.
     test_interval, log_interval, save_interval : int
-        Steps between two validations, between two lines of the log, and between two checkpoints that are kept
-        beside the last state.
+        Steps between validations, between log lines, and between periodic checkpoints.
     run_folder : RunFolder, optional
-        Folder to write to; rank 0 needs one.
+        Folder to write to; required on rank 0, None on other ranks.
     """
 
     def __init__(
@@ -172,26 +171,26 @@ class Trainer:
     def run(self, batches: Iterable[Any]) -> None:
         """Train from `state.step` to `state.n_steps`.
 
-        If the stop flag is set, the step at hand is finished and the state saved. Clusters send SIGTERM when
-        the time is up: after it, `run` returns as if training were done.
+        If the stop flag is set, the current step is finished and the state is saved. Clusters send SIGTERM
+        when a job's time is up: after it, `run` returns without an error.
 
         Parameters
         ----------
         batches : iterable
-            Remaining batches of this rank, on any device.
+            Remaining batches of this rank; `compute_losses` moves them to the device.
 
         Raises
         ------
         RunError
-            If the loss is not finite. The state on disk is the one of the last line of the log.
+            If the loss is not finite. The state on disk is from the last log line.
         Stop
             On Ctrl-C, after saving.
         Exception
-            Any error of `batches`, after saving.
+            Any error that `batches` raises, after saving.
         """
         with self._progress, logging_redirect_tqdm():
             try:
-                self._log_validate_save()  # a run may have been stopped between a step and its validation
+                self._log_validate_save()  # needed if the run was stopped between a step and its validation
                 self._interval.restart()
                 for batch in self._receive(iter(batches)):
                     self.step(batch)
@@ -204,7 +203,7 @@ class Trainer:
                     raise
 
     def step(self, batch: Any) -> None:
-        """Take one step: losses, gradients, optimizers, average of the weights."""
+        """Take one step: compute losses and gradients, update weights and their average."""
         state = self.state
         state.model.train()
         terms = self._compute_losses(batch)
@@ -226,7 +225,7 @@ class Trainer:
         self._progress.update()
 
     def log_interval(self) -> None:
-        """Log the steps since the last line, and save the state of the run."""
+        """Log the steps since the last line and save the run."""
         if not self._interval.terms_of_steps:
             return
         step = self.state.step
@@ -239,8 +238,8 @@ class Trainer:
         logger.info("step %d/%d %s", step, self.state.n_steps, details)
 
     def validate(self) -> None:
-        """Validate the averaged weights, and save the state of the run, and the model if it is the best."""
-        self.log_interval()  # raises if a loss is not finite: such weights are not validated
+        """Validate the averaged weights; save the run, and the model if it is the best so far."""
+        self.log_interval()  # raises if a loss is not finite, so that broken weights are never validated
         validation = self._validate_model() if self._validate_model else None
         self.state.validated_step = self.state.step
         if validation:
@@ -252,11 +251,11 @@ class Trainer:
         self._interval.restart()
 
     def save(self) -> None:
-        """Save the state of the run."""
+        """Save the state of the run as `last_model.pth`."""
         on_first_rank(lambda: self._run_folder.save_last(self.state.weights(), self.state.progress()))
 
     def _log_validate_save(self) -> None:
-        """Do what is due after a step."""
+        """Log, validate and save if the step count requires it."""
         state = self.state
         if state.step % self._n_steps_to_line == 0:
             self.log_interval()
@@ -268,12 +267,12 @@ class Trainer:
             on_first_rank(lambda: self._run_folder.save_periodic(state.weights(), state.progress()))
 
     def _receive(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Yield the remaining batches; raise on all ranks if one of them is to stop or fails."""
+        """Yield the remaining batches; if one rank stops or fails, all ranks raise."""
         while self.state.step < self.state.n_steps:
             try:
                 batch = together(lambda: self._next(batches))
-            except Exception:  # such as a file that cannot be read
-                self.log_interval()  # the steps so far are whole
+            except Exception:  # such as an unreadable file; the steps so far are complete
+                self.log_interval()
                 raise
             yield batch
 
@@ -289,39 +288,39 @@ class Trainer:
 
 
 class _Interval:
-    """The loss terms and the time since the last line of the log."""
+    """Loss terms and time since the last log line."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        """Forget everything and start the clock."""
+        """Clear the terms and restart the clock."""
         self.terms_of_steps: list[dict[str, Tensor]] = []
         self.learning_rate = math.nan  # of the last step
         self.start = time.perf_counter()
         self.loader_seconds = 0.0
 
     def add(self, terms: dict[str, Tensor], learning_rate: float) -> None:
-        """Add a step with its terms, which stay on the device."""
+        """Add the terms of a step; they stay on the device."""
         self.terms_of_steps.append(terms)
         self.learning_rate = learning_rate
 
     def wait_for(self, batches: Iterator[Any]) -> Any:
-        """Receive the next batch, and measure the time it takes."""
+        """Return the next batch, and add the waiting time to `loader_seconds`."""
         start = time.perf_counter()
         batch = next(batches)
         self.loader_seconds += time.perf_counter() - start
         return batch
 
     def close(self, last_step: int, batch_size: int) -> dict[str, float]:
-        """Return the mean of each term over the steps and the ranks, and the speed; start again.
+        """Return the speed and the mean of each term over steps and ranks; then restart.
 
-        The terms are fetched from the device here, all at once. `batch_size` is the one of all ranks.
+        All terms are copied from the device at once. `batch_size` is the sum over all ranks.
 
         Raises
         ------
         RunError
-            If a step's loss is not finite, with its terms.
+            If a loss term is not finite; the message shows the terms of that step.
         """
         names = list(self.terms_of_steps[0])
         values = torch.stack([torch.stack(list(terms.values())) for terms in self.terms_of_steps])
@@ -340,7 +339,7 @@ class _Interval:
 
 
 def _check_finite(names: Sequence[str], values: Tensor, last_step: int) -> None:
-    """Raise `RunError` if one of the values, shape (steps, terms), is not finite."""
+    """Raise `RunError` if any value is not finite; `values` has shape (steps, terms)."""
     is_bad = ~values.isfinite().all(dim=1)
     if is_bad.any():
         first_bad = int(is_bad.nonzero()[0])

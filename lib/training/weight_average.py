@@ -1,4 +1,4 @@
-"""An average of a model's weights over the last steps of its training, which does better than any of them."""
+"""Moving average of a model's weights; it scores better than the weights of any single step."""
 
 import copy
 
@@ -9,14 +9,14 @@ from torch import nn
 class WeightAverage:
     """Exponential moving average of weights and batch norm statistics.
 
-    The decay rises to its final value over the first steps, so that the start is soon forgotten.
+    The decay rises to its final value over the first steps, so that the initial weights soon lose influence.
 
     Parameters
     ----------
     model : nn.Module
-        The model in training, of whose architecture `model` of the average is.
+        Model being trained; the average is a copy of it.
     decay : float
-        Final share of the average that a step keeps, in [0, 1); 0 gives the model itself.
+        Final decay per step, in [0, 1); at 0 the average equals the model.
 
     References
     ----------
@@ -30,7 +30,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after a step, which are counted from 1."""
+        """Add the weights after a step; steps count from 1."""
         decay = min(self.decay, step / (10 + step))
         current = model.state_dict()
         for name, average in self.model.state_dict().items():

@@ -1,4 +1,4 @@
-"""What the types of options refuse."""
+"""Types of options: refused values, ranges and dataclasses."""
 
 import argparse
 
@@ -59,13 +59,13 @@ def test_count_range(text, expected):
         (["--nspix=7", "--lr=1"], Recipe(n_spixels=CountRange(7, 7), learning_rate=1, n_annotations=1)),
     ],
 )
-def test_options_make_a_dataclass(argv, expected):
+def test_options_build_a_dataclass(argv, expected):
     parser = argparse.ArgumentParser()
     add_fields(parser, Recipe, n_annotations=1)
     assert read_fields(parser.parse_args(argv), Recipe) == expected
 
 
-def test_recipe_survives_as_plain_types():
+def test_recipe_round_trips_through_plain_types():
     recipe = Recipe(learning_rate=0.1 + 0.2, n_spixels=CountRange(3, 9))
     assert type(recipe.to_plain()["n_spixels"]) is tuple
     assert Recipe.from_plain(recipe.to_plain()) == recipe

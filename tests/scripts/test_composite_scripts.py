@@ -1,4 +1,4 @@
-"""The scripts around the composite model, end to end, as a user runs them."""
+"""Scripts of the composite model and of optical flow, end to end."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def data_argv(davis_root, optflow_folder):
 
 @pytest.fixture
 def train_argv(data_argv, davis_root, base_weights, tmp_path):
-    """Options of a training run of two steps, in the folder `run`."""
+    """Return the options of a training run of two steps, in the folder `run`."""
     return [
         *data_argv,
         f"--davis_train_split={davis_root / 'both.txt'}",
@@ -56,7 +56,7 @@ def train_argv(data_argv, davis_root, base_weights, tmp_path):
         "--optflow_deepfdim=3",
         "--optflow_scale=2",
         "--device=cpu",
-        "--precision=fp32",  # the same on all processors
+        "--precision=fp32",  # equal results on all processors
     ]
 
 
@@ -75,7 +75,7 @@ def test_train_evaluate_and_segment(
     weights = tmp_path / "run" / "best_model.pth"
     loaded = load_model(weights)
     assert loaded.base_sha256 == file_sha256(base_weights)
-    assert loaded.scales == (0.3, 7.0, 2.0)  # the first two are those of the base
+    assert loaded.scales == (0.3, 7.0, 2.0)  # the first two come from the base model
     assert loaded.model.config()["n_extra_features"] == 3
     base = load_model(base_weights).model.feature_extract.state_dict()
     for name, value in loaded.model.feature_extract_color.state_dict().items():
@@ -141,7 +141,7 @@ def test_resumed_run_equals_uninterrupted(train_argv, base_weights, tmp_path, mo
         train_optflow_composite_model.main(argv)
     last_model = tmp_path / "run" / "last_model.pth"
     base_sha256 = file_sha256(base_weights)
-    base_weights.unlink()  # the checkpoint holds all of it
+    base_weights.unlink()  # the checkpoint holds the base weights too
     resumed = train_optflow_composite_model.main([f"--resume={last_model}"])
     assert read_checkpoint(last_model)["base_sha256"] == base_sha256
     for name, value in whole.model.state_dict().items():
@@ -168,28 +168,28 @@ def test_training_options_have_an_effect(train_argv, tmp_path, option):
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "expected"),
     [
         (
             ["--davis_train_split=val"],
-            "--davis_train_split or --davis_val_split names videos that are not in",
+            "--davis_train_split or --davis_val_split ",
         ),
-        (["--davis_train_split=trian"], "--davis_train_split trian is neither test, train, val nor"),
-        (["--optflow_method=dis"], "lacks optflow_dis_car.h5, optflow_dis_dogs.h5; estimate_optflow.py"),
-        (["--davis_optflow_folder={tmp}/no"], "argument --davis_optflow_folder: no folder {tmp}/no"),
-        (["--base_model_weights=none"], "--base_model_weights none: a composite needs a base with a network"),
-        (["--base_model_weights={composite}"], "{composite} holds a composite model; expected a base model"),
-        (["--deepfdim=15"], "--deepfdim 15 contradicts {base}, made with 4"),
-        (["--resume={base}"], "--resume {base} holds weights only"),
+        (["--davis_train_split=trian"], "--davis_train_split trian "),
+        (["--optflow_method=dis"], "optflow_dis_car.h5, optflow_dis_dogs.h5"),
+        (["--davis_optflow_folder={tmp}/no"], "argument --davis_optflow_folder: .*{tmp}/no"),
+        (["--base_model_weights=none"], "--base_model_weights none"),
+        (["--base_model_weights={composite}"], "{composite} .*composite .*base"),
+        (["--deepfdim=15"], "--deepfdim 15 .*{base}.* 4"),
+        (["--resume={base}"], "--resume {base} "),
         (["--optflow_deepfdim=0"], "argument --optflow_deepfdim"),
-        (["--nspix=40001"], "--nspix 40001 is above the 40000 pixels of a crop"),
+        (["--nspix=40001"], "--nspix 40001 .*40000 pixels"),
     ],
 )
-def test_bad_training_options(train_argv, more, told, base_weights, composite_weights, tmp_path, capsys):
+def test_bad_training_options(train_argv, more, expected, base_weights, composite_weights, tmp_path, capsys):
     paths = {"tmp": tmp_path, "base": base_weights, "composite": composite_weights}
     more = [option.format(**paths) for option in more]
     error = fails_with(train_optflow_composite_model.main, [*train_argv, *more], capsys)
-    assert told.format(**paths) in error
+    assert re.search(expected.format(**paths), error)
     assert not (tmp_path / "run").exists()
 
 
@@ -224,23 +224,26 @@ def test_composites_side_by_side(data_argv, davis_root, base_weights, composite_
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "expected"),
     [
-        ([], "--davis_split test names videos that are not in"),
-        (["--base_model_weights={composite}"], "holds a composite model; expected a base model"),
-        (["--comp_model_weights={base}"], "holds a base model; expected a composite model"),
-        (["--base_model_weights=none", "{both}"], "--base_model_weights none is no base of {composite}"),
-        (["--optflow_deepfdim=5"], "--optflow_deepfdim 5 contradicts {composite}, made with 3"),
+        ([], "--davis_split test "),
+        (["--base_model_weights={composite}"], "{composite} .*composite .*base"),
+        (["--comp_model_weights={base}"], "{base} .*base .*composite"),
+        (["--base_model_weights=none", "{both}"], "--base_model_weights none .*{composite}"),
+        (["--optflow_deepfdim=5"], "--optflow_deepfdim 5 .*{composite}.* 3"),
     ],
 )
-def test_bad_evaluation_options(data_argv, davis_root, more, told, base_weights, composite_weights, capsys):
+def test_bad_evaluation_options(
+    data_argv, davis_root, more, expected, base_weights, composite_weights, capsys
+):
     paths = {"base": base_weights, "composite": composite_weights}
     both = f"--davis_split={davis_root / 'both.txt'}"
     argv = [*data_argv, f"--base_model_weights={base_weights}", f"--comp_model_weights={composite_weights}"]
     argv += [option.format(both=both, **paths) for option in more]
     if more:
         argv.append(both)
-    assert told.format(**paths) in fails_with(eval_optflow_composite_model.main, argv, capsys)
+    error = fails_with(eval_optflow_composite_model.main, argv, capsys)
+    assert re.search(expected.format(**paths), error)
 
 
 def test_mask_of_a_frame(tmp_path, monkeypatch):
@@ -286,7 +289,7 @@ def test_frames_of_several_videos(davis_root, optflow_folder, composite_weights,
     assert (summary.n_done, summary.n_skipped) == (1, 3)
 
 
-def test_a_frame_without_flow_does_not_stop_the_others(
+def test_frame_without_flow_does_not_stop_the_others(
     davis_root, optflow_folder, composite_weights, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.chdir(tmp_path)
@@ -306,7 +309,7 @@ def test_a_frame_without_flow_does_not_stop_the_others(
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
-def test_broken_flow_ends_an_evaluation_in_one_line(
+def test_broken_flow_in_evaluation_is_one_error_line(
     data_argv, davis_root, optflow_folder, base_weights, composite_weights, n_workers, capsys
 ):
     path = optflow_folder / "optflow_gma_dogs.h5"
@@ -347,45 +350,45 @@ def test_segmenting_the_demo_frame_needs_no_option_and_flow_helps(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "expected"),
     [
-        (["--image={frame}"], "--optflow_data must be given: a flow archive, a folder of archives, or auto"),
-        (["--optflow_data_fr_idx=0"], "--optflow_data must be given: a flow archive"),
-        (["--image={frame}", "--optflow_data={flow}", "--temporal"], "--temporal needs a --video"),
+        (["--image={frame}"], "--optflow_data "),
+        (["--optflow_data_fr_idx=0"], "--optflow_data "),
+        (["--image={frame}", "--optflow_data={flow}", "--temporal"], "--temporal .*--video"),
         (
             ["--image={frame}", "--optflow_data={flow}", "--out={flow}"],
-            "--out {flow}: the name must end in .png",
+            "--out {flow}: .*.png",
         ),
         (
             ["--image={frame}", "--optflow_data={flow}", "--save_labels={flow}"],
-            "an output of {frame} and {flow}, for the flow of {frame}, are the same file",
+            "{frame} .*{flow}",
         ),
         (
             ["--image={frame}", "--optflow_data=auto", "--out={next}"],
-            "an output of {frame} and {next}, for the flow of {frame}, are the same file",
+            "{frame} .*{next}",
         ),
-        (["--video=v.mp4", "--optflow_method=dis"], "--optflow_method is for images, not for a --video"),
+        (["--video=v.mp4", "--optflow_method=dis"], "--optflow_method .*--video"),
         (
             ["--image={frame}", "--optflow_data={flow}", "--optflow_data_fr_idx=2"],
-            "{flow} covers frames 0 to 1, not frame 2",
+            "{flow} .*0 to 1.* 2",
         ),
         (
             ["--image={frame}", "--optflow_data={flow}", "--optflow_data_fr_idx=-1"],
-            "{flow} covers frames 0 to 1, not frame -1",
+            "{flow} .*0 to 1.* -1",
         ),
         (
             ["--optflow_data={flow}", "--optflow_data_fr_idx=0"],
-            "the flow in {flow} is 92x60, but the image is 480x320",
+            "{flow} .*92x60.* 480x320",
         ),
-        (["--image={frame}", "--optflow_data=no.h5", "--optflow_data_fr_idx=0"], "no flow archive no.h5"),
-        (["--comp_model_weights={base}"], "{base} holds a base model; expected a composite model"),
-        (["--save_flow=flow.txt"], "--save_flow flow.txt: the name must end in"),
-        (["--save_features=features.npy"], "--save_features features.npy: the name must end in .npz"),
-        (["--save_flow=results.png"], "are the same file, results.png"),
+        (["--image={frame}", "--optflow_data=no.h5", "--optflow_data_fr_idx=0"], "no.h5"),
+        (["--comp_model_weights={base}"], "{base} .*base .*composite"),
+        (["--save_flow=flow.txt"], "--save_flow flow.txt"),
+        (["--save_features=features.npy"], "--save_features features.npy: .*.npz"),
+        (["--save_flow=results.png"], "results.png"),
     ],
 )
 def test_bad_inference_options(
-    argv, told, davis_root, optflow_folder, base_weights, composite_weights, tmp_path, monkeypatch, capsys
+    argv, expected, davis_root, optflow_folder, base_weights, composite_weights, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -397,7 +400,7 @@ def test_bad_inference_options(
     }
     argv = [f"--comp_model_weights={composite_weights}", *(option.format(**paths) for option in argv)]
     error = fails_with(inference_optflow_composite_model.main, argv, capsys)
-    assert told.format(**paths) in error
+    assert re.search(expected.format(**paths), error)
     assert list((tmp_path / "here").iterdir()) == []
 
 
@@ -408,7 +411,8 @@ def test_base_scripts_refuse_composite_weights(composite_weights, capsys):
 
 def test_features_need_a_network(tmp_path, capsys):
     argv = ["--base_model_weights=none", f"--save_features={tmp_path / 'features.npz'}"]
-    assert "without a network nothing is learned" in fails_with(inference_base_model.main, argv, capsys)
+    error = fails_with(inference_base_model.main, argv, capsys)
+    assert f"--save_features {tmp_path / 'features.npz'}" in error
 
 
 @pytest.mark.parametrize("source", ["frames", "video", "davis"])
@@ -469,7 +473,7 @@ def test_flow_files_are_converted(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_to_all_processes_leaves_no_half_archive(tmp_path, number):
+def test_signal_to_all_processes_leaves_no_partial_archive(tmp_path, number):
     for name in ("a", "b"):
         files = write_frames(tmp_path / name, translated_frames(2, dy=2, dx=-3))
         for idx in range(2, 2000):
@@ -494,75 +498,73 @@ def test_signal_to_all_processes_leaves_no_half_archive(tmp_path, number):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "expected"),
     [
         ([], "one of the arguments --davis2017_root --frames --video --flow_files is required"),
-        (["--frames", "{tmp}/empty"], "{tmp}/empty holds no .jpg, "),
-        (["--frames", "{tmp}/one"], "one has 1 frame; optical flow needs at least two"),
-        (["--frames", "{tmp}/one", "{tmp}/one"], "several videos would write optflow_dis_one.h5"),
-        (
-            ["--frames", "{tmp}/one", "{tmp}/two", "--video_name=x"],
-            "--video_name x needs a single video, got 2",
-        ),
-        (["--frames", "{tmp}/one", "--davis_split=val"], "--davis_split needs --davis2017_root"),
-        (["--video", "{tmp}/no.mp4"], "no video file {tmp}/no.mp4"),
-        (["--davis2017_root", "{tmp}"], "no folder {tmp}/DAVIS/JPEGImages/480p"),
-        (["--flow_files", "{tmp}/one", "{tmp}/two"], "--flow_files needs --method"),
+        (["--frames", "{tmp}/empty"], "{tmp}/empty .*.jpg"),
+        (["--frames", "{tmp}/one"], "one .*1 frame"),
+        (["--frames", "{tmp}/one", "{tmp}/one"], "optflow_dis_one.h5"),
+        (["--frames", "{tmp}/one", "{tmp}/two", "--video_name=x"], "--video_name x .*2"),
+        (["--frames", "{tmp}/one", "--davis_split=val"], "--davis_split .*--davis2017_root"),
+        (["--video", "{tmp}/no.mp4"], "{tmp}/no.mp4"),
+        (["--davis2017_root", "{tmp}"], "{tmp}/DAVIS/JPEGImages/480p"),
+        (["--flow_files", "{tmp}/one", "{tmp}/two"], "--flow_files .*--method"),
         (
             ["--flow_files", "{tmp}/empty", "{tmp}/empty", "--method=gma", "--video_name=car"],
-            "{tmp}/empty holds no .flo, .png",
+            "{tmp}/empty .*.flo, .png",
         ),
         (
             ["--flow_files", "{tmp}/empty", "{tmp}/empty", "--method=gma"],
-            "--flow_files of a single video needs --video_name",
+            "--flow_files .*--video_name",
         ),
         (
             ["--flow_files", "{tmp}/one", "{tmp}/two", "--davis_split=val"],
-            "--davis_split needs --davis2017_root",
+            "--davis_split .*--davis2017_root",
         ),
-        (["--flow_files", "{tmp}/one", "{tmp}/two", "--preset=fast"], "--preset is for DIS flow"),
-        (["--frames", "{tmp}/two", "--method=a/b"], "argument --method: expected a part of a file name"),
-        (["--frames", "{tmp}/two", "--method=a_b"], "argument --method: expected a name without underscores"),
-        (["--frames", "{tmp}/two", "--video_name=../x"], "argument --video_name: expected a part of"),
+        (["--flow_files", "{tmp}/one", "{tmp}/two", "--preset=fast"], "--preset "),
+        (["--frames", "{tmp}/two", "--method=a/b"], "argument --method.*a/b"),
+        (["--frames", "{tmp}/two", "--method=a_b"], "argument --method.*a_b"),
+        (["--frames", "{tmp}/two", "--video_name=../x"], "argument --video_name.*../x"),
         (
             ["--flow_files", "{tmp}", "{tmp}/empty", "--method=gma"],
-            "--flow_files: only one of the two folders has empty, one, two",
+            "--flow_files.*empty, one, two",
         ),
-        (["--frames", "{tmp}/two", "--out_dir={tmp}/file"], "--out_dir {tmp}/file cannot be written to"),
+        (["--frames", "{tmp}/two", "--out_dir={tmp}/file"], "--out_dir {tmp}/file"),
     ],
 )
-def test_bad_estimation_options(argv, told, tmp_path, monkeypatch, capsys):
+def test_bad_estimation_options(argv, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     for name, n_frames in (("one", 1), ("two", 2)):
         write_frames(tmp_path / name, translated_frames(n_frames, dy=0, dx=0))
     (tmp_path / "file").write_text("in the way")
     argv = [option.format(tmp=tmp_path) for option in argv]
-    assert told.format(tmp=tmp_path) in fails_with(estimate_optflow.main, argv, capsys)
+    assert re.search(expected.format(tmp=tmp_path), fails_with(estimate_optflow.main, argv, capsys))
     assert not list(tmp_path.glob("optflow/*"))
 
 
-def test_broken_video_is_told_in_one_line(tmp_path):
+def test_broken_video_is_one_error_line(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(bytes(1000))
     argv = [sys.executable, REPO_ROOT / "estimate_optflow.py", "--video", "clip.mp4"]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "estimate_optflow.py: error: clip.mp4 is not a video that can be decoded\n"
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("estimate_optflow.py: error: clip.mp4 ")
 
 
-def test_several_bad_videos_are_all_named(tmp_path, caplog):
+def test_error_names_all_bad_videos(tmp_path, caplog):
     caplog.set_level("INFO")
     for name, n_frames in (("one", 1), ("uno", 1), ("two", 2)):
         write_frames(tmp_path / name, translated_frames(n_frames, dy=0, dx=0))
     folders = [str(tmp_path / name) for name in ("one", "uno", "two")]
-    with pytest.raises(InputError, match="2 of 3 archives could not be made, see above"):
+    with pytest.raises(InputError, match="2 of 3 "):
         estimate_optflow.main(["--frames", *folders, f"--out_dir={tmp_path / 'flow'}", "--nworkers=0"])
     assert "one has 1 frame" in caplog.text
     assert "uno has 1 frame" in caplog.text
     assert [path.name for path in (tmp_path / "flow").iterdir()] == ["optflow_dis_two.h5"]
 
 
-def test_help_tells_every_option(capsys):
+def test_every_option_has_help(capsys):
     for script in (
         estimate_optflow,
         train_optflow_composite_model,

@@ -1,4 +1,4 @@
-"""The page: in a real browser, and what it leaves on the disk."""
+"""The demo page in a real browser, and the label files it writes."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
-# Without these, a browser looks for updates of its own.
+# Keep the browser from downloading updates.
 _OFFLINE = [
     "--no-sandbox",
     "--disable-gpu",
@@ -29,7 +29,7 @@ _OFFLINE = [
 
 @pytest.fixture
 def page(monkeypatch, base_weights):
-    """The page with an untrained model, opened."""
+    """Open the page with an untrained model."""
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     import demo_app
 
@@ -45,9 +45,9 @@ def page(monkeypatch, base_weights):
 
 
 def wait_for_result(page, requested):
-    told = page.locator("#told textarea")
-    playwright.expect(told).to_have_value(re.compile(f"^{requested} superpixels"), timeout=60_000)
-    return int(re.search(r"(\d+) measured", told.input_value()).group(1))
+    result = page.locator("#result textarea")
+    playwright.expect(result).to_have_value(re.compile(f"^{requested} superpixels"), timeout=60_000)
+    return int(re.search(r"(\d+) measured", result.input_value()).group(1))
 
 
 def set_slider(page, name, value):
@@ -65,14 +65,14 @@ def download_labels(page, tmp_path):
 
 @needs_browser
 def test_drop_an_image_move_a_slider_and_download(page, base_weights, tmp_path):
-    n_at_start = wait_for_result(page, 200)  # of the image that is there at the start
+    n_at_start = wait_for_result(page, 200)  # for the initial image
     assert download_labels(page, tmp_path).shape == (300, 451)
     file = tmp_path / "image.gif"  # with a palette
     Image.fromarray(make_quadrants(120, 184)[0]).save(file)
     page.locator("#image button[aria-label='Clear'], #image button[aria-label='Remove Image']").first.click()
     page.locator("#image input[type=file]").set_input_files(file)
     another = re.compile(f"^200 superpixels requested, (?!{n_at_start} )")
-    playwright.expect(page.locator("#told textarea")).to_have_value(another, timeout=60_000)
+    playwright.expect(page.locator("#result textarea")).to_have_value(another, timeout=60_000)
     set_slider(page, "count", 50)
     n_measured = wait_for_result(page, 50)
     labels = download_labels(page, tmp_path)
@@ -85,7 +85,7 @@ def test_drop_an_image_move_a_slider_and_download(page, base_weights, tmp_path):
         playwright.expect(page.locator(f"#{name} img")).to_be_visible(timeout=10_000)
 
 
-def test_only_the_last_label_files_are_kept(monkeypatch):
+def test_newest_label_files_are_kept(monkeypatch):
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     import demo_app
 

@@ -1,4 +1,4 @@
-"""Whole evaluations: what is told, what is written, and going on after an interruption."""
+"""Whole evaluations: log, files, and resuming after an interruption."""
 
 import csv
 import json
@@ -46,7 +46,7 @@ class Frames(list):
 
 
 def run_grids(out_dir, dataset=None, **changes):
-    """A small sweep of two methods."""
+    """Run a small sweep of two methods."""
     torch.manual_seed(0)
     settings = {
         "n_spixels": [6, 24, 40],
@@ -75,7 +75,7 @@ def eval_argv(bsds_root, *more):
     return [f"--bsds_root={bsds_root}", "--base_model_weights=none", "--nworkers=0", "--device=cpu", *more]
 
 
-def test_what_is_written(tmp_path, caplog):
+def test_evaluation_writes_scores_summaries_and_pictures(tmp_path, caplog):
     caplog.set_level("INFO")
     out_dir = tmp_path / "results"
     metrics = ["asa", "ue_np", "compactness"]
@@ -145,13 +145,13 @@ def test_means_over_counts_are_written(tmp_path):
     assert "## Means over each curve's own part of 100 to 1000" in page
 
 
-def test_a_single_count_has_no_means_over_counts(tmp_path):
+def test_single_count_has_no_means_over_counts(tmp_path):
     run_grids(tmp_path, n_spixels=[90])
     assert not (tmp_path / "curve_means.csv").exists()
 
 
 class StopsAt(Frames):
-    """Images of which one cannot be had, for a while."""
+    """Images that raise KeyboardInterrupt at one index, after the first few reads."""
 
     def __init__(self, stop_at):
         super().__init__()
@@ -160,13 +160,13 @@ class StopsAt(Frames):
 
     def __getitem__(self, idx):
         self.n_asked += 1
-        if idx == self.stop_at and self.n_asked > 5:  # the first ones are for a check and to measure time
+        if idx == self.stop_at and self.n_asked > 5:  # the first reads check the data and measure time
             raise KeyboardInterrupt
         return super().__getitem__(idx)
 
 
 class Watched(Frames):
-    """Images that note in a file when they are read, in whichever process."""
+    """Images that write the index of each read to a file, in any process."""
 
     def __init__(self, path):
         super().__init__()
@@ -179,7 +179,7 @@ class Watched(Frames):
 
 
 @pytest.mark.parametrize(("stop_at", "n_workers"), [(0, 0), (1, 2), (3, 0)])
-def test_interrupted_run_goes_on_to_the_same_files(tmp_path, stop_at, n_workers, caplog):
+def test_interrupted_and_resumed_run_writes_the_same_files(tmp_path, stop_at, n_workers, caplog):
     caplog.set_level("INFO")
     whole = run_grids(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -189,7 +189,7 @@ def test_interrupted_run_goes_on_to_the_same_files(tmp_path, stop_at, n_workers,
     parts = run_grids(tmp_path / "parts", watched, resume=True, n_workers=n_workers)
     asked_for = [int(idx) for idx in watched.path.read_text().split()]
     if n_workers == 0:
-        assert asked_for[: 5 - stop_at] == [0, *range(stop_at, 4)]  # the first one is read to check it
+        assert asked_for[: 5 - stop_at] == [0, *range(stop_at, 4)]  # the first read is a check
     else:
         assert set(range(stop_at, 4)) <= set(asked_for)
     assert (tmp_path / "parts/scores.csv").read_bytes() == (tmp_path / "whole/scores.csv").read_bytes()
@@ -201,7 +201,7 @@ def test_interrupted_run_goes_on_to_the_same_files(tmp_path, stop_at, n_workers,
 
 
 @pytest.mark.parametrize("n_bytes_left", [0, 20, 150, 1500, -700, -1])
-def test_journal_that_a_crash_cut_short(tmp_path, n_bytes_left):
+def test_resume_with_a_truncated_journal(tmp_path, n_bytes_left):
     run_grids(tmp_path)
     whole, journal = ((tmp_path / name).read_bytes() for name in ("scores.csv", "scores.jsonl"))
     assert journal.count(b"\n") == 1 + 4  # seconds, images
@@ -213,19 +213,19 @@ def test_journal_that_a_crash_cut_short(tmp_path, n_bytes_left):
     assert len((tmp_path / "seconds.csv").read_text().splitlines()) == 1 + 2 * 3
 
 
-def test_resuming_what_is_finished_only_reports(tmp_path):
+def test_resuming_a_finished_run_only_reports(tmp_path):
     first = run_grids(tmp_path)
     (tmp_path / "summary.md").unlink()
 
     watched = Watched(tmp_path / "asked_for")
     assert run_grids(tmp_path, watched, resume=True) == first
-    # One to check it, and the four of each method's sheet.
+    # One read to check the first image, and four for each method's sheet.
     assert sorted(watched.path.read_text().split()) == sorted("0" + 2 * "0123")
     assert (tmp_path / "summary.md").is_file()
 
 
 def test_resume_without_results_starts(tmp_path):
-    in_thread(run_grids, tmp_path / "new", resume=True, n_spixels=[6])  # as in a notebook's or server's
+    in_thread(run_grids, tmp_path / "new", resume=True, n_spixels=[6])  # as in a notebook or server
     assert (tmp_path / "new" / "results.json").is_file()
 
 
@@ -256,7 +256,7 @@ def test_two_sets_and_two_weights_of_the_position_resumed(tmp_path):
     assert (tmp_path / "parts/scores.csv").read_bytes() == (tmp_path / "whole/scores.csv").read_bytes()
 
 
-def test_pictures_of_others_are_left_alone(tmp_path):
+def test_unrelated_pictures_are_kept(tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "holiday.png").write_bytes(b"sea")
     for overwrite in (False, True):
@@ -275,9 +275,9 @@ def test_overwriting_removes_pictures_of_other_sets(tmp_path, bsds_root):
     ]
 
 
-def test_a_file_in_the_way_of_the_pictures_is_found_first(tmp_path):
+def test_unwritable_pictures_folder_is_found_first(tmp_path):
     (tmp_path / "pictures").write_text("in the way")
-    with pytest.raises(InputError, match=r"pictures cannot be written to"):
+    with pytest.raises(InputError, match="pictures"):
         run_grids(tmp_path)
 
 
@@ -288,51 +288,49 @@ def test_resume_refuses_other_files_of_the_same_names(bsds_root, tmp_path, capsy
     file = bsds_root / "BSDS500/data/images/test/101.jpg"
     Image.fromarray(make_quadrants()[0][::-1]).save(file, quality=50)
     error = fails_with(eval_base_model.main, [*argv, "--resume"], capsys)
-    assert "holds another run: data.BSDS500 test.sources_sha256 is" in error
+    assert "data.BSDS500 test.sources_sha256" in error
 
 
 @pytest.mark.parametrize("metrics", [["n_spixels"], ["mean_iou_foreground", "size_spread"]])
-def test_metrics_that_leave_little_to_show(tmp_path, metrics):
-    images = [
-        image._replace(annotations=[0 * image.annotations[0]]) for image in Frames()
-    ]  # background alone
+def test_metrics_without_extremes_draw_no_sheets(tmp_path, metrics):
+    images = [image._replace(annotations=[0 * image.annotations[0]]) for image in Frames()]  # only background
     run_grids(tmp_path, images, metrics=metrics)
     assert not list((tmp_path / "pictures").glob("*extremes*"))
     assert (tmp_path / "summary.md").is_file()
 
 
-def test_nothing_is_left_behind_by_a_run_that_cannot_start(tmp_path):
+def test_failed_start_leaves_no_folder(tmp_path):
     for changes in ({"dataset": []}, {"n_spixels": [6, 9999]}):
         with pytest.raises(InputError):
             run_grids(tmp_path / "results", **changes)
     assert not (tmp_path / "results").exists()
 
 
-def test_results_are_not_overwritten_unasked(tmp_path):
+def test_results_are_overwritten_only_with_overwrite(tmp_path):
     run_grids(tmp_path)
     before = (tmp_path / "scores.csv").read_bytes()
-    with pytest.raises(InputError, match=r"holds results already: --resume goes on .* --overwrite replaces"):
+    with pytest.raises(InputError, match=rf"{tmp_path} .*resume.*overwrite"):
         run_grids(tmp_path, n_spixels=[6])
     assert (tmp_path / "scores.csv").read_bytes() == before
     run_grids(tmp_path, n_spixels=[6], overwrite=True)
     assert {row["requested"] for row in read_rows(tmp_path / "scores.csv")} == {"6"}
-    assert not list((tmp_path / "pictures").glob("*.svg"))  # with one count there are no curves
+    assert not list((tmp_path / "pictures").glob("*.svg"))  # a single count has no curves
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
-        ({"n_spixels": [6]}, r"requested is \[6, 24, 40\], not \[6\]"),
-        ({"metrics": ["asa"]}, r"metrics is \['asa', 'compactness'\], not \['asa'\]"),
-        ({"dataset": Frames()[:3]}, "data.Quadrants.images is 4, not 3"),
-        ({"options": {"optflow_method": "gma"}}, "options.optflow_method is unset, not gma"),
-        ({"device": torch.device("cuda")}, "device is cpu, not cuda"),
+        ({"n_spixels": [6]}, r"requested .*\[6, 24, 40\], .*\[6\]"),
+        ({"metrics": ["asa"]}, r"metrics .*\['asa', 'compactness'\], .*\['asa'\]"),
+        ({"dataset": Frames()[:3]}, "data.Quadrants.images .*4.* 3"),
+        ({"options": {"optflow_method": "gma"}}, "options.optflow_method .*gma"),
+        ({"device": torch.device("cuda")}, "device .*cpu.* cuda"),
     ],
 )
-def test_resume_refuses_another_run(tmp_path, changes, told):
+def test_resume_refuses_another_run(tmp_path, changes, expected):
     run_grids(tmp_path, options={"nworkers": "3"})
     before = (tmp_path / "scores.csv").read_bytes()
-    with pytest.raises(InputError, match=f"`out_dir` {tmp_path} holds another run: {told}"):
+    with pytest.raises(InputError, match=f"`out_dir` {tmp_path} .*{expected}"):
         run_grids(tmp_path, resume=True, **changes)
     assert (tmp_path / "scores.csv").read_bytes() == before
 
@@ -341,9 +339,7 @@ def test_resume_refuses_another_run(tmp_path, changes, told):
 def test_resume_with_a_damaged_record(tmp_path, content):
     run_grids(tmp_path)
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(
-        InputError, match=r"`overwrite` .*run.json|`out_dir` .*holds another run.*`overwrite`"
-    ):
+    with pytest.raises(InputError, match=r"`overwrite` .*run.json|`out_dir` .*`overwrite`"):
         run_grids(tmp_path, resume=True)
 
 
@@ -384,7 +380,7 @@ def test_nan_is_null_in_the_journal(tmp_path):
     assert (tmp_path / "scores.csv").read_bytes() == whole
 
 
-def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch):
+def test_full_disk_keeps_finished_images(tmp_path, monkeypatch):
     original = Path.open
     n_appended = []
 
@@ -397,7 +393,7 @@ def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", open_until_full)
-        with pytest.raises(RunError, match=r"cannot write .*scores.jsonl \(No space left on device\)"):
+        with pytest.raises(RunError, match=r"scores.jsonl .*No space left on device"):
             run_grids(tmp_path / "parts")
     lines = (tmp_path / "parts/scores.jsonl").read_text().splitlines()
     assert [json.loads(line).get("image") for line in lines] == [None, "video0/0", "video0/1"]
@@ -486,7 +482,7 @@ def test_chosen_iou_without_background(bsds_root, caplog):
     assert re.search(r"\| +measured \| +mIoU fg \| +s/image \|", caplog.text)
 
 
-def test_protocol_is_told(bsds_root, caplog):
+def test_protocol_is_logged(bsds_root, caplog):
     caplog.set_level("INFO")
     eval_base_model.main(eval_argv(bsds_root, "--nspix=24", "--protocol"))
     assert "Chance: no random number is drawn." in caplog.text
@@ -504,46 +500,47 @@ def test_chosen_metrics_are_the_columns(bsds_root, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "expected"),
     [
-        (["--metrics", "accuracy"], "unknown metric 'accuracy'; choose from n_spixels"),
+        (["--metrics", "accuracy"], "accuracy.*n_spixels"),
         (
             ["--compare", "seeds"],
-            "--compare seeds: no such method; there are slic, ssn_pix, grid and weight files",
+            "--compare seeds: .*slic, ssn_pix, grid",
         ),
-        (["--compare", "no.pth"], "no weight file no.pth"),
-        (["--compare", "grid", "grid"], "--compare: two methods are named grid"),
-        (["--compare", "ssn_pix"], "--compare: two methods are named ssn_pix"),
+        (["--compare", "no.pth"], "no.pth"),
+        (["--compare", "grid", "grid"], "--compare.* grid"),
+        (["--compare", "ssn_pix"], "--compare.* ssn_pix"),
         (["--compare", "grid={weights}"], ""),
-        (["--compare", "{tmp}/a=b/odd=name.pth"], "--compare {tmp}/a=b/odd=name.pth: a name may hold"),
+        (["--compare", "{tmp}/a=b/odd=name.pth"], "--compare {tmp}/a=b/odd=name.pth: "),
         (
             ["--compare", "a|b={weights}"],
-            "--compare a|b={weights}: a name may hold letters, digits and ._+- only",
+            r"--compare a\|b={weights}: ",
         ),
-        (["--resume"], "--resume needs --out_dir"),
-        (["--overwrite"], "--overwrite needs --out_dir"),
+        (["--resume"], "--resume .*--out_dir"),
+        (["--overwrite"], "--overwrite .*--out_dir"),
         (["--out_dir={tmp}/o", "--overwrite", "--resume"], "not allowed with argument"),
-        (["--out_dir={weights}/o"], "--out_dir {weights}/o cannot be written to"),
-        (["--nspix", "24", "0"], "argument --nspix: expected an integer of at least 1, got '0'"),
-        (["--nspix"], "argument --nspix: expected at least one argument"),
-        (["--nspix", "24", "9999"], "--nspix 9999 is above the 5520 pixels of 100"),
+        (["--out_dir={weights}/o"], "--out_dir {weights}/o"),
+        (["--nspix", "24", "0"], "argument --nspix: .*'0'"),
+        (["--nspix"], "argument --nspix"),
+        (["--nspix", "24", "9999"], "--nspix 9999 .*5520 pixels of 100"),
         (["--pos_scale", "-1"], "argument --pos_scale"),
-        (["--compare", "composite={composite}"], "holds a composite model; expected a base model"),
+        (["--compare", "composite={composite}"], "{composite} .*composite .*base"),
     ],
 )
-def test_bad_options(bsds_root, base_weights, composite_weights, tmp_path, capsys, argv, told):
+def test_bad_options(bsds_root, base_weights, composite_weights, tmp_path, capsys, argv, expected):
     names = {"weights": base_weights, "composite": composite_weights, "tmp": tmp_path}
     argv = [option.format(**names) for option in argv]
     (tmp_path / "a=b").mkdir()
     (tmp_path / "a=b" / "odd=name.pth").write_bytes(base_weights.read_bytes())
-    if not told:  # a weight file may have any name that is not taken
+    if not expected:  # a weight file may have any unused name
         assert eval_base_model.main(eval_argv(bsds_root, *argv, "--nspix=24"))
         return
-    assert told.format(**names) in fails_with(eval_base_model.main, eval_argv(bsds_root, *argv), capsys)
+    error = fails_with(eval_base_model.main, eval_argv(bsds_root, *argv), capsys)
+    assert re.search(expected.format(**names), error)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_stopped_script_leaves_no_process_and_goes_on(bsds_root, tmp_path, number):
+def test_stopped_script_leaves_no_process_and_resumes(bsds_root, tmp_path, number):
     out_dir = tmp_path / "results"
     image_dir, annotation_dir = (
         bsds_root / "BSDS500/data" / kind / "test" for kind in ("images", "groundTruth")
@@ -615,7 +612,7 @@ def test_curves_have_a_line_and_a_name_for_each_method():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["slic", "grid"]
 
 
-def test_legend_goes_where_a_panel_is_spare():
+def test_legend_uses_a_free_panel():
     summaries = [summary_at("slic", 400, 0.8), summary_at("grid", 100, 0.5)]
     figure = draw_curves(summaries, ["asa"] * 7, "Quadrants")
     assert len(figure.axes) == 8
@@ -623,7 +620,7 @@ def test_legend_goes_where_a_panel_is_spare():
     assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ["slic", "grid"]
 
 
-def test_legend_tells_weights_of_the_position_where_they_differ():
+def test_legend_shows_pos_scale_if_it_differs():
     summaries = [
         summary_at("base", 100, 0.7, 5.0),
         summary_at("base", 100, 0.8, 10.0),
@@ -647,13 +644,13 @@ def test_sheet_shows_leaks_in_red(tmp_path, factor):
     assert (tmp_path / "sheet.svg").read_text().startswith("<?xml")
 
 
-def test_many_methods_are_told_apart_without_colour():
+def test_many_methods_differ_without_colour():
     summaries = [summary_at(f"method{idx}", 100, 0.1 * idx) for idx in range(20)]
     lines = draw_curves(summaries, ["asa"], "many").axes[0].lines
     assert len({(line.get_marker(), str(line._unscaled_dash_pattern)) for line in lines}) == 20
 
 
-def test_model_is_used_where_it_is(device):
+def test_model_stays_on_its_device(device):
     method = NetworkMethod("base", Segmenter(SSNModel(3), InputScales(0.3, 4.0), device=device))
     sets = [EvaluationSet("Quadrants", "quadrants", Frames())]
     (by_run,) = run_evaluation([method], sets, n_spixels=[24], device=device, n_workers=0).values()

@@ -1,4 +1,4 @@
-"""Optimizers: what a step of Muon is, and which weights it moves."""
+"""Optimizers: the steps of Muon, and the weights it trains."""
 
 import math
 
@@ -9,8 +9,8 @@ from torch import nn
 from lib.training.optimizers import OPTIMIZERS, Muon, build_optimizers, orthogonalize
 from model import CompositeSSNModel, SSNModel
 
-# Within the scales of the network; batch norm is the second layer of a block, and each later scale starts
-# with its pooling.
+# Names within a scale of the network. Batch norm is the second layer of a block; each scale after the first
+# starts with pooling.
 HIDDEN = {
     1: (".0.0.weight", ".1.0.weight"),
     2: (".1.0.weight", ".2.0.weight"),
@@ -38,7 +38,7 @@ def test_orthogonalize_of_zeros_is_zero():
     assert (orthogonalize(torch.zeros(3, 4)) == 0).all()
 
 
-def test_muon_steps_along_the_gradient_and_as_far_whatever_its_size():
+def test_muon_step_length_is_independent_of_gradient_size():
     steps = []
     for factor in (1, 1e-3):
         weight = nn.Parameter(torch.zeros(4, 3, 3, 3))
@@ -51,7 +51,7 @@ def test_muon_steps_along_the_gradient_and_as_far_whatever_its_size():
     assert steps[0].square().mean().sqrt() == pytest.approx(0.1 * 0.2, rel=0.2)
 
 
-def test_muon_remembers_earlier_gradients():
+def test_muon_has_momentum():
     weight = nn.Parameter(torch.zeros(2, 2))
     muon = Muon([weight], lr=1.0, momentum=0.9)
     weight.grad = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
@@ -62,14 +62,14 @@ def test_muon_remembers_earlier_gradients():
     assert weight[0, 0] < after_one[0, 0]
 
 
-def test_muon_takes_off_a_share_of_the_weights():
+def test_muon_decays_weights():
     weight = nn.Parameter(torch.ones(2, 2))
     weight.grad = torch.zeros(2, 2)
     Muon([weight], lr=0.5, weight_decay=0.1).step()
     torch.testing.assert_close(weight.detach(), torch.full((2, 2), 0.95))
 
 
-def test_muon_leaves_weights_without_gradient_alone():
+def test_muon_skips_weights_without_gradient():
     weight = nn.Parameter(torch.ones(2, 2))
     Muon([weight], lr=0.5).step()
     assert (weight == 1).all()
@@ -78,7 +78,7 @@ def test_muon_leaves_weights_without_gradient_alone():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers_train_each_weight_once(name):
     model = CompositeSSNModel(3, 2)
-    weights = list(model.feature_extract_optflow.parameters())  # those of the base are frozen
+    weights = list(model.feature_extract_optflow.parameters())  # the base is frozen
 
     optimizers = build_optimizers(name, model, 1e-3)
 

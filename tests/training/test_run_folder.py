@@ -1,4 +1,4 @@
-"""The files of a training run: the log, the curves, the events of TensorBoard."""
+"""Files of a training run: log, curves and TensorBoard events."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def scalars_of(folder, tag):
     return [(event.step, event.value) for event in read_events(folder).Scalars(tag)]
 
 
-def test_log_is_json_even_without_a_value(tmp_path):
+def test_log_writes_nan_as_null(tmp_path):
     folder = open_folder(tmp_path)
     folder.add_interval(5, {"loss": 0.5})
     folder.add_validation(5, Validation(math.nan, {"near_asa": math.nan, "far_asa": 0.5}, {}))
@@ -49,7 +49,7 @@ def test_log_is_json_even_without_a_value(tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_events_are_grouped_and_on_disk_at_once(tmp_path):
+def test_events_are_grouped_and_flushed(tmp_path):
     image_rgb, _ = make_quadrants(20, 31)
     folder = open_folder(tmp_path)
     folder.add_interval(10, {"loss": 0.5, "lr": 0.25})
@@ -68,7 +68,7 @@ def test_events_are_grouped_and_on_disk_at_once(tmp_path):
     folder.close()
 
 
-def test_resumed_run_hides_later_events_of_a_crash(tmp_path):
+def test_resumed_run_discards_later_events(tmp_path):
     folder = open_folder(tmp_path)
     for step in (2, 4, 6, 8):
         folder.add_interval(step, {"loss": 1.0, "gone": 1.0})
@@ -80,14 +80,14 @@ def test_resumed_run_hides_later_events_of_a_crash(tmp_path):
     assert scalars_of(tmp_path, "train/gone") == [(2, 1.0), (4, 1.0)]
 
 
-def test_events_that_cannot_be_written_are_named(tmp_path):
+def test_error_names_unwritable_events_folder(tmp_path):
     (tmp_path / "tensorboard").write_text("")
     with pytest.raises(RunError, match=r"cannot write .*tensorboard"):
         open_folder(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the writer's thread
-def test_folder_of_events_that_vanishes_is_named(tmp_path):
+def test_error_names_deleted_events_folder(tmp_path):
     others = threading.enumerate()
     folder = open_folder(tmp_path)
     (worker,) = set(threading.enumerate()).difference(others)
@@ -97,7 +97,7 @@ def test_folder_of_events_that_vanishes_is_named(tmp_path):
     worker.join()  # its traceback belongs to this test
 
 
-def test_training_goes_on_without_tensorboard(tmp_path, monkeypatch, caplog):
+def test_training_works_without_tensorboard(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # cannot be imported
@@ -109,6 +109,6 @@ def test_training_goes_on_without_tensorboard(tmp_path, monkeypatch, caplog):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "log.jsonl"]
 
 
-def test_tensorboard_is_imported_by_a_run_only():
+def test_tensorboard_is_imported_lazily():
     code = "import sys, lib.training.run_folder; assert 'tensorboard' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

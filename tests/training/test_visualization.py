@@ -1,4 +1,4 @@
-"""Pictures of the course of training."""
+"""Training curves, overlays and flow pictures."""
 
 import math
 
@@ -33,18 +33,18 @@ def make_log():
     return sorted([*map(training_line, range(1, 13)), *validations], key=lambda line: line["step"])
 
 
-def panels_of(log):
+def make_panels(log):
     return {axes.get_title(): axes for axes in training_figure(log).axes}
 
 
 def labelled(axes):
-    """The curves of a panel that a legend would name."""
+    """Return the curves of a panel by their legend label."""
     curves, labels = axes.get_legend_handles_labels()
     return dict(zip(labels, curves, strict=True))
 
 
-def test_there_is_a_panel_for_all_that_is_logged():
-    panels = panels_of(make_log())
+def test_each_logged_quantity_has_a_panel():
+    panels = make_panels(make_log())
     assert list(panels) == [
         "Loss and its terms",
         "Gradient norm",
@@ -70,13 +70,13 @@ def test_validation_has_a_curve_for_each_set_and_a_mark_at_the_best_score():
 
 
 def test_first_of_equal_scores_is_the_best():
-    panels = panels_of([validation_line(step, 0.5) for step in (3, 6)])
+    panels = make_panels([validation_line(step, 0.5) for step in (3, 6)])
     assert "best score: 0.5000 at step 3" in labelled(panels["Superpixels"])
 
 
-def test_figures_are_told_apart_by_set_and_metric_whatever_their_names():
+def test_log_keys_are_split_into_set_and_metric():
     log = [{"step": 1, "score": 1.0, "asa": 0.9, "far_val_mean_iou_foreground": 0.5, "speed": 3.0}]
-    panels = panels_of(log)
+    panels = make_panels(log)
     assert list(panels) == ["Achievable segmentation accuracy ↑", "Mean IoU without segment 0 ↑", "speed"]
     assert [next(iter(labelled(axes))) for axes in panels.values()] == ["validation", "far_val", "validation"]
 
@@ -85,24 +85,24 @@ def test_noisy_curves_are_drawn_with_their_running_median():
     losses = 2 + np.sin(np.arange(3000))
     losses[1500] = 1000.0
     log = [training_line(step, loss=loss) for step, loss in enumerate(losses, start=1)]
-    raw, median = panels_of(log)["Loss and its terms"].lines[:2]
+    raw, median = make_panels(log)["Loss and its terms"].lines[:2]
     np.testing.assert_array_equal(raw.get_ydata(), losses)
     np.testing.assert_allclose(median.get_ydata(), 2, atol=0.2)
     assert median.get_label() == "loss"
     assert raw.get_alpha() < 0.5
 
 
-def test_values_that_are_not_finite_are_left_blank():
+def test_non_finite_values_are_left_blank():
     log = make_log()
     log[2]["loss"] = math.nan
     log[0]["grad_norm"] = math.inf
     for line in log:
         if "lr" in line:
             line["lr"] = math.nan
-            line["position"] = 0.0  # has no place on a logarithmic axis
+            line["position"] = 0.0  # cannot be drawn on a logarithmic axis
         else:
             line["score"] = line["near_asa"] = math.nan
-    panels = panels_of(log)
+    panels = make_panels(log)
     assert "Learning rate" not in panels
     curves = labelled(panels["Loss and its terms"])
     assert list(curves) == ["loss", "reconstruction"]
@@ -128,12 +128,12 @@ def test_short_logs_can_be_drawn(tmp_path, log):
         assert np.ptp(np.asarray(picture.convert("L"))) > 128  # something is drawn
 
 
-def test_single_points_can_be_seen():
-    for axes in panels_of([training_line(1), validation_line(1, 0.5)]).values():
+def test_single_points_are_marked():
+    for axes in make_panels([training_line(1), validation_line(1, 0.5)]).values():
         assert all(curve.get_marker() in (".", "o") for curve in labelled(axes).values())
 
 
-def test_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_picture(tmp_path, monkeypatch):
     path = tmp_path / "curves.png"
     draw_training_curves(make_log(), path)
     before = path.read_bytes()
@@ -150,7 +150,7 @@ def test_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_borders_are_drawn_and_the_rest_is_kept():
+def test_boundaries_are_drawn_and_other_pixels_kept():
     image_rgb = np.full((10, 12, 3), 100, dtype=np.uint8)
     labels = np.zeros((10, 12), dtype=np.int32)
     labels[:, 6:] = 1
@@ -162,7 +162,7 @@ def test_borders_are_drawn_and_the_rest_is_kept():
 
 
 @pytest.mark.parametrize(("width", "drawn"), [(1, [5]), (2, [5, 6]), (3, [4, 5, 6]), (4, [4, 5, 6, 7])])
-def test_width_and_colour_of_borders(width, drawn):
+def test_width_and_colour_of_boundaries(width, drawn):
     labels = np.zeros((10, 12), dtype=np.int32)
     labels[:, 6:] = 1
     overlay = draw_boundaries(np.zeros((10, 12, 3), np.uint8), labels, color=(255, 0, 0), width=width)
@@ -170,7 +170,7 @@ def test_width_and_colour_of_borders(width, drawn):
     assert not overlay[..., 1:].any()
 
 
-def test_mean_colours_and_pixels_outside():
+def test_mean_colours_keep_pixels_outside_the_mask():
     image_rgb = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
     labels = np.array([[0, 0, -1], [2, 2, -1]])
     colors = np.array([[10.4, 20.6, 0], [np.nan] * 3, [1, 2, 3]])
@@ -187,5 +187,5 @@ def test_flow_colours():
     assert picture.shape == (50, 120, 3)
     assert (picture[:, :60] == (255, 0, 0)).all()
     assert (picture[30, 60:] == 255).all()
-    assert (picture[5, -1] == (255, 0, 0)).all()  # the wheel tells the same
+    assert (picture[5, -1] == (255, 0, 0)).all()  # the colour wheel agrees
     assert (draw_flow(np.zeros((50, 60, 4)))[:, :60] == 255).all()
