@@ -122,6 +122,7 @@ def test_train_evaluate_and_segment(bsds_root, davis_root, tmp_path, device, cap
     )
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_uninterrupted(bsds_root, tmp_path, monkeypatch):
     whole = train_base_model.main(train_argv(bsds_root, tmp_path / "whole", "--train_iter=4"))
 
@@ -141,6 +142,7 @@ def test_resumed_run_equals_uninterrupted(bsds_root, tmp_path, monkeypatch):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_to_all_processes_saves_and_leaves_quietly(bsds_root, tmp_path, number):
     argv = train_argv(
@@ -353,6 +355,7 @@ def test_recipe_must_be_the_checkpoints(bsds_root, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_killed_run_leaves_checkpoints_that_load(bsds_root, tmp_path):
     argv = train_argv(
         bsds_root, tmp_path / "run", "--train_iter=100000", "--test_interval=100000", "--save_interval=2"
@@ -466,6 +469,7 @@ def test_evaluation_without_network(bsds_root):
     assert only_summary(results).mean["asa"] > 0.97  # flat quadrants are easy
 
 
+@pytest.mark.slow
 def test_segmenting_the_demo_image_needs_no_option(tmp_path):
     done = subprocess.run(
         [sys.executable, REPO_ROOT / "inference_base_model.py"],
@@ -507,6 +511,7 @@ def test_profile_tells_every_stage(tmp_path, monkeypatch, caplog):
         assert re.search(stages, caplog.text)
 
 
+@pytest.mark.slow
 def test_compiled_inference_makes_the_same_superpixels(base_weights, tmp_path, monkeypatch):
     argv = [f"--base_model_weights={base_weights}", "--device=cpu"]
     plain = segment(argv, tmp_path)
@@ -518,6 +523,7 @@ def test_compiled_inference_makes_the_same_superpixels(base_weights, tmp_path, m
     assert compiled
 
 
+@pytest.mark.slow
 def test_compiling_without_a_compiler_ends_in_one_line(base_weights, tmp_path):
     environment = os.environ | {"CXX": "/none/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     options = ["--compile", "--device=cpu", f"--base_model_weights={base_weights}", "--nspix=24"]
@@ -626,7 +632,7 @@ def test_crop_size_is_what_the_network_trains_on(bsds_root, tmp_path, monkeypatc
     assert sizes == {(40, 40)}
 
 
-@pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.parametrize("n_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_broken_image_ends_an_evaluation_in_one_line(bsds_root, n_workers, capsys):
     image_dir, annotation_dir = (
         bsds_root / "BSDS500/data" / kind / "test" for kind in ("images", "groundTruth")

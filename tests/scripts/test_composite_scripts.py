@@ -305,7 +305,7 @@ def test_a_frame_without_flow_does_not_stop_the_others(
     assert len(list(Path("results").rglob("*.png"))) == 3
 
 
-@pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.parametrize("n_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_broken_flow_ends_an_evaluation_in_one_line(
     data_argv, davis_root, optflow_folder, base_weights, composite_weights, n_workers, capsys
 ):
@@ -324,6 +324,7 @@ def test_broken_flow_ends_an_evaluation_in_one_line(
     assert f"error: {path}: the flow of frame 0 is NaN, infinite or above" in error
 
 
+@pytest.mark.slow
 def test_segmenting_the_demo_frame_needs_no_option_and_flow_helps(tmp_path):
     done = subprocess.run(
         [sys.executable, REPO_ROOT / "inference_optflow_composite_model.py", "--save_labels=labels.npy"],
@@ -411,6 +412,7 @@ def test_features_need_a_network(tmp_path, capsys):
     assert "without a network nothing is learned" in fails_with(inference_base_model.main, argv, capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["frames", "video", "davis"])
 def test_estimated_archives_hold_the_flow(source, tmp_path, davis_root, caplog):
     caplog.set_level("INFO")
@@ -468,6 +470,7 @@ def test_flow_files_are_converted(tmp_path):
     assert [report.path.name for report in reports] == ["optflow_gma_one.h5"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_to_all_processes_leaves_no_half_archive(tmp_path, number):
     for name in ("a", "b"):
@@ -539,6 +542,7 @@ def test_bad_estimation_options(argv, told, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.glob("optflow/*"))
 
 
+@pytest.mark.slow
 def test_broken_video_is_told_in_one_line(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(bytes(1000))
     argv = [sys.executable, REPO_ROOT / "estimate_optflow.py", "--video", "clip.mp4"]
