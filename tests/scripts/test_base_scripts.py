@@ -67,6 +67,7 @@ def train_argv(bsds_root, out_dir, *more):
     ]
 
 
+@pytest.mark.slow
 def test_training_and_validation_have_their_own_iterations(bsds_root, tmp_path, monkeypatch):
     def recording(name, original):
         def record(*args, n_iter, **settings):
@@ -82,6 +83,7 @@ def test_training_and_validation_have_their_own_iterations(bsds_root, tmp_path, 
     assert set(calls) == {("train", 2), ("validate", 3)}
 
 
+@pytest.mark.slow
 def test_train_evaluate_and_segment(bsds_root, davis_root, tmp_path, device, caplog):
     caplog.set_level("INFO")
     on_device = f"--device={device}"
@@ -167,6 +169,7 @@ def test_signal_to_all_processes_saves_and_leaves_quietly(bsds_root, tmp_path, n
     assert read_checkpoint(last_model)["step"] >= 3
 
 
+@pytest.mark.slow
 def test_same_seed_repeats_and_another_does_not(bsds_root, tmp_path):
     runs = [
         train_base_model.main(train_argv(bsds_root, tmp_path / f"run{idx}", f"--seed={seed}"))
@@ -177,6 +180,7 @@ def test_same_seed_repeats_and_another_does_not(bsds_root, tmp_path):
     assert not first.equal(other)
 
 
+@pytest.mark.slow
 def test_resume_refuses_contradicting_options(bsds_root, tmp_path, capsys):
     train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
     last_model = tmp_path / "run" / "last_model.pth"
@@ -620,6 +624,7 @@ def test_bad_evaluation_options(argv, told, tmp_path, bsds_root, capsys):
     assert told.format(tmp=tmp_path) in error
 
 
+@pytest.mark.slow
 def test_crop_size_is_what_the_network_trains_on(bsds_root, tmp_path, monkeypatch):
     sizes = set()
 
@@ -646,6 +651,7 @@ def test_broken_image_ends_an_evaluation_in_one_line(bsds_root, n_workers, capsy
     assert f"error: {file} is not a readable image" in fails_with(eval_base_model.main, argv, capsys)
 
 
+@pytest.mark.slow
 def test_a_batch_may_be_larger_than_the_dataset(bsds_root, tmp_path):
     state = train_base_model.main(train_argv(bsds_root, tmp_path / "run", "--batchsize=5"))
     assert state.n_samples == 10  # of 4 images
@@ -708,6 +714,7 @@ def test_annotation_of_another_size_is_found_before_training(bsds_root, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_resuming_with_other_images_is_told(bsds_root, tmp_path, caplog):
     train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
     argv = train_argv(bsds_root, tmp_path / "run", "--resume=auto", "--train_iter=3")
@@ -736,6 +743,7 @@ def test_weights_to_start_from_must_be_some(bsds_root, tmp_path, capsys):
     assert "--init_weights none: there are no weights" in fails_with(train_base_model.main, argv, capsys)
 
 
+@pytest.mark.slow
 def test_only_training_may_round_to_tf32(bsds_root, tmp_path, monkeypatch):
     seen = set()
     cudnn = torch.backends.cudnn

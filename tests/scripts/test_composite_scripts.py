@@ -60,6 +60,7 @@ def train_argv(data_argv, davis_root, base_weights, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_train_evaluate_and_segment(
     train_argv, data_argv, davis_root, optflow_folder, base_weights, tmp_path, device, caplog
 ):
