@@ -66,7 +66,7 @@ def scored(name, *asa, n_spixels=10):
     return ImageScores(name, Scores({"n_spixels": n_spixels}, [{"asa": value} for value in asa]))
 
 
-@pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.parametrize("n_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_pair_has_the_same_weight(n_workers):
     summary = summarize_one(Drawn(LEFT_RIGHT), Images(), n_workers)
     # Against TOP_BOTTOM each half is half right; both take segment 0, whose IoU is 1/2.
@@ -103,6 +103,7 @@ def test_connectivity_is_enforced_first():
     assert summary.mean["asa"] == pytest.approx((1 + 1 + 0.5 + 1) / 4)
 
 
+@pytest.mark.slow
 def test_workers_keep_scores_and_order():
     rng = np.random.default_rng(0)
     images = [
@@ -154,6 +155,7 @@ def die(*args):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pause", [0, 0.1])
 def test_killed_metric_worker_ends_the_evaluation(monkeypatch, pause):
     class Slow(Drawn):
@@ -173,6 +175,7 @@ class Deadly(Images):
         die()
 
 
+@pytest.mark.slow
 def test_killed_reading_worker_ends_the_evaluation():
     with pytest.raises(RunError, match="worker process"):
         list(evaluate([Drawn(LEFT_RIGHT)], Deadly(), n_spixels=[2], n_workers=1))

@@ -241,6 +241,7 @@ def test_unexpected_error_leaves_no_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_no_file(tmp_path):
     rng = np.random.default_rng(0)
     frames = (VideoFrame(rng.integers(0, 256, (60, 92, 3), dtype=np.uint8), None) for _ in range(100))
@@ -249,6 +250,7 @@ def test_full_disk_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length(tmp_path):
     image_rgb = make_quadrants(120, 180)[0]
     flow = np.full((120, 180, 4), 30, np.float32)  # fast: most superpixels are new in every frame

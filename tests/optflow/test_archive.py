@@ -68,6 +68,7 @@ def test_written_archive_has_the_published_layout(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["flow.h5"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_archive_is_read_in_worker_processes(tmp_path, start_method):
     flow = make_flow()

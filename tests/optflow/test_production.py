@@ -46,7 +46,7 @@ def run(jobs, n_workers=0, **options):
     return {report.path.name: report for report in reports}, sum(counts)
 
 
-@pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.parametrize("n_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_archives_are_made_only_once(tmp_path, n_workers):
     jobs = [job_for(tmp_path, ConstantFlow(f"video{idx}", 2 + idx)) for idx in range(3)]
     reports, n_pairs = run(jobs, n_workers, with_consistency=True)
@@ -64,7 +64,7 @@ def test_archives_are_made_only_once(tmp_path, n_workers):
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.iterdir())] == before
 
 
-@pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.parametrize("n_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_bad_input_fails_only_its_own_archive(tmp_path, n_workers):
     jobs = [
         job_for(tmp_path, ConstantFlow("bad", fails_at=1)),
@@ -76,6 +76,7 @@ def test_bad_input_fails_only_its_own_archive(tmp_path, n_workers):
     assert [path.name for path in tmp_path.iterdir()] == ["optflow_test_good.h5"]
 
 
+@pytest.mark.slow
 def test_interruption_ends_workers_and_keeps_finished_archives(tmp_path):
     jobs = [
         job_for(tmp_path, ConstantFlow("short", 1)),

@@ -1,38 +1,61 @@
+import multiprocessing
 import platform
 import resource
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lib.runtime import memory
-
-PROGRAM = """
-import sys
-from pathlib import Path
-import numpy as np
 from lib.runtime.memory import keep_freed_memory
 
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-values = np.ones(2**24)  # 128 MiB
-del values
-print(Path("/proc/self/statm").read_text().split()[1])
-"""
+
+def resident_pages_after_large_array(is_kept):
+    """Number of memory pages that a fresh process holds after it freed 128 MiB."""
+    if is_kept:
+        keep_freed_memory()
+    values = np.ones(2**24)
+    del values
+    return int(Path("/proc/self/statm").read_text().split()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_freed_memory_is_kept():
     n_pages = {}
-    for name in ("kept", "as it comes"):
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, name], capture_output=True, text=True, check=True
-        )
-        n_pages[name] = int(done.stdout)
-    n_more_bytes = (n_pages["kept"] - n_pages["as it comes"]) * resource.getpagesize()
+    for is_kept in (False, True):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            n_pages[is_kept] = pool.submit(resident_pages_after_large_array, is_kept).result()
+    n_more_bytes = (n_pages[True] - n_pages[False]) * resource.getpagesize()
     assert n_more_bytes > 100 * 2**20
 
 
-def test_other_systems_are_left_alone(monkeypatch):
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())  # a C library without mallopt
-    memory.keep_freed_memory()
+class OldLibrary:
+    """C library whose `mallopt` refuses thresholds above 32 MiB for blocks with a mapping of their own."""
+
+    def __init__(self):
+        self.accepted = []
+
+    def mallopt(self, parameter, value):
+        is_accepted = parameter != memory._M_MMAP_THRESHOLD or value <= 2**25
+        if is_accepted:
+            self.accepted.append((parameter, value))
+        return is_accepted
+
+
+def test_old_glibc_gets_the_largest_threshold_it_accepts(monkeypatch):
+    library = OldLibrary()
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: library)
+    keep_freed_memory()
+    assert library.accepted == [(memory._M_MMAP_THRESHOLD, 2**25), (memory._M_TRIM_THRESHOLD, 2**31 - 1)]
+
+
+@pytest.mark.parametrize(("system", "n_opened"), [("linux", 1), ("darwin", 0)])
+def test_systems_without_mallopt_are_unchanged(system, n_opened, monkeypatch):
+    opened = []
+    monkeypatch.setattr(memory.sys, "platform", system)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: opened.append(name) or object())
+    keep_freed_memory()
+    assert opened == n_opened * [None]

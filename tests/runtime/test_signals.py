@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -64,59 +62,70 @@ def test_sigterm_from_cluster_and_launcher_is_one_request():
             stop_flag.raise_if_set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_second_signal_ends_a_script_that_hangs(second, tmp_path):
-    script = tmp_path / "hang.py"
-    script.write_text(
-        "import time\n"
-        "from lib import cli\n"
-        "from lib.runtime import signals\n"
-        "signals._SAME_REQUEST = 0.2\n"
-        "def main():\n"
-        "    print('saving', flush=True)\n"
-        "    time.sleep(600)\n"
-        "cli.run(main)\n"
-    )
+def test_second_signal_ends_a_script_that_hangs(second):
     run = subprocess.Popen(
-        [sys.executable, script],
+        [sys.executable, Path(__file__).with_name("hanging_script.py")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(REPO_ROOT)},
     )
-    assert run.stdout.readline() == "saving\n"
+    assert run.stdout.readline() == "started\n"
     run.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
-    assert run.poll() is None
+    assert run.stdout.readline() == "stop requested\n"
     run.send_signal(second)
-    _, errors = run.communicate(timeout=20)
+    _, errors = run.communicate(timeout=60)
     assert run.returncode == (130 if second == signal.SIGINT else -signal.SIGTERM)
     assert errors == ""
 
 
-def _is_there(_):
-    time.sleep(0.1)
-    return os.getpgid(0) == os.getpid(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+def start_after_signals(signals_are_sent):
+    """Start as a worker once the signals are pending, and check the state of this process."""
+    signals_are_sent.wait()
+    start_worker()
+    stop_flag.raise_if_set()
+    assert os.getpgid(0) == os.getpid()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_start_and_live_through_signals_to_the_group(method):
-    """Signals to the process group arrive while workers start, and while they work."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in signals.STOP_SIGNALS}
+def test_worker_ignores_signals_that_arrive_while_it_starts(method):
     context = multiprocessing.get_context(method)
-    try:
-        with (
-            stop_flag.set_by_signals(),
-            ProcessPoolExecutor(2, context, initializer=start_worker) as pool,
-        ):
-            with blocked_stop_signals():
-                futures = [pool.submit(_is_there, idx) for idx in range(4)]
-                children = [child.pid for child in multiprocessing.active_children()]
-                for number in signals.STOP_SIGNALS:
-                    for child in children:
-                        if os.getpgid(child) != child:
-                            os.kill(child, number)
-            assert [future.result() for future in futures] == 4 * [(True, set())]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    signals_are_sent = context.Event()
+    worker = context.Process(target=start_after_signals, args=(signals_are_sent,))
+    with stop_flag.set_by_signals(), blocked_stop_signals():
+        worker.start()
+        for number in signals.STOP_SIGNALS:
+            os.kill(worker.pid, number)
+    signals_are_sent.set()
+    worker.join(timeout=60)
+    assert worker.exitcode == 0
+
+
+@pytest.mark.slow
+def test_worker_ends_by_sigterm_of_the_main_process_only():
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=work, args=(theirs,))
+    worker.start()
+    theirs.close()
+    assert ours.recv() == "started"
+    os.kill(worker.pid, signal.SIGINT)
+    ours.send("job")
+    assert ours.recv() == "job"
+    worker.terminate()
+    worker.join(timeout=60)
+    assert worker.exitcode == -signal.SIGTERM
+
+
+def work(connection):
+    """Send each message back, as a worker."""
+    start_worker()
+    connection.send("started")
+    while True:
+        connection.send(connection.recv())

@@ -67,6 +67,7 @@ def train_argv(bsds_root, out_dir, *more):
     ]
 
 
+@pytest.mark.slow
 def test_training_and_validation_have_their_own_iterations(bsds_root, tmp_path, monkeypatch):
     def recording(name, original):
         def record(*args, n_iter, **settings):
@@ -82,6 +83,7 @@ def test_training_and_validation_have_their_own_iterations(bsds_root, tmp_path, 
     assert set(calls) == {("train", 2), ("validate", 3)}
 
 
+@pytest.mark.slow
 def test_train_evaluate_and_segment(bsds_root, davis_root, tmp_path, device, caplog):
     caplog.set_level("INFO")
     on_device = f"--device={device}"
@@ -122,6 +124,7 @@ def test_train_evaluate_and_segment(bsds_root, davis_root, tmp_path, device, cap
     )
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_uninterrupted(bsds_root, tmp_path, monkeypatch):
     whole = train_base_model.main(train_argv(bsds_root, tmp_path / "whole", "--train_iter=4"))
 
@@ -141,6 +144,7 @@ def test_resumed_run_equals_uninterrupted(bsds_root, tmp_path, monkeypatch):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_to_all_processes_saves_and_exits_quietly(bsds_root, tmp_path, number):
     argv = train_argv(
@@ -165,6 +169,7 @@ def test_signal_to_all_processes_saves_and_exits_quietly(bsds_root, tmp_path, nu
     assert read_checkpoint(last_model)["step"] >= 3
 
 
+@pytest.mark.slow
 def test_same_seed_reproduces_a_run(bsds_root, tmp_path):
     runs = [
         train_base_model.main(train_argv(bsds_root, tmp_path / f"run{idx}", f"--seed={seed}"))
@@ -175,6 +180,7 @@ def test_same_seed_reproduces_a_run(bsds_root, tmp_path):
     assert not first.equal(other)
 
 
+@pytest.mark.slow
 def test_resume_refuses_contradicting_options(bsds_root, tmp_path, capsys):
     train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
     last_model = tmp_path / "run" / "last_model.pth"
@@ -354,6 +360,7 @@ def test_recipe_must_equal_the_checkpoints(bsds_root, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_killed_run_leaves_checkpoints_that_load(bsds_root, tmp_path):
     argv = train_argv(
         bsds_root, tmp_path / "run", "--train_iter=100000", "--test_interval=100000", "--save_interval=2"
@@ -468,6 +475,7 @@ def test_evaluation_without_network(bsds_root):
     assert only_summary(results).mean["asa"] > 0.97  # flat quadrants are easy
 
 
+@pytest.mark.slow
 def test_segmenting_the_demo_image_needs_no_option(tmp_path):
     done = subprocess.run(
         [sys.executable, REPO_ROOT / "inference_base_model.py"],
@@ -509,6 +517,7 @@ def test_profile_logs_every_stage(tmp_path, monkeypatch, caplog):
         assert re.search(stages, caplog.text)
 
 
+@pytest.mark.slow
 def test_compiled_inference_makes_the_same_superpixels(base_weights, tmp_path, monkeypatch):
     argv = [f"--base_model_weights={base_weights}", "--device=cpu"]
     plain = segment(argv, tmp_path)
@@ -520,6 +529,7 @@ def test_compiled_inference_makes_the_same_superpixels(base_weights, tmp_path, m
     assert compiled
 
 
+@pytest.mark.slow
 def test_compiling_without_a_compiler_is_one_error_line(base_weights, tmp_path):
     environment = os.environ | {"CXX": "/none/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     options = ["--compile", "--device=cpu", f"--base_model_weights={base_weights}", "--nspix=24"]
@@ -616,6 +626,7 @@ def test_bad_evaluation_options(argv, expected, tmp_path, bsds_root, capsys):
     assert re.search(expected.format(tmp=tmp_path), error)
 
 
+@pytest.mark.slow
 def test_network_trains_on_crops_of_the_crop_size(bsds_root, tmp_path, monkeypatch):
     sizes = set()
 
@@ -628,7 +639,7 @@ def test_network_trains_on_crops_of_the_crop_size(bsds_root, tmp_path, monkeypat
     assert sizes == {(40, 40)}
 
 
-@pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.parametrize("n_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_broken_image_in_evaluation_is_one_error_line(bsds_root, n_workers, capsys):
     image_dir, annotation_dir = (
         bsds_root / "BSDS500/data" / kind / "test" for kind in ("images", "groundTruth")
@@ -642,6 +653,7 @@ def test_broken_image_in_evaluation_is_one_error_line(bsds_root, n_workers, caps
     assert f"error: {file} " in fails_with(eval_base_model.main, argv, capsys)
 
 
+@pytest.mark.slow
 def test_batch_may_be_larger_than_the_dataset(bsds_root, tmp_path):
     state = train_base_model.main(train_argv(bsds_root, tmp_path / "run", "--batchsize=5"))
     assert state.n_samples == 10  # of 4 images
@@ -706,6 +718,7 @@ def test_annotation_of_another_size_is_found_before_training(bsds_root, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_resume_warns_about_changed_images(bsds_root, tmp_path, caplog):
     train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
     argv = train_argv(bsds_root, tmp_path / "run", "--resume=auto", "--train_iter=3")
@@ -734,6 +747,7 @@ def test_init_weights_refuses_none(bsds_root, tmp_path, capsys):
     assert "--init_weights none" in fails_with(train_base_model.main, argv, capsys)
 
 
+@pytest.mark.slow
 def test_only_training_may_round_to_tf32(bsds_root, tmp_path, monkeypatch):
     seen = set()
     encode = model.SSNModel.encode

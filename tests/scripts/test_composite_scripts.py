@@ -60,6 +60,7 @@ def train_argv(data_argv, davis_root, base_weights, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_train_evaluate_and_segment(
     train_argv, data_argv, davis_root, optflow_folder, base_weights, tmp_path, device, caplog
 ):
@@ -308,7 +309,7 @@ def test_frame_without_flow_does_not_stop_the_others(
     assert len(list(Path("results").rglob("*.png"))) == 3
 
 
-@pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.parametrize("n_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_broken_flow_in_evaluation_is_one_error_line(
     data_argv, davis_root, optflow_folder, base_weights, composite_weights, n_workers, capsys
 ):
@@ -327,6 +328,7 @@ def test_broken_flow_in_evaluation_is_one_error_line(
     assert f"error: {path}: the flow of frame 0 is NaN, infinite or above" in error
 
 
+@pytest.mark.slow
 def test_segmenting_the_demo_frame_needs_no_option_and_flow_helps(tmp_path):
     done = subprocess.run(
         [sys.executable, REPO_ROOT / "inference_optflow_composite_model.py", "--save_labels=labels.npy"],
@@ -415,6 +417,7 @@ def test_features_need_a_network(tmp_path, capsys):
     assert f"--save_features {tmp_path / 'features.npz'}" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["frames", "video", "davis"])
 def test_estimated_archives_hold_the_flow(source, tmp_path, davis_root, caplog):
     caplog.set_level("INFO")
@@ -472,6 +475,7 @@ def test_flow_files_are_converted(tmp_path):
     assert [report.path.name for report in reports] == ["optflow_gma_one.h5"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_to_all_processes_leaves_no_partial_archive(tmp_path, number):
     for name in ("a", "b"):
@@ -543,6 +547,7 @@ def test_bad_estimation_options(argv, expected, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.glob("optflow/*"))
 
 
+@pytest.mark.slow
 def test_broken_video_is_one_error_line(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(bytes(1000))
     argv = [sys.executable, REPO_ROOT / "estimate_optflow.py", "--video", "clip.mp4"]

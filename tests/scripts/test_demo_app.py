@@ -63,6 +63,7 @@ def download_labels(page, tmp_path):
     return np.load(tmp_path / "labels.npy")
 
 
+@pytest.mark.slow
 @needs_browser
 def test_drop_an_image_move_a_slider_and_download(page, base_weights, tmp_path):
     n_at_start = wait_for_result(page, 200)  # for the initial image

@@ -178,7 +178,9 @@ class Watched(Frames):
         return super().__getitem__(idx)
 
 
-@pytest.mark.parametrize(("stop_at", "n_workers"), [(0, 0), (1, 2), (3, 0)])
+@pytest.mark.parametrize(
+    ("stop_at", "n_workers"), [(0, 0), pytest.param(1, 2, marks=pytest.mark.slow), (3, 0)]
+)
 def test_interrupted_and_resumed_run_writes_the_same_files(tmp_path, stop_at, n_workers, caplog):
     caplog.set_level("INFO")
     whole = run_grids(tmp_path / "whole")
@@ -539,6 +541,7 @@ def test_bad_options(bsds_root, base_weights, composite_weights, tmp_path, capsy
     assert re.search(expected.format(**names), error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_stopped_script_leaves_no_process_and_resumes(bsds_root, tmp_path, number):
     out_dir = tmp_path / "results"

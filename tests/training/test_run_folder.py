@@ -109,6 +109,7 @@ def test_training_works_without_tensorboard(tmp_path, monkeypatch, caplog):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "log.jsonl"]
 
 
+@pytest.mark.slow
 def test_tensorboard_is_imported_lazily():
     code = "import sys, lib.training.run_folder; assert 'tensorboard' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
