@@ -8,15 +8,15 @@ to the end of the previous row.
 """
 
 import math
+import threading
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# From this many pixels on, the cache keeps two grids instead of 64. A grid takes 17 bytes per pixel.
-_LARGE_IMAGE = 2**18
+# Memory for the grids of the last images. A grid takes 17 bytes a pixel; the newest is always kept.
+_CACHE_BYTES = 2**26
 
 
 def compute_grid_shape(height: int, width: int, n_spixels: int) -> tuple[int, int]:
@@ -86,12 +86,16 @@ class CellGrid:
             If `n_spixels` is not between 1 and the number of pixels.
         """
         grid_shape = compute_grid_shape(height, width, n_spixels)
-        build = _build_grid if height * width < _LARGE_IMAGE else _build_large_grid
-        return build(height, width, *grid_shape, torch.device(device))
+        return _cache.get(height, width, *grid_shape, torch.device(device))
 
     @property
     def n_cells(self) -> int:
         return self.grid_shape[0] * self.grid_shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the index tensors."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
 
     def to_cells(self, pixels: Tensor) -> Tensor:
         """Lay pixels out by cell: (B, C, H, W) to (B, S, C, P), zero in empty slots."""
@@ -127,13 +131,7 @@ class CellGrid:
         return torch.where(share > 0, sums / share, 0).flatten(2).transpose(1, 2)
 
 
-@lru_cache(maxsize=2)
-def _build_large_grid(height: int, width: int, n_rows: int, n_cols: int, device: torch.device) -> CellGrid:
-    return _build_grid.__wrapped__(height, width, n_rows, n_cols, device)
-
-
 # Training may reuse a grid that validation built. Autograd rejects tensors created in inference mode.
-@lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)
 def _build_grid(height: int, width: int, n_rows: int, n_cols: int, device: torch.device) -> CellGrid:
     y, y_mask, y_slot = _split_axis(height, n_rows, device)
@@ -162,6 +160,26 @@ def _build_grid(height: int, width: int, n_rows: int, n_cols: int, device: torch
         neighbor_idx=neighbor_idx.masked_fill(~neighbor_mask, 0),
         neighbor_mask=neighbor_mask,
     )
+
+
+class _GridCache:
+    """The last grids by image size, grid shape and device; several threads may use it."""
+
+    def __init__(self) -> None:
+        self._grids: dict[tuple, CellGrid] = {}  # oldest first
+        self._lock = threading.Lock()
+
+    def get(self, *key: int | torch.device) -> CellGrid:
+        """Return the grid that `_build_grid` makes of these arguments."""
+        with self._lock:
+            grid = self._grids.pop(key, None) or _build_grid(*key)
+            self._grids[key] = grid
+            while len(self._grids) > 1 and sum(each.nbytes for each in self._grids.values()) > _CACHE_BYTES:
+                del self._grids[next(iter(self._grids))]
+        return grid
+
+
+_cache = _GridCache()
 
 
 def _split_axis(length: int, n_cells: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

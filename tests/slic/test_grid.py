@@ -27,3 +27,13 @@ def test_cells_hold_every_pixel_once(shape, n_spixels):
             assert grid.slot_idx[y * width + x] // grid.pixel_idx.shape[1] == cell
     pixels = torch.randn(2, 3, height, width)
     assert grid.to_pixels(grid.to_cells(pixels)).equal(pixels)
+
+
+def test_last_grids_are_kept_within_their_memory(monkeypatch):
+    grids = [CellGrid.for_image(40 + idx, 60, 24, torch.device("cpu")) for idx in range(4)]
+    assert CellGrid.for_image(40, 60, 24, torch.device("cpu")) is grids[0]
+    monkeypatch.setattr("lib.slic.grid._CACHE_BYTES", grids[3].nbytes + grids[0].nbytes)
+    CellGrid.for_image(43, 60, 24, torch.device("cpu"))  # with 40x60, the last two
+    assert CellGrid.for_image(40, 60, 24, torch.device("cpu")) is grids[0]
+    assert CellGrid.for_image(41, 60, 24, torch.device("cpu")) is not grids[1]
+    assert CellGrid.for_image(43, 60, 24, torch.device("cpu")) is not grids[3]
