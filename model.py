@@ -99,13 +99,28 @@ class LearnedFeatures(NamedTuple):
 class SuperpixelModel(nn.Module):
     """Common part of the models: encode the channels, assemble the pixel features, cluster them.
 
-    Subclasses define `encode` and the attributes `n_iter` and `distance`. `config_names` lists the arguments
-    of their constructor; each is stored as an attribute of the same name.
+    Subclasses define `encode` and list in `config_names` the arguments of their constructor, which are
+    attributes of the same names.
     """
 
     config_names: tuple[str, ...] = ()
     n_extra_channels = 0
-    n_learned_features = 0
+
+    def __init__(
+        self,
+        *,
+        n_iter: int,
+        distance: str = "euclidean",
+        n_learned_features: int = 0,
+        sees_position: bool = False,
+    ) -> None:
+        if distance not in DISTANCES:
+            raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
+        super().__init__()
+        self.n_iter = n_iter
+        self.distance = distance
+        self.n_learned_features = n_learned_features
+        self.sees_position = sees_position
 
     def forward(self, channels: Tensor, n_spixels: int, *, n_iter: int | None = None) -> SSNOutput:
         """Segment scaled channels (B, 5 + n_extra_channels, H, W); see `lib.network.inputs.input_channels`.
@@ -184,12 +199,12 @@ class SSNModel(SuperpixelModel):
         distance: str = "euclidean",
         sees_position: bool = True,
     ) -> None:
-        _check_distance(distance)
-        super().__init__()
-        self.n_learned_features = n_learned_features
-        self.n_iter = n_iter
-        self.distance = distance
-        self.sees_position = sees_position
+        super().__init__(
+            n_iter=n_iter,
+            distance=distance,
+            n_learned_features=n_learned_features,
+            sees_position=sees_position,
+        )
         self.feature_extract = FeatureExtractor(N_BASE_CHANNELS, n_learned_features, concat_input=False)
 
     def encode(self, channels: Tensor, known: LearnedFeatures | None = None) -> LearnedFeatures:
@@ -247,14 +262,10 @@ class CompositeSSNModel(SuperpixelModel):
         distance: str = "euclidean",
         sees_position: bool = True,
     ) -> None:
-        _check_distance(distance)
-        super().__init__()
-        self.n_learned_features = n_learned_features
+        settings = {"n_learned_features": n_learned_features, "sees_position": sees_position}
+        super().__init__(n_iter=n_iter, distance=distance, **settings)
         self.n_extra_features = n_extra_features
         self.n_extra_channels = n_extra_channels
-        self.n_iter = n_iter
-        self.distance = distance
-        self.sees_position = sees_position
         self.feature_extract_color = FeatureExtractor(N_BASE_CHANNELS, n_learned_features, concat_input=False)
         self.feature_extract_color.requires_grad_(False).eval()
         self.feature_extract_optflow = FeatureExtractor(
@@ -292,12 +303,10 @@ class SSNPix(SuperpixelModel):
         Number of clustering iterations.
     """
 
-    distance = "euclidean"
     config_names = ("n_iter",)
 
     def __init__(self, *, n_iter: int = 5) -> None:
-        super().__init__()
-        self.n_iter = n_iter
+        super().__init__(n_iter=n_iter)
 
     def encode(self, channels: Tensor, known: LearnedFeatures | None = None) -> LearnedFeatures:
         return LearnedFeatures()
@@ -336,8 +345,3 @@ def cluster_labels(
     """Return only the labels of `cluster`, (B, H, W) int64; see `slic_labels`."""
     with torch.autocast(pixel_features.device.type, enabled=False):
         return slic_labels(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask)
-
-
-def _check_distance(distance: str) -> None:
-    if distance not in DISTANCES:
-        raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
