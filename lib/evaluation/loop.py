@@ -171,7 +171,7 @@ def _evaluate_own_share(
 
 
 def connected_superpixels(method: Method, image: EvaluationImage, setting: Setting) -> np.ndarray:
-    """Segment an image and enforce connectivity, as for scoring; (H, W) int32."""
+    """Segment an image and enforce connectivity, as scoring does; (H, W) int32."""
     (labels,) = method.segment(image, [setting])
     return enforce_connectivity(labels, setting.n_spixels)
 
