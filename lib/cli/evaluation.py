@@ -1,4 +1,4 @@
-"""What the command lines of the evaluation scripts share."""
+"""Options of the evaluation scripts, and the methods and datasets that they describe."""
 
 import argparse
 import re
@@ -23,11 +23,11 @@ from lib.training.recipe import Recipe, RunSettings
 from lib.weights import NO_NETWORK, LoadedModel, file_sha256
 
 _SSN_PIX, _SLIC, _GRID = "ssn_pix", "slic", "grid"
-_METHOD_NAME = r"[\w.+-]+"  # what may be part of the name of a file and the cell of a table
+_METHOD_NAME = r"[\w.+-]+"  # characters that are safe in file names and table cells
 
 
 def add_evaluation_args(parser: argparse.ArgumentParser) -> None:
-    """Add the options of what is measured, compared and written."""
+    """Add the options of metrics, compared methods and output files."""
     add_fields(parser, RunSettings, "ignore_background", "n_workers")
     add_fields(parser, Recipe, "precision", precision="fp32")
     group = parser.add_argument_group("evaluation")
@@ -36,7 +36,7 @@ def add_evaluation_args(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="METHOD",
-        help=f"methods to score beside: {_SLIC} (scikit-image's), {_SSN_PIX} (no network), {_GRID}, or "
+        help=f"more methods to score: {_SLIC} (scikit-image's), {_SSN_PIX} (no network), {_GRID}, or "
         "weight files, FILE.pth or NAME=FILE.pth",
     )
     group.add_argument(
@@ -45,20 +45,20 @@ def add_evaluation_args(parser: argparse.ArgumentParser) -> None:
         metavar="METRIC",
         help=f"metrics to compute: {', '.join(METRICS)}; default: all",
     )
-    cli.add_bool(group, "--protocol", default=False, help="tell in words what was done")
+    cli.add_bool(group, "--protocol", default=False, help="log the protocol in words")
     group.add_argument("--out_dir", type=Path, help="folder for tables, curves and pictures; default: none")
     exclusive = group.add_mutually_exclusive_group()
     cli.add_bool(
         exclusive,
         "--resume",
         default=False,
-        help="go on with the results of an interrupted run in --out_dir; in training, --resume names a file",
+        help="continue an interrupted run from its results in --out_dir; in training, --resume names a file",
     )
     cli.add_bool(exclusive, "--overwrite", default=False, help="replace the results in --out_dir")
 
 
 def evaluation_settings(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """The settings of `lib.evaluation.run.run_evaluation` that are the same in all evaluation scripts.
+    """Return the arguments of `lib.evaluation.run.run_evaluation` that all evaluation scripts share.
 
     Raises
     ------
@@ -86,18 +86,18 @@ def evaluation_settings(args: argparse.Namespace, device: torch.device) -> dict[
 
 
 def davis_set(dataset: DAVISDataset, split: str) -> EvaluationSet:
-    """DAVIS videos as a data set to evaluate on, named after their split or the file that lists them."""
+    """Return DAVIS videos as an evaluation set, named after their split or list file."""
     return EvaluationSet(f"DAVIS {Path(split).name}", f"davis_{Path(split).stem}", dataset)
 
 
 def bsds_set(bsds_root: Path, split: str) -> EvaluationSet:
-    """A split of BSDS500 as a data set to evaluate on."""
+    """Return a split of BSDS500 as an evaluation set."""
     dataset = BSDSDataset(bsds_root, split)
     return EvaluationSet(f"BSDS500 {split}", f"bsds500_{split}", dataset)
 
 
 def folder_set(data_root: Path) -> EvaluationSet:
-    """A folder of people's own images as a data set to evaluate on, named after it."""
+    """Return a folder of a user's own images as an evaluation set, named after the folder."""
     dataset = FolderDataset(data_root)
     name = data_root.resolve().name
     return EvaluationSet(name, re.sub(r"[^\w.+-]", "_", name), dataset)
@@ -129,18 +129,18 @@ def network_method(
 def compared_methods(
     args: argparse.Namespace, device: torch.device, load: Callable[[str], LoadedModel], taken: Sequence[str]
 ) -> list[Method]:
-    """The methods that `--compare` names.
+    """Build the methods that `--compare` names.
 
     Parameters
     ----------
     args : Namespace
         Options of the script.
     device : torch.device
-        Where networks compute.
+        Device of the networks.
     load : callable
         Loads a weight file, or "none".
     taken : sequence of str
-        Names of the methods that are there without `--compare`.
+        Names of the methods that are evaluated without `--compare`.
 
     Raises
     ------
@@ -177,7 +177,7 @@ def compared_methods(
 
 
 def _split_name(text: str) -> tuple[str, str]:
-    """Name and file of a method given as FILE or NAME=FILE; files may have a "=" in their path."""
+    """Split FILE or NAME=FILE into name and file; the path may contain "="."""
     name, separator, path = text.partition("=")
     if Path(text).is_file() or not separator:
         return Path(text).stem, text

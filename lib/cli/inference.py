@@ -1,4 +1,4 @@
-"""Options of the inference scripts, and the calls that they describe."""
+"""Options of the inference scripts, and functions that segment as the options describe."""
 
 import argparse
 import itertools
@@ -57,7 +57,7 @@ _FOR_IMAGES_ALONE = {
 
 
 def add_output_args(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what to write."""
+    """Add the options of the output files."""
     parser.add_argument(
         "--out",
         help=f"overlay to write, any common format, .mp4 for a video{_FOR_SEVERAL}; a single image takes an "
@@ -67,8 +67,8 @@ def add_output_args(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--save_labels",
-        help="label map to write: .npy (int32), .png (16 bits), .tif (32 bits) or .h5, which alone holds "
-        f"those of a video{_FOR_SEVERAL}",
+        help="label map to write: .npy (int32), .png (16 bits), .tif (32 bits) or .h5, the only "
+        f"format for a video{_FOR_SEVERAL}",
     )
     parser.add_argument(
         "--save_features",
@@ -89,27 +89,30 @@ def add_output_args(parser: argparse.ArgumentParser) -> None:
         type=_rgb_color,
         default="yellow",
         metavar="COLOR",
-        help="of the borders in the overlay: a name, or #rrggbb",
+        help="colour of the borders in the overlay: a name, or #rrggbb",
     )
     parser.add_argument(
-        "--boundary_width", type=positive_int, default=2, help="of the borders in the overlay, in pixels"
+        "--boundary_width",
+        type=positive_int,
+        default=2,
+        help="width of the borders in the overlay, in pixels",
     )
     add_bool(
         parser,
         "--enforce_connectivity",
         default=True,
-        help="make superpixels connected and merge crumbs; False gives the raw argmax",
+        help="make superpixels connected and merge small ones; False gives the raw argmax",
     )
     add_bool(
         parser,
         "--exact_nspix",
         default=False,
-        help="merge or split superpixels until there are exactly --nspix",
+        help="merge or split superpixels to get exactly --nspix",
     )
 
 
 def add_video_args(parser: argparse.ArgumentParser, sources: argparse._MutuallyExclusiveGroup) -> None:
-    """Add the options for a video, which is one of the sources."""
+    """Add the options for a video; `--video` joins the group `sources`."""
     sources.add_argument(
         "--video",
         type=Path,
@@ -120,7 +123,7 @@ def add_video_args(parser: argparse.ArgumentParser, sources: argparse._MutuallyE
         parser,
         "--temporal",
         default=False,
-        help="let superpixels of a video keep their label from frame to frame, with the optical flow",
+        help="keep the labels of superpixels from frame to frame of a video, with optical flow",
     )
 
 
@@ -132,11 +135,11 @@ def segment_given_video(
     Parameters
     ----------
     args : Namespace
-        Of a parser with the options of the outputs and of a video.
+        Parsed options of outputs and of a video.
     segmenter : Segmenter
-        What segments.
+        Segments the images.
     archive : FlowArchive, optional
-        Flow of the video; where it is needed and not given, it is estimated.
+        Flow of the video; if omitted, needed flow is estimated.
 
     Raises
     ------
@@ -192,12 +195,12 @@ def segment_given_video(
 
 
 def check_needs(args: argparse.Namespace) -> None:
-    """Check that options which need others have them.
+    """Check that each option comes with the options that it needs.
 
     Raises
     ------
     InputError
-        If not.
+        If an option that it needs is missing.
     """
     for option in ("exact_nspix", "save_outlines"):
         if getattr(args, option) and not args.enforce_connectivity:
@@ -209,37 +212,34 @@ def check_needs(args: argparse.Namespace) -> None:
 def add_image_args(
     parser: argparse.ArgumentParser, sources: argparse._MutuallyExclusiveGroup, *, demo_image: Path
 ) -> None:
-    """Add the options for any number of images, which are one of the sources."""
+    """Add the options for images; `--image` joins the group `sources`."""
     sources.add_argument(
         "--image",
         **SEVERAL,
         default=[str(demo_image)],
         metavar="IMAGE",
-        help="images to segment: files, folders with all that is below them, or patterns such as '*.jpg'",
+        help="images to segment: files, folders with their subfolders, or patterns such as '*.jpg'",
     )
-    parser.add_argument(
-        "--mask", help=f"picture of the pixels to segment, all that are not black{_FOR_SEVERAL}"
-    )
+    parser.add_argument("--mask", help=f"mask image; pixels that are not black are segmented{_FOR_SEVERAL}")
     add_bool(parser, "--skip_existing", default=False, help="skip images whose outputs all exist")
     parser.add_argument(
         "--batchsize",
         type=positive_int,
-        help="images of one size that go through the network together; default: "
-        f"{_CUDA_BATCH_SIZE} on CUDA, else 1",
+        help=f"number of images of one size in a network batch; default: {_CUDA_BATCH_SIZE} on CUDA, else 1",
     )
 
 
 def add_speed_args(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where and how fast to compute; `open_segmenter` reads them."""
+    """Add the options of device and speed; `open_segmenter` reads them."""
     add_device_arg(parser)
     add_fields(parser, Recipe, "precision", precision="fp32")
     add_bool(
         parser,
         "--compile",
         default=False,
-        help="compile the network with torch.compile, which takes a minute for every size of images",
+        help="compile the network with torch.compile, which takes a minute for each image size",
     )
-    add_bool(parser, "--profile", default=False, help="tell how long each stage took")
+    add_bool(parser, "--profile", default=False, help="log the time of each stage")
 
 
 def open_segmenter(args: argparse.Namespace, loaded: LoadedModel, scales: InputScales) -> Segmenter:
@@ -273,7 +273,7 @@ def _log_profile(args: argparse.Namespace, segmenter: Segmenter) -> None:
 
 
 def _overlay_style(args: argparse.Namespace) -> OverlayStyle:
-    """The overlays that the options describe."""
+    """Return the overlay style that the options describe."""
     return OverlayStyle(args.overlay, args.boundary_color, args.boundary_width)
 
 
@@ -294,11 +294,11 @@ def segment_given_images(
     Parameters
     ----------
     args : Namespace
-        Of a parser with the options of images and outputs.
+        Parsed options of images and outputs.
     segmenter : Segmenter
-        What segments.
+        Segments the images.
     jobs : sequence of ImageJob
-        The images; see `plan_jobs`.
+        Images to segment; see `plan_jobs`.
 
     Raises
     ------
@@ -344,7 +344,7 @@ def _report_single(summary: RunSummary, job: ImageJob, n_spixels: int, device: t
 
 
 def _report(summary: RunSummary) -> None:
-    """Log a line for each image that failed, and one for all.
+    """Log one line for each failed image, and a summary line.
 
     Raises
     ------

@@ -85,7 +85,7 @@ def add_spixel_args(parser: argparse.ArgumentParser, *, swept: bool = False) -> 
         "--pos_scale_dist",
         type=positive_float,
         default=1.0,
-        help="factor of the position in the distances alone, beside --pos_scale; higher is more compact",
+        help="factor of the position in the distances only, on top of --pos_scale; higher is more compact",
     )
     add_feature_args(group, trained=True, swept=swept)
 

@@ -43,7 +43,7 @@ class EvaluationImages(Dataset):
         Raises
         ------
         InputError
-            If it has no annotation, one of another size, or values that cannot be used.
+            If the image has no annotation, an annotation of another size, or invalid values.
         """
         image = check_image(self.dataset[idx])
         extra = None if image.extra is None else channels_first(image.extra)[None]
@@ -124,7 +124,7 @@ def is_lost_worker(error: RuntimeError) -> bool:
 
 
 def _start_worker(worker_idx: int) -> None:
-    # PyTorch's own check can hang if the main process dies: it waits until somebody fetches the batches.
+    # If the main process dies, PyTorch's own check can hang: it waits until a process fetches the batches.
     start_worker()
 
 

@@ -1,6 +1,6 @@
-"""The loop of an evaluation: every image through every method, every label map through every metric.
+"""Evaluation loop: segment every image with every method and score every label map.
 
-The protocol is told in words by `lib.evaluation.protocol.PROTOCOL`.
+`lib.evaluation.protocol.PROTOCOL` describes the protocol in words.
 """
 
 from collections import deque
@@ -28,41 +28,41 @@ from lib.superpixels.counts import check_n_spixels
 
 
 class Run(NamedTuple):
-    """A method with a setting: what a row of the tables is about."""
+    """Method with a setting; one row of the tables."""
 
     method: str
     n_spixels: int  # requested
-    pos_scale: float | None  # None for methods that have none
+    pos_scale: float | None  # None for methods without a position scale
 
 
 class ImageScores(NamedTuple):
-    """What a run reached on an image."""
+    """Scores of one run on one image."""
 
     image: str
     scores: Scores
 
 
 def list_runs(methods: Sequence[Method], n_spixels: Sequence[int]) -> list[Run]:
-    """All methods with all their settings, in the order in which they are evaluated."""
+    """List every method with each of its settings, in evaluation order."""
     return [Run(method.name, *setting) for method in methods for setting in list_settings(method, n_spixels)]
 
 
 def list_settings(method: Method, n_spixels: Sequence[int]) -> list[Setting]:
-    """All settings of a method, in the order in which they are evaluated."""
+    """List the settings of a method, in evaluation order."""
     return [Setting(count, pos_scale) for pos_scale in method.pos_scales for count in n_spixels]
 
 
 def check_first_image(
     dataset: Dataset[SegmentedImage], n_spixels: Sequence[int], *, parameter: str = "n_spixels"
 ) -> None:
-    """Find out before any work whether a data set can be evaluated on, as far as its first image tells.
+    """Check before any work that a dataset is not empty and that its first image can be evaluated.
 
     `parameter` names `n_spixels` in error messages.
 
     Raises
     ------
     InputError
-        If it is empty, or its first image cannot be used or has too few pixels.
+        If the dataset is empty, or its first image cannot be used or has too few pixels.
     """
     _check_not_empty(dataset)
     image = EvaluationImages(dataset)[0]
@@ -80,38 +80,38 @@ def evaluate(
     title: str = "evaluating",
     parameter: str = "n_spixels",
 ) -> Iterator[dict[Run, ImageScores]]:
-    """Score superpixels on the images of a data set, one after the other.
+    """Score superpixels on the images of a dataset, one image at a time.
 
-    Several ranks share the images; each yields the scores of all.
+    Ranks share the images; each rank yields the scores of all images.
 
     Parameters
     ----------
     methods : sequence of Method
-        What to evaluate; see `lib.evaluation.methods`.
+        Methods to evaluate; see `lib.evaluation.methods`.
     dataset : Dataset of SegmentedImage
         Images with their annotations.
     n_spixels : sequence of int
         Requested numbers of superpixels.
     metrics : sequence of str
-        Names in `METRICS`; the measured number of superpixels is always among the scores.
+        Names in `METRICS`; the measured number of superpixels is always added.
     n_workers : int
-        Processes that read images, and as many that compute metrics; 0 does all of it here.
+        Number of processes that read images, and of processes that compute metrics; 0 uses this process.
     first_idx : int
-        Image to start from.
+        Index of the first image to evaluate.
     title : str
-        Shown in the progress bar.
+        Title of the progress bar.
     parameter : str
         Name of `n_spixels` in error messages.
 
     Yields
     ------
     dict of Run to ImageScores
-        The scores of an image, in the order of the data set.
+        Scores of one image, in dataset order.
 
     Raises
     ------
     InputError
-        If a metric is unknown, the data set is empty, or an image cannot be used.
+        If a metric is unknown, the dataset is empty, or an image cannot be used.
     RunError
         If a worker process crashed.
     Stop
@@ -128,7 +128,7 @@ def evaluate(
     ):
         for _ in range(first_idx, len(dataset), n_ranks()):
             for image in gather(lambda: next(own, None)):
-                if image is not None:  # as on ranks for which no image is left in the last round
+                if image is not None:  # None: the last round may have fewer images than ranks
                     yield image
                     progress.update()
 
@@ -163,7 +163,7 @@ def _evaluate_own_share(
             counts = [run.n_spixels for run in runs]
             future = executor.submit(_score, label_maps, counts, image.image_rgb, image.annotations, metrics)
             pending.append((image.name, future))
-            # Images that wait for a worker take memory: let no more than a few pile up.
+            # Images that wait for a worker take memory, so limit their number.
             while pending and (pending[0][1].done() or len(pending) > 2 * n_workers + 1):
                 yield collect()
         while pending:
@@ -171,7 +171,7 @@ def _evaluate_own_share(
 
 
 def connected_superpixels(method: Method, image: EvaluationImage, setting: Setting) -> np.ndarray:
-    """The superpixels of an image that are scored, (H, W) int32."""
+    """Segment an image and enforce connectivity, as scoring does; (H, W) int32."""
     (labels,) = method.segment(image, [setting])
     return enforce_connectivity(labels, setting.n_spixels)
 
@@ -183,7 +183,7 @@ def _check_not_empty(dataset: Dataset[SegmentedImage]) -> None:
 
 @contextmanager
 def _name_lost_worker() -> Iterator[None]:
-    """Turn the errors that a worker process leaves when it is gone into a `RunError`."""
+    """Raise `RunError` if a worker process died."""
     try:
         yield
     except BrokenProcessPool as error:

@@ -1,4 +1,4 @@
-"""What can be evaluated: the models of this repo, scikit-image's SLIC, and a regular grid."""
+"""Methods that can be evaluated: the models of this repo, scikit-image's SLIC, and a regular grid."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -10,29 +10,29 @@ from lib.datasets.loaders import EvaluationImage
 from lib.inference.segmenter import PreprocessedImage, Segmenter
 from lib.slic.grid import compute_grid_shape
 
-# Of 5, 10 (scikit-image's default), 20, 30 and 50, the one with the best boundary recall on BSDS500 val at
-# 200 and 600 requested, and with an ASA within 0.001 of the best, 30's.
+# Best boundary recall on BSDS500 val at 200 and 600 superpixels, of 5, 10 (the default), 20, 30 and 50.
+# Its ASA is within 0.001 of the best ASA, which 30 reaches. Higher values give more compact superpixels.
 SLIC_COMPACTNESS = 20.0
 
 
 class Setting(NamedTuple):
-    """What may vary within an evaluation."""
+    """Values that vary within an evaluation."""
 
     n_spixels: int  # requested
-    pos_scale: float | None = None  # None for methods that have none
+    pos_scale: float | None = None  # None for methods without a position scale
 
 
 class Method(Protocol):
-    """A way to make superpixels.
+    """Superpixel method.
 
     Attributes
     ----------
     name : str
-        In tables, files and curves.
+        Name in tables, files and curves.
     pos_scales : sequence of (float or None)
-        Weights of the position to evaluate it with; None alone where there is no such weight.
+        Position scales to evaluate; `(None,)` for a method without a position scale.
     description : mapping
-        What it is, in plain types, for the record of an evaluation.
+        Settings of the method in plain types, for the evaluation record.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Method(Protocol):
     description: Mapping[str, Any]
 
     def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[np.ndarray]:
-        """Make the superpixels of an image, (H, W) int32, for each setting; they need not be connected."""
+        """Return labels (H, W) int32 for each setting; superpixels need not be connected."""
 
 
 class NetworkMethod:
-    """A model of this repo, run by a `Segmenter` as in inference.
+    """Model of this repo, applied by a `Segmenter` as in inference.
 
     Parameters
     ----------
@@ -53,9 +53,9 @@ class NetworkMethod:
     segmenter : Segmenter
         Segments the images.
     pos_scales : sequence of float, optional
-        Weights of the position in place of the segmenter's.
+        Position scales to evaluate; default: the scale of the segmenter.
     description : mapping, optional
-        Entries of the record beside the settings of the segmenter.
+        Entries of the evaluation record, in addition to the segmenter's settings.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class NetworkMethod:
 
 
 class SLICMethod:
-    """SLIC of scikit-image, its own connectivity and colour conversion included.
+    """SLIC of scikit-image, with its own connectivity and colour conversion.
 
-    All settings but the compactness are its defaults.
+    Only the compactness differs from scikit-image's defaults.
     """
 
     name = "slic"
@@ -104,7 +104,7 @@ class SLICMethod:
 
 
 class GridMethod:
-    """The grid that the clustering of this repo starts from: what any method has to beat."""
+    """Initial grid of the clustering, without any iteration; the lower baseline."""
 
     name = "grid"
     pos_scales = (None,)

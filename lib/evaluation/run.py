@@ -150,7 +150,7 @@ def _prepare_results(out_dir: Path, record: Mapping[str, object], *, resume: boo
         return
     if present and not overwrite:
         raise InputError(
-            f"{out_dir} holds results already: `resume` goes on with them, `overwrite` replaces them",
+            f"{out_dir} holds results already: `resume` continues them, `overwrite` replaces them",
             parameter="out_dir",
         )
     prepare_out_dir(out_dir / PICTURES)

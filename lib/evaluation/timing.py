@@ -1,4 +1,4 @@
-"""How long methods take, measured while nothing else runs."""
+"""Time per image of each method, measured while nothing else runs."""
 
 import time
 from collections.abc import Sequence
@@ -20,23 +20,23 @@ N_TIMED_IMAGES = 5
 def seconds_per_image(
     methods: Sequence[Method], dataset: Dataset[SegmentedImage], n_spixels: Sequence[int]
 ) -> dict[Run, float]:
-    """Time every method with every setting alone, connectivity excluded.
+    """Time every method with every setting, without enforcing connectivity.
 
-    Networks start from the image in CIELAB, others from RGB.
+    Networks start from the CIELAB image, other methods from the RGB image.
 
     Parameters
     ----------
     methods : sequence of Method
-        What to time.
+        Methods to time.
     dataset : Dataset of SegmentedImage
-        At least one image. The first five are segmented, the first one once more before, to warm up.
+        At least one image. The first five are timed, after an untimed warm-up on the first.
     n_spixels : sequence of int
         Requested numbers of superpixels.
 
     Returns
     -------
     dict of Run to float
-        The median over the images, in seconds.
+        Median over the images, in seconds.
 
     Raises
     ------
