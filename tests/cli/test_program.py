@@ -100,12 +100,6 @@ def test_device_auto_uses_cuda_if_available():
     assert resolve_device("cpu").type == "cpu"
 
 
-def test_float32_is_not_rounded_to_tf32():
-    torch.backends.cudnn.allow_tf32 = True
-    resolve_device("cpu")
-    assert not torch.backends.cudnn.allow_tf32
-
-
 @pytest.mark.parametrize("name", ["gpu", "mps", "cuda:x", f"cuda:{torch.cuda.device_count()}"])
 def test_unavailable_device_is_refused(name):
     with pytest.raises(InputError, match=f"`device` {name}"):

@@ -104,6 +104,8 @@ def test_evaluation_writes_scores_summaries_and_pictures(tmp_path, caplog):
         "n_iter": 2,
         "color_scale": 0.3,
         "extra_scale": None,
+        "pos_scale_dist": 1.0,
+        "precision": "fp32",
         "pos_scales": [4.0],
     }
     assert content["data"]["Quadrants"]["images"] == 4
@@ -186,14 +188,14 @@ def test_interrupted_and_resumed_run_writes_the_same_files(tmp_path, stop_at, n_
     whole = run_grids(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run_grids(tmp_path / "parts", StopsAt(stop_at))
-    assert f"stopped after {stop_at} of 4 images of Quadrants; continue with --resume" in caplog.text
-    watched = Watched(tmp_path / "asked_for")
+    assert f"stopped after {stop_at} of 4 images of Quadrants; continue with `resume`" in caplog.text
+    watched = Watched(tmp_path / "requested")
     parts = run_grids(tmp_path / "parts", watched, resume=True, n_workers=n_workers)
-    asked_for = [int(idx) for idx in watched.path.read_text().split()]
+    requested = [int(idx) for idx in watched.path.read_text().split()]
     if n_workers == 0:
-        assert asked_for[: 5 - stop_at] == [0, *range(stop_at, 4)]  # the first read is a check
+        assert requested[: 5 - stop_at] == [0, *range(stop_at, 4)]  # the first read is a check
     else:
-        assert set(range(stop_at, 4)) <= set(asked_for)
+        assert set(range(stop_at, 4)) <= set(requested)
     assert (tmp_path / "parts/scores.csv").read_bytes() == (tmp_path / "whole/scores.csv").read_bytes()
     (ours,), (theirs,) = parts.values(), whole.values()
     for run, summary in ours.items():
@@ -219,7 +221,7 @@ def test_resuming_a_finished_run_only_reports(tmp_path):
     first = run_grids(tmp_path)
     (tmp_path / "summary.md").unlink()
 
-    watched = Watched(tmp_path / "asked_for")
+    watched = Watched(tmp_path / "requested")
     assert run_grids(tmp_path, watched, resume=True) == first
     # One read to check the first image, and four for each method's sheet.
     assert sorted(watched.path.read_text().split()) == sorted("0" + 2 * "0123")
@@ -489,7 +491,10 @@ def test_protocol_is_logged(bsds_root, caplog):
     eval_base_model.main(eval_argv(bsds_root, "--nspix=24", "--protocol"))
     assert "Chance: no random number is drawn." in caplog.text
     assert "Data: BSDS500 test, 2 images." in caplog.text
-    assert "- ssn_pix: n_iter 5, color_scale 0.26, pos_scales [10.0]" in caplog.text
+    assert (
+        "- ssn_pix: n_iter 5, color_scale 0.26, pos_scale_dist 1.0, precision fp32, pos_scales [10.0]"
+        in caplog.text
+    )
 
 
 def test_chosen_metrics_are_the_columns(bsds_root, tmp_path, caplog):
