@@ -15,12 +15,8 @@ from lib.runtime.errors import InputError, RunError
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it to `path` on success, remove it on failure.
 
-    The temporary name keeps the suffix, because writers choose the format by it.
-
-    Raises
-    ------
-    RunError
-        If writing fails, for example because the disk is full.
+    The temporary name keeps the suffix, because writers choose the format by it. A failed write, for example
+    on a full disk, raises `RunError`.
     """
     temporary = _temporary_path(path)
     with name_failed_write(path):
@@ -32,18 +28,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_together(writers: Mapping[Path, Callable[[Path], None]]) -> None:
-    """Write several files, or none if one fails.
+    """Write several files, or none if one fails, which raises `RunError`.
 
-    Parameters
-    ----------
-    writers : mapping of Path to callable
-        Function that writes each file to a given temporary path. All files are renamed after the last one is
-        written.
-
-    Raises
-    ------
-    RunError
-        If a file cannot be written.
+    Each writer gets a temporary path. All files are renamed after the last one is written.
     """
     temporaries = {path: _temporary_path(path) for path in writers}
     renamed = []
@@ -94,10 +81,7 @@ def real_path(path: Path) -> Path:
 def check_output_file(parameter: str, path: Path, suffixes: tuple[str, ...]) -> None:
     """Check that a file can be written, before any work starts.
 
-    Raises
-    ------
-    InputError
-        If its folder is missing or not writable, or its suffix is not one of `suffixes`.
+    Raises `InputError` if its folder is missing or not writable, or its suffix is not one of `suffixes`.
     """
     if path.suffix.lower() not in suffixes:
         raise InputError(f"{path}: the name must end in {', '.join(suffixes)}", parameter=parameter)
@@ -112,13 +96,7 @@ def check_output_file(parameter: str, path: Path, suffixes: tuple[str, ...]) -> 
 
 
 def prepare_out_dir(out_dir: Path, *, parameter: str = "out_dir") -> None:
-    """Create a folder and check that it can be written to, before any work starts.
-
-    Raises
-    ------
-    InputError
-        If the folder cannot be created or written to.
-    """
+    """Create a folder and check that it can be written to, else raise `InputError`."""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         _try_writing_to(out_dir)

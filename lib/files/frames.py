@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -22,24 +23,14 @@ MIN_DECODED_SHARE = 0.95
 DEFAULT_FRAME_RATE = 24.0  # frames per second
 
 
+@dataclass
 class FrameFolder:
-    """Frames of a video as image files.
+    """Frames of a video as image files, in order."""
 
-    Parameters
-    ----------
-    name : str
-        Name of the video.
-    files : list of Path
-        Frames in order.
-    frame_shape : tuple of int, optional
-        Target shape (H, W); frames of another size are resized to it.
-    """
-
-    def __init__(self, name: str, files: list[Path], frame_shape: tuple[int, int] | None = None) -> None:
-        self.name = name
-        self.files = files
-        self.frame_rate = DEFAULT_FRAME_RATE
-        self.frame_shape = frame_shape
+    name: str  # of the video
+    files: list[Path]
+    frame_shape: tuple[int, int] | None = None  # (H, W); frames of another size are resized to it
+    frame_rate: float = DEFAULT_FRAME_RATE
 
     def __len__(self) -> int:
         return len(self.files)
@@ -48,26 +39,11 @@ class FrameFolder:
         """Yield the frames, each (H, W, 3) uint8 RGB."""
         for file in self.files:
             image_rgb = read_image(file)
-            if self.frame_shape is not None and image_rgb.shape[:2] != self.frame_shape:
-                image_rgb = resize_image(image_rgb, self.frame_shape)
-            yield image_rgb
+            yield resize_image(image_rgb, self.frame_shape) if self.frame_shape else image_rgb
 
 
 class VideoFile:
-    """Video file in any format that OpenCV decodes.
-
-    Parameters
-    ----------
-    name : str
-        Name of the video.
-    path : Path
-        Path of the file.
-
-    Raises
-    ------
-    InputError
-        If the file is missing or cannot be decoded.
-    """
+    """Video file in any format that OpenCV decodes; raises `InputError` for other and for missing files."""
 
     def __init__(self, name: str, path: Path) -> None:
         self.name = name
@@ -88,18 +64,12 @@ class VideoFile:
     def read(self) -> Iterator[np.ndarray]:
         """Yield the frames, each (H, W, 3) uint8 RGB.
 
-        Raises
-        ------
-        InputError
-            If decoding stops well before the number of frames listed in the file's header.
+        If decoding stops well before the number of frames in the file's header, raises `InputError`.
         """
         capture = self._open()
         n_read = 0
         try:
-            while True:
-                ok, image_bgr = capture.read()
-                if not ok:
-                    break
+            while (image_bgr := capture.read()[1]) is not None:
                 n_read += 1
                 yield cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)
         finally:
@@ -139,10 +109,8 @@ def _read_stored_count(path: Path) -> int:
 def list_in_order(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """List the visible files in a folder, ordered by name; numbers in names are ordered by value.
 
-    Raises
-    ------
-    InputError
-        If no file has one of `suffixes`, or files have different ones, for example frames and masks.
+    Raises `InputError` if no file has one of `suffixes`, or files have different ones, for example frames
+    and masks.
     """
     files = [
         file
@@ -157,6 +125,6 @@ def list_in_order(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(files, key=_natural_order)
 
 
-def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
-    parts = re.split(r"(\d+)", path.name)
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+def _natural_order(path: Path) -> list[tuple[int, str]]:
+    parts = re.split(r"(\d+)", path.name)  # text and numbers in turn
+    return [(int(part) if part.isdecimal() else 0, part) for part in parts]

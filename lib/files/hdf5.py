@@ -12,28 +12,17 @@ from lib.files.atomic import atomic_path
 
 
 class HDF5Writing(NamedTuple):
-    """HDF5 file that is being written.
-
-    Attributes
-    ----------
-    file : h5py.File
-        The open file.
-    raise_failed_write : callable
-        Raises the OSError of an earlier failed write. Long loops should call it regularly to stop early.
-    """
+    """HDF5 file that is being written."""
 
     file: h5py.File
-    raise_failed_write: Callable[[], None]
+    raise_failed_write: Callable[[], None]  # raises the error of an earlier write; call it in long loops
 
 
 @contextmanager
 def write_hdf5(path: Path) -> Iterator[HDF5Writing]:
     """Open an HDF5 file under a temporary name, and rename it to `path` if the block succeeds.
 
-    Raises
-    ------
-    RunError
-        If writing fails, for example because the disk is full.
+    A failed write, for example on a full disk, raises `RunError`.
     """
     with atomic_path(path) as temporary, _EnduringFile(temporary, "w+") as storage:
         with h5py.File(storage, "w") as file:
@@ -44,8 +33,7 @@ def write_hdf5(path: Path) -> Iterator[HDF5Writing]:
 class _EnduringFile(io.FileIO):
     """File that stores the error of a failed write and then ignores all writes.
 
-    HDF5 crashes the process if it cannot finish a file. Here it always can; `raise_failed_write` raises the
-    stored error afterwards.
+    HDF5 crashes the process if it cannot finish a file. Here it always can.
     """
 
     _error: OSError | None = None

@@ -16,23 +16,10 @@ _UNKNOWN = 0.5  # mid-grey, replaces NaN pixels in the input of the network
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read an image as 8-bit RGB and apply its EXIF orientation.
+    """Read an image in any format of Pillow as RGB, (H, W, 3) uint8, and apply its EXIF orientation.
 
-    Greyscale, palette, CMYK and 16-bit images are converted. Transparent images are placed on white.
-
-    Parameters
-    ----------
-    path : Path
-        File in any format that Pillow reads.
-
-    Returns
-    -------
-    ndarray, shape (H, W, 3), uint8
-
-    Raises
-    ------
-    InputError
-        If the file is missing or not a readable image.
+    Greyscale, palette, CMYK and 16-bit images are converted. Transparent images are placed on white. Raises
+    `InputError` if the file is missing or not a readable image.
     """
     return _read_upright(path, "image", lambda image: np.asarray(_to_rgb(image)))
 
@@ -40,10 +27,7 @@ def read_image(path: Path) -> np.ndarray:
 def read_image_shape(path: Path) -> tuple[int, int]:
     """Read the height and width in pixels from an image's header, after its EXIF orientation.
 
-    Raises
-    ------
-    InputError
-        If the file is missing or its header cannot be read.
+    Raises `InputError` if the file is missing or its header cannot be read.
     """
     try:
         with Image.open(path) as image:
@@ -71,10 +55,7 @@ def count_pixels(path: Path) -> int:
 def read_mask(path: Path) -> np.ndarray:
     """Read an image as a mask, (H, W) bool: True where a pixel is not black.
 
-    Raises
-    ------
-    InputError
-        If the file is missing or not a readable image.
+    Raises `InputError` if the file is missing or not a readable image.
     """
     return _read_upright(path, "mask", _to_mask)
 
@@ -91,7 +72,7 @@ def to_rgb_array(
         4), of uint8, uint16 or floats in [0, 1], NaN where unknown; or any PIL image. It becomes what
         `read_image` makes of its file.
     name : str
-        Name of the image in error messages.
+        Name in error messages.
 
     Returns
     -------
@@ -118,7 +99,7 @@ def to_rgb_array(
     if pixels.dtype == np.uint16:  # grey is scaled, colour loses its low byte, as Pillow reads files
         pixels = (pixels // 257 if pixels.shape[2] < 3 else pixels >> 8).astype(np.uint8)
     if pixels.dtype == np.uint8:
-        picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+        picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         return np.asarray(_to_rgb(picture)), None
     if pixels.dtype.kind != "f":
         raise InputError(f"{name} must be of uint8, uint16, or floats in [0, 1], got {image.dtype}")
@@ -134,7 +115,14 @@ def to_rgb_array(
 
 def resize_image(image_rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Resize an image (H, W, 3) uint8 to (height, width), bilinearly, with antialiasing."""
+    if image_rgb.shape[:2] == shape:
+        return image_rgb
     return np.asarray(Image.fromarray(image_rgb).resize(shape[::-1], Image.Resampling.BILINEAR))
+
+
+def size_text(shape: tuple[int, ...]) -> str:
+    """Return the size of an array (H, W, ...) as text, width first, as in image viewers."""
+    return f"{shape[1]}x{shape[0]}"
 
 
 def _read_upright(path: Path, kind: str, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
@@ -168,7 +156,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             raise InputError("has integer pixels of unknown range; convert it to unsigned 8 or 16 bits")
         return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(background, image).convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB")
