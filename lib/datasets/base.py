@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,8 @@ class SegmentedImage(NamedTuple):
 class FileDataset(Dataset[SegmentedImage], ABC):
     """Dataset backed by files: names and sizes are known before an image is decoded."""
 
+    image_files: list[Path]
+
     @property
     @abstractmethod
     def sources(self) -> list[str]:
@@ -37,11 +40,11 @@ class FileDataset(Dataset[SegmentedImage], ABC):
     def image_shapes(self) -> Mapping[str, tuple[int, int]]:
         """Return the height and width in pixels of every image, by name.
 
-        Raises
-        ------
-        InputError
-            If an annotation has another size than its image, or a file cannot be read.
+        Raises `InputError` if an annotation has another size than its image, or a file cannot be read.
         """
+
+    def __len__(self) -> int:
+        return len(self.image_files)
 
 
 def fingerprint(dataset: Dataset[SegmentedImage]) -> str:
@@ -56,35 +59,31 @@ def fingerprint(dataset: Dataset[SegmentedImage]) -> str:
 
 def check_image(image: SegmentedImage) -> SegmentedImage:
     """Check an image; return it with int32 annotations and float32 extra channels."""
-    if image.image_rgb.dtype != np.uint8 or image.image_rgb.shape[2:] != (3,):
+    name, pixels = image.name, image.image_rgb
+    if pixels.dtype != np.uint8 or pixels.shape[2:] != (3,):
         raise InputError(
-            f"{image.name}: an image must be (H, W, 3) uint8, got {image.image_rgb.dtype} of shape "
-            f"{image.image_rgb.shape}"
+            f"{name}: an image must be (H, W, 3) uint8, got {pixels.dtype} of shape {pixels.shape}"
         )
     if not image.annotations:
-        raise InputError(f"{image.name} has no annotation")
-    for annotation in image.annotations:
-        if annotation.shape != image.image_rgb.shape[:2]:
-            raise InputError(
-                f"{image.name}: an annotation is {annotation.shape}, but the image is "
-                f"{image.image_rgb.shape[:2]}"
-            )
-        if (
-            annotation.dtype.kind not in "iub"
-            or annotation.min() < 0
-            or annotation.max() > np.iinfo(np.int32).max
-        ):
-            raise InputError(
-                f"{image.name}: the labels of an annotation must be integers from 0 to 2**31 - 1"
-            )
-    annotations = [annotation.astype(np.int32, copy=False) for annotation in image.annotations]
+        raise InputError(f"{name} has no annotation")
+    for labels in image.annotations:
+        if labels.shape != pixels.shape[:2]:
+            raise InputError(f"{name}: an annotation is {labels.shape}, but the image is {pixels.shape[:2]}")
+        if labels.dtype.kind not in "iub" or labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
+            raise InputError(f"{name}: the labels of an annotation must be integers from 0 to 2**31 - 1")
+    image = image._replace(annotations=[labels.astype(np.int32, copy=False) for labels in image.annotations])
     if image.extra is None:
-        return image._replace(annotations=annotations)
+        return image
     with np.errstate(over="ignore"):  # values beyond float32 become infinite and are reported below
         extra = image.extra.astype(np.float32, copy=False)
     if not np.isfinite(extra).all():
-        raise InputError(f"{image.name}: extra channels hold NaN or infinite values")
-    return image._replace(annotations=annotations, extra=extra)
+        raise InputError(f"{name}: extra channels hold NaN or infinite values")
+    return image._replace(extra=extra)
+
+
+def renumber(labels: np.ndarray) -> np.ndarray:
+    """Number labels from 0 without gaps, in ascending order; the result is int64."""
+    return np.unique(labels, return_inverse=True)[1].reshape(labels.shape)  # flat before NumPy 2
 
 
 def channels_first(channels: np.ndarray) -> Tensor:

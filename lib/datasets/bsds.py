@@ -15,22 +15,12 @@ SPLITS = ("train", "val", "test")
 class BSDSDataset(FileDataset):
     """A split of the Berkeley Segmentation Data Set 500, read lazily, in the order of the file names.
 
-    Expects this tree; files of other types are ignored::
+    Expects this tree, with 200, 100 and 200 images; files of other types are ignored::
 
         <bsds_root>/BSDS500/data/images/{train,val,test}/<name>.jpg
         <bsds_root>/BSDS500/data/groundTruth/{train,val,test}/<name>.mat
 
-    Parameters
-    ----------
-    bsds_root : Path
-        Folder that holds `BSDS500`.
-    split : {"train", "val", "test"}
-        200, 100 and 200 images.
-
-    Raises
-    ------
-    InputError
-        If the folder has another layout, or an image lacks its annotations.
+    Raises `InputError` if the folder has another layout, or an image lacks its annotations.
 
     References
     ----------
@@ -69,9 +59,6 @@ class BSDSDataset(FileDataset):
             shapes[image_file.stem] = read_image_shape(image_file)
             _read_annotations(annotation_file, shapes[image_file.stem])
         return shapes
-
-    def __len__(self) -> int:
-        return len(self.image_files)
 
     def __getitem__(self, idx: int) -> SegmentedImage:
         image_rgb = read_image(self.image_files[idx])

@@ -1,5 +1,6 @@
 """Random crops for training."""
 
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lib.datasets.base import SegmentedImage, channels_first, check_image
+from lib.datasets.base import SegmentedImage, channels_first, check_image, renumber
 from lib.network.inputs import rgb_to_lab
 
 DEFAULT_CROP_SIZE = 200  # rows and columns, in pixels
@@ -58,15 +59,16 @@ class Crop(NamedTuple):
         """
         image_rgb = self._resize(image.image_rgb, Image.Resampling.BILINEAR)
         annotations = [self._resize(labels, Image.Resampling.NEAREST) for labels in image.annotations]
-        extra = image.extra
-        if extra is not None:
-            channels = np.moveaxis(extra, -1, 0)
-            extra = np.stack([self._resize(c, Image.Resampling.BILINEAR) for c in channels], axis=-1)
-            vectors = extra[..., : image.n_vector_channels]
-            vectors *= self.size / self.extent
-            if self.is_flipped:
-                vectors[..., 1::2] *= -1
-        return image._replace(image_rgb=image_rgb, annotations=annotations, extra=extra)
+        image = image._replace(image_rgb=image_rgb, annotations=annotations)
+        if image.extra is None:
+            return image
+        channels = np.moveaxis(image.extra, -1, 0)
+        extra = np.stack([self._resize(c, Image.Resampling.BILINEAR) for c in channels], axis=-1)
+        vectors = extra[..., : image.n_vector_channels]
+        vectors *= self.size / self.extent
+        if self.is_flipped:
+            vectors[..., 1::2] *= -1
+        return image._replace(extra=extra)
 
     def _resize(self, pixels: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
         box = (self.left, self.top, self.left + self.extent, self.top + self.extent)
@@ -74,47 +76,26 @@ class Crop(NamedTuple):
         return np.asarray(resized)[:, :: -1 if self.is_flipped else 1]
 
 
+@dataclass(eq=False)
 class TrainingCrops(Dataset):
     """Endless stream of random crops for a training run.
 
     Sample i depends only on the seed and on i: neither the number of workers nor an interruption changes it.
     Every epoch visits all images in a new order.
-
-    Parameters
-    ----------
-    dataset : Dataset of SegmentedImage
-        Source of the images.
-    n_annotations : int
-        Annotations per sample. None is repeated until all annotations of the image are drawn.
-    seed : int
-        Seed of all random choices.
-    crop_size : int
-        Rows and columns of a crop, in pixels.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset[SegmentedImage],
-        *,
-        n_annotations: int,
-        seed: int,
-        crop_size: int = DEFAULT_CROP_SIZE,
-    ) -> None:
-        self.dataset = dataset
-        self.n_annotations = n_annotations
-        self.seed = seed
-        self.crop_size = crop_size
+    dataset: Dataset[SegmentedImage]
+    _: KW_ONLY
+    n_annotations: int  # per sample; none is repeated until all annotations of the image are drawn
+    seed: int
+    crop_size: int = DEFAULT_CROP_SIZE  # rows and columns, in pixels
 
     def __getitem__(self, sample_idx: int) -> dict[str, Tensor]:
         """Return the tensors of a sample; H and W are the crop size.
 
         `image_lab` is (3, H, W) float32. `gt_labels` is (n_annotations, H, W) int64, each annotation numbered
         from 0 without gaps. `extra` is (n_extra_channels, H, W) float32, if the dataset has extra channels.
-
-        Raises
-        ------
-        InputError
-            If the image has no annotation, one of another size, or values that cannot be used.
+        Raises `InputError` if the image has no annotation, one of another size, or unusable values.
         """
         epoch, position = divmod(sample_idx, len(self.dataset))
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
@@ -123,14 +104,8 @@ class TrainingCrops(Dataset):
         shuffled = rng.permutation(len(image.annotations))
         annotations = [image.annotations[idx] for idx in np.resize(shuffled, self.n_annotations)]
         crop = Crop.draw(annotations[0], rng, self.crop_size).apply(image._replace(annotations=annotations))
-        # reshape: the inverse is flat before NumPy 2.
-        gt_labels = [
-            np.unique(labels, return_inverse=True)[1].reshape(labels.shape) for labels in crop.annotations
-        ]
-        sample = {
-            "image_lab": rgb_to_lab(crop.image_rgb),
-            "gt_labels": torch.from_numpy(np.stack(gt_labels)),
-        }
+        gt_labels = torch.from_numpy(np.stack([renumber(labels) for labels in crop.annotations]))
+        sample = {"image_lab": rgb_to_lab(crop.image_rgb), "gt_labels": gt_labels}
         if crop.extra is not None:
             sample["extra"] = channels_first(crop.extra)
         return sample

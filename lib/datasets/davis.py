@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from lib.datasets.base import FileDataset, SegmentedImage
-from lib.files.images import read_image, resize_image
+from lib.files.images import read_image, resize_image, size_text
 from lib.optflow.archive import FlowArchive, find_archives
 from lib.runtime.errors import InputError
 from model import N_FLOW_CHANNELS
@@ -33,14 +33,11 @@ class DAVISDataset(FileDataset):
         Folder that holds `DAVIS`.
     split : str
         "train" (45 videos), "val" (15), "test" (30), or a text file that names one video a line. "train" and
-        "val" divide the official training list; "test" is the official validation list.
-    optflow_folder : Path, optional
-        Folder of flow archives, one per video. With it, images carry the flow of their frame as extra
-        channels [fwd_dy, fwd_dx, bwd_dy, bwd_dx]; see `lib.optflow`.
-    optflow_method : str, optional
-        Method of the archives; needed if the folder holds several per video.
-    parameter : str
-        Name of `split` in error messages.
+        "val" divide the official training list; "test" is the official validation list. Error messages call
+        it `parameter`.
+    optflow_folder, optflow_method : optional
+        Choice of flow archives; see `find_archives`. With a folder, images carry the flow of their frame as
+        extra channels [fwd_dy, fwd_dx, bwd_dy, bwd_dx].
 
     Raises
     ------
@@ -67,8 +64,8 @@ class DAVISDataset(FileDataset):
         mask_root = Path(davis2017_root, "DAVIS", "Annotations", "480p")
         if not mask_root.is_dir():
             raise InputError(f"{davis2017_root}: no folder {mask_root}; {_TREE}", parameter="davis2017_root")
-        self.frame_files = [frame for frames in frames_of_videos.values() for frame in frames]
-        self.mask_files = [mask_root / frame.parent.name / f"{frame.stem}.png" for frame in self.frame_files]
+        self.image_files = [frame for frames in frames_of_videos.values() for frame in frames]
+        self.mask_files = [mask_root / f"{_frame_name(frame)}.png" for frame in self.image_files]
         unannotated = [file for file in self.mask_files if not file.is_file()]
         if unannotated:
             raise InputError(
@@ -85,24 +82,17 @@ class DAVISDataset(FileDataset):
     @property
     def sources(self) -> list[str]:
         """Name and size of every frame, mask and flow archive."""
-        archives = dict.fromkeys(archive.path for archive, _ in self.flows or ())
-        return [
-            f"{file.parent.name}/{file.name} {file.stat().st_size}"
-            for file in self.frame_files + self.mask_files
-        ] + [f"{file.name} {file.stat().st_size}" for file in archives]
+        names = {file: f"{file.parent.name}/{file.name}" for file in self.image_files + self.mask_files}
+        names |= {archive.path: archive.path.name for archive, _ in self.flows or ()}
+        return [f"{name} {file.stat().st_size}" for file, name in names.items()]
 
     def image_shapes(self) -> dict[str, tuple[int, int]]:
         """Return `FRAME_SHAPE` for every frame; reading resizes frames and masks of another size."""
-        return dict.fromkeys(map(_frame_name, self.frame_files), FRAME_SHAPE)
-
-    def __len__(self) -> int:
-        return len(self.frame_files)
+        return dict.fromkeys(map(_frame_name, self.image_files), FRAME_SHAPE)
 
     def __getitem__(self, idx: int) -> SegmentedImage:
-        frame_file = self.frame_files[idx]
-        image_rgb = read_image(frame_file)
-        if image_rgb.shape[:2] != FRAME_SHAPE:
-            image_rgb = resize_image(image_rgb, FRAME_SHAPE)
+        frame_file = self.image_files[idx]
+        image_rgb = resize_image(read_image(frame_file), FRAME_SHAPE)
         image = SegmentedImage(_frame_name(frame_file), image_rgb, [_read_mask(self.mask_files[idx])])
         if self.flows is None:
             return image
@@ -113,21 +103,9 @@ class DAVISDataset(FileDataset):
 def find_frames(
     davis2017_root: Path, videos: list[str] | None = None, *, named_in: str = ""
 ) -> dict[str, list[Path]]:
-    """Find the frames of videos, in order.
+    """Find the frames of some or all videos, in order; `named_in` is the source of `videos` in errors.
 
-    Parameters
-    ----------
-    davis2017_root : Path
-        Folder that holds `DAVIS`.
-    videos : list of str, optional
-        Names of the videos; by default all.
-    named_in : str
-        Source of the names, for error messages.
-
-    Raises
-    ------
-    InputError
-        If the folder has another layout, or a video is missing or has no frame.
+    Raises `InputError` if the folder has another layout, or a video is missing or has no frame.
     """
     frame_root = Path(davis2017_root, "DAVIS", "JPEGImages", "480p")
     if not frame_root.is_dir():
@@ -147,10 +125,7 @@ def find_frames(
 def read_split(split: str, *, parameter: str = "davis_split") -> list[str]:
     """Read the video names of a built-in split, or of a text file with one name a line.
 
-    Raises
-    ------
-    InputError
-        If `split` is neither of these, or names no video.
+    Raises `InputError` if `split` is neither, or names no video.
     """
     file = SPLIT_LIST_DIR / f"{split}.txt" if split in SPLITS else Path(split)
     try:
@@ -167,8 +142,8 @@ def read_split(split: str, *, parameter: str = "davis_split") -> list[str]:
 def _check_archive(archive: FlowArchive, frames: list[Path]) -> None:
     if archive.frame_shape != FRAME_SHAPE:
         raise InputError(
-            f"the flow in {archive.path} is {archive.frame_shape[1]}x{archive.frame_shape[0]}, but DAVIS "
-            f"frames are {FRAME_SHAPE[1]}x{FRAME_SHAPE[0]}"
+            f"the flow in {archive.path} is {size_text(archive.frame_shape)}, but DAVIS frames are "
+            f"{size_text(FRAME_SHAPE)}"
         )
     if archive.n_frames != len(frames):
         raise InputError(
@@ -182,15 +157,11 @@ def _frame_name(frame_file: Path) -> str:
 
 
 def _read_mask(file: Path) -> np.ndarray:
-    """Read object labels (H, W), int32: palette indices or grey values from 0.
-
-    A mask of 0 and 255 only becomes 0 and 1.
-    """
+    """Read object labels (H, W), int32: palette indices or grey values; 0 and 255 alone become 0 and 1."""
     try:
         with Image.open(file) as image:
             mask = image if image.mode in ("P", "L") else image.convert("L")
-            if mask.size != FRAME_SHAPE[::-1]:
-                mask = mask.resize(FRAME_SHAPE[::-1], Image.Resampling.NEAREST)
+            mask = mask.resize(FRAME_SHAPE[::-1], Image.Resampling.NEAREST)  # a copy if the size is the same
             labels = np.asarray(mask).astype(np.int32)
     except Exception as error:  # Pillow raises various errors for broken bytes
         raise InputError(f"{file} is not a readable mask ({error})") from error

@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Self
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from PIL import Image
 
-from lib.datasets.base import FileDataset, SegmentedImage
+from lib.datasets.base import FileDataset, SegmentedImage, renumber
 from lib.files.images import IMAGE_SUFFIXES, read_image, read_image_shape
 from lib.runtime.errors import InputError
 
@@ -37,18 +37,9 @@ class FolderDataset(FileDataset):
     palette indices), or an array (H, W) of integers or bool. Labels from 0 to 2**31 - 1 are kept. If others
     occur, all labels are renumbered from 0 in ascending order.
 
-    Parameters
-    ----------
-    root : Path
-        The folder.
-    parameter : str
-        Name of `root` in error messages.
-
-    Raises
-    ------
-    InputError
-        If the folder has no image, images and label maps do not pair up, or the header of a file shows that
-        it cannot be used. Reading broken pixels later raises it too.
+    Raises `InputError` with `parameter` as the name of `root`, if the folder has no image, images and label
+    maps do not pair up, or the header of a file shows that it cannot be used. Reading broken pixels later
+    raises it too.
     """
 
     def __init__(self, root: Path, *, parameter: str = "data_root") -> None:
@@ -83,9 +74,6 @@ class FolderDataset(FileDataset):
             setattr(subset, name, [getattr(self, name)[idx] for idx in indices])
         return subset
 
-    def __len__(self) -> int:
-        return len(self.image_files)
-
     def __getitem__(self, idx: int) -> SegmentedImage:
         image_file = self.image_files[idx]
         image_rgb = read_image(image_file)
@@ -94,17 +82,9 @@ class FolderDataset(FileDataset):
 
 
 def hold_out(dataset: FolderDataset) -> tuple[FolderDataset, FolderDataset]:
-    """Split a dataset that has no separate validation set.
+    """Split a dataset without a validation set into a training set and a validation set.
 
-    Returns
-    -------
-    training, validation : FolderDataset
-        Validation has every tenth image, starting with the first; training has the others.
-
-    Raises
-    ------
-    InputError
-        If the dataset has fewer than 2 images.
+    Validation has every tenth image, starting with the first. A dataset of one image raises `InputError`.
     """
     if len(dataset) < 2:
         raise InputError(
@@ -164,30 +144,25 @@ def _pair(image_files: list[Path], label_files: list[Path], *, shown_as: str) ->
 @contextmanager
 def _open_label_map(file: Path, image_shape: tuple[int, int]) -> Iterator[Image.Image | np.ndarray]:
     """Check the header of a label map and yield it; converting it to an array reads its pixels."""
+    is_array = file.suffix.lower() == ".npy"
     try:
-        if file.suffix.lower() == ".npy":
-            labels = open_memmap(file, mode="r")  # refuses pickled objects
-            if labels.ndim != 2 or labels.dtype.kind not in "iub":
+        # open_memmap refuses pickled objects.
+        opened = nullcontext(open_memmap(file, mode="r")) if is_array else Image.open(file, formats=["PNG"])
+        with opened as labels:
+            if is_array and (labels.ndim != 2 or labels.dtype.kind not in "iub"):
                 raise InputError(
                     f"{file} must be an array (H, W) of integers, got {labels.dtype} of shape {labels.shape}"
                 )
-            _check_shape(file, labels.shape, image_shape)
+            if not is_array and len(labels.getbands()) != 1:
+                raise InputError(f"{file} must be a PNG with one channel of labels, got {labels.mode}")
+            shape = labels.shape if is_array else labels.size[::-1]
+            if shape != image_shape:
+                raise InputError(f"{file} is {shape}, but the image is {image_shape}")
             yield labels
-        else:
-            with Image.open(file, formats=["PNG"]) as image:
-                if len(image.getbands()) != 1:
-                    raise InputError(f"{file} must be a PNG with one channel of labels, got {image.mode}")
-                _check_shape(file, (image.height, image.width), image_shape)
-                yield image
     except InputError:
         raise
     except Exception as error:  # NumPy and Pillow raise various errors for broken bytes
         raise InputError(f"{file} is not a readable label map ({error})") from error
-
-
-def _check_shape(file: Path, shape: tuple[int, ...], image_shape: tuple[int, int]) -> None:
-    if shape != image_shape:
-        raise InputError(f"{file} is {shape}, but the image is {image_shape}")
 
 
 def _read_labels(file: Path, image_shape: tuple[int, int]) -> np.ndarray:
@@ -195,5 +170,5 @@ def _read_labels(file: Path, image_shape: tuple[int, int]) -> np.ndarray:
     with _open_label_map(file, image_shape) as opened:
         labels = np.array(opened, order="C")
     if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
-        labels = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)  # flat before NumPy 2
+        labels = renumber(labels)
     return labels.astype(np.int32)

@@ -1,6 +1,7 @@
 """Data loaders that yield tensors for training and evaluation."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,23 +29,17 @@ class EvaluationImage(NamedTuple):
     extra: Tensor | None  # (1, n_extra_channels, H, W), float32
 
 
+@dataclass(eq=False)
 class EvaluationImages(Dataset):
     """Images of a dataset, checked and converted for a network."""
 
-    def __init__(self, dataset: Dataset[SegmentedImage]) -> None:
-        self.dataset = dataset
+    dataset: Dataset[SegmentedImage]
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, idx: int) -> EvaluationImage:
-        """Return an image.
-
-        Raises
-        ------
-        InputError
-            If the image has no annotation, an annotation of another size, or invalid values.
-        """
+        """Return an image; raises `InputError` as `TrainingCrops` does."""
         image = check_image(self.dataset[idx])
         extra = None if image.extra is None else channels_first(image.extra)[None]
         image_lab = rgb_to_lab(image.image_rgb)[None]
@@ -66,13 +61,14 @@ def training_loader(
     """
     stride = batch_size * n_ranks()
     starts = range(first_sample + rank() * batch_size, first_sample + n_steps * stride, stride)
+    n_workers = usable_workers(n_workers)
     return _Loader(
         crops,
         batch_sampler=_Batches(starts, batch_size),
-        num_workers=usable_workers(n_workers),
+        num_workers=n_workers,
         worker_init_fn=_start_worker,
         pin_memory=pin_memory,
-        prefetch_factor=PREFETCHED_BATCHES if usable_workers(n_workers) else None,
+        prefetch_factor=PREFETCHED_BATCHES if n_workers else None,
     )
 
 
@@ -88,12 +84,12 @@ def evaluation_loader(dataset: Dataset[SegmentedImage], *, n_workers: int, first
     )
 
 
+@dataclass
 class _Batches:
     """Sample numbers of each batch, given its first sample."""
 
-    def __init__(self, starts: range, batch_size: int) -> None:
-        self.starts = starts
-        self.batch_size = batch_size
+    starts: range
+    batch_size: int
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -1,5 +1,7 @@
 """Synthetic images, to measure the speed of training without a dataset."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from torch.utils.data import Dataset
 
@@ -10,17 +12,11 @@ N_SEGMENTS = 20
 N_ANNOTATIONS = 5
 
 
+@dataclass(eq=False)
 class SyntheticDataset(Dataset):
-    """Noisy images of flat segments with straight borders.
+    """Noisy images of flat segments with straight borders."""
 
-    Parameters
-    ----------
-    n_images : int
-        Length of the dataset.
-    """
-
-    def __init__(self, n_images: int) -> None:
-        self.n_images = n_images
+    n_images: int
 
     def __len__(self) -> int:
         return self.n_images
