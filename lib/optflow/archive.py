@@ -21,9 +21,6 @@ from lib.runtime.errors import InputError
 
 FORWARD, BACKWARD = "flows", "inv_flows"
 
-# LZF, which comes with h5py, makes files 10 to 20 % larger than gzip does, but takes half the time to write.
-_COMPRESSION = {"compression": "lzf", "shuffle": True, "fletcher32": True}  # with a checksum
-
 _MAX_FLOW = float(np.finfo(np.float16).max)
 
 
@@ -31,12 +28,8 @@ class FlowArchive:
     """Flow archive to read from.
 
     Every read opens the file, so an archive can be passed to worker processes. Only the requested frame is
-    read, whatever the chunk layout.
-
-    Parameters
-    ----------
-    path : Path
-        The HDF5 file.
+    read, whatever the chunk layout. Raises `InputError` if the file is missing or damaged, or has another
+    layout.
 
     Attributes
     ----------
@@ -44,11 +37,6 @@ class FlowArchive:
         Number of frames of the video, one more than flows in each direction.
     frame_shape : tuple of int
         (H, W) of its frames.
-
-    Raises
-    ------
-    InputError
-        If the file is missing or damaged, or has another layout.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,7 +52,7 @@ class FlowArchive:
                 )
             for name in (FORWARD, BACKWARD):
                 shape, dtype = file[name].shape, file[name].dtype
-                if len(shape) != 4 or shape[3] != 2 or not np.issubdtype(dtype, np.floating):
+                if len(shape) != 4 or shape[3] != 2 or dtype.kind != "f":
                     raise InputError(
                         f"{name} of {path} is {shape} {dtype}, "
                         "but must be (n_frames - 1, height, width, 2) floating point"
@@ -80,15 +68,9 @@ class FlowArchive:
     def read_frame(self, frame_idx: int) -> np.ndarray:
         """Read the flow of frame `frame_idx`, counted from 0, to its next and to its previous frame.
 
-        Returns
-        -------
-        ndarray, shape (H, W, 4), float32
-            [fwd_dy, fwd_dx, bwd_dy, bwd_dx] in pixels; zeros if the next or previous frame does not exist.
-
-        Raises
-        ------
-        InputError
-            If the frame does not exist, or its flow is damaged, NaN, infinite or beyond float16.
+        Returns (H, W, 4) float32, [fwd_dy, fwd_dx, bwd_dy, bwd_dx] in pixels; zeros if the next or previous
+        frame does not exist. Raises `InputError` if this frame does not exist, or its flow is damaged, NaN,
+        infinite or beyond float16.
         """
         if not 0 <= frame_idx < self.n_frames:
             raise InputError(f"{self.path} covers frames 0 to {self.n_frames - 1}, not frame {frame_idx}")
@@ -127,32 +109,19 @@ class FlowArchiveWriter:
         self._writing = writing
         self._path = path
         shape = (*frame_shape, 2)
+        # LZF, which comes with h5py, makes files 10 to 20 % larger than gzip does, but takes half the time to
+        # write. fletcher32 is a checksum.
+        layout = {"maxshape": (None, *shape), "chunks": (1, *shape), "dtype": np.float16}
+        filters = {"compression": "lzf", "shuffle": True, "fletcher32": True}
         self._datasets = [
-            writing.file.create_dataset(
-                name,
-                shape=(0, *shape),
-                maxshape=(None, *shape),
-                chunks=(1, *shape),
-                dtype=np.float16,
-                **_COMPRESSION,
-            )
+            writing.file.create_dataset(name, (0, *shape), **layout, **filters)
             for name in (FORWARD, BACKWARD)
         ]
 
     def append(self, forward: np.ndarray, backward: np.ndarray) -> None:
-        """Append the flow from the last frame to a new frame, and the flow back.
+        """Append the flow from the last frame to a new frame and back, each (H, W, 2), (dy, dx) in pixels.
 
-        Parameters
-        ----------
-        forward, backward : ndarray, shape (H, W, 2)
-            (dy, dx) in pixels.
-
-        Raises
-        ------
-        InputError
-            If a value is NaN, infinite or beyond float16.
-        OSError
-            If writing fails.
+        Raises `InputError` if a value is NaN, infinite or beyond float16, and `OSError` if writing fails.
         """
         for dataset, flow in zip(self._datasets, (forward, backward), strict=True):
             with np.errstate(over="ignore"):
@@ -171,21 +140,10 @@ class FlowArchiveWriter:
 def write_flow_archive(
     path: Path, frame_shape: tuple[int, int], attributes: Mapping[str, str]
 ) -> Iterator[FlowArchiveWriter]:
-    """Write an archive to a temporary file, which is renamed to `path` if the block succeeds.
+    """Write an archive of frames (H, W) to a temporary file, renamed to `path` if the block succeeds.
 
-    Parameters
-    ----------
-    path : Path
-        See `archive_name`.
-    frame_shape : tuple of int
-        (H, W) of the frames.
-    attributes : mapping
-        Notes on how the flow was made; `FlowArchive.read_attributes` returns them.
-
-    Raises
-    ------
-    RunError
-        If writing fails, for example because the disk is full.
+    The attributes say how the flow was made; `FlowArchive.read_attributes` returns them. A failed write, for
+    example on a full disk, raises `RunError`.
     """
     with write_hdf5(path) as writing:
         writing.file.attrs.update(attributes)
@@ -200,24 +158,11 @@ def archive_name(method: str, video: str) -> str:
 def find_archives(
     folder: Path, videos: list[str], method: str | None = None, *, parameter: str = "davis_optflow_folder"
 ) -> list[FlowArchive]:
-    """Find and open the archives of videos.
+    """Find and open the archives of videos in a folder; `parameter` is the folder's name in errors.
 
-    Parameters
-    ----------
-    folder : Path
-        Folder that holds the archives.
-    videos : list of str
-        Names of the videos.
-    method : str, optional
-        Method of the flow. It is needed if a video has archives of several methods, or if the method's name
-        holds an underscore: then the file name alone does not say where the video's name starts.
-    parameter : str
-        Name of `folder` in error messages.
-
-    Raises
-    ------
-    InputError
-        If archives are missing (the message names all), or a video has several.
+    The method of the flow is needed if a video has archives of several methods, or if the method's name holds
+    an underscore: then the file name alone does not say where the video's name starts. Raises `InputError` if
+    archives are missing (the message names all), or a video has several.
     """
     all_paths = sorted(folder.glob("optflow_*.h5"))
     paths, missing = [], []

@@ -5,20 +5,12 @@ from skimage.color import hsv2rgb
 
 
 def draw_flow(flow: np.ndarray) -> np.ndarray:
-    """Draw the optical flow of a frame: forward flow on the left, backward flow on the right.
+    """Draw the flow (H, W, 4) of a frame as (H, 2 W, 3) uint8: forward flow left, backward flow right.
 
+    Channels of flow are [fwd_dy, fwd_dx, bwd_dy, bwd_dx] in pixels.
     Hue is the direction, and saturation the length of the motion; it is full from the 99th percentile of all
     lengths on. The wheel in the corner is the legend: a pixel that moves to the right has the colour on the
     right of the wheel.
-
-    Parameters
-    ----------
-    flow : ndarray, shape (H, W, 4), float32
-        Channels [fwd_dy, fwd_dx, bwd_dy, bwd_dx] in pixels.
-
-    Returns
-    -------
-    ndarray, shape (H, 2 W, 3), uint8
     """
     both = np.concatenate([flow[..., :2], flow[..., 2:]], axis=1)  # (H, 2 W, 2)
     lengths = np.linalg.norm(both, axis=-1)

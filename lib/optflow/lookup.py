@@ -1,14 +1,14 @@
 """Optical flow of video frames: from archives, or estimated from neighbouring frames."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from lib.files.frames import list_in_order
-from lib.files.images import read_image
+from lib.files.images import read_image, size_text
 from lib.optflow.archive import FlowArchive, find_archives
 from lib.optflow.sources import DEFAULT_PRESET, DISEstimator
 from lib.runtime.errors import InputError
@@ -16,44 +16,26 @@ from lib.runtime.errors import InputError
 AUTO = "auto"  # in place of a flow archive: estimate the flow
 
 
-class FlowOfFrame(Protocol):
-    """Source of one image's optical flow; `str()` describes it for the log.
-
-    Attributes
-    ----------
-    files : sequence of Path
-        Files that `read` needs, in addition to the image.
-    """
-
-    files: Sequence[Path]
-
-    def read(self, image_rgb: np.ndarray) -> np.ndarray:
-        """Return the flow (H, W, 4) of the image (H, W, 3) uint8, as `FlowArchive.read_frame` does.
-
-        Raises
-        ------
-        InputError
-            If the flow has another size, or is not available.
-        """
-
-
 class ArchivedFlow(NamedTuple):
-    """Flow of a frame, from an archive."""
+    """Flow of a frame, from an archive; `str()` describes it for the log."""
 
     archive: FlowArchive
     frame_idx: int
 
     @property
-    def files(self) -> Sequence[Path]:
+    def files(self) -> list[Path]:
+        """Files that `read` needs, in addition to the image."""
         return [self.archive.path]
 
     def read(self, image_rgb: np.ndarray) -> np.ndarray:
-        height, width = self.archive.frame_shape
-        if image_rgb.shape[:2] != (height, width):
+        """Return the flow (H, W, 4) of the image (H, W, 3) uint8, as `FlowArchive.read_frame` does.
+
+        Raises `InputError` if the flow has another size, or is not available.
+        """
+        if image_rgb.shape[:2] != self.archive.frame_shape:
             raise InputError(
-                f"the flow in {self.archive.path} is {width}x{height}, but the image is "
-                f"{image_rgb.shape[1]}x{image_rgb.shape[0]}; resize the image, or estimate the flow "
-                "of images of its size"
+                f"the flow in {self.archive.path} is {size_text(self.archive.frame_shape)}, but the image is "
+                f"{size_text(image_rgb.shape)}; resize the image, or estimate the flow of images of its size"
             )
         return self.archive.read_frame(self.frame_idx)
 
@@ -63,14 +45,14 @@ class ArchivedFlow(NamedTuple):
 
 
 class EstimatedFlow(NamedTuple):
-    """Flow of a frame to its neighbours, estimated by OpenCV's DIS; one neighbour may be missing."""
+    """Flow of a frame to its neighbours, estimated by OpenCV's DIS; used like `ArchivedFlow`."""
 
     frame: Path
-    previous: Path | None
+    previous: Path | None  # one of the neighbours may be missing
     following: Path | None
 
     @property
-    def files(self) -> Sequence[Path]:
+    def files(self) -> list[Path]:
         return [file for file in (self.previous, self.following) if file is not None]
 
     def read(self, image_rgb: np.ndarray) -> np.ndarray:
@@ -88,15 +70,18 @@ class EstimatedFlow(NamedTuple):
     def _read_neighbor(self, file: Path, image_rgb: np.ndarray) -> np.ndarray:
         neighbor_rgb = read_image(file)
         if neighbor_rgb.shape != image_rgb.shape:
-            (height, width), (our_height, our_width) = neighbor_rgb.shape[:2], image_rgb.shape[:2]
             raise InputError(
-                f"{self.frame} is {our_width}x{our_height}, but its neighbour {file} is {width}x{height}"
+                f"{self.frame} is {size_text(image_rgb.shape)}, but its neighbour {file} is "
+                f"{size_text(neighbor_rgb.shape)}"
             )
         return neighbor_rgb
 
     def __str__(self) -> str:
         described = _describe(self.following is not None, self.previous is not None)
         return f"{self.frame}, estimated: {described}"
+
+
+FlowOfFrame = ArchivedFlow | EstimatedFlow
 
 
 def flows_of_images(
@@ -125,22 +110,20 @@ def flows_of_images(
         If an archive is missing, or covers another number of frames than its video has, or a video has one
         frame.
     """
+    is_estimated = optflow_data == Path(AUTO)
     if frame_idx is not None and len(images) > 1:
         raise InputError(
-            "is for a single image; several images take their position in the folder",
-            parameter="frame_idx",
+            "is for a single image; several images take their position in the folder", parameter="frame_idx"
         )
-    if frame_idx is not None and optflow_data == Path(AUTO):
+    if frame_idx is not None and is_estimated:
         raise InputError("needs a flow archive, not `optflow_data` auto", parameter="frame_idx")
-    videos = _Videos()
-    if optflow_data == Path(AUTO):
-        return [_between_neighbors(image, *videos.locate(image)) for image in images]
+    if is_estimated:
+        return [_between_neighbors(*located) for located in _locate(images)]
     archives = _archives_of(images, optflow_data, method)
     if frame_idx is not None:
         return [ArchivedFlow(archives[0], frame_idx)]
     flows = []
-    for image, archive in zip(images, archives, strict=True):
-        frames, position = videos.locate(image)
+    for archive, (image, frames, position) in zip(archives, _locate(images), strict=True):
         if archive.n_frames != len(frames):
             raise InputError(
                 f"{archive.path} covers {archive.n_frames} frames, but {image.parent} holds {len(frames)} "
@@ -150,23 +133,19 @@ def flows_of_images(
     return flows
 
 
-class _Videos:
-    """Frames in the folders of images; each folder is listed once."""
-
-    def __init__(self) -> None:
-        self._frames: dict[tuple[Path, str], list[Path]] = {}
-        self._positions: dict[Path, int] = {}
-
-    def locate(self, image: Path) -> tuple[list[Path], int]:
-        """Return the frames of an image's video, and the position of the image among them."""
-        image = _absolute(image)
-        key = image.parent, image.suffix.lower()
-        if key not in self._frames:
-            self._frames[key] = list_in_order(image.parent, (key[1],))
-            self._positions |= {frame: idx for idx, frame in enumerate(self._frames[key])}
-        if image not in self._positions:
-            raise InputError(f"{image} is hidden, and so is not a frame of the video in its folder")
-        return self._frames[key], self._positions[image]
+def _locate(images: Sequence[Path]) -> Iterator[tuple[Path, list[Path], int]]:
+    """Yield each image with the frames of its video and its position among them."""
+    frames_of: dict[tuple[Path, str], list[Path]] = {}  # by folder and suffix; each folder is listed once
+    positions: dict[Path, int] = {}
+    for image in images:
+        frame = _absolute(image)
+        key = folder, suffix = frame.parent, frame.suffix.lower()
+        if key not in frames_of:
+            frames_of[key] = list_in_order(folder, (suffix,))
+            positions |= {other: idx for idx, other in enumerate(frames_of[key])}
+        if frame not in positions:
+            raise InputError(f"{frame} is hidden, and so is not a frame of the video in its folder")
+        yield image, frames_of[key], positions[frame]
 
 
 def _archives_of(images: Sequence[Path], optflow_data: Path, method: str | None) -> list[FlowArchive]:
@@ -177,21 +156,19 @@ def _archives_of(images: Sequence[Path], optflow_data: Path, method: str | None)
         repeated = next((name for name in names if names.count(name) > 1), None)
         if repeated:
             raise InputError(
-                f"{optflow_data}: images are in two folders named {repeated}",
-                parameter="optflow_data",
+                f"{optflow_data}: images are in two folders named {repeated}", parameter="optflow_data"
             )
-        found = find_archives(optflow_data, names, method, parameter="optflow_data")
-        archives = dict(zip(folders, found, strict=True))
+        archives = find_archives(optflow_data, names, method, parameter="optflow_data")
     else:
-        archive = FlowArchive(optflow_data)
+        archives = [FlowArchive(optflow_data)]
         if len(folders) > 1:
             raise InputError(
                 f"{optflow_data} covers one video, but images are in {len(folders)} folders; "
                 "give a folder of archives",
                 parameter="optflow_data",
             )
-        archives = {folders[0]: archive}
-    return [archives[_absolute(image).parent] for image in images]
+    archive_of = dict(zip(folders, archives, strict=True))
+    return [archive_of[_absolute(image).parent] for image in images]
 
 
 def _absolute(image: Path) -> Path:

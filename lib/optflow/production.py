@@ -3,13 +3,14 @@
 import itertools
 import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from lib.files.images import size_text
 from lib.files.opencv import cv2
 from lib.optflow.archive import FlowArchive, write_flow_archive
 from lib.optflow.sources import FlowSource
@@ -58,10 +59,6 @@ def make_archives(
     on_progress : callable
         Called with the number of pairs finished since the last call.
 
-    Yields
-    ------
-    ArchiveReport
-
     Raises
     ------
     RunError
@@ -82,23 +79,17 @@ def make_archives(
     context = multiprocessing.get_context("spawn")
     n_done, must_stop = context.Value("q", 0), context.Event()
     n_reported = 0
-    with ProcessPoolExecutor(
-        usable_workers(min(n_workers, len(jobs))),
-        context,
-        initializer=_start_worker,
-        initargs=(n_done, must_stop),
-    ) as pool:
+    n_workers = usable_workers(min(n_workers, len(jobs)))
+    with ProcessPoolExecutor(n_workers, context, _start_worker, (n_done, must_stop)) as pool:
         with blocked_stop_signals():  # submitting starts the processes
-            pending: set[Future] = {
-                pool.submit(_make_archive_in_worker, job, with_consistency) for job in jobs
-            }
+            pending = {pool.submit(_make_archive_in_worker, job, with_consistency) for job in jobs}
         try:
             while pending:
                 stop_flag.raise_if_set()
                 done, pending = wait(pending, _PROGRESS_INTERVAL, FIRST_COMPLETED)
-                n_now = n_done.value
-                on_progress(n_now - n_reported)
-                n_reported = n_now
+                n_new = n_done.value - n_reported
+                on_progress(n_new)
+                n_reported += n_new
                 for future in done:
                     yield future.result()
         except BrokenProcessPool as error:
@@ -109,20 +100,10 @@ def make_archives(
 
 
 def consistency_error(archive: FlowArchive) -> float:
-    """Return the mean forward-backward error of a video.
+    """Return the mean forward-backward error of a video, in pixels.
 
     Each pixel follows its forward flow, then the backward flow at its target. The error is its distance to
-    the start. Pixels whose forward flow leaves the frame do not count.
-
-    Parameters
-    ----------
-    archive : FlowArchive
-        The flow.
-
-    Returns
-    -------
-    float
-        In pixels; NaN if the flow leads every pixel out of the frame.
+    the start. Pixels whose forward flow leaves the frame do not count; if all leave it, the mean is NaN.
 
     References
     ----------
@@ -184,8 +165,7 @@ def _make_archive(job: ArchiveJob, with_consistency: bool, on_pair: Callable[[],
 def _write(job: ArchiveJob, on_pair: Callable[[], object]) -> None:
     pairs = job.source.pairs()
     first = next(pairs)
-    frame_shape = first[0].shape[:2]
-    with write_flow_archive(job.path, frame_shape, job.attributes) as writer:
+    with write_flow_archive(job.path, first[0].shape[:2], job.attributes) as writer:
         for forward, backward in itertools.chain([first], pairs):
             writer.append(forward, backward)
             on_pair()
@@ -205,9 +185,9 @@ def _check_existing(job: ArchiveJob) -> None:
             f"{job.path} exists, but holds the flow of {archive.n_frames} frames, and the video has "
             f"{len(job.source) + 1}: delete it, or choose another `out_dir`"
         )
-    height, width = next(job.source.pairs())[0].shape[:2]
-    if archive.frame_shape != (height, width):
+    frame_shape = next(job.source.pairs())[0].shape[:2]
+    if archive.frame_shape != frame_shape:
         raise InputError(
-            f"{job.path} exists, but holds flow of {archive.frame_shape[1]}x{archive.frame_shape[0]}, and "
-            f"the video is {width}x{height}: delete it, or choose another `out_dir`"
+            f"{job.path} exists, but holds flow of {size_text(archive.frame_shape)}, and the video is "
+            f"{size_text(frame_shape)}: delete it, or choose another `out_dir`"
         )

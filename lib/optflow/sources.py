@@ -6,11 +6,13 @@ float32, with last axis (dy, dx) in pixels.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lib.files.frames import FrameFolder, VideoFile
+from lib.files.images import size_text
 from lib.files.opencv import cv2
 from lib.runtime.errors import InputError
 
@@ -50,14 +52,7 @@ class FlowSource(ABC):
 
 
 class DISFlow(FlowSource):
-    """Flow estimated by OpenCV's Dense Inverse Search.
-
-    Parameters
-    ----------
-    frames : FrameFolder or VideoFile
-        The video.
-    preset : str
-        One of `DIS_PRESETS`.
+    """Flow of a video, estimated by OpenCV's Dense Inverse Search with one of `DIS_PRESETS`.
 
     References
     ----------
@@ -76,59 +71,44 @@ class DISFlow(FlowSource):
     def pairs(self) -> Iterator[FlowPair]:
         """Estimate the flow between every frame and the next.
 
-        Raises
-        ------
-        InputError
-            If the video has one frame, or frames of different sizes.
+        Raises `InputError` if the video has one frame, or frames that are too small or differ in size.
         """
         estimator = DISEstimator(self.name, self.preset)
-        n_frames = 0
         for image_rgb in self.frames.read():
-            n_frames += 1
             pair = estimator.flow_from_last(image_rgb)
             if pair is not None:
                 yield pair
-        if n_frames < 2:
-            raise InputError(f"{self.name} has {n_frames} frame; optical flow needs at least two")
+        if estimator.n_frames < 2:
+            raise InputError(f"{self.name} has {estimator.n_frames} frame; optical flow needs at least two")
 
 
 class DISEstimator:
-    """Estimator of the flow between frames that arrive one at a time, by OpenCV's Dense Inverse Search.
-
-    Parameters
-    ----------
-    name : str
-        Name of the video, for error messages.
-    preset : str
-        One of `DIS_PRESETS`.
-    """
+    """Estimator of the flow between frames that arrive one at a time; `name` stands in error messages."""
 
     def __init__(self, name: str, preset: str) -> None:
         self._name = name
         self._estimator = cv2.DISOpticalFlow_create(DIS_PRESETS[preset])
         self._last: np.ndarray | None = None
-        self._n_frames = 0
+        self.n_frames = 0
 
     def flow_from_last(self, image_rgb: np.ndarray) -> FlowPair | None:
         """Return the flow from the last frame to this one, and back; None for the first frame.
 
-        Raises
-        ------
-        InputError
-            If the frame is too small, or has another size than the last frame.
+        Raises `InputError` if the frame is too small, or has another size than the last frame.
         """
         last, self._last = self._last, cv2.cvtColor(image_rgb, cv2.COLOR_RGB2GRAY)
-        self._n_frames += 1
+        self.n_frames += 1
         if min(self._last.shape) < MIN_FRAME_SIDE:
             raise InputError(
-                f"{self._name}: frames of {_size(self._last)} are too small, DIS needs at least "
+                f"{self._name}: frames of {size_text(self._last.shape)} are too small, DIS needs at least "
                 f"{MIN_FRAME_SIDE}x{MIN_FRAME_SIDE}"
             )
         if last is None:
             return None
         if self._last.shape != last.shape:
             raise InputError(
-                f"{self._name}: frame {self._n_frames - 1} is {_size(self._last)}, the last was {_size(last)}"
+                f"{self._name}: frame {self.n_frames - 1} is {size_text(self._last.shape)}, "
+                f"the last was {size_text(last.shape)}"
             )
         return self._estimate(last, self._last), self._estimate(self._last, last)
 
@@ -136,45 +116,32 @@ class DISEstimator:
         return self._estimator.calc(frame, other, None)[..., ::-1]  # OpenCV has (dx, dy)
 
 
+@dataclass
 class FlowFiles(FlowSource):
-    """Flow that another program wrote, one file per pair of frames and direction.
+    """Flow that another program wrote, one file per pair of frames and direction; see `read_flow_file`.
 
-    Parameters
-    ----------
-    name : str
-        Name of the video.
-    forward_files, backward_files : list of Path
-        Flow from frame i to i + 1, and from frame i + 1 to i, for i = 0, 1, ...; see `read_flow_file`.
-
-    Raises
-    ------
-    InputError
-        If forward or backward files are missing.
+    Raises `InputError` if files are missing.
     """
 
-    def __init__(self, name: str, forward_files: list[Path], backward_files: list[Path]) -> None:
-        if not forward_files:
-            raise InputError(f"{name} has no files of forward flow")
-        if len(forward_files) != len(backward_files):
+    name: str
+    forward_files: list[Path]  # flow from frame i to i + 1, for i = 0, 1, ...
+    backward_files: list[Path]  # flow from frame i + 1 to i
+
+    def __post_init__(self) -> None:
+        n_forward, n_backward = len(self.forward_files), len(self.backward_files)
+        if n_forward == 0:
+            raise InputError(f"{self.name} has no files of forward flow")
+        if n_forward != n_backward:
             raise InputError(
-                f"{name} has {len(forward_files)} files of forward flow, but {len(backward_files)} of "
-                "backward flow; a video of N frames has N - 1 of each"
+                f"{self.name} has {n_forward} files of forward flow, but {n_backward} of backward flow; "
+                "a video of N frames has N - 1 of each"
             )
-        self.name = name
-        self.forward_files = forward_files
-        self.backward_files = backward_files
 
     def __len__(self) -> int:
         return len(self.forward_files)
 
     def pairs(self) -> Iterator[FlowPair]:
-        """Yield the flow in the files, pair by pair.
-
-        Raises
-        ------
-        InputError
-            If a file cannot be read, or differs in size from the others.
-        """
+        """Yield the flow in the files; raises `InputError` if one cannot be read, or differs in size."""
         shape = None
         for files in zip(self.forward_files, self.backward_files, strict=True):
             pair = tuple(read_flow_file(file) for file in files)
@@ -182,31 +149,16 @@ class FlowFiles(FlowSource):
                 shape = shape or flow.shape
                 if flow.shape != shape:
                     raise InputError(
-                        f"{file} is {_size(flow)}, but the files before are {shape[1]}x{shape[0]}"
+                        f"{file} is {size_text(flow.shape)}, but the files before are {size_text(shape)}"
                     )
             yield pair
 
 
 def read_flow_file(path: Path) -> np.ndarray:
-    """Read a flow field in the format of Middlebury (.flo) or of KITTI (16-bit .png).
+    """Read flow (H, W, 2) float32, (dy, dx) in pixels, of Middlebury (.flo) or of KITTI (16-bit .png).
 
     Both store (dx, dy). KITTI stores 64ths of a pixel with an offset of 2**15, and a third channel that marks
-    pixels with known flow.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    ndarray, shape (H, W, 2), float32
-        (dy, dx) in pixels.
-
-    Raises
-    ------
-    InputError
-        If the file is damaged, or its flow is not known everywhere.
+    pixels with known flow. Raises `InputError` if the file is damaged, or its flow is not known everywhere.
 
     References
     ----------
@@ -241,8 +193,3 @@ def _read_kitti(path: Path) -> np.ndarray:
     flow = (flow.astype(np.float32) - 2**15) / 64
     flow[is_known == 0] = np.nan
     return flow
-
-
-def _size(pixels: np.ndarray) -> str:
-    height, width = pixels.shape[:2]
-    return f"{width}x{height}"
