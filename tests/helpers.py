@@ -43,6 +43,22 @@ def make_quadrants(height=60, width=92, *, seed=0):
     return image_rgb, labels
 
 
+# Options of a training run that takes a second.
+SHORT_TRAINING = (
+    "--train_iter=2",
+    "--log_interval=1",
+    "--test_interval=2",
+    "--batchsize=2",
+    "--crop_size=64",
+    "--nworkers=0",
+    "--nspix=24",
+    "--val_nspix=24",
+    "--lr=0.01",
+    "--device=cpu",
+    "--precision=fp32",  # equal results on all processors
+)
+
+
 @contextmanager
 def full_disk(n_bytes):
     """Limit the size of files, as a full disk would."""

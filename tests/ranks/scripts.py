@@ -9,6 +9,7 @@ import pytest
 import eval_base_model
 import inference_base_model
 import train_base_model
+from helpers import SHORT_TRAINING
 from lib import cli
 from lib.runtime.errors import OtherRankError, RunError
 from lib.runtime.ranks import is_first_rank
@@ -19,17 +20,11 @@ def training_argv(bsds_root, out_dir):
     return [
         f"--bsds_root={bsds_root}",
         f"--out_dir={out_dir}",
+        *SHORT_TRAINING,
         "--train_iter=4",
-        "--log_interval=1",
-        "--test_interval=2",
-        "--batchsize=2",
-        "--nworkers=0",
-        "--nspix=24",
-        "--val_nspix=24",
         "--deepfdim=3",
         "--niter=2",
         "--val_niter=2",
-        "--device=cpu",
     ]
 
 

@@ -19,7 +19,7 @@ import eval_base_model
 import inference_base_model
 import model
 import train_base_model
-from helpers import ctrl_c_in_second_step, fails_with, make_quadrants, write_annotations
+from helpers import SHORT_TRAINING, ctrl_c_in_second_step, fails_with, make_quadrants, write_annotations
 from lib import cli
 from lib.datasets.bsds import BSDSDataset
 from lib.network.inputs import InputScales, model_input
@@ -50,19 +50,10 @@ def train_argv(bsds_root, out_dir, *more):
     return [
         f"--bsds_root={bsds_root}",
         f"--out_dir={out_dir}",
-        "--train_iter=2",
-        "--log_interval=1",
-        "--test_interval=2",
-        "--batchsize=2",
-        "--nworkers=0",
-        "--nspix=24",
-        "--val_nspix=24",
-        "--lr=0.01",
+        *SHORT_TRAINING,
         "--deepfdim=3",
         "--niter=2",
         "--val_niter=3",
-        "--device=cpu",
-        "--precision=fp32",  # equal results on all processors
         *more,
     ]
 
@@ -662,7 +653,7 @@ def test_batch_may_be_larger_than_the_dataset(bsds_root, tmp_path):
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["--nspix=40001"], "--nspix 40001 .*40000 pixels"),
+        (["--nspix=4097"], "--nspix 4097 .*4096 pixels"),
         (["--nspix=4-65", "--crop_size=8"], "--nspix 65 .*64 pixels"),
         (["--eval_on_davis"], "--eval_on_davis .*--davis2017_root"),
         (["--lr=0"], "argument --lr"),

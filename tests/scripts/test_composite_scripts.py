@@ -21,7 +21,15 @@ import eval_optflow_composite_model
 import inference_base_model
 import inference_optflow_composite_model
 import train_optflow_composite_model
-from helpers import INSIDE, ctrl_c_in_second_step, fails_with, translated_frames, write_flo, write_frames
+from helpers import (
+    INSIDE,
+    SHORT_TRAINING,
+    ctrl_c_in_second_step,
+    fails_with,
+    translated_frames,
+    write_flo,
+    write_frames,
+)
 from lib.datasets.davis import DAVISDataset
 from lib.metrics.definitions import ContingencyTable, mean_iou
 from lib.optflow.archive import FlowArchive
@@ -45,18 +53,9 @@ def train_argv(data_argv, davis_root, base_weights, tmp_path):
         f"--davis_val_split={davis_root / 'both.txt'}",
         f"--base_model_weights={base_weights}",
         f"--out_dir={tmp_path / 'run'}",
-        "--train_iter=2",
-        "--log_interval=1",
-        "--test_interval=2",
-        "--batchsize=2",
-        "--nworkers=0",
-        "--nspix=24",
-        "--val_nspix=24",
-        "--lr=0.01",
+        *SHORT_TRAINING,
         "--optflow_deepfdim=3",
         "--optflow_scale=2",
-        "--device=cpu",
-        "--precision=fp32",  # equal results on all processors
     ]
 
 
@@ -183,7 +182,7 @@ def test_training_options_have_an_effect(train_argv, tmp_path, option):
         (["--deepfdim=15"], "--deepfdim 15 .*{base}.* 4"),
         (["--resume={base}"], "--resume {base} "),
         (["--optflow_deepfdim=0"], "argument --optflow_deepfdim"),
-        (["--nspix=40001"], "--nspix 40001 .*40000 pixels"),
+        (["--nspix=4097"], "--nspix 4097 .*4096 pixels"),
     ],
 )
 def test_bad_training_options(train_argv, more, expected, base_weights, composite_weights, tmp_path, capsys):
