@@ -23,19 +23,11 @@ Ring = list[tuple[int, int]]
 
 
 def trace_outlines(labels: np.ndarray) -> list[list[Ring]]:
-    """Trace the outlines of all superpixels along the sides of their pixels.
+    """Trace the outlines of 4-connected superpixels (H, W) along the sides of their pixels.
 
-    Parameters
-    ----------
-    labels : ndarray, shape (H, W), integer
-        4-connected superpixels 0 to S - 1; -1 outside.
-
-    Returns
-    -------
-    list of list of list of (x, y)
-        Rings of corners of each superpixel, in pixels from the top left corner of the image. The outer ring
-        comes first and runs clockwise on screen; rings of holes follow and run counterclockwise. No ring
-        meets itself, but two rings may meet at a corner. The first corner is not repeated at the end.
+    Returns the rings of corners (x, y) of each superpixel, in pixels from the top left corner of the image.
+    The outer ring comes first and runs clockwise on screen; rings of holes follow and run counterclockwise.
+    No ring meets itself, but two rings may meet at a corner. The first corner is not repeated at the end.
     """
     height, width = labels.shape
     padded = np.pad(labels, 1, constant_values=OUTSIDE)
@@ -67,10 +59,7 @@ def to_geojson(superpixels: Superpixels) -> str:
         {
             "type": "Feature",
             "properties": {"label": label, "size": size, "color": color},
-            "geometry": {
-                "type": "Polygon",
-                "coordinates": [[*ring, ring[0]] for ring in rings],
-            },
+            "geometry": {"type": "Polygon", "coordinates": [[*ring, ring[0]] for ring in rings]},
         }
         for label, size, color, rings in _regions(superpixels)
     ]
