@@ -36,7 +36,7 @@ def compute_loss_terms(
         Loss that compares the result of `reconstruct_labels` with the true labels, averaged over the
         annotations. "expected_error" is the mean share of wrong labels in a pixel; it is 0 if each superpixel
         lies within one segment. "cross_entropy" reads label shares as probabilities;
-        "cross_entropy_logsoftmax" applies a softmax to them first.
+        "cross_entropy_logsoftmax" applies a softmax to them first. Other names raise a ValueError.
     compactness : float
         Weight of the position term, per square pixel.
 
@@ -44,11 +44,6 @@ def compute_loss_terms(
     -------
     dict of str to Tensor
         Weighted scalars "reconstruction" and "position".
-
-    Raises
-    ------
-    ValueError
-        If `reconstruction` is unknown.
     """
     if reconstruction not in RECONSTRUCTION_LOSSES:
         raise ValueError(f"reconstruction must be one of {RECONSTRUCTION_LOSSES}, got {reconstruction!r}")

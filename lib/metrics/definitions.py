@@ -23,7 +23,8 @@ class ContingencyTable:
     """Numbers of pixels that superpixels share with segments; only pairs with shared pixels are stored.
 
     Superpixels are numbered without gaps, in the order of their labels. Segments keep their numbers unless
-    these are too large; see `check_label_map` also for errors. Segment 0 stays 0.
+    these are too large; see `check_label_map`. Segment 0 stays 0. Raises a ValueError if the shapes differ,
+    or one of the arrays is not a label map.
 
     Attributes
     ----------

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lib.runtime.errors import InputError
 
-# Scales of the published weights.
+# Scales of the published weights; weight files that store none imply them.
 DEFAULT_COLOR_SCALE = 0.26
 DEFAULT_POS_SCALE = 10.0
 DEFAULT_OPTFLOW_SCALE = 15.0

@@ -120,7 +120,8 @@ class CellGrid:
         return torch.where(share > 0, sums / share, 0).flatten(2).transpose(1, 2)
 
 
-_grids: dict[tuple, CellGrid] = {}  # the last ones, oldest first; several threads may use them
+# The last grids by image size, grid shape and device, oldest first. Several threads may use them.
+_grids: dict[tuple, CellGrid] = {}
 _lock = threading.Lock()
 
 

@@ -152,9 +152,8 @@ def test_values_outside_mask_are_ignored(twin, outside, device):
 
 
 def labels_of(twin):
-    if twin is fast:
-        return fast.slic_labels
-    return lambda *args, **kwargs: iteration.slic(*args, **kwargs).labels()
+    """Return a function from the arguments of `slic` to labels."""
+    return twin.slic_labels if twin is fast else lambda *args, **options: twin.slic(*args, **options).labels()
 
 
 def test_gradients_with_mask():
