@@ -48,7 +48,7 @@ class Metric:
     higher_is_better: bool | None  # None if neither direction is better
 
 
-# Metrics of a label map and its image: one value per image.
+# Metrics of a label map and its image: one value per image. The names are keys of the functions below.
 SPIXEL_METRICS = (
     Metric("n_spixels", "measured", "Superpixels", None),
     Metric("size_spread", "spread", "Spread of sizes", None),

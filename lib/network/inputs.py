@@ -1,4 +1,4 @@
-"""Build the scaled input channels of the networks from images. No other file scales them."""
+"""Build the scaled input channels of Jampani et al., ECCV 2018, from images; no other file scales them."""
 
 import math
 from collections.abc import Sequence

@@ -99,6 +99,7 @@ def _chain(starts: list[int], ends: list[int], n_columns: int) -> list[Ring]:
     Where two pixels of a superpixel touch only at a corner, four sides meet. The path turns right there and
     so follows the same pixel. A ring is complete where the path meets itself.
     """
+    right_of_step = {1: n_columns, n_columns: -1, -1: -n_columns, -n_columns: 1}
     following: dict[int, list[int]] = {}
     for start, end in zip(starts, ends, strict=True):
         following.setdefault(start, []).append(end)
@@ -108,7 +109,7 @@ def _chain(starts: list[int], ends: list[int], n_columns: int) -> list[Ring]:
         corner = first
         while following[corner]:
             choices = following[corner]
-            right = corner + _turn_right(last_step, n_columns)
+            right = corner + right_of_step[last_step]
             after = choices.pop(choices.index(right) if right in choices else 0)
             index_on_path[corner] = len(path)
             path.append(corner)
@@ -120,10 +121,6 @@ def _chain(starts: list[int], ends: list[int], n_columns: int) -> list[Ring]:
                     del index_on_path[passed]
                 rings.append([(passed % n_columns, passed // n_columns) for passed in ring])
     return rings
-
-
-def _turn_right(step: int, n_columns: int) -> int:
-    return {1: n_columns, n_columns: -1, -1: -n_columns, -n_columns: 1}[step]
 
 
 def _without_straight_corners(ring: Ring) -> Ring:
