@@ -1,7 +1,6 @@
-"""Models of superpixel sampling: the feature extractor and the models that cluster its features.
+"""Models of Jampani et al., "Superpixel Sampling Networks", ECCV 2018 (arXiv 1807.10174).
 
-Architecture of Jampani et al., "Superpixel Sampling Networks", ECCV 2018 (arXiv 1807.10174), with the
-module names of the published PyTorch weights. Weight files depend on these names.
+Weight files depend on the module names, which come from the published PyTorch weights.
 """
 
 from typing import Any, NamedTuple, Self
@@ -21,25 +20,12 @@ N_FLOW_CHANNELS = 4  # fwd_dy, fwd_dx, bwd_dy, bwd_dx: see lib/optflow/archive.p
 class FeatureExtractor(nn.Module):
     """Compute per-pixel features from three scales of convolutions.
 
-    Parameters
-    ----------
-    n_in_channels : int
-        Channels of the input.
-    n_out_features : int
-        Learned features per pixel.
-    n_mid_channels : int
-        Channels of the inner convolutions.
-    concat_input : bool
-        Append the input channels after the learned features.
+    `n_mid_channels` are the channels of the inner convolutions. With `concat_input`, the input channels
+    follow the learned features.
     """
 
     def __init__(
-        self,
-        n_in_channels: int,
-        n_out_features: int,
-        n_mid_channels: int = 64,
-        *,
-        concat_input: bool = True,
+        self, n_in_channels: int, n_out_features: int, n_mid_channels: int = 64, *, concat_input: bool = True
     ) -> None:
         super().__init__()
         self.concat_input = concat_input
@@ -132,15 +118,10 @@ class SuperpixelModel(nn.Module):
         return cluster(features, n_spixels, n_iter=n_iter, distance=self.distance)
 
     def encode(self, channels: Tensor, known: LearnedFeatures | None = None) -> LearnedFeatures:
-        """Compute the learned features of scaled channels.
+        """Compute the learned features of scaled channels [L, a, b, y, x, extra].
 
-        Parameters
-        ----------
-        channels : Tensor, shape (B, 5 + n_extra_channels, H, W)
-            Channels [L, a, b, y, x, extra].
-        known : LearnedFeatures, optional
-            Features of the same images computed with another position scale. Parts that do not depend on
-            the position are reused.
+        `known` are features of the same images computed with another position scale; parts that do not depend
+        on the position are reused.
         """
         raise NotImplementedError
 
@@ -178,15 +159,10 @@ class SSNModel(SuperpixelModel):
     n_iter : int
         Number of clustering iterations.
     distance : {"euclidean", "squared"}
-        Distance used in the clustering.
+        Distance used in the clustering. Other values raise a ValueError.
     sees_position : bool
         Let the network read the position and the colour, as in the paper. If False, the network reads zeros
         instead of the position. The clustering uses the position in either case.
-
-    Raises
-    ------
-    ValueError
-        If `distance` is unknown.
     """
 
     config_names = ("n_learned_features", "n_iter", "distance", "sees_position")
@@ -214,43 +190,22 @@ class SSNModel(SuperpixelModel):
 
 
 class CompositeSSNModel(SuperpixelModel):
-    """Frozen base model and a second network for extra channels, such as optical flow.
+    """Frozen base model and a second network for any extra channels, such as optical flow.
 
     The features of both networks are clustered together. The base network always stays in evaluation mode, so
     training changes neither its weights nor its batch norm statistics.
 
-    The second network reads any extra channels. Its name `feature_extract_optflow` comes from the published
-    weights.
-
     Parameters
     ----------
-    n_learned_features : int
-        Learned features per pixel from the base network.
-    n_extra_features : int
-        Learned features per pixel from the second network.
+    n_learned_features, n_extra_features : int
+        Learned features per pixel from the base network and from the second network.
     n_extra_channels : int
         Number of extra channels. Optical flow to the next and to the previous frame has four.
-    n_iter : int
-        Number of clustering iterations.
-    distance : {"euclidean", "squared"}
-        Distance used in the clustering.
-    sees_position : bool
-        Let the base network read the position; see `SSNModel`.
-
-    Raises
-    ------
-    ValueError
-        If `distance` is unknown.
+    n_iter, distance, sees_position
+        See `SSNModel`.
     """
 
-    config_names = (
-        "n_learned_features",
-        "n_extra_features",
-        "n_extra_channels",
-        "n_iter",
-        "distance",
-        "sees_position",
-    )
+    config_names = (*SSNModel.config_names, "n_extra_features", "n_extra_channels")
 
     def __init__(
         self,
@@ -295,13 +250,7 @@ class CompositeSSNModel(SuperpixelModel):
 
 
 class SSNPix(SuperpixelModel):
-    """Model without a network (SSN_pix in the paper): clusters the scaled colour and position directly.
-
-    Parameters
-    ----------
-    n_iter : int
-        Number of clustering iterations.
-    """
+    """Model without a network (SSN_pix in the paper): clusters the scaled colour and position directly."""
 
     config_names = ("n_iter",)
 

@@ -18,13 +18,13 @@ from lib.cli.types import existing_dir
 from lib.datasets.bsds import BSDSDataset
 from lib.datasets.folder import FolderDataset, hold_out
 from lib.datasets.synthetic import SyntheticDataset
-from lib.network.inputs import InputScales
+from lib.network.inputs import DEFAULT_COLOR_SCALE, InputScales
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError
 from lib.slic.iteration import DISTANCES
 from lib.training.run import run_training
 from lib.training.trainer import TrainingState
-from lib.weights import BASE, DEFAULT_COLOR_SCALE, NO_NETWORK, expect, load_model
+from lib.weights import BASE, NO_NETWORK, expect, load_model
 from model import SSNModel
 
 N_SYNTHETIC_IMAGES = 100

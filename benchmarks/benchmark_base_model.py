@@ -15,10 +15,9 @@ from lib.losses import compute_loss_terms
 from lib.network.inputs import InputScales, input_channels, model_input, pixel_positions
 from lib.slic import reference
 from lib.slic.iteration import slic
-from lib.weights import DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE
 from model import SSNModel
 
-SCALES = InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE)
+SCALES = InputScales()
 COMPACTNESS = 1e-5
 
 

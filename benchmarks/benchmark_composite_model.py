@@ -22,14 +22,13 @@ from lib.datasets.loaders import training_loader
 from lib.files.frames import FrameFolder
 from lib.files.opencv import cv2
 from lib.losses import compute_loss_terms
-from lib.network.inputs import InputScales, model_input, pixel_positions
+from lib.network.inputs import DEFAULT_OPTFLOW_SCALE, InputScales, model_input, pixel_positions
 from lib.optflow.archive import FlowArchive, archive_name
 from lib.optflow.production import ArchiveJob, make_archives
 from lib.optflow.sources import DIS_PRESETS, DISFlow
-from lib.weights import DEFAULT_COLOR_SCALE, DEFAULT_OPTFLOW_SCALE, DEFAULT_POS_SCALE
 from model import N_FLOW_CHANNELS, CompositeSSNModel, SSNModel
 
-SCALES = InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE, DEFAULT_OPTFLOW_SCALE)
+SCALES = InputScales(extra_scale=DEFAULT_OPTFLOW_SCALE)
 VIDEOS = ("first", "second")
 N_FRAMES = 24
 N_SAMPLES, BATCH_SIZE = 300, 6

@@ -1,8 +1,4 @@
-"""Training losses: a reconstruction loss for segmentations and a position loss for compactness.
-
-Labels are averaged into superpixels with the soft assignment and spread back to the pixels. Reconstruction
-losses compare the result with the true labels. The number of labels is not limited.
-"""
+"""Training losses: a reconstruction loss for segmentations and a position loss for compactness."""
 
 from collections.abc import Callable
 
@@ -35,11 +31,12 @@ def compute_loss_terms(
     gt_labels : Tensor, shape (B, A, H, W), int64
         Labels of A annotations of each image, 0 to `n_labels` - 1.
     n_labels : int
-        Number of labels in an annotation.
+        Number of labels in an annotation, not limited.
     reconstruction : {"expected_error", "cross_entropy", "cross_entropy_logsoftmax", "soft_iou"}
-        Reconstruction loss, averaged over the annotations. "expected_error" is the mean share of wrong labels
-        in a pixel; it is 0 if each superpixel lies within one segment. "cross_entropy" reads label shares as
-        probabilities; "cross_entropy_logsoftmax" applies a softmax to them first.
+        Loss that compares the result of `reconstruct_labels` with the true labels, averaged over the
+        annotations. "expected_error" is the mean share of wrong labels in a pixel; it is 0 if each superpixel
+        lies within one segment. "cross_entropy" reads label shares as probabilities;
+        "cross_entropy_logsoftmax" applies a softmax to them first. Other names raise a ValueError.
     compactness : float
         Weight of the position term, per square pixel.
 
@@ -47,11 +44,6 @@ def compute_loss_terms(
     -------
     dict of str to Tensor
         Weighted scalars "reconstruction" and "position".
-
-    Raises
-    ------
-    ValueError
-        If `reconstruction` is unknown.
     """
     if reconstruction not in RECONSTRUCTION_LOSSES:
         raise ValueError(f"reconstruction must be one of {RECONSTRUCTION_LOSSES}, got {reconstruction!r}")
@@ -62,40 +54,18 @@ def compute_loss_terms(
 
 
 def reconstruct_labels(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
-    """Carry a segmentation through the superpixels and back.
+    """Average labels (B, H, W), 0 to `n_labels` - 1, into superpixels and spread them back.
 
-    Parameters
-    ----------
-    assignment : SoftAssignment
-        Soft assignment of the B images.
-    gt_labels : Tensor, shape (B, H, W), int64
-        Ground-truth labels, 0 to `n_labels` - 1.
-    n_labels : int
-        Number of labels L.
-
-    Returns
-    -------
-    Tensor, shape (B, L, H, W)
-        Share of each label in each pixel, in [0, 1]; differentiable. Sums to 1 over the labels.
+    Returns the share of each label in each pixel, (B, n_labels, H, W), differentiable; sums to 1 over labels.
     """
     gt_onehot = F.one_hot(gt_labels, n_labels).permute(0, 3, 1, 2).to(assignment.affinity.dtype)
     return assignment.reconstruct(gt_onehot)
 
 
 def true_label_share(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
-    """Compute the share of the true label in each pixel after the reconstruction.
+    """Compute the share of the true label in each pixel after the reconstruction, (B, H, W), differentiable.
 
     Equals `reconstruct_labels` gathered at `gt_labels`, but avoids tensors of size (labels) x (pixels).
-
-    Parameters
-    ----------
-    assignment, gt_labels, n_labels
-        See `reconstruct_labels`.
-
-    Returns
-    -------
-    Tensor, shape (B, H, W)
-        In [0, 1]; differentiable.
     """
     grid, affinity = assignment.grid, assignment.affinity
     label_idx = _label_idx(assignment, gt_labels)
@@ -146,25 +116,10 @@ def _soft_iou(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> T
 def soft_iou_loss(reconstructed: Tensor, gt_labels: Tensor) -> Tensor:
     """Compute one minus the soft mean IoU of reconstructed and true labels.
 
-    Let r and g be the reconstructed and the true shares. The intersection sums r*g over an image's pixels,
-    the union r + g - r*g. The mean is over the labels that occur in the image, then over images.
-
-    Parameters
-    ----------
-    reconstructed : Tensor, shape (B, L, H, W)
-        Share of each label, from `reconstruct_labels`.
-    gt_labels : Tensor, shape (B, H, W), int64
-        True labels.
-
-    Returns
-    -------
-    Tensor, scalar
-        In [0, 1].
-
-    References
-    ----------
-    .. [1] Rahman and Wang, "Optimizing Intersection-Over-Union in Deep Neural Networks for Image
-       Segmentation", ISVC 2016.
+    Let r be the reconstructed shares (B, L, H, W), from `reconstruct_labels`, and g the true shares. The
+    intersection sums r*g over an image's pixels, the union r + g - r*g. The mean is over the labels that
+    occur in the image, then over images. The loss lies in [0, 1]. Source: Rahman and Wang, "Optimizing
+    Intersection-Over-Union in Deep Neural Networks for Image Segmentation", ISVC 2016.
     """
     gt_onehot = F.one_hot(gt_labels, reconstructed.shape[1]).permute(0, 3, 1, 2)
     gt_size = gt_onehot.sum(dim=(2, 3))  # (B, L)
@@ -179,24 +134,10 @@ def soft_iou_loss(reconstructed: Tensor, gt_labels: Tensor) -> Tensor:
 def position_loss(assignment: SoftAssignment, labels: Tensor) -> Tensor:
     """Compute the mean squared distance of pixels to their superpixel's mean position, in square pixels.
 
-    The mean position is weighted by affinity and therefore differentiable. The hard label assigns a pixel to
-    its superpixel.
-
-    Parameters
-    ----------
-    assignment : SoftAssignment
-        Soft assignment of the B images.
-    labels : Tensor, shape (B, H, W), int64
-        `assignment.labels()`.
-
-    Returns
-    -------
-    Tensor, scalar
-        At least 0.
+    The mean position is weighted by affinity and therefore differentiable. The hard labels (B, H, W) assign
+    pixels to superpixels.
     """
-    affinity = assignment.affinity
-    height, width = assignment.grid.image_shape
-    yx = pixel_positions(affinity.new_empty(labels.shape[0], 0, height, width))  # (B, 2, H, W)
+    yx = pixel_positions(labels[:, None].to(assignment.affinity.dtype))  # (B, 2, H, W)
     means = assignment.spixel_means(yx)  # (B, 2, S)
     own_mean = means.gather(2, labels.flatten(1)[:, None].expand(-1, 2, -1))  # (B, 2, H*W)
     return (yx.flatten(2) - own_mean).square().sum(dim=1).mean()

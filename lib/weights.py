@@ -14,17 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from lib.files.atomic import atomic_path
-from lib.network.inputs import InputScales
+from lib.network.inputs import DEFAULT_OPTFLOW_SCALE, InputScales
 from lib.runtime.errors import DamagedFileError, InputError, is_out_of_memory
 from lib.slic.iteration import DISTANCES
 from model import CompositeSSNModel, SSNModel, SSNPix
 
 DEFAULT_N_LEARNED_FEATURES = 15
 DEFAULT_N_ITER = 5
-DEFAULT_COLOR_SCALE = 0.26
-DEFAULT_POS_SCALE = 10.0
 DEFAULT_N_EXTRA_FEATURES = 10
-DEFAULT_OPTFLOW_SCALE = 15.0
 
 BASE, COMPOSITE = "base", "composite"  # kinds of models
 NO_NETWORK = "none"  # third kind, given in place of a weight file: clusters colour and position
@@ -67,10 +64,7 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read one of our checkpoints or a bare state dict, onto the CPU.
 
-    Returns
-    -------
-    dict
-        With at least "weights" (a state dict) and "model_args" (empty for a bare state dict).
+    The result has at least "weights" (a state dict) and "model_args" (empty for a bare state dict).
 
     Raises
     ------
@@ -109,12 +103,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_model(path: Path | str) -> LoadedModel:
-    """Rebuild the model of a weight file of any kind; `expect` checks the kind.
-
-    Parameters
-    ----------
-    path : Path or str
-        One of our checkpoints, a published state dict, or "none" for the model without a network.
+    """Rebuild the model of a checkpoint or a published state dict; "none" gives the model without a network.
 
     Raises
     ------
@@ -122,9 +111,7 @@ def load_model(path: Path | str) -> LoadedModel:
         If the file does not hold a model of this repo, or describes one that cannot be built.
     """
     if str(path) == NO_NETWORK:
-        return LoadedModel(
-            SSNPix(n_iter=DEFAULT_N_ITER).eval(), InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE)
-        )
+        return LoadedModel(SSNPix(n_iter=DEFAULT_N_ITER).eval(), InputScales())
     checkpoint = read_checkpoint(path)
     weights, model_args = checkpoint["weights"], checkpoint["model_args"]
     model_class = _find_model_class(weights, path)
@@ -142,7 +129,7 @@ def load_model(path: Path | str) -> LoadedModel:
     input_args = checkpoint.get("input_args", {})
     _check_settings(input_args, InputScales._fields, path)
     extra_scale = DEFAULT_OPTFLOW_SCALE if model_class is CompositeSSNModel else None
-    scales = InputScales(DEFAULT_COLOR_SCALE, DEFAULT_POS_SCALE, extra_scale)._replace(**input_args)
+    scales = InputScales(extra_scale=extra_scale)._replace(**input_args)
     base_sha256 = checkpoint.get("base_sha256")
     if base_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", str(base_sha256)):
         raise DamagedFileError(f"{path}: base_sha256 must be a SHA-256, got {_show(base_sha256)}")
@@ -158,25 +145,10 @@ def expect(
     n_extra_features: int | None = None,
     n_extra_channels: int | None = None,
 ) -> LoadedModel:
-    """Check that a loaded model has the expected kind and sizes, and return it.
+    """Return the loaded model of `path` if it has the expected kind and sizes, else raise an InputError.
 
-    Parameters
-    ----------
-    loaded : LoadedModel
-        Model of `path`.
-    path : Path or str
-        Weight file, for the error message.
-    kind : {"base", "composite"}, optional
-        Expected kind; the model without a network counts as a base.
-    n_learned_features, n_extra_features : int, optional
-        Expected learned features per pixel.
-    n_extra_channels : int, optional
-        Available extra channels; a model that reads none ignores them.
-
-    Raises
-    ------
-    InputError
-        If its kind or a size differs.
+    The model without a network counts as a base. `n_extra_channels` are available; a model that reads none
+    ignores them.
     """
     if kind not in (None, BASE if loaded.kind == NO_NETWORK else loaded.kind):
         raise InputError(f"{path} holds {_CONTENTS[loaded.kind]}; expected {_CONTENTS[kind]}")
@@ -197,12 +169,7 @@ def check_base_of_composite(
     """Check that a composite was trained on top of a base model.
 
     A published composite does not name its base, and its batch norm statistics differ from its base. For
-    such a file, only the architectures are compared.
-
-    Raises
-    ------
-    InputError
-        If it was trained on another base.
+    such a file, only the architectures are compared. Raises an InputError if they differ.
     """
     if base.kind == NO_NETWORK:
         raise InputError(
@@ -244,27 +211,18 @@ def _find_model_class(weights: dict[str, Tensor], path: Path | str) -> type[nn.M
     raise InputError(f"{path} holds no model of this repo, as its first tensor is {next(iter(weights))!r}")
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 1  # bool is a subclass of int
-
-
-def _is_scale(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < math.inf
-
-
-# By setting of a file: a test of its value, and the expected value in words.
-_COUNT = (_is_count, "an integer of at least 1")
-_SCALE = (_is_scale, "a finite number of at least 0")
+# By setting of a file: a test of its value, and the expected value in words. A bool is no count: it is an
+# instance of int, but not of type int.
+_COUNT = (lambda value: type(value) is int and value >= 1, "an integer of at least 1")
+_SCALE = (
+    lambda value: type(value) in (int, float) and 0 <= value < math.inf,
+    "a finite number of at least 0",
+)
 _SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "n_learned_features": _COUNT,
-    "n_extra_features": _COUNT,
-    "n_extra_channels": _COUNT,
-    "n_iter": _COUNT,
+    **dict.fromkeys(("n_learned_features", "n_extra_features", "n_extra_channels", "n_iter"), _COUNT),
     "distance": (lambda value: isinstance(value, str) and value in DISTANCES, f"one of {DISTANCES}"),
     "sees_position": (lambda value: isinstance(value, bool), "True or False"),
-    "color_scale": _SCALE,
-    "pos_scale": _SCALE,
-    "extra_scale": _SCALE,
+    **dict.fromkeys(InputScales._fields, _SCALE),
 }
 
 

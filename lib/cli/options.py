@@ -6,15 +6,17 @@ from pathlib import Path
 
 from lib.cli.types import existing_dir, non_negative_float, parse_bool, positive_float, positive_int
 from lib.datasets.davis import DAVISDataset
-from lib.network.inputs import InputScales
+from lib.network.inputs import (
+    DEFAULT_COLOR_SCALE,
+    DEFAULT_OPTFLOW_SCALE,
+    DEFAULT_POS_SCALE,
+    InputScales,
+)
 from lib.runtime.errors import InputError
 from lib.weights import (
-    DEFAULT_COLOR_SCALE,
     DEFAULT_N_EXTRA_FEATURES,
     DEFAULT_N_ITER,
     DEFAULT_N_LEARNED_FEATURES,
-    DEFAULT_OPTFLOW_SCALE,
-    DEFAULT_POS_SCALE,
     LoadedModel,
     expect,
     load_model,

@@ -11,32 +11,13 @@ from lib.metrics.label_map import check_label_map
 class Boundary:
     """Boundary between the regions of a label map, in the 4-neighbourhood.
 
-    Arrays are computed on first access and cached.
-
-    Parameters
-    ----------
-    labels : ndarray, shape (H, W), integer
-        Label map; non-negative, gaps are allowed.
-
-    Attributes
-    ----------
-    labels : ndarray, shape (H, W), int64
-        Label map as returned by `lib.metrics.label_map.check_label_map`.
-    differs_right : ndarray, shape (H, W - 1), bool
-        True where a pixel differs from its right neighbour.
-    differs_below : ndarray, shape (H - 1, W), bool
-        True where a pixel differs from its lower neighbour.
-
-    Raises
-    ------
-    ValueError
-        If `labels` is not a label map.
+    Arrays are computed on first access and cached. For labels and errors see `check_label_map`.
     """
 
     def __init__(self, labels: np.ndarray) -> None:
-        self.labels = check_label_map(labels)
-        self.differs_right = self.labels[:, :-1] != self.labels[:, 1:]
-        self.differs_below = self.labels[:-1] != self.labels[1:]
+        self.labels = check_label_map(labels)  # (H, W), int64
+        self.differs_right = self.labels[:, :-1] != self.labels[:, 1:]  # from the right neighbour
+        self.differs_below = self.labels[:-1] != self.labels[1:]  # from the lower neighbour
         self._near: dict[tuple[int, bool], np.ndarray] = {}
 
     @cached_property
@@ -63,9 +44,8 @@ class Boundary:
         """Find pixels with a boundary pixel in the square window of side 2 `radius` + 1, (H, W) bool."""
         key = radius, one_sided
         if key not in self._near:
-            self._near[key] = maximum_filter(
-                self.pixels(one_sided=one_sided), 2 * radius + 1, mode="constant"
-            )
+            pixels = self.pixels(one_sided=one_sided)
+            self._near[key] = maximum_filter(pixels, 2 * radius + 1, mode="constant")
         return self._near[key]
 
     @cached_property

@@ -3,12 +3,9 @@
 All metrics follow from three intermediate results: a `ContingencyTable` of superpixels and segments, the
 `Boundary` of each, and the `ColorVariation` within superpixels. Each needs one pass over the pixels.
 
-The survey of Stutz et al. [1]_ compares these metrics; docstrings name details in which implementations
-differ. In formulas, S_j are the superpixels, G_i the segments of the annotation, N the number of pixels.
-
-References
-----------
-.. [1] Stutz et al., "Superpixels: An Evaluation of the State-of-the-Art", CVIU 2018 (arXiv 1612.01601).
+In formulas, S_j are the superpixels, G_i the segments of the annotation, N the number of pixels. Docstrings
+name details in which implementations differ. Stutz et al., "Superpixels: An Evaluation of the
+State-of-the-Art", CVIU 2018 (arXiv 1612.01601), compare the metrics.
 """
 
 import math
@@ -26,12 +23,8 @@ class ContingencyTable:
     """Numbers of pixels that superpixels share with segments; only pairs with shared pixels are stored.
 
     Superpixels are numbered without gaps, in the order of their labels. Segments keep their numbers unless
-    these are too large; see `lib.metrics.label_map.check_label_map`. Segment 0 stays 0.
-
-    Parameters
-    ----------
-    labels, gt_labels : ndarray, shape (H, W), integer
-        Superpixels and ground-truth segments, non-negative; gaps are allowed.
+    these are too large; see `check_label_map`. Segment 0 stays 0. Raises a ValueError if the shapes differ,
+    or one of the arrays is not a label map.
 
     Attributes
     ----------
@@ -39,11 +32,6 @@ class ContingencyTable:
         Superpixel, segment and number of shared pixels of each pair, ordered by superpixel, then by segment.
     spixel_sizes, largest_share : ndarray, shape (n_spixels,), int64
         Number of pixels in each superpixel, and the largest number that it shares with a segment.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, or one of the arrays is not a label map.
     """
 
     def __init__(self, labels: np.ndarray, gt_labels: np.ndarray) -> None:
@@ -80,19 +68,9 @@ class ColorVariation(NamedTuple):
 
     @classmethod
     def measure(cls, labels: np.ndarray, image_rgb: np.ndarray) -> Self:
-        """Measure the variation in an image.
+        """Measure the variation in an image (H, W, 3), 0 to 255 in every channel.
 
-        Parameters
-        ----------
-        labels : ndarray, shape (H, W), integer
-            Superpixels, non-negative; gaps are allowed.
-        image_rgb : ndarray, shape (H, W, 3)
-            The image, 0 to 255 in every channel.
-
-        Raises
-        ------
-        ValueError
-            If `labels` is not a label map, or the image has another shape or is not finite.
+        Raises a ValueError if `labels` is not a label map, or the image has another shape or is not finite.
         """
         labels = check_label_map(labels)
         if image_rgb.ndim != 3 or image_rgb.shape[:2] != labels.shape:
@@ -117,11 +95,8 @@ class ColorVariation(NamedTuple):
 def achievable_segmentation_accuracy(table: ContingencyTable) -> float:
     """Compute the share of correct pixels when every superpixel takes the segment it shares most with.
 
-    ASA = 1/N sum_j max_i |S_j n G_i|, in (0, 1]; 1 is best.
-
-    References
-    ----------
-    .. [1] Liu et al., "Entropy Rate Superpixel Segmentation", CVPR 2011.
+    ASA = 1/N sum_j max_i |S_j n G_i|, in (0, 1]; 1 is best. Source: Liu et al., "Entropy Rate Superpixel
+    Segmentation", CVPR 2011.
     """
     return float(table.largest_share.sum() / table.n_pixels)
 
@@ -130,10 +105,7 @@ def undersegmentation_error_np(table: ContingencyTable) -> float:
     """Compute the undersegmentation error of Neubert and Protzel: pixels that leak out of segments.
 
     UE_NP = 1/N sum_i sum_{j: S_j n G_i not empty} min(|S_j n G_i|, |S_j - G_i|), in [0, 1]; 0 is best.
-
-    References
-    ----------
-    .. [1] Neubert and Protzel, "Superpixel Benchmark and Comparison", Forum Bildverarbeitung 2012.
+    Source: Neubert and Protzel, "Superpixel Benchmark and Comparison", Forum Bildverarbeitung 2012.
     """
     outside = table.spixel_sizes[table.spixel_idx] - table.n_shared
     return float(np.minimum(table.n_shared, outside).sum() / table.n_pixels)
@@ -142,11 +114,8 @@ def undersegmentation_error_np(table: ContingencyTable) -> float:
 def undersegmentation_error_bergh(table: ContingencyTable) -> float:
     """Compute the undersegmentation error of Van den Bergh et al.: pixels outside the largest share.
 
-    UE_Bergh = 1/N sum_j |S_j - argmax_i |S_j n G_i||, in [0, 1); 0 is best. It equals 1 - ASA.
-
-    References
-    ----------
-    .. [1] Van den Bergh et al., "SEEDS: Superpixels Extracted via Energy-Driven Sampling", ECCV 2012.
+    UE_Bergh = 1/N sum_j |S_j - argmax_i |S_j n G_i||, in [0, 1); 0 is best. It equals 1 - ASA. Source: Van
+    den Bergh et al., "SEEDS: Superpixels Extracted via Energy-Driven Sampling", ECCV 2012.
     """
     return float((table.spixel_sizes - table.largest_share).sum() / table.n_pixels)
 
@@ -154,19 +123,8 @@ def undersegmentation_error_bergh(table: ContingencyTable) -> float:
 def mean_iou(table: ContingencyTable, *, ignore_background: bool = False) -> float:
     """Compute the mean IoU of the segments when every superpixel takes the segment it shares most with.
 
-    In a tie the segment with the lower number wins. The result lies in [0, 1]; 1 is best.
-
-    Parameters
-    ----------
-    table : ContingencyTable
-        Table of superpixels and segments.
-    ignore_background : bool
-        Leave segment 0 out of the mean.
-
-    Returns
-    -------
-    float
-        NaN if no segment is left to average over.
+    In a tie the segment with the lower number wins. The result lies in [0, 1]; 1 is best. `ignore_background`
+    leaves segment 0 out of the mean. The result is NaN if no segment is left to average over.
     """
     segments, segment_idx = np.unique(table.segments, return_inverse=True)
     n_segments = len(segments)
@@ -181,10 +139,7 @@ def mean_iou(table: ContingencyTable, *, ignore_background: bool = False) -> flo
 
 
 def boundary_tolerance(shape: tuple[int, int]) -> int:
-    """Compute the tolerance of boundary recall and precision for an image (H, W), in pixels.
-
-    It is round(0.0025 * diagonal). Like Python's `round`, halves go to the even number.
-    """
+    """Compute the tolerance of boundary recall and precision for an image (H, W), in pixels."""
     return round(BOUNDARY_TOLERANCE * math.hypot(*shape))
 
 
@@ -193,7 +148,9 @@ def boundary_recall(
 ) -> float:
     """Compute the share of the annotation's boundary pixels that have a superpixel boundary nearby.
 
-    The result lies in [0, 1]; 1 is best. If the annotation has no boundary, it is 1.
+    The result lies in [0, 1]; 1 is best. If the annotation has no boundary, it is 1. Raises a ValueError if
+    the label maps differ in shape. Source: Martin et al., "Learning to Detect Natural Image Boundaries Using
+    Local Brightness, Color, and Texture Cues", TPAMI 2004.
 
     Parameters
     ----------
@@ -202,19 +159,9 @@ def boundary_recall(
     radius : int
         Nearby means within a square window of side 2 `radius` + 1, in pixels. See `boundary_tolerance`.
     one_sided : bool
-        Use only the upper or left one of the two pixels at a boundary, in both maps. The SSN and SEAL papers
-        report this variant with a `radius` of 1 and 2.
-
-    Raises
-    ------
-    ValueError
-        If the label maps differ in shape.
-
-    References
-    ----------
-    .. [1] Martin et al., "Learning to Detect Natural Image Boundaries Using Local Brightness, Color, and
-       Texture Cues", TPAMI 2004.
-    .. [2] Tu et al., "Learning Superpixels with Segmentation-Aware Affinity Loss", CVPR 2018.
+        Use only the upper or left one of the two pixels at a boundary, in both maps. The papers of SSN and
+        SEAL (Tu et al., "Learning Superpixels with Segmentation-Aware Affinity Loss", CVPR 2018) report this
+        variant with a `radius` of 1 and 2.
     """
     _check_same_shape(boundary.labels, gt_boundary.labels)
     is_found = boundary.near(radius, one_sided=one_sided)[gt_boundary.pixels(one_sided=one_sided)]
@@ -238,16 +185,8 @@ def mean_distance_to_edge(boundary: Boundary, gt_boundary: Boundary) -> float:
 
     The result is in pixels; 0 is best. For a single superpixel it is the diagonal of the image. If the
     annotation has no boundary, it is 0. The mean is over the annotation's boundary pixels; some
-    implementations divide by all pixels of the image instead.
-
-    Raises
-    ------
-    ValueError
-        If the shapes of the label maps differ.
-
-    References
-    ----------
-    .. [1] Benesova and Kottman, "Fast Superpixel Segmentation Using Morphological Processing", 2014.
+    implementations divide by all pixels of the image instead. Raises a ValueError if the shapes differ.
+    Source: Benesova and Kottman, "Fast Superpixel Segmentation Using Morphological Processing", 2014.
     """
     _check_same_shape(boundary.labels, gt_boundary.labels)
     distances = boundary.distance[gt_boundary.two_sided]
@@ -259,10 +198,7 @@ def compactness(boundary: Boundary) -> float:
 
     CO = 1/N sum_j |S_j| 4 pi A_j / P_j^2, where the area A_j = |S_j| is in pixels. The perimeter P_j is in
     pixel sides and includes the image's border. Higher is more compact; squares reach the maximum, pi / 4.
-
-    References
-    ----------
-    .. [1] Schick et al., "Measuring and Evaluating the Compactness of Superpixels", ICPR 2012.
+    Source: Schick et al., "Measuring and Evaluating the Compactness of Superpixels", ICPR 2012.
     """
     sizes = np.bincount(boundary.labels.ravel())
     occurs = sizes > 0
@@ -275,28 +211,20 @@ def explained_variation(variation: ColorVariation) -> float:
     """Compute the share of the variation of colour that lies between superpixels, not within them.
 
     EV = sum_j |S_j| |mean(S_j) - mean(I)|^2 / sum_n |I_n - mean(I)|^2, all channels pooled, in [0, 1]; 1 is
-    best. For an image of a single colour it is 1.
-
-    References
-    ----------
-    .. [1] Moore et al., "Superpixel Lattices", CVPR 2008.
+    best. For an image of a single colour it is 1. Source: Moore et al., "Superpixel Lattices", CVPR 2008.
     """
     if variation.total == 0:
         return 1.0
-    return max(
-        0.0, float(1 - variation.within.sum() / variation.total)
-    )  # rounding may give a negative number
+    share = float(1 - variation.within.sum() / variation.total)
+    return max(0.0, share)  # rounding may give a negative number
 
 
 def intra_cluster_variation(variation: ColorVariation) -> float:
     """Compute the mean variation of colour within superpixels, with equal weights.
 
     ICV = mean_j sqrt(sum_{n in S_j} |I_n - mean(S_j)|^2) / |S_j|, in 8-bit units, all channels pooled; 0 is
-    best. Because |S_j| stands outside the root, the value also falls as superpixels grow.
-
-    References
-    ----------
-    .. [1] Benesova and Kottman, "Fast Superpixel Segmentation Using Morphological Processing", 2014.
+    best. Because |S_j| stands outside the root, the value also falls as superpixels grow. Source: Benesova
+    and Kottman, "Fast Superpixel Segmentation Using Morphological Processing", 2014.
     """
     return float((np.sqrt(variation.within) / variation.spixel_sizes).mean())
 
@@ -304,11 +232,8 @@ def intra_cluster_variation(variation: ColorVariation) -> float:
 def contour_density(boundary: Boundary) -> float:
     """Compute the share of pixels on either side of a superpixel boundary, in [0, 1].
 
-    The image's border does not count. At the same boundary recall, a lower density is better.
-
-    References
-    ----------
-    .. [1] Machairas et al., "Waterpixels", TIP 2015.
+    The image's border does not count. At the same boundary recall, a lower density is better. Source:
+    Machairas et al., "Waterpixels", TIP 2015.
     """
     return float(boundary.two_sided.mean())
 

@@ -4,23 +4,11 @@ import numpy as np
 
 
 def check_label_map(labels: np.ndarray) -> np.ndarray:
-    """Check a label map, and renumber it if its labels are too large for `np.bincount`.
+    """Return a label map (H, W) as int64, renumbered if a label is not below the number of pixels.
 
-    Parameters
-    ----------
-    labels : ndarray, shape (H, W), integer
-        Label map; non-negative, gaps are allowed.
-
-    Returns
-    -------
-    ndarray, shape (H, W), int64
-        The same map if all labels are below the number of pixels. Otherwise renumbered in order without gaps:
-        0 stays 0, and other labels start from 1.
-
-    Raises
-    ------
-    ValueError
-        If `labels` is not a non-empty, non-negative integer map.
+    Gaps are allowed. Large labels are renumbered in order without gaps, so that `np.bincount` can count them:
+    0 stays 0, and other labels start from 1. Raises a ValueError if `labels` is empty, negative or not
+    integer.
     """
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.size == 0 or not np.issubdtype(labels.dtype, np.integer):

@@ -7,25 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lib.metrics import definitions
 from lib.metrics.boundary import Boundary
-from lib.metrics.definitions import (
-    ColorVariation,
-    ContingencyTable,
-    achievable_segmentation_accuracy,
-    boundary_precision,
-    boundary_recall,
-    boundary_tolerance,
-    compactness,
-    contour_density,
-    count_spixels,
-    explained_variation,
-    intra_cluster_variation,
-    mean_distance_to_edge,
-    mean_iou,
-    size_spread,
-    undersegmentation_error_bergh,
-    undersegmentation_error_np,
-)
+from lib.metrics.definitions import ColorVariation, ContingencyTable, boundary_precision, boundary_recall
 from lib.runtime.errors import InputError
 
 
@@ -45,140 +29,78 @@ class Spixels:
 class Pair:
     """Label map and annotation, with intermediate results that metrics share."""
 
-    def __init__(self, spixels: Spixels, gt_boundary: Boundary) -> None:
-        self.boundary = spixels.boundary
-        self.gt_boundary = gt_boundary
-        self.tolerance = boundary_tolerance(spixels.labels.shape)
+    def __init__(self, boundary: Boundary, gt_boundary: Boundary) -> None:
+        self.boundaries = boundary, gt_boundary
+        self.tolerance = definitions.boundary_tolerance(boundary.labels.shape)
 
     @cached_property
     def table(self) -> ContingencyTable:
-        return ContingencyTable(self.boundary.labels, self.gt_boundary.labels)
-
-    def recall(self, radius: int, *, one_sided: bool = False) -> float:
-        return boundary_recall(self.boundary, self.gt_boundary, radius, one_sided=one_sided)
-
-    def precision(self, radius: int, *, one_sided: bool = False) -> float:
-        return boundary_precision(self.boundary, self.gt_boundary, radius, one_sided=one_sided)
+        return ContingencyTable(*(boundary.labels for boundary in self.boundaries))
 
 
 @dataclass(frozen=True)
 class Metric:
-    """Metric with its names in files, tables and curves."""
+    """Names of a metric, and its better direction."""
 
     name: str  # in files and options
     symbol: str  # in tables
     title: str  # in curves
     higher_is_better: bool | None  # None if neither direction is better
-    compute: Callable[[Spixels], float] | Callable[[Pair], float]
 
 
-# Metrics of a label map and its image: one value per image.
+# Metrics of a label map and its image: one value per image. The names are keys of the functions below.
 SPIXEL_METRICS = (
-    Metric("n_spixels", "measured", "Superpixels", None, lambda spixels: count_spixels(spixels.labels)),
-    Metric("size_spread", "spread", "Spread of sizes", None, lambda spixels: size_spread(spixels.labels)),
-    Metric("compactness", "CO", "Compactness", True, lambda spixels: compactness(spixels.boundary)),
-    Metric(
-        "explained_variation",
-        "EV",
-        "Explained variation",
-        True,
-        lambda spixels: explained_variation(spixels.variation),
-    ),
-    Metric(
-        "intra_cluster_variation",
-        "ICV",
-        "Intra-cluster variation",
-        False,
-        lambda spixels: intra_cluster_variation(spixels.variation),
-    ),
-    Metric(
-        "contour_density", "CD", "Contour density", False, lambda spixels: contour_density(spixels.boundary)
-    ),
+    Metric("n_spixels", "measured", "Superpixels", None),
+    Metric("size_spread", "spread", "Spread of sizes", None),
+    Metric("compactness", "CO", "Compactness", True),
+    Metric("explained_variation", "EV", "Explained variation", True),
+    Metric("intra_cluster_variation", "ICV", "Intra-cluster variation", False),
+    Metric("contour_density", "CD", "Contour density", False),
 )
+_SPIXEL_FUNCTIONS: dict[str, Callable[[Spixels], float]] = {
+    "n_spixels": lambda spixels: definitions.count_spixels(spixels.labels),
+    "size_spread": lambda spixels: definitions.size_spread(spixels.labels),
+    "compactness": lambda spixels: definitions.compactness(spixels.boundary),
+    "explained_variation": lambda spixels: definitions.explained_variation(spixels.variation),
+    "intra_cluster_variation": lambda spixels: definitions.intra_cluster_variation(spixels.variation),
+    "contour_density": lambda spixels: definitions.contour_density(spixels.boundary),
+}
 
 # Metrics of a label map and an annotation: one value per pair.
 PAIR_METRICS = (
-    Metric(
-        "asa",
-        "ASA",
-        "Achievable segmentation accuracy",
-        True,
-        lambda pair: achievable_segmentation_accuracy(pair.table),
-    ),
-    Metric(
-        "ue_np",
-        "UE",
-        "Undersegmentation error (Neubert-Protzel)",
-        False,
-        lambda pair: undersegmentation_error_np(pair.table),
-    ),
-    Metric(
-        "ue_bergh",
-        "UE Bergh",
-        "Undersegmentation error (Bergh)",
-        False,
-        lambda pair: undersegmentation_error_bergh(pair.table),
-    ),
-    Metric("boundary_recall", "BR", "Boundary recall", True, lambda pair: pair.recall(pair.tolerance)),
-    Metric(
-        "boundary_precision", "BP", "Boundary precision", True, lambda pair: pair.precision(pair.tolerance)
-    ),
-    Metric(
-        "boundary_recall_one_sided_1",
-        "BR1",
-        "Boundary recall (one-sided, r = 1)",
-        True,
-        lambda pair: pair.recall(1, one_sided=True),
-    ),
-    Metric(
-        "boundary_precision_one_sided_1",
-        "BP1",
-        "Boundary precision (one-sided, r = 1)",
-        True,
-        lambda pair: pair.precision(1, one_sided=True),
-    ),
-    Metric(
-        "boundary_recall_one_sided_2",
-        "BR2",
-        "Boundary recall (one-sided, r = 2)",
-        True,
-        lambda pair: pair.recall(2, one_sided=True),
-    ),
-    Metric(
-        "boundary_precision_one_sided_2",
-        "BP2",
-        "Boundary precision (one-sided, r = 2)",
-        True,
-        lambda pair: pair.precision(2, one_sided=True),
-    ),
-    Metric(
-        "mean_distance_to_edge",
-        "MDE",
-        "Mean distance to edge (pixels)",
-        False,
-        lambda pair: mean_distance_to_edge(pair.boundary, pair.gt_boundary),
-    ),
-    Metric("mean_iou", "mIoU", "Mean IoU", True, lambda pair: mean_iou(pair.table)),
-    Metric(
-        "mean_iou_foreground",
-        "mIoU fg",
-        "Mean IoU without segment 0",
-        True,
-        lambda pair: mean_iou(pair.table, ignore_background=True),
-    ),
+    Metric("asa", "ASA", "Achievable segmentation accuracy", True),
+    Metric("ue_np", "UE", "Undersegmentation error (Neubert-Protzel)", False),
+    Metric("ue_bergh", "UE Bergh", "Undersegmentation error (Bergh)", False),
+    Metric("boundary_recall", "BR", "Boundary recall", True),
+    Metric("boundary_precision", "BP", "Boundary precision", True),
+    Metric("boundary_recall_one_sided_1", "BR1", "Boundary recall (one-sided, r = 1)", True),
+    Metric("boundary_precision_one_sided_1", "BP1", "Boundary precision (one-sided, r = 1)", True),
+    Metric("boundary_recall_one_sided_2", "BR2", "Boundary recall (one-sided, r = 2)", True),
+    Metric("boundary_precision_one_sided_2", "BP2", "Boundary precision (one-sided, r = 2)", True),
+    Metric("mean_distance_to_edge", "MDE", "Mean distance to edge (pixels)", False),
+    Metric("mean_iou", "mIoU", "Mean IoU", True),
+    Metric("mean_iou_foreground", "mIoU fg", "Mean IoU without segment 0", True),
 )
+_PAIR_FUNCTIONS: dict[str, Callable[[Pair], float]] = {
+    "asa": lambda pair: definitions.achievable_segmentation_accuracy(pair.table),
+    "ue_np": lambda pair: definitions.undersegmentation_error_np(pair.table),
+    "ue_bergh": lambda pair: definitions.undersegmentation_error_bergh(pair.table),
+    "boundary_recall": lambda pair: boundary_recall(*pair.boundaries, pair.tolerance),
+    "boundary_precision": lambda pair: boundary_precision(*pair.boundaries, pair.tolerance),
+    "boundary_recall_one_sided_1": lambda pair: boundary_recall(*pair.boundaries, 1, one_sided=True),
+    "boundary_precision_one_sided_1": lambda pair: boundary_precision(*pair.boundaries, 1, one_sided=True),
+    "boundary_recall_one_sided_2": lambda pair: boundary_recall(*pair.boundaries, 2, one_sided=True),
+    "boundary_precision_one_sided_2": lambda pair: boundary_precision(*pair.boundaries, 2, one_sided=True),
+    "mean_distance_to_edge": lambda pair: definitions.mean_distance_to_edge(*pair.boundaries),
+    "mean_iou": lambda pair: definitions.mean_iou(pair.table),
+    "mean_iou_foreground": lambda pair: definitions.mean_iou(pair.table, ignore_background=True),
+}
 
 METRICS = {metric.name: metric for metric in (*SPIXEL_METRICS, *PAIR_METRICS)}
 
 
 def check_metrics(names: Sequence[str]) -> None:
-    """Check the names of metrics.
-
-    Raises
-    ------
-    InputError
-        If a name is unknown. The message lists the known names.
-    """
+    """Raise an InputError that lists the known names if a name is unknown."""
     unknown = [name for name in names if name not in METRICS]
     if unknown:
         raise InputError(f"unknown metric {unknown[0]!r}; choose from {', '.join(METRICS)}")
@@ -197,23 +119,16 @@ def score_label_maps(
     annotations: Sequence[np.ndarray],
     metrics: Sequence[str],
 ) -> list[Scores]:
-    """Compute metrics of several label maps of one image.
+    """Compute metrics of several label maps of one image; connectivity is not enforced here.
 
     Parameters
     ----------
-    label_maps : sequence of ndarray, shape (H, W), integer
-        Superpixels. Connectivity is not enforced here.
+    label_maps, annotations : sequence of ndarray, shape (H, W), integer
+        Superpixels, and ground-truth segments of the image.
     image_rgb : ndarray, shape (H, W, 3), uint8
         The image.
-    annotations : sequence of ndarray, shape (H, W), integer
-        Ground-truth segments of the image.
     metrics : sequence of str
         Names in `METRICS`.
-
-    Returns
-    -------
-    list of Scores
-        One for each label map.
 
     Raises
     ------
@@ -231,11 +146,11 @@ def score_label_maps(
 
 
 def _score(spixels: Spixels, gt_boundaries: Sequence[Boundary], metrics: Sequence[str]) -> Scores:
-    pairs = [Pair(spixels, gt_boundary) for gt_boundary in gt_boundaries]
+    pairs = [Pair(spixels.boundary, gt_boundary) for gt_boundary in gt_boundaries]
     return Scores(
-        {metric.name: metric.compute(spixels) for metric in SPIXEL_METRICS if metric.name in metrics},
+        {name: compute(spixels) for name, compute in _SPIXEL_FUNCTIONS.items() if name in metrics},
         [
-            {metric.name: metric.compute(pair) for metric in PAIR_METRICS if metric.name in metrics}
+            {name: compute(pair) for name, compute in _PAIR_FUNCTIONS.items() if name in metrics}
             for pair in pairs
         ],
     )

@@ -1,8 +1,4 @@
-"""Apply a feature extractor in bands of rows: same result as the whole image at once, with little memory.
-
-A band also needs context: rows above and below it, as far as the receptive field reaches. Within a band,
-full-resolution layers work on strips of rows, so that their tensors stay in the CPU caches.
-"""
+"""Apply a feature extractor in bands of rows: same result as the whole image at once, with little memory."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,14 +9,15 @@ from torch import Tensor, nn
 
 from lib.network.convolution import convolve_concatenation
 
-# Size of a band: this many rows, or more rows in narrow images, up to this many pixels. Context on each side:
-# the receptive field reaches 25 rows. All row counts are multiples of 4, the factor of the coarsest scale, so
-# that the scales of a band are aligned with the scales of the whole image.
+# Size of a band: this many rows, or more rows in narrow images, up to this many pixels. A band also needs
+# context, rows above and below it, because the receptive field reaches 25 rows. All row counts are multiples
+# of 4, the factor of the coarsest scale, so that a band's scales are aligned with the whole image's scales.
 _BAND_ROWS = 256
 _BAND_PIXELS = 2**18
 _CONTEXT_ROWS = 28
 
-# Size of a strip: this many rows, or more rows in narrow images, up to this many pixels.
+# Within a band, full-resolution layers work on strips, so that their tensors stay in the CPU caches. A strip
+# has this many rows, or more rows in narrow images, up to this many pixels.
 _STRIP_ROWS = 64
 _STRIP_PIXELS = 2**16
 
@@ -40,26 +37,17 @@ class Rows(NamedTuple):
 
 
 def extract_in_bands(extractor: nn.Module, x: Tensor) -> Tensor:
-    """Compute `extractor(x)` band by band, without gradients.
+    """Compute `extractor(x)` of a `FeatureExtractor` band by band, without gradients.
 
-    Parameters
-    ----------
-    extractor : FeatureExtractor
-        Extractor whose layers are applied to bands of `x`.
-    x : Tensor, shape (B, n_in_channels, H, W)
-        Input channels.
-
-    Returns
-    -------
-    Tensor, shape (B, n_out_features [+ n_in_channels], H, W)
-        Equal to the result for the whole image at once, except for rounding.
+    The result equals the result for the whole image at once, except for rounding.
     """
     batch, n_in_channels, height, width = x.shape
     conv = extractor.output_conv[0]
     n_learned = conv.out_channels
     n_features = n_learned + (n_in_channels if extractor.concat_input else 0)
     features = x.new_empty(batch, n_features, height, width)
-    for band in _bands(height, width):
+    n_band_rows = max(_BAND_ROWS, _BAND_PIXELS // width // 4 * 4)
+    for band in _split_rows(0, height, n_band_rows, _CONTEXT_ROWS, height):
         scale1 = _in_strips(extractor.scale1, x[:, :, band.context_start : band.context_stop])
         scale2 = extractor.scale2(scale1)
         scale3 = extractor.scale3(scale2)
@@ -91,10 +79,6 @@ def _in_strips(scale1: nn.Module, x: Tensor) -> Tensor:
     return result
 
 
-def _bands(height: int, width: int) -> Iterator[Rows]:
-    return _split_rows(0, height, max(_BAND_ROWS, _BAND_PIXELS // width // 4 * 4), _CONTEXT_ROWS, height)
-
-
 def _strip_rows(x: Tensor) -> int:
     """Return the rows per strip of channels (B, C, H, W): few enough for CPU caches; on other devices all."""
     if x.device.type != "cpu":
@@ -112,36 +96,19 @@ def _split_rows(start: int, stop: int, n_rows: int, n_context: int, height: int)
 def _resize_rows(x: Tensor, width: int, rows: Rows, *, top: int, height: int, factor: int) -> Tensor:
     """Resize rows of a coarser scale bilinearly to the image's size, as `F.interpolate` does for all rows.
 
-    Parameters
-    ----------
-    x : Tensor, shape (B, C, h, w)
-        Rows of the scale from `top / factor` on. The size of the scale is the image's size over `factor`,
-        rounded up.
-    width, height : int
-        Size of the image in pixels.
-    rows : Rows
-        Rows of the image to return, including their context; `x` must cover them.
-    top : int
-        First row of `x` in the image, a multiple of `factor`.
-    factor : int
-        Power of 2.
-
-    Returns
-    -------
-    Tensor, shape (B, C, rows.context_stop - rows.context_start, width)
+    The scale has the size of the image, (`height`, `width`), over `factor`, rounded up. `x` holds its rows
+    from `top / factor` on. The result holds `rows` of the image and their context.
     """
     n_rows = rows.context_stop - rows.context_start
     if n_rows == height:
         return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
-    n_scale_rows = height
-    for _ in range(factor.bit_length() - 1):
-        n_scale_rows = (n_scale_rows + 1) // 2
+    n_scale_rows = -(-height // factor)
     row = torch.arange(rows.context_start, rows.context_stop, device=x.device)
     position = ((row + 0.5) * (n_scale_rows / height) - 0.5).clamp(min=0)
     upper = position.floor().long()
     lower = (upper + 1).clamp(max=n_scale_rows - 1)
     share = (position - upper).to(x.dtype)[:, None, None]
-    offset = top // factor
     x = x.permute(0, 2, 3, 1)  # contiguous, as `x` is in channels-last format
-    x = torch.lerp(x.index_select(1, upper - offset), x.index_select(1, lower - offset), share)
+    first = top // factor
+    x = torch.lerp(x.index_select(1, upper - first), x.index_select(1, lower - first), share)
     return F.interpolate(x.permute(0, 3, 1, 2), size=(n_rows, width), mode="bilinear", align_corners=False)

@@ -48,21 +48,10 @@ def convolve_precisely(x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
 
 
 def convolve_concatenation(parts: Sequence[Tensor], conv: nn.Conv2d) -> Tensor:
-    """Apply a 3x3 convolution to the concatenated parts, computed as a sum over the parts.
+    """Apply a 3x3 convolution with bias and padding 1 to the concatenation of feature maps (B, C_i, H, W).
 
-    This avoids building the concatenation. The first part must be the input of the network; it is convolved
-    in its own dtype.
-
-    Parameters
-    ----------
-    parts : sequence of Tensor, each of shape (B, C_i, H, W)
-        Feature maps to concatenate.
-    conv : Conv2d
-        Convolution with sum(C_i) input channels, bias and padding 1.
-
-    Returns
-    -------
-    Tensor, shape (B, conv.out_channels, H, W)
+    A sum over the parts avoids building the concatenation. The first part must be the input of the network;
+    it is convolved in its own dtype.
     """
     weights = conv.weight.split([part.shape[1] for part in parts], dim=1)
     total = convolve_precisely(parts[0], weights[0], conv.bias)

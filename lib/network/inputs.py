@@ -1,4 +1,4 @@
-"""Build the scaled input channels of the networks from images. No other file scales them."""
+"""Build the scaled input channels of Jampani et al., ECCV 2018, from images; no other file scales them."""
 
 import math
 from collections.abc import Sequence
@@ -11,27 +11,28 @@ from torch import Tensor, nn
 
 from lib.runtime.errors import InputError
 
+# Scales of the published weights; weight files that store none imply them.
+DEFAULT_COLOR_SCALE = 0.26
+DEFAULT_POS_SCALE = 10.0
+DEFAULT_OPTFLOW_SCALE = 15.0
+
+# A distance sums the squared differences of up to some hundred features. Below this bound the sum stays below
+# the largest float32, 3.4e38.
+_MAX_FEATURE = 1e17
+
 
 class InputScales(NamedTuple):
     """Weights of the input channels (dimensionless)."""
 
-    color_scale: float
-    pos_scale: float
+    color_scale: float = DEFAULT_COLOR_SCALE
+    pos_scale: float = DEFAULT_POS_SCALE
     extra_scale: float | None = None  # None for models without extra channels
 
 
 def rgb_to_lab(image_rgb: np.ndarray) -> Tensor:
-    """Convert an sRGB image to CIELAB (D65).
+    """Convert an sRGB image (H, W, 3), uint8 or floats in [0, 1], to CIELAB (D65).
 
-    Parameters
-    ----------
-    image_rgb : ndarray, shape (H, W, 3)
-        uint8 as read from a file, or floats in [0, 1].
-
-    Returns
-    -------
-    Tensor, shape (3, H, W), float32
-        L in [0, 100], a and b roughly in [-128, 127].
+    The result has shape (3, H, W) and dtype float32, L in [0, 100], a and b roughly in [-128, 127].
     """
     scale = 255 if image_rgb.dtype == np.uint8 else 1
     image_lab = rgb2lab(image_rgb.astype(np.float32) / scale)
@@ -69,10 +70,6 @@ def labyx_features(image_lab: Tensor, n_spixels: int, *, color_scale: float, pos
     ------
     ValueError
         If `image_lab` is not a batch of 3-channel images.
-
-    References
-    ----------
-    .. [1] Jampani et al., "Superpixel Sampling Networks", ECCV 2018.
     """
     if image_lab.ndim != 4 or image_lab.shape[1] != 3:
         raise ValueError(f"image_lab must have shape (B, 3, H, W), got {tuple(image_lab.shape)}")
@@ -88,31 +85,12 @@ def pixel_pos_scale(image_shape: Sequence[int], n_spixels: int, pos_scale: float
 
 
 def input_channels(image_lab: Tensor, extra: Tensor | None, n_spixels: int, scales: InputScales) -> Tensor:
-    """Stack the scaled channels that a model reads.
+    """Stack the scaled channels [L, a, b, y, x, extra] that a model reads; see `labyx_features`.
 
-    Parameters
-    ----------
-    image_lab : Tensor, shape (B, 3, H, W)
-        CIELAB image.
-    extra : Tensor, shape (B, n_extra_channels, H, W), optional
-        Extra channels, such as optical flow or depth.
-    n_spixels : int
-        Requested number of superpixels.
-    scales : InputScales
-        Weights of colour, position and, if `extra` is given, the extra channels.
-
-    Returns
-    -------
-    Tensor, shape (B, 5 + n_extra_channels, H, W)
-        Channels [L, a, b, y, x, extra]; see `labyx_features`.
+    `extra` are extra channels, such as optical flow or depth, (B, n_extra_channels, H, W).
     """
     labyx = labyx_features(image_lab, n_spixels, color_scale=scales.color_scale, pos_scale=scales.pos_scale)
     return labyx if extra is None else torch.cat([labyx, scales.extra_scale * extra], dim=1)
-
-
-# A distance sums the squared differences of up to some hundred features. Below this bound the sum stays below
-# the largest float32, 3.4e38.
-_MAX_FEATURE = 1e17
 
 
 def model_input(
@@ -124,12 +102,8 @@ def model_input(
     ----------
     model : SSNModel, CompositeSSNModel or SSNPix
         Model on the same device as the images.
-    image_lab : Tensor, shape (B, 3, H, W), float32
-        CIELAB images.
-    n_spixels : int
-        Requested number of superpixels.
-    scales : InputScales
-        Weights of colour, position and extra channels.
+    image_lab, n_spixels, scales
+        See `labyx_features`.
     extra : Tensor, shape (B, n_extra_channels, H, W), float32, optional
         Extra channels; ignored if the model reads none.
 
@@ -153,13 +127,7 @@ def model_input(
 
 
 def check_features(pixel_features: Tensor, image_name: str) -> None:
-    """Check that distances between features (B, C, H, W) can be computed in float32.
-
-    Raises
-    ------
-    InputError
-        If a feature is NaN, infinite or too large for a finite squared distance.
-    """
+    """Raise an InputError if a feature (B, C, H, W) is NaN, infinite or too large for a squared distance."""
     low, high = torch.aminmax(pixel_features)
     if not (low > -_MAX_FEATURE and high < _MAX_FEATURE):
         raise InputError(

@@ -23,22 +23,16 @@ _CPU_FLAGS = r"\b(avx512_bf16|amx_bf16|bf16)\b"  # flags of x86, x86 and Arm
 def resolve_precision(name: str, device: torch.device) -> str:
     """Resolve "auto" to "bf16" on a device with bfloat16 instructions, else to "fp32".
 
-    On a CPU without such instructions, "bf16" works several times slower than "fp32"; a warning is logged.
-
-    Raises
-    ------
-    InputError
-        If `name` is "bf16" and a GPU lacks bfloat16 instructions.
+    On a CPU without such instructions, "bf16" works several times slower than "fp32"; a warning is logged. A
+    GPU without them raises an InputError.
     """
     is_native = _has_bfloat16(device)
     if name == "auto":
         return "bf16" if is_native else "fp32"
     if name == "bf16" and not is_native:
         if device.type == "cuda":
-            raise InputError(
-                f"bf16: {torch.cuda.get_device_name(device)} has no bfloat16; use fp32",
-                parameter="precision",
-            )
+            gpu = torch.cuda.get_device_name(device)
+            raise InputError(f"bf16: {gpu} has no bfloat16; use fp32", parameter="precision")
         logger.warning("`precision` bf16: this processor has no bfloat16, fp32 will be several times faster")
     return name
 
@@ -63,10 +57,7 @@ def precise_convolutions() -> AbstractContextManager[None]:
 def resolve_device(name: str) -> torch.device:
     """Resolve auto, cpu or cuda[:N] to an available device, and make it the current device.
 
-    Raises
-    ------
-    InputError
-        If `name` is not one of the choices, or the device is not available.
+    Raises an InputError if `name` is not one of the choices, or the device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

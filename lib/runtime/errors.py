@@ -6,12 +6,8 @@ import torch
 class InputError(ValueError):
     """A file, folder or setting cannot be used; the message names it and says what was expected.
 
-    Parameters
-    ----------
-    message : str
-        One line. Parameter names are in backquotes; a script replaces them with its options.
-    parameter : str, optional
-        Parameter at fault; its name is put in front of `message`.
+    The message is one line. Parameter names are in backquotes; a script replaces them with its options. The
+    name of the `parameter` at fault is put in front.
     """
 
     def __init__(self, message: str, *, parameter: str | None = None) -> None:

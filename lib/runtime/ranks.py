@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -35,10 +35,7 @@ _exit_status = 1  # of this process; 1 if an error ends it with a traceback
 def joined_ranks() -> Iterator[None]:
     """Join the process group if `torchrun` started this process; leave it at the end.
 
-    Raises
-    ------
-    RunError
-        If the connection to another rank breaks, for example because it was killed.
+    Raises a RunError if the connection to another rank breaks, for example because it was killed.
     """
     if not distributed.is_torchelastic_launched():
         yield
@@ -66,11 +63,9 @@ def end_process(status: int) -> NoReturn:
 
 
 def _skip_teardown() -> None:
-    """Exit a rank without interpreter teardown.
-
-    Threads of gloo outlive the process group of a data-parallel model. If one releases a tensor during the
-    teardown, it aborts the process.
-    """
+    """Exit a rank without interpreter teardown."""
+    # Threads of gloo outlive the process group of a data-parallel model. If one releases a tensor during the
+    # teardown, it aborts the process.
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -115,8 +110,7 @@ def together(function: Callable[[], T]) -> T:
     except Stop as stop:
         status = stop.number
     except BaseException as caught:
-        error = caught
-        status = _FAILED
+        error, status = caught, _FAILED
     verdict = torch.tensor(status)
     distributed.all_reduce(verdict, distributed.ReduceOp.MAX)
     if error is not None:
@@ -133,7 +127,7 @@ def gather(function: Callable[[], T]) -> list[T]:
     value = together(function)
     if n_ranks() == 1:
         return [value]
-    values: list[Any] = [None] * n_ranks()
+    values = [None] * n_ranks()
     distributed.all_gather_object(values, value)
     return values
 

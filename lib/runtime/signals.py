@@ -1,7 +1,4 @@
-"""Stop flag for Ctrl-C and SIGTERM, and signals in worker processes.
-
-Loops poll the flag between steps, images and frames.
-"""
+"""Stop flag for Ctrl-C and SIGTERM, and signals in worker processes."""
 
 import multiprocessing
 import os
@@ -20,32 +17,21 @@ _SAME_REQUEST = 5.0
 
 
 class Stop(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM requested a stop.
-
-    Parameters
-    ----------
-    number : int
-        Number of the signal.
-    """
+    """Ctrl-C or SIGTERM, the signal `number`, requested a stop."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
 
 class StopFlag:
-    """Stop request that the loops of the library poll; only scripts let signals set it."""
+    """Stop request that loops poll between steps, images and frames; only scripts let signals set it."""
 
     def __init__(self) -> None:
         self._number: int | None = None  # of the signal
         self._time = 0.0
 
     def raise_if_set(self) -> None:
-        """Raise `Stop` if a signal has set the flag.
-
-        Raises
-        ------
-        Stop
-        """
+        """Raise `Stop` if a signal has set the flag."""
         if self._number is not None:
             raise Stop(self._number)
 

@@ -12,15 +12,11 @@ import torch
 class Stopwatch:
     """Sum of seconds per stage; stages may run in several threads.
 
-    Parameters
-    ----------
-    device : torch.device, optional
-        Device of the computation. A CUDA device is synchronized at the end of stages that use it.
+    A CUDA device is synchronized at the end of stages that use it.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.seconds: dict[str, float] = {}
-        self._is_cuda = device is not None and device.type == "cuda"
         self._device = device
         self._lock = threading.Lock()
 
@@ -37,7 +33,7 @@ class Stopwatch:
         try:
             yield
         finally:
-            if self._is_cuda and on_device:
+            if on_device and self._device is not None and self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
             with self._lock:
                 self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

@@ -22,17 +22,7 @@ _CACHE_BYTES = 2**26
 def compute_grid_shape(height: int, width: int, n_spixels: int) -> tuple[int, int]:
     """Compute the number of rows and columns of the superpixel grid, each at least 1.
 
-    Parameters
-    ----------
-    height, width : int
-        Image size in pixels.
-    n_spixels : int
-        Requested number of superpixels.
-
-    Raises
-    ------
-    ValueError
-        If `n_spixels` is not between 1 and the number of pixels.
+    Raises a ValueError if the requested number `n_spixels` is not between 1 and the number of pixels.
     """
     if not 1 <= n_spixels <= height * width:
         raise ValueError(
@@ -78,15 +68,14 @@ class CellGrid:
 
     @staticmethod
     def for_image(height: int, width: int, n_spixels: int, device: torch.device) -> "CellGrid":
-        """Return the grid for an image size; recent grids are cached.
-
-        Raises
-        ------
-        ValueError
-            If `n_spixels` is not between 1 and the number of pixels.
-        """
-        grid_shape = compute_grid_shape(height, width, n_spixels)
-        return _cache.get(height, width, *grid_shape, torch.device(device))
+        """Return the grid for an image size; recent grids are cached. Raises as `compute_grid_shape`."""
+        key = (height, width, *compute_grid_shape(height, width, n_spixels), torch.device(device))
+        with _lock:
+            grid = _grids.pop(key, None) or _build_grid(*key)
+            _grids[key] = grid
+            while len(_grids) > 1 and sum(each.nbytes for each in _grids.values()) > _CACHE_BYTES:
+                del _grids[next(iter(_grids))]
+        return grid
 
     @property
     def n_cells(self) -> int:
@@ -131,20 +120,22 @@ class CellGrid:
         return torch.where(share > 0, sums / share, 0).flatten(2).transpose(1, 2)
 
 
+# The last grids by image size, grid shape and device, oldest first. Several threads may use them.
+_grids: dict[tuple, CellGrid] = {}
+_lock = threading.Lock()
+
+
 # Training may reuse a grid that validation built. Autograd rejects tensors created in inference mode.
 @torch.inference_mode(mode=False)
 def _build_grid(height: int, width: int, n_rows: int, n_cols: int, device: torch.device) -> CellGrid:
-    y, y_mask, y_slot = _split_axis(height, n_rows, device)
-    x, x_mask, x_slot = _split_axis(width, n_cols, device)
-    cell_height, cell_width = y.shape[1], x.shape[1]
-    n_slots = cell_height * cell_width
+    y, y_mask, row, slot_y = _split_axis(height, n_rows, device)
+    x, x_mask, col, slot_x = _split_axis(width, n_cols, device)
+    n_slots = y.shape[1] * x.shape[1]
 
     pixel_mask = (y_mask[:, None, :, None] & x_mask[None, :, None, :]).reshape(-1, n_slots)
     pixel_idx = (y[:, None, :, None] * width + x[None, :, None, :]).reshape(-1, n_slots)
-    row, slot_y = y_slot.div(cell_height, rounding_mode="floor"), y_slot % cell_height
-    col, slot_x = x_slot.div(cell_width, rounding_mode="floor"), x_slot % cell_width
     cell = row[:, None] * n_cols + col
-    slot = slot_y[:, None] * cell_width + slot_x
+    slot = slot_y[:, None] * x.shape[1] + slot_x
 
     offset = torch.arange(-1, 2, device=device)
     rows = (torch.arange(n_rows, device=device)[:, None] + offset)[:, None, :, None]
@@ -162,35 +153,14 @@ def _build_grid(height: int, width: int, n_rows: int, n_cols: int, device: torch
     )
 
 
-class _GridCache:
-    """The last grids by image size, grid shape and device; several threads may use it."""
-
-    def __init__(self) -> None:
-        self._grids: dict[tuple, CellGrid] = {}  # oldest first
-        self._lock = threading.Lock()
-
-    def get(self, *key: int | torch.device) -> CellGrid:
-        """Return the grid that `_build_grid` makes of these arguments."""
-        with self._lock:
-            grid = self._grids.pop(key, None) or _build_grid(*key)
-            self._grids[key] = grid
-            while len(self._grids) > 1 and sum(each.nbytes for each in self._grids.values()) > _CACHE_BYTES:
-                del self._grids[next(iter(self._grids))]
-        return grid
-
-
-_cache = _GridCache()
-
-
-def _split_axis(length: int, n_cells: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the coordinates of each cell along an axis, their validity, and each coordinate's flat slot."""
+def _split_axis(length: int, n_cells: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return each cell's coordinates along an axis, their validity, and each coordinate's cell and slot."""
     coordinate = torch.arange(length, device=device)
     cell = (coordinate * n_cells).div(length, rounding_mode="floor")
     # The first coordinate with floor(coordinate * n_cells / length) = cell is ceil(cell * length / n_cells).
     start = -(-torch.arange(n_cells + 1, device=device) * length).div(n_cells, rounding_mode="floor")
-    cell_length = -(-length // n_cells)
-    coordinates = start[:-1, None] + torch.arange(cell_length, device=device)
-    return coordinates, coordinates < start[1:, None], cell * cell_length + coordinate - start[cell]
+    coordinates = start[:-1, None] + torch.arange(-(-length // n_cells), device=device)
+    return coordinates, coordinates < start[1:, None], cell, coordinate - start[cell]
 
 
 class _PixelsToCells(torch.autograd.Function):

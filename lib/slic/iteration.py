@@ -7,6 +7,7 @@ matrix product over the cells. No tensor of size (superpixels) x (pixels) is bui
 `lib.slic.fast` holds faster forms of these functions; `lib.slic.reference` holds the per-pixel form.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -54,6 +55,7 @@ def slic(
     distance: str = "euclidean",
     mask: Tensor | None = None,
     start: Tensor | None = None,
+    assign_step: Callable[[Cells, Tensor, str], Tensor] | None = None,
 ) -> SoftAssignment:
     """Cluster pixel features into superpixels.
 
@@ -76,6 +78,8 @@ def slic(
     start : Tensor, shape (B, C, S), optional
         Initial superpixel features; the mean of each cell by default. Superpixels that hold NaN also start
         from the mean of their cell.
+    assign_step : callable, optional
+        Twin of `assign` to use instead; see `lib.slic.fast`.
 
     Returns
     -------
@@ -87,18 +91,15 @@ def slic(
     ------
     ValueError
         If an argument is out of range.
-
-    References
-    ----------
-    .. [1] Jampani et al., "Superpixel Sampling Networks", ECCV 2018.
     """
+    assign_step = assign_step or assign
     check_arguments(pixel_features, n_iter, distance)
     cells = lay_out(pixel_features, n_spixels, mask)
     centroids = first_centroids(cells.origins, start)
     for _ in range(n_iter - 1):
-        affinity = assign(cells, centroids, distance)
+        affinity = assign_step(cells, centroids, distance)
         centroids = update(cells, affinity, centroids)
-    affinity = assign(cells, centroids, distance)
+    affinity = assign_step(cells, centroids, distance)
     return SoftAssignment(cells.grid, affinity if mask is None else affinity * cells.occupied[:, :, None])
 
 
@@ -108,7 +109,11 @@ def assign(cells: Cells, centroids: Tensor, distance: str) -> Tensor:
     `centroids` has shape (B, S, C). The distances follow from |p - s|^2 = [-2 s, |s|^2] . [p, 1] + |p|^2.
     """
     squared = candidate_weights(cells, centroids) @ cells.points + cells.squared_norms
-    distances = squared if distance == "squared" else squared.clamp(min=MIN_SQUARED_DISTANCE).sqrt()
+    return softmin(squared if distance == "squared" else squared.clamp(min=MIN_SQUARED_DISTANCE).sqrt())
+
+
+def softmin(distances: Tensor) -> Tensor:
+    """Return the softmax over dimension 2 of the negative distances."""
     gaps = distances - distances.detach().amin(dim=2, keepdim=True)
     return torch.softmax(-gaps.clamp(max=MAX_DISTANCE_GAP), dim=2)
 
@@ -131,22 +136,6 @@ def mean_of_sums(cells: Cells, sums: Tensor, centroids: Tensor) -> Tensor:
     sums = sums + weight * cells.origins[:, :, None]
     totals = cells.grid.sum_over_candidates(torch.cat([sums, weight], dim=3))
     return (totals[..., :-1] + INERTIA * centroids) / (totals[..., -1:] + INERTIA)
-
-
-def slic_labels(
-    pixel_features: Tensor,
-    n_spixels: int,
-    *,
-    n_iter: int = 5,
-    distance: str = "euclidean",
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Cluster pixel features and return the most likely superpixel of every pixel, (B, H, W) int64.
-
-    Labels outside the mask are arbitrary. For parameters and errors see `slic`.
-    """
-    with torch.no_grad():
-        return slic(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask).labels()
 
 
 def lay_out(pixel_features: Tensor, n_spixels: int, mask: Tensor | None) -> Cells:
@@ -182,13 +171,7 @@ def first_centroids(origins: Tensor, start: Tensor | None) -> Tensor:
 
 
 def check_arguments(pixel_features: Tensor, n_iter: int, distance: str) -> None:
-    """Check the arguments of `slic`.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
-    """
+    """Raise a ValueError if an argument of `slic` is out of range."""
     if pixel_features.ndim != 4 or pixel_features.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             "pixel_features must be float32 or float64 of shape (B, C, H, W), got "

@@ -47,15 +47,9 @@ def list_candidates(height: int, width: int, n_rows: int, n_cols: int) -> Tensor
     """Return the superpixel index of the 3x3 candidates of each pixel, (9, H, W), -1 beyond the border."""
     row = torch.arange(height)[:, None] * n_rows // height
     col = torch.arange(width)[None, :] * n_cols // width
-    candidates = []
-    for row_offset in (-1, 0, 1):
-        for col_offset in (-1, 0, 1):
-            neighbor_row, neighbor_col = row + row_offset, col + col_offset
-            inside = (
-                (neighbor_row >= 0) & (neighbor_row < n_rows) & (neighbor_col >= 0) & (neighbor_col < n_cols)
-            )
-            candidates.append((neighbor_row * n_cols + neighbor_col).masked_fill(~inside, -1))
-    return torch.stack(candidates)
+    padded = F.pad(torch.arange(n_rows * n_cols).view(n_rows, n_cols), (1, 1, 1, 1), value=-1)
+    offsets = [(y, x) for y in range(3) for x in range(3)]
+    return torch.stack([padded[row + y, col + x] for y, x in offsets])
 
 
 def update_centroids(pixel_features: Tensor, affinity: Tensor, candidates: Tensor, n_cells: int) -> Tensor:

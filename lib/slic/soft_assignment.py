@@ -37,22 +37,13 @@ class SoftAssignment:
         """Return the most likely superpixel of every pixel (H in the paper), shape (B, H, W), int64."""
         # On a CPU, `max` is several times faster than `argmax` over an axis that is not the last.
         choice = self.affinity.detach().max(dim=2).indices  # (B, S, P)
-        neighbor_idx = self.grid.neighbor_idx.expand(choice.shape[0], -1, -1)
-        cell_labels = neighbor_idx.gather(2, choice)
-        return self.grid.to_pixels(cell_labels.unsqueeze(2)).squeeze(1)
+        labels = self.grid.neighbor_idx.expand(len(choice), -1, -1).gather(2, choice)
+        return self.grid.to_pixels(labels.unsqueeze(2)).squeeze(1)
 
     def spixel_means(self, values: Tensor) -> Tensor:
-        """Average a per-pixel quantity in each superpixel, weighted by affinity.
+        """Average per-pixel values in each superpixel, weighted by affinity: (B, K, H, W) to (B, K, S).
 
-        Parameters
-        ----------
-        values : Tensor, shape (B, K, H, W)
-            Per-pixel values, with the dtype and device of the affinity.
-
-        Returns
-        -------
-        Tensor, shape (B, K, S)
-            Differentiable in `values` and in the affinity.
+        `values` have the affinity's dtype. The result is differentiable in them and in the affinity.
         """
         cells = self.grid.to_cells(values)
         occupied = self.grid.pixel_mask.to(cells.dtype)[None, :, None].expand(len(cells), -1, -1, -1)
@@ -67,10 +58,7 @@ class SoftAssignment:
         return self.grid.to_pixels(candidates.transpose(2, 3) @ self.affinity)
 
     def reconstruct(self, values: Tensor) -> Tensor:
-        """Average a per-pixel quantity into superpixels and spread it back, both by affinity.
-
-        `values` and the result have shape (B, K, H, W).
-        """
+        """Average per-pixel values (B, K, H, W) into superpixels and spread them back, both by affinity."""
         return self.to_pixels(self.spixel_means(values))
 
     def to_sparse(self) -> Tensor:

@@ -60,23 +60,11 @@ def enforce_connectivity(labels: np.ndarray, n_spixels: int, *, mask: np.ndarray
 
 
 def enforce_count(labels: np.ndarray, n_spixels: int) -> np.ndarray:
-    """Merge or split superpixels to reach an exact number.
+    """Merge or split the superpixels of `enforce_connectivity` to reach an exact number.
 
     While the number is too high, the smallest superpixel joins the neighbour it shares the longest border
     with. While it is too low, the largest superpixel is split into a near and a far half, by path length
-    from one of its ends.
-
-    Parameters
-    ----------
-    labels : ndarray, shape (H, W), int32
-        From `enforce_connectivity`.
-    n_spixels : int
-        Requested number, at most the number of pixels in the mask.
-
-    Returns
-    -------
-    ndarray, shape (H, W), int32
-        4-connected superpixels numbered by first pixel in reading order; -1 where `labels` are -1.
+    from one of its ends. The result is numbered by first pixel in reading order; -1 stays.
 
     Raises
     ------
@@ -111,6 +99,15 @@ def enforce_count(labels: np.ndarray, n_spixels: int) -> np.ndarray:
     return (result - 1).astype(np.int32)
 
 
+def border_sides(labels: np.ndarray) -> np.ndarray:
+    """Return the two labels at every pixel side between superpixels, (2, n_sides)."""
+    sides = []
+    for one, other in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
+        at_border = (one != other) & (one != OUTSIDE) & (other != OUTSIDE)
+        sides.append(np.stack([one[at_border], other[at_border]]))
+    return np.concatenate(sides, axis=1)
+
+
 def _split_superpixel(labels: np.ndarray, old: int, new: int) -> int:
     """Split a superpixel into two connected parts, label one of them `new` in place, and return its size."""
     inside = labels == old
@@ -143,11 +140,7 @@ def _relabel(components: np.ndarray, target: np.ndarray) -> np.ndarray:
 def _measure_borders(components: np.ndarray, is_small: np.ndarray) -> dict[int, Counter[int]]:
     """Measure the border, in pixel sides, between every small component and each of its neighbours."""
     n_components = len(is_small)
-    sides = []
-    for one, other in ((components[:, :-1], components[:, 1:]), (components[:-1], components[1:])):
-        at_border = (one != other) & (one != OUTSIDE) & (other != OUTSIDE)
-        sides.append(np.stack([one[at_border], other[at_border]]))
-    one, other = np.concatenate(sides, axis=1)
+    one, other = border_sides(components)
     owner, neighbor = np.concatenate([one, other]), np.concatenate([other, one])
     owner, neighbor = owner[is_small[owner]].astype(np.int64), neighbor[is_small[owner]]
     pair, length = np.unique(owner * n_components + neighbor, return_counts=True)
@@ -162,10 +155,7 @@ def _measure_borders(components: np.ndarray, is_small: np.ndarray) -> dict[int, 
 def _merge_small_components(
     sizes: np.ndarray, borders: dict[int, Counter[int]], min_size: float, *, n_least: int = 1
 ) -> np.ndarray:
-    """Merge components below `min_size`, smallest first, while more than `n_least` remain.
-
-    Returns the component that each component ends up in.
-    """
+    """Merge components below `min_size` while more than `n_least` remain; return the target of each one."""
     size = sizes.tolist()
     target = list(range(len(size)))
 

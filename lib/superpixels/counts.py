@@ -10,13 +10,7 @@ from lib.superpixels.connectivity import MIN_SIZE_SHARE
 
 
 def check_n_spixels(n_spixels: int, n_pixels: int, image_name: str, *, parameter: str = "n_spixels") -> None:
-    """Check a requested number of superpixels.
-
-    Raises
-    ------
-    InputError
-        If it is below 1 or above the number of pixels.
-    """
+    """Raise an InputError if a requested number of superpixels is below 1 or above the number of pixels."""
     if n_spixels < 1:
         raise InputError(f"{n_spixels} is below 1", parameter=parameter)
     if n_spixels > n_pixels:
@@ -26,21 +20,9 @@ def check_n_spixels(n_spixels: int, n_pixels: int, image_name: str, *, parameter
 def fit_grid_to_mask(mask: np.ndarray, n_spixels: int) -> int:
     """Compute the number of superpixels to request for a whole image, to get about `n_spixels` in a mask.
 
-    The grid for that number has at most `n_spixels` cells whose part of the mask is large enough to stay a
-    superpixel. Scaling by area alone would give thin masks several times too many: they touch more cells than
-    they fill.
-
-    Parameters
-    ----------
-    mask : ndarray, shape (H, W), bool
-        Mask with at least one pixel.
-    n_spixels : int
-        Requested number, at most the number of pixels in the mask.
-
-    Returns
-    -------
-    int
-        At least `n_spixels`.
+    The grid for that number has at most `n_spixels` cells whose part of the mask (H, W) is large enough to
+    stay a superpixel. Scaling by area alone would give thin masks several times too many: they touch more
+    cells than they fill. `n_spixels` is at most the number of pixels in the mask.
     """
     fewest, most = n_spixels, max(n_spixels, math.ceil(n_spixels * mask.size / np.count_nonzero(mask)))
     while fewest < most:

@@ -1,5 +1,7 @@
 """Pictures of superpixels."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.ndimage import binary_dilation
 from skimage.segmentation import find_boundaries
@@ -10,28 +12,11 @@ BOUNDARY_COLOR = (255, 255, 0)  # RGB, yellow: rare in photographs
 
 
 def draw_boundaries(
-    image_rgb: np.ndarray,
-    labels: np.ndarray,
-    *,
-    color: tuple[int, int, int] = BOUNDARY_COLOR,
-    width: int = 2,
+    image_rgb: np.ndarray, labels: np.ndarray, *, color: Sequence[int] = BOUNDARY_COLOR, width: int = 2
 ) -> np.ndarray:
-    """Draw the borders between superpixels over an image.
+    """Return an image (H, W, 3), uint8, with the borders between its superpixels (H, W) drawn over it.
 
-    Parameters
-    ----------
-    image_rgb : ndarray, shape (H, W, 3), uint8
-        The image.
-    labels : ndarray, shape (H, W), integer
-        Its superpixels.
-    color : tuple of int
-        RGB colour of the borders.
-    width : int
-        Width of a border in pixels, half on either side. An odd width has one more pixel above or left.
-
-    Returns
-    -------
-    ndarray, shape (H, W, 3), uint8
+    A border is `width` pixels wide, half on either side; an odd width has one more pixel above or left.
     """
     is_first = np.zeros(labels.shape, dtype=bool)  # pixels above or left of a border
     is_first[:, :-1] |= labels[:, :-1] != labels[:, 1:]
@@ -45,20 +30,6 @@ def draw_boundaries(
 
 
 def draw_mean_colors(image_rgb: np.ndarray, labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """Paint every superpixel in its colour; pixels outside all superpixels keep their own.
-
-    Parameters
-    ----------
-    image_rgb : ndarray, shape (H, W, 3), uint8
-        The image.
-    labels : ndarray, shape (H, W), integer
-        Its superpixels; -1 outside.
-    colors : ndarray, shape (S, 3)
-        RGB colour of each superpixel, 0 to 255.
-
-    Returns
-    -------
-    ndarray, shape (H, W, 3), uint8
-    """
+    """Paint every superpixel in its colour, RGB from 0 to 255, (S, 3); pixels labelled -1 keep their own."""
     rounded = np.nan_to_num(np.round(colors)).astype(np.uint8)  # NaN for labels that do not occur
     return np.where((labels == OUTSIDE)[..., None], image_rgb, rounded[labels])

@@ -23,19 +23,11 @@ Ring = list[tuple[int, int]]
 
 
 def trace_outlines(labels: np.ndarray) -> list[list[Ring]]:
-    """Trace the outlines of all superpixels along the sides of their pixels.
+    """Trace the outlines of 4-connected superpixels (H, W) along the sides of their pixels.
 
-    Parameters
-    ----------
-    labels : ndarray, shape (H, W), integer
-        4-connected superpixels 0 to S - 1; -1 outside.
-
-    Returns
-    -------
-    list of list of list of (x, y)
-        Rings of corners of each superpixel, in pixels from the top left corner of the image. The outer ring
-        comes first and runs clockwise on screen; rings of holes follow and run counterclockwise. No ring
-        meets itself, but two rings may meet at a corner. The first corner is not repeated at the end.
+    Returns the rings of corners (x, y) of each superpixel, in pixels from the top left corner of the image.
+    The outer ring comes first and runs clockwise on screen; rings of holes follow and run counterclockwise.
+    No ring meets itself, but two rings may meet at a corner. The first corner is not repeated at the end.
     """
     height, width = labels.shape
     padded = np.pad(labels, 1, constant_values=OUTSIDE)
@@ -67,10 +59,7 @@ def to_geojson(superpixels: Superpixels) -> str:
         {
             "type": "Feature",
             "properties": {"label": label, "size": size, "color": color},
-            "geometry": {
-                "type": "Polygon",
-                "coordinates": [[*ring, ring[0]] for ring in rings],
-            },
+            "geometry": {"type": "Polygon", "coordinates": [[*ring, ring[0]] for ring in rings]},
         }
         for label, size, color, rings in _regions(superpixels)
     ]
@@ -110,6 +99,7 @@ def _chain(starts: list[int], ends: list[int], n_columns: int) -> list[Ring]:
     Where two pixels of a superpixel touch only at a corner, four sides meet. The path turns right there and
     so follows the same pixel. A ring is complete where the path meets itself.
     """
+    right_of_step = {1: n_columns, n_columns: -1, -1: -n_columns, -n_columns: 1}
     following: dict[int, list[int]] = {}
     for start, end in zip(starts, ends, strict=True):
         following.setdefault(start, []).append(end)
@@ -119,7 +109,7 @@ def _chain(starts: list[int], ends: list[int], n_columns: int) -> list[Ring]:
         corner = first
         while following[corner]:
             choices = following[corner]
-            right = corner + _turn_right(last_step, n_columns)
+            right = corner + right_of_step[last_step]
             after = choices.pop(choices.index(right) if right in choices else 0)
             index_on_path[corner] = len(path)
             path.append(corner)
@@ -131,10 +121,6 @@ def _chain(starts: list[int], ends: list[int], n_columns: int) -> list[Ring]:
                     del index_on_path[passed]
                 rings.append([(passed % n_columns, passed // n_columns) for passed in ring])
     return rings
-
-
-def _turn_right(step: int, n_columns: int) -> int:
-    return {1: n_columns, n_columns: -1, -1: -n_columns, -n_columns: 1}[step]
 
 
 def _without_straight_corners(ring: Ring) -> Ring:

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 
 from lib.slic.soft_assignment import SoftAssignment
-from lib.superpixels.connectivity import OUTSIDE, enforce_connectivity, enforce_count
+from lib.superpixels.connectivity import OUTSIDE, border_sides, enforce_connectivity, enforce_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,35 +88,15 @@ class Superpixels:
 
         Superpixels share a border if a pixel of one is a 4-neighbour of a pixel of the other.
         """
-        pairs = [
-            np.stack([one[one != other], other[one != other]])
-            for one, other in (
-                (self.labels[:, :-1], self.labels[:, 1:]),
-                (self.labels[:-1], self.labels[1:]),
-            )
-        ]
-        pairs = np.sort(np.concatenate(pairs, axis=1), axis=0).astype(np.int64)
-        low, high = pairs[:, pairs[0] != OUTSIDE]
+        low, high = np.sort(border_sides(self.labels), axis=0).astype(np.int64)
         n_labels = len(self.sizes)
         unique = np.unique(low * n_labels + high)
         return np.stack(np.divmod(unique, n_labels), axis=1).astype(np.int32)
 
     def mean_of(self, values: np.ndarray) -> np.ndarray:
-        """Average per-pixel values in each superpixel.
+        """Average per-pixel numbers or bools in each superpixel: (H, W[, K]) to (S[, K]), float32.
 
-        Parameters
-        ----------
-        values : ndarray, shape (H, W) or (H, W, K)
-            Numbers or bool, for example depth, flow, a probability map or a mask.
-
-        Returns
-        -------
-        ndarray, shape (S,) or (S, K), float32
-
-        Raises
-        ------
-        ValueError
-            If the height or width of `values` differs.
+        Raises a ValueError if the height or width of `values` differs.
         """
         values = np.asarray(values)
         if values.shape[:2] != self.labels.shape or values.ndim > 3:
