@@ -84,21 +84,7 @@ def make_record(
     device: torch.device,
     options: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Build the record of an evaluation, in plain types for JSON.
-
-    Parameters
-    ----------
-    methods : sequence of Method
-        Methods to evaluate.
-    sets : sequence of EvaluationSet
-        Datasets to evaluate on.
-    n_spixels, metrics
-        See `lib.evaluation.loop.evaluate`.
-    device : torch.device
-        Device of the networks.
-    options : mapping of str to str
-        Options of the script.
-    """
+    """Build the record of an evaluation, in plain types for JSON; see `lib.evaluation.run.run_evaluation`."""
     return {
         "methods": {
             method.name: {**method.description, "pos_scales": list(method.pos_scales)} for method in methods
