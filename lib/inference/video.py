@@ -1,8 +1,9 @@
 """Segment a video frame by frame into an overlay video and labels."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from lib.files.atomic import atomic_path, real_path
 from lib.files.frames import DEFAULT_FRAME_RATE, FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
-from lib.files.hdf5 import HDF5Writing, write_hdf5
+from lib.files.hdf5 import write_hdf5
 from lib.inference.outputs import DEFAULT_STYLE, OverlayStyle
 from lib.inference.segmenter import Segmenter
 from lib.inference.tracking import TrackedSuperpixels, Tracker, share_that_follows
@@ -29,6 +30,7 @@ VIDEO_SUFFIXES = (".mp4",)
 VIDEO_LABEL_SUFFIXES = (".h5",)
 
 _CODEC, _QUALITY = "libx264", {"crf": "18", "preset": "veryfast"}
+_Append = Callable[[np.ndarray], None]  # appends a frame to a file
 
 
 class VideoFrame(NamedTuple):
@@ -138,12 +140,10 @@ def segment_video(
         Frames of the video; see `read_frames`.
     n_spixels : int
         Requested number of superpixels per frame.
-    overlay_file : Path
-        Video to write, .mp4.
+    overlay_file, style
+        Video to write, .mp4, and the style of its pictures.
     labels_file : Path, optional
         HDF5 file to write, with a compressed dataset `labels`, (frames, H, W) int32.
-    style : OverlayStyle
-        Style of the overlays.
     tracked : bool
         Keep the label of a superpixel from frame to frame; needs frames with flow. See `Tracker`.
     frame_rate : float
@@ -192,47 +192,47 @@ def segment_video(
     return run.summary()
 
 
+@dataclass
 class _VideoRun:
     """Segment frame after frame, and sum up for the summary."""
 
-    def __init__(self, segmenter: Segmenter, n_spixels: int, tracker: Tracker | None) -> None:
-        self._segmenter = segmenter
-        self._n_spixels = n_spixels
-        self._tracker = tracker
-        self._last: VideoFrame | None = None
-        self._last_labels: np.ndarray | None = None
-        self._shares: list[float] = []
-        self._n_measured = 0
-        self.n_frames = 0
+    segmenter: Segmenter
+    n_spixels: int
+    tracker: Tracker | None
+    last: VideoFrame | None = None
+    last_labels: np.ndarray | None = None
+    shares: list[float] = field(default_factory=list)
+    n_measured: int = 0
+    n_frames: int = 0
 
     def segment(self, frame: VideoFrame) -> TrackedSuperpixels:
         """Segment a frame; without tracking, labels are the numbers of its superpixels."""
         name, shape = f"frame {self.n_frames}", frame.image_rgb.shape[:2]
         last_flow = None
-        if self._last is not None:
-            last_shape = self._last.image_rgb.shape[:2]
+        if self.last is not None:
+            last_shape = self.last.image_rgb.shape[:2]
             if shape != last_shape:
                 raise InputError(f"{name} is {shape}, but earlier frames are {last_shape}")
-            last_flow = None if self._last.flow is None else self._last.flow[..., :2]
-        extra = frame.flow if self._segmenter.model.n_extra_channels else None
-        image = self._segmenter.preprocess(frame.image_rgb, extra, name=name)
-        if self._tracker:
-            result = self._tracker.segment(image, last_flow)
+            last_flow = None if self.last.flow is None else self.last.flow[..., :2]
+        extra = frame.flow if self.segmenter.model.n_extra_channels else None
+        image = self.segmenter.preprocess(frame.image_rgb, extra, name=name)
+        if self.tracker:
+            result = self.tracker.segment(image, last_flow)
         else:
-            (clustered,) = self._segmenter.segment([image], self._n_spixels)
-            superpixels = self._segmenter.postprocess(clustered, self._n_spixels)
+            (clustered,) = self.segmenter.segment([image], self.n_spixels)
+            superpixels = self.segmenter.postprocess(clustered, self.n_spixels)
             result = TrackedSuperpixels(superpixels, superpixels.labels)
         if last_flow is not None:
-            self._shares.append(share_that_follows(self._last_labels, result.labels, last_flow))
-        self._last, self._last_labels = frame, result.labels
-        self._n_measured += result.superpixels.n_measured
+            self.shares.append(share_that_follows(self.last_labels, result.labels, last_flow))
+        self.last, self.last_labels = frame, result.labels
+        self.n_measured += result.superpixels.n_measured
         self.n_frames += 1
         return result
 
     def summary(self) -> VideoSummary:
-        shares = [share for share in self._shares if not np.isnan(share)]
+        shares = [share for share in self.shares if not np.isnan(share)]
         mean_share = fmean(shares) if shares else None
-        return VideoSummary(self.n_frames, self._n_measured / self.n_frames, mean_share)
+        return VideoSummary(self.n_frames, self.n_measured / self.n_frames, mean_share)
 
 
 class _FrameFile:
@@ -242,18 +242,18 @@ class _FrameFile:
     the video early, the file is kept with its frames; after an unexpected error it is removed.
     """
 
-    def __init__(self, path: Path, writing: AbstractContextManager["_VideoWriter | _LabelWriter"]) -> None:
+    def __init__(self, path: Path, writing: AbstractContextManager[_Append]) -> None:
         self.path = path
         self.n_frames = 0  # in the file
         self._writing = writing
         self._stack = ExitStack()
-        self._writer: _VideoWriter | _LabelWriter | None = None
+        self._append: _Append | None = None
 
     def append(self, pixels: np.ndarray) -> None:
         try:
-            if self._writer is None:
-                self._writer = self._stack.enter_context(self._writing)
-            self._writer.append(pixels)
+            if self._append is None:
+                self._append = self._stack.enter_context(self._writing)
+            self._append(pixels)
         except BaseException as error:
             self.n_frames = 0
             self._stack.__exit__(type(error), error, error.__traceback__)
@@ -282,60 +282,36 @@ def _open_files(
 
 
 @contextmanager
-def _write_video(path: Path, shape: tuple[int, int], frame_rate: float) -> Iterator["_VideoWriter"]:
-    with atomic_path(path) as temporary, _VideoWriter(temporary, shape, frame_rate) as writer:
-        yield writer
+def _write_video(path: Path, shape: tuple[int, int], frame_rate: float) -> Iterator[_Append]:
+    """Encode pictures of one size as H.264 in MP4."""
+    # The codec halves the resolution of colours, which needs even sides. An odd side loses a pixel.
+    height, width = (max(2, side - side % 2) for side in shape)
+    rate = Fraction(frame_rate).limit_denominator(1001)
+    with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
+        stream = container.add_stream(_CODEC, rate=rate, options=_QUALITY)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+
+        def append(picture: np.ndarray) -> None:
+            picture = np.ascontiguousarray(picture[:height, :width])
+            try:
+                packets = stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24"))
+            except av.FFmpegError as error:
+                if isinstance(error, OSError):
+                    raise
+                raise RunError(
+                    f"{_CODEC} cannot encode frames of {width}x{height} ({error.strerror})"
+                ) from error
+            container.mux(packets)
+
+        yield append
+        container.mux(stream.encode())
 
 
 @contextmanager
-def _write_labels(path: Path, shape: tuple[int, int]) -> Iterator["_LabelWriter"]:
+def _write_labels(path: Path, shape: tuple[int, int]) -> Iterator[_Append]:
+    """Write label maps to an HDF5 file."""
     with write_hdf5(path) as writing:
-        yield _LabelWriter(writing, shape)
-
-
-class _VideoWriter:
-    """Encode pictures of one size as H.264 in MP4."""
-
-    def __init__(self, path: Path, shape: tuple[int, int], frame_rate: float) -> None:
-        # The codec halves the resolution of colours, which needs even sides. An odd side loses a pixel.
-        self._height, self._width = (max(2, side - side % 2) for side in shape)
-        self._container = av.open(str(path), "w")
-        self._stream = self._container.add_stream(
-            _CODEC, rate=Fraction(frame_rate).limit_denominator(1001), options=_QUALITY
-        )
-        self._stream.height, self._stream.width = self._height, self._width
-        self._stream.pix_fmt = "yuv420p"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type | None, *exception: object) -> None:
-        try:
-            if kind is None:
-                self._container.mux(self._stream.encode())
-        finally:
-            self._container.close()
-
-    def append(self, picture: np.ndarray) -> None:
-        picture = np.ascontiguousarray(picture[: self._height, : self._width])
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        try:
-            packets = self._stream.encode(frame)
-        except av.FFmpegError as error:
-            if isinstance(error, OSError):
-                raise
-            raise RunError(
-                f"{_CODEC} cannot encode frames of {self._width}x{self._height} ({error.strerror})"
-            ) from error
-        self._container.mux(packets)
-
-
-class _LabelWriter:
-    """Append label maps to an HDF5 file."""
-
-    def __init__(self, writing: HDF5Writing, shape: tuple[int, int]) -> None:
-        self._writing = writing
-        self._labels = writing.file.create_dataset(
+        dataset = writing.file.create_dataset(
             "labels",
             shape=(0, *shape),
             maxshape=(None, *shape),
@@ -345,7 +321,9 @@ class _LabelWriter:
             shuffle=True,
         )
 
-    def append(self, labels: np.ndarray) -> None:
-        self._labels.resize(len(self._labels) + 1, axis=0)
-        self._labels[-1] = labels
-        self._writing.raise_failed_write()
+        def append(labels: np.ndarray) -> None:
+            dataset.resize(len(dataset) + 1, axis=0)
+            dataset[-1] = labels
+            writing.raise_failed_write()
+
+        yield append
