@@ -4,11 +4,11 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -24,8 +24,6 @@ from lib.superpixels.counts import check_n_spixels
 from lib.superpixels.regions import Superpixels
 
 logger = logging.getLogger(__name__)
-
-Item, Result = TypeVar("Item"), TypeVar("Result")
 
 _N_THREADS = 2  # reading, and as many writing
 
@@ -69,6 +67,9 @@ class ImageJob(NamedTuple):
                 path.parent.mkdir(parents=True, exist_ok=True)
             flow = None if image.extra is None else np.moveaxis(image.extra.numpy(), 0, -1)
             write_outputs(superpixels, self.files, style=style, flow=flow)
+
+
+_ReadImage = tuple[ImageJob, PreprocessedImage]
 
 
 class Failure(NamedTuple):
@@ -116,12 +117,10 @@ def segment_files(
         Images and their files, no file twice. All jobs have flow, or none. Missing folders are made.
     n_spixels, connected, exact
         As for the call of the segmenter.
-    style : OverlayStyle
-        Style of the overlays.
     batch_size : int
         Largest number of images in a batch; they have one size and no masks.
-    skip_existing : bool
-        Skip images whose files all exist.
+    style, skip_existing
+        Style of the overlays; True skips images whose files all exist.
 
     Raises
     ------
@@ -131,8 +130,7 @@ def segment_files(
     start = time.perf_counter()
     share = jobs[rank() :: n_ranks()]
     is_disabled = None if is_first_rank() else True  # None: shown on a terminal
-    progress = tqdm(total=len(share), desc="segmenting", unit="image", disable=is_disabled)
-    with progress:
+    with tqdm(total=len(share), desc="segmenting", unit="image", disable=is_disabled) as progress:
         todo = [job for job in share if not (skip_existing and job.is_done())]
         progress.update(len(share) - len(todo))
         pipeline = _Pipeline(
@@ -168,21 +166,10 @@ class _Pipeline:
     n_measured: int = 0
 
     def segment(
-        self,
-        jobs: Sequence[ImageJob],
-        batch_size: int,
-        readers: ThreadPoolExecutor,
-        writers: ThreadPoolExecutor,
+        self, jobs: Sequence[ImageJob], batch_size: int, readers: Executor, writers: Executor
     ) -> None:
-        prepared = _map_ahead(
-            readers,
-            self._read,
-            jobs,
-            n_ahead=_MAX_WAITING + batch_size,
-            size_of=lambda job: count_pixels(job.image),
-        )
         writing: deque[tuple[Future[int], int]] = deque()  # with the number of pixels
-        for batch in _batches(zip(jobs, prepared, strict=True), batch_size):
+        for batch in _batches(self._read_ahead(jobs, readers, _MAX_WAITING + batch_size), batch_size):
             stop_flag.raise_if_set()
             for job, image, superpixels in self._cluster(batch):
                 future = writers.submit(self._write, job, image, superpixels)
@@ -190,6 +177,25 @@ class _Pipeline:
             while len(writing) > _MAX_WAITING or sum(size for _, size in writing) > _MAX_WAITING_PIXELS:
                 self.n_measured += writing.popleft()[0].result()
         self.n_measured += sum(future.result() for future, _ in writing)
+
+    def _read_ahead(self, jobs: Sequence[ImageJob], readers: Executor, n_ahead: int) -> Iterator[_ReadImage]:
+        """Yield the images that can be read, in order, with their jobs; threads read ahead.
+
+        At most `n_ahead` images of at most `_MAX_WAITING_PIXELS` in all are ahead; a larger one is alone.
+        """
+        todo = deque(jobs)
+        reading: deque[tuple[ImageJob, Future[PreprocessedImage | None], int]] = deque()
+        while todo or reading:
+            while todo and len(reading) < n_ahead:
+                n_pixels = count_pixels(todo[0].image)
+                if reading and n_pixels + sum(size for *_, size in reading) > _MAX_WAITING_PIXELS:
+                    break
+                job = todo.popleft()
+                reading.append((job, readers.submit(self._read, job), n_pixels))
+            job, future, _ = reading.popleft()
+            image = future.result()
+            if image is not None:
+                yield job, image
 
     def _read(self, job: ImageJob) -> PreprocessedImage | None:
         try:
@@ -200,9 +206,7 @@ class _Pipeline:
             self._fail(job, _error_of_image(error))
             return None
 
-    def _cluster(
-        self, batch: list[tuple[ImageJob, PreprocessedImage]]
-    ) -> list[tuple[ImageJob, PreprocessedImage, Superpixels]]:
+    def _cluster(self, batch: list[_ReadImage]) -> list[tuple[ImageJob, PreprocessedImage, Superpixels]]:
         jobs, images = zip(*batch, strict=True)
         with_features = jobs[0].files.features is not None
         try:
@@ -242,37 +246,10 @@ def _error_of_image(error: Exception) -> Exception:
     raise error
 
 
-def _map_ahead(
-    executor: ThreadPoolExecutor,
-    function: Callable[[Item], Result],
-    items: Iterable[Item],
-    *,
-    n_ahead: int,
-    size_of: Callable[[Item], int],
-) -> Iterator[Result]:
-    """Yield the results of a function in the order of the items, computed ahead in threads.
-
-    At most `n_ahead` items, with at most `_MAX_WAITING_PIXELS` together, are ahead; a larger one is alone.
-    """
-    todo = deque(items)
-    pending: deque[tuple[Future[Result], int]] = deque()
-    while todo or pending:
-        while todo and len(pending) < n_ahead:
-            size = size_of(todo[0])
-            if pending and size + sum(n_pixels for _, n_pixels in pending) > _MAX_WAITING_PIXELS:
-                break
-            pending.append((executor.submit(function, todo.popleft()), size))
-        yield pending.popleft()[0].result()
-
-
-def _batches(
-    images: Iterable[tuple[ImageJob, PreprocessedImage | None]], batch_size: int
-) -> Iterator[list[tuple[ImageJob, PreprocessedImage]]]:
-    """Yield batches of consecutive images of one size; skip images that could not be read (None)."""
-    batch: list[tuple[ImageJob, PreprocessedImage]] = []
+def _batches(images: Iterable[_ReadImage], batch_size: int) -> Iterator[list[_ReadImage]]:
+    """Yield batches of consecutive images of one size."""
+    batch: list[_ReadImage] = []
     for job, image in images:
-        if image is None:
-            continue
         is_full = len(batch) == batch_size or sum(member.n_pixels for _, member in batch) > _BATCH_PIXELS
         if batch and (is_full or not _fit_one_batch(batch[0][1], image)):
             yield batch
