@@ -21,8 +21,6 @@ from lib.superpixels.regions import Superpixels
 from lib.weights import load_model
 from model import LearnedFeatures, SSNPix, cluster, cluster_labels, without_position
 
-CPU = torch.device("cpu")
-
 
 class PreprocessedImage(NamedTuple):
     """An image ready for a network; see `Segmenter.preprocess`."""
@@ -86,7 +84,7 @@ class Segmenter:
         model: nn.Module,
         scales: InputScales,
         *,
-        device: torch.device | str = CPU,
+        device: torch.device | str = "cpu",
         with_bfloat16: bool = False,
         pos_scale_dist: float = 1.0,
         n_iter: int | None = None,
@@ -157,10 +155,6 @@ class Segmenter:
             Merge or split superpixels, which must be connected, until exactly `n_spixels` exist.
         with_features, with_soft_assignment : bool
             Keep the learned features, or the soft assignment; see `Superpixels`.
-
-        Returns
-        -------
-        Superpixels
 
         Raises
         ------
@@ -305,17 +299,11 @@ class Segmenter:
 
     @torch.no_grad()
     def sweep(self, image: PreprocessedImage, settings: Sequence[tuple[int, float]]) -> list[Superpixels]:
-        """Cut an image into superpixels that may be in pieces, with several settings.
+        """Cut an image without mask into superpixels that may be in pieces, with several settings.
 
+        A setting is a requested number of superpixels, and a position scale in place of the one in `scales`.
         Learned features are computed once for all settings that give the network the same input, see
         `lib.network.inputs.pixel_pos_scale`, and features of extra channels once in all.
-
-        Parameters
-        ----------
-        image : PreprocessedImage
-            An image without mask.
-        settings : sequence of (int, float)
-            Requested numbers of superpixels, each with a position scale in place of the one in `scales`.
         """
         by_scale: dict[float, list[tuple[int, float]]] = {}
         for setting in settings:

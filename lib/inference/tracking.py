@@ -27,13 +27,6 @@ class Tracker:
     A superpixel can only reach pixels of its own cell and of the eight cells around it. A superpixel that the
     flow moves therefore changes to the cell at its new position. Its track ID ends if no cell near it is
     free, or if it leaves the frame. A cell without a superpixel starts one with a new track ID.
-
-    Parameters
-    ----------
-    segmenter : Segmenter
-        Segments the frames.
-    n_spixels : int
-        Requested number of superpixels.
     """
 
     def __init__(self, segmenter: Segmenter, n_spixels: int) -> None:
