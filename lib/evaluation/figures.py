@@ -21,15 +21,14 @@ from lib.metrics.label_map import check_label_map
 from lib.metrics.registry import METRICS, PAIR_METRICS
 from lib.superpixels.drawing import draw_boundaries
 
-_N_SHEET_IMAGES = 4  # worst images, and at most as many best images
-
 # Lines differ in marker and dashes, so that they can be read in black and white. Colours differ in lightness
 # too. Eight markers and seven dashes give 56 different lines.
 _COLORS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#999999", "#cc79a7", "#56b4e9", "#e69f00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _DASHES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (8, 3)), (0, (3, 1, 1, 1)))
 _LEAK_COLOR = np.array([255, 0, 0])  # RGB
-_N_COLUMNS = 4
+_N_COLUMNS = 4  # of panels
+_N_SHEET_IMAGES = 4  # worst images, and at most as many best images
 _DPI = 110
 
 
@@ -79,8 +78,8 @@ def write_sheet(
         return
     sign = 1 if metric.higher_is_better else -1
     values = np.array([summarize(run, [image]).mean[metric.name] for image in images])
-    badness = -sign * values
-    from_worst = np.argsort(-badness, kind="stable")[: np.count_nonzero(~np.isnan(badness))]  # NaN is last
+    n_valid = np.count_nonzero(~np.isnan(values))  # NaN is last
+    from_worst = np.argsort(sign * values, kind="stable")[:n_valid]
     worst = from_worst[:_N_SHEET_IMAGES]
     best = from_worst[len(worst) :][::-1][:_N_SHEET_IMAGES]
 

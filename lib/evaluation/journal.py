@@ -19,16 +19,8 @@ class Journal:
     """`scores.jsonl`, which grows by one line per image; the tables are written from it at the end.
 
     A line holds the scores of an image, or the seconds of the runs on a dataset. Numbers have full
-    precision, and NaN is null.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the files. Complete lines of an existing journal are kept.
-    metrics, datasets : sequence of str
-        Names of the metrics in the scores, and names of the datasets.
-    runs : sequence of Run
-        Runs on each dataset, in the order of their evaluation.
+    precision, and NaN is null. Complete lines of a journal that exists in `folder` are kept. `runs` are the
+    runs on each dataset, in the order of their evaluation.
 
     Raises
     ------

@@ -5,7 +5,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
@@ -107,10 +107,8 @@ def evaluate(
     metrics = tuple(dict.fromkeys(("n_spixels", *metrics)))
     is_hidden = None if is_first_rank() else True  # None: shown on a terminal
     own = _evaluate_own_share(methods, dataset, n_spixels, metrics, n_workers, first_idx, parameter)
-    with (
-        closing(own),
-        tqdm(total=len(dataset), initial=first_idx, desc=title, unit="image", disable=is_hidden) as progress,
-    ):
+    progress = tqdm(total=len(dataset), initial=first_idx, desc=title, unit="image", disable=is_hidden)
+    with closing(own), progress:
         for _ in range(first_idx, len(dataset), n_ranks()):
             for image in gather(lambda: next(own, None)):
                 if image is not None:  # None: the last round may have fewer images than ranks
@@ -137,14 +135,14 @@ def _evaluate_own_share(
         return {run: ImageScores(name, of_run) for run, of_run in zip(runs, scores, strict=True)}
 
     loader = evaluation_loader(dataset, n_workers=n_workers, first_idx=first_idx)
-    with _metric_workers(n_workers) as executor:
+    with _metric_workers(n_workers) as submit:
         for image in loader:
             stop_flag.raise_if_set()
             check_n_spixels(max(n_spixels), image.image_lab[0, 0].numel(), image.name, parameter=parameter)
             label_maps = []
             for method in methods:
                 label_maps += method.segment(image, list_settings(method, n_spixels))
-            future = executor.submit(_score, label_maps, counts, image.image_rgb, image.annotations, metrics)
+            future = submit(_score, label_maps, counts, image.image_rgb, image.annotations, metrics)
             pending.append((image.name, future))
             # Images that wait for a worker take memory, so limit their number.
             while pending and (pending[0][1].done() or len(pending) > 2 * n_workers + 1):
@@ -171,24 +169,21 @@ def _score(label_maps: Sequence[np.ndarray], n_spixels: Sequence[int], *scored: 
 
 
 @contextmanager
-def _metric_workers(n_workers: int) -> Iterator[Executor]:
-    """Open an executor of `n_workers` processes, at most one per core; 0 computes in this process."""
+def _metric_workers(n_workers: int) -> Iterator[Callable[..., Future]]:
+    """Start processes, at most one per core; yields the function that submits a call. 0 uses this process."""
     if n_workers == 0:
-        yield _InProcessExecutor()
+        yield _call
         return
     executor = ProcessPoolExecutor(usable_workers(n_workers), initializer=start_worker)
     try:
-        yield executor
+        yield executor.submit
     except BrokenProcessPool as error:
         raise RunError(LOST_WORKER) from error
     finally:
         executor.shutdown(cancel_futures=True)
 
 
-class _InProcessExecutor(Executor):
-    """Executor that runs each call at once, in this process."""
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        future: Future = Future()
-        future.set_result(function(*args, **kwargs))
-        return future
+def _call(function: Callable[..., Any], *args: Any) -> Future:
+    future: Future = Future()
+    future.set_result(function(*args))
+    return future

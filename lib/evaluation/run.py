@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def run_evaluation(
         journal = together(lambda: Journal(out_dir, metrics, names, runs) if is_first_rank() else None)
     results, scored = [], []
     for each in sets:
-        seconds = _time_set(each, methods, journal, n_spixels)
+        seconds = on_first_rank(partial(_time_set, each, methods, journal, n_spixels))
         images = _score_set(each, methods, journal, **settings, n_workers=n_workers)
         scored.append({run: [image[run] for image in images] for run in runs})
         results.append(summarize_dataset(each.name, scored[-1], seconds))
@@ -139,15 +140,13 @@ def _prepare_results(out_dir: Path, record: Mapping[str, object], *, resume: boo
 def _time_set(
     each: EvaluationSet, methods: Sequence[Method], journal: Journal | None, n_spixels: Sequence[int]
 ) -> dict[Run, float]:
-    def measure_if_needed() -> dict[Run, float]:
-        if journal and each.name in journal.seconds:
-            return journal.seconds[each.name]
-        seconds = seconds_per_image(methods, each.dataset, n_spixels)
-        if journal:
-            journal.set_seconds(each.name, seconds)
-        return seconds
-
-    return on_first_rank(measure_if_needed)
+    """Return the seconds per image of all runs: from the journal, or measured now."""
+    if journal and each.name in journal.seconds:
+        return journal.seconds[each.name]
+    seconds = seconds_per_image(methods, each.dataset, n_spixels)
+    if journal:
+        journal.set_seconds(each.name, seconds)
+    return seconds
 
 
 def _score_set(
@@ -161,9 +160,8 @@ def _score_set(
                 journal.add(each.name, image)
             images.append(image)
     except KeyboardInterrupt:
-        n_done, n_images = len(images), len(each.dataset)
-        advice = "; continue with `resume`" if journal else ""
-        logger.info("stopped after %d of %d images of %s%s", n_done, n_images, each.name, advice)
+        done = f"{len(images)} of {len(each.dataset)} images of {each.name}"
+        logger.info("stopped after %s%s", done, "; continue with `resume`" if journal else "")
         raise
     return images
 

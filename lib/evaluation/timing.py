@@ -23,12 +23,7 @@ def seconds_per_image(
     """Return the median time in seconds of every method with every setting, without enforcing connectivity.
 
     Networks start from the CIELAB image, other methods from the RGB image. The first five images are timed,
-    after an untimed warm-up on the first.
-
-    Raises
-    ------
-    InputError
-        If an image cannot be used, or has too few pixels.
+    after an untimed warm-up on the first. Raises `InputError` if one cannot be used or has too few pixels.
     """
     images = [EvaluationImages(dataset)[idx] for idx in range(min(N_TIMED_IMAGES, len(dataset)))]
     for image in images:
