@@ -1,19 +1,24 @@
 """Draw an evaluation: metrics against the measured count, and a sheet of the worst and best images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch.utils.data import Dataset
 
-from lib.evaluation.summary import Summary, group_curves
+from lib.datasets.base import SegmentedImage
+from lib.datasets.loaders import EvaluationImages
+from lib.evaluation.loop import ImageScores, Run, connected_superpixels
+from lib.evaluation.methods import Method, Setting
+from lib.evaluation.summary import DatasetResults, Summary, group_curves, summarize
 from lib.files.atomic import atomic_path
 from lib.metrics.definitions import ContingencyTable
 from lib.metrics.label_map import check_label_map
-from lib.metrics.registry import METRICS
+from lib.metrics.registry import METRICS, PAIR_METRICS
 from lib.superpixels.drawing import draw_boundaries
 
 # Lines differ in marker and dashes, so that they can be read in black and white. Colours differ in lightness
@@ -22,7 +27,8 @@ _COLORS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#999999", "#cc79a7", "#5
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _DASHES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (8, 3)), (0, (3, 1, 1, 1)))
 _LEAK_COLOR = np.array([255, 0, 0])  # RGB
-_N_COLUMNS = 4
+_N_COLUMNS = 4  # of panels
+_N_SHEET_IMAGES = 4  # worst images, and at most as many best images
 _DPI = 110
 
 
@@ -35,18 +41,69 @@ class SheetImage(NamedTuple):
     gt_labels: np.ndarray  # (H, W), segments of the annotation
 
 
-def draw_curves(summaries: Sequence[Summary], metrics: Sequence[str], title: str) -> Figure:
-    """Draw one panel per metric, with one line per method, against the measured count.
+def write_curves(folder: Path, file_name: str, result: DatasetResults, shown: Sequence[str]) -> None:
+    """Draw each metric against the measured count, and the metrics of the table in one picture.
 
-    Parameters
-    ----------
-    summaries : sequence of Summary
-        Summaries on one dataset.
-    metrics : sequence of str
-        Metrics to draw, at least one.
-    title : str
-        Name of the dataset.
+    Writes `<file_name>_<metric>` and `<file_name>_curves`, as .png and .svg. With a single requested count,
+    nothing is written.
     """
+    if len({summary.run.n_spixels for summary in result.summaries}) == 1:
+        return
+    metrics = [name for name in METRICS if name in result.summaries[0].mean and name != "n_spixels"]
+    pictures = {"curves": shown} if shown else {}
+    for name, panels in (pictures | {name: [name] for name in metrics}).items():
+        figure = draw_curves(result.summaries, panels, result.name)
+        for suffix in ("png", "svg"):
+            save_figure(figure, folder / f"{file_name}_{name}.{suffix}")
+
+
+def write_sheet(
+    folder: Path,
+    file_name: str,
+    dataset: Dataset[SegmentedImage],
+    method: Method,
+    scored: Mapping[Run, Sequence[ImageScores]],
+) -> None:
+    """Draw the worst and best images of a method, at its run with the median requested count.
+
+    Images are ranked by the first metric that needs annotations, usually ASA, averaged over the annotations.
+    Each is shown with its worst annotation. Writes `<file_name>_extremes_<method>.png`. If no metric needs
+    annotations, or all values are NaN, nothing is written.
+    """
+    runs = sorted((run for run in scored if run.method == method.name), key=lambda run: run.n_spixels)
+    run = runs[len(runs) // 2]
+    images = scored[run]
+    metric = next((metric for metric in PAIR_METRICS if metric.name in images[0].scores.pairs[0]), None)
+    if metric is None:
+        return
+    sign = 1 if metric.higher_is_better else -1
+    values = np.array([summarize(run, [image]).mean[metric.name] for image in images])
+    n_valid = np.count_nonzero(~np.isnan(values))  # NaN is last
+    from_worst = np.argsort(sign * values, kind="stable")[:n_valid]
+    worst = from_worst[:_N_SHEET_IMAGES]
+    best = from_worst[len(worst) :][::-1][:_N_SHEET_IMAGES]
+
+    def sheet_image(idx: int) -> SheetImage:
+        image = EvaluationImages(dataset)[idx]
+        labels = connected_superpixels(method, image, Setting(run.n_spixels, run.pos_scale))
+        quality = [sign * pair[metric.name] for pair in images[idx].scores.pairs]
+        worst_pair = int(np.argmin(np.nan_to_num(quality, nan=np.inf)))
+        title = f"{image.name}: {metric.symbol} {values[idx]:.3f}"
+        return SheetImage(title, image.image_rgb, labels, image.annotations[worst_pair])
+
+    scale = "" if run.pos_scale is None else f", pos_scale {run.pos_scale:g}"
+    title = (
+        f"{method.name}, {run.n_spixels} superpixels requested{scale}: "
+        f"worst {metric.symbol} above, best below\n"
+        "red: pixels outside the segment that their superpixel overlaps most, for the worst annotation"
+    )
+    rows = [[sheet_image(int(idx)) for idx in extremes] for extremes in (worst, best) if len(extremes)]
+    if rows:
+        save_figure(draw_sheet(rows, title), folder / f"{file_name}_extremes_{method.name}.png")
+
+
+def draw_curves(summaries: Sequence[Summary], metrics: Sequence[str], title: str) -> Figure:
+    """Draw one panel per metric, at least one, with one line per method, against the measured count."""
     n_columns = min(_N_COLUMNS, len(metrics))
     n_rows = -(-len(metrics) // n_columns)
     figure = Figure(figsize=(3.8 * n_columns, 3.2 * n_rows + 0.7), layout="constrained")
@@ -88,13 +145,7 @@ def draw_sheet(rows: Sequence[Sequence[SheetImage]], title: str) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the file's suffix. Equal figures give equal files.
-
-    Raises
-    ------
-    RunError
-        If the file cannot be written.
-    """
+    """Write a figure in the format of the file's suffix. Equal figures give equal files."""
     metadata = {"Date": None} if path.suffix == ".svg" else {}
     with mpl.rc_context({"svg.hashsalt": "superpixels"}), atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=_DPI, metadata=metadata)
@@ -112,21 +163,15 @@ def _draw_panel(panel: Axes, summaries: Sequence[Summary], name: str) -> None:
             markersize=5,
             linewidth=1.4,
             markerfacecolor="white",
-            **_style(idx),
+            color=_COLORS[idx % len(_COLORS)],
+            marker=_MARKERS[idx % len(_MARKERS)],
+            linestyle=_DASHES[idx % len(_DASHES)],
         )
     metric = METRICS[name]
     arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
     panel.set_title(metric.title + arrow, fontsize=10)
     panel.set_xlabel("measured superpixels")
     panel.grid(color="0.9")
-
-
-def _style(idx: int) -> dict[str, Any]:
-    return {
-        "color": _COLORS[idx % len(_COLORS)],
-        "marker": _MARKERS[idx % len(_MARKERS)],
-        "linestyle": _DASHES[idx % len(_DASHES)],
-    }
 
 
 def _draw_leaks(image: SheetImage) -> np.ndarray:

@@ -12,39 +12,34 @@ from lib.files.atomic import atomic_path, name_failed_write
 from lib.metrics.registry import PAIR_METRICS, SPIXEL_METRICS, Scores
 from lib.runtime.errors import InputError
 
-JOURNAL, SCORES, SECONDS = "scores.jsonl", "scores.csv", "seconds.csv"
+JOURNAL, SCORES, SECONDS = JOURNAL_FILES = ("scores.jsonl", "scores.csv", "seconds.csv")
 
 
 class Journal:
     """`scores.jsonl`, which grows by one line per image; the tables are written from it at the end.
 
     A line holds the scores of an image, or the seconds of the runs on a dataset. Numbers have full
-    precision, and NaN is null.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the files. Complete lines of an existing journal are kept.
-    metrics : sequence of str
-        Names of the metrics in the scores.
-    runs : mapping of str to sequence of Run
-        Runs by dataset, in the order of their evaluation.
+    precision, and NaN is null. Complete lines of a journal that exists in `folder` are kept. `runs` are the
+    runs on each dataset, in the order of their evaluation.
 
     Raises
     ------
     InputError
         If a complete line is damaged, or belongs to other runs.
     RunError
-        If the file cannot be written.
+        If a file cannot be written, for example because the disk is full; raised by all methods.
     """
 
-    def __init__(self, folder: Path, metrics: Sequence[str], runs: Mapping[str, Sequence[Run]]) -> None:
+    def __init__(
+        self, folder: Path, metrics: Sequence[str], datasets: Sequence[str], runs: Sequence[Run]
+    ) -> None:
         self._folder, self._path, self._runs = folder, folder / JOURNAL, runs
         names = {"n_spixels", *metrics}
         self._spixel_metrics = [metric.name for metric in SPIXEL_METRICS if metric.name in names]
         self._pair_metrics = [metric.name for metric in PAIR_METRICS if metric.name in names]
-        self._images: dict[str, list[Mapping[Run, ImageScores]]] = {dataset: [] for dataset in runs}
-        self._seconds: dict[str, Mapping[Run, float]] = {}
+        # By dataset: scores of the images that are done, in order, and seconds per image once measured.
+        self.images: dict[str, list[Mapping[Run, ImageScores]]] = {dataset: [] for dataset in datasets}
+        self.seconds: dict[str, dict[Run, float]] = {}
         lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
         if lines and not lines[-1].endswith(b"\n"):  # incomplete after a crash
             lines.pop()
@@ -59,37 +54,17 @@ class Journal:
         with atomic_path(self._path) as temporary:
             temporary.write_bytes(b"".join(lines))
 
-    def images(self, dataset: str) -> list[Mapping[Run, ImageScores]]:
-        """Return the scores of the images of a dataset that are done, in order."""
-        return list(self._images[dataset])
-
-    def seconds(self, dataset: str) -> Mapping[Run, float] | None:
-        """Return the seconds per image of the runs on a dataset, or None before they are measured."""
-        return self._seconds.get(dataset)
-
     def add(self, dataset: str, image: Mapping[Run, ImageScores]) -> None:
-        """Append the scores of an image.
-
-        Raises
-        ------
-        RunError
-            If the file cannot be written, for example because the disk is full.
-        """
+        """Append the scores of an image."""
         name = next(iter(image.values())).image
         scores = [{"run": list(run), **scored.scores._asdict()} for run, scored in image.items()]
         self._append({"dataset": dataset, "image": name, "scores": scores})
-        self._images[dataset].append(image)
+        self.images[dataset].append(image)
 
-    def set_seconds(self, dataset: str, seconds: Mapping[Run, float]) -> None:
-        """Append the seconds per image of the runs on a dataset.
-
-        Raises
-        ------
-        RunError
-            If the file cannot be written.
-        """
+    def set_seconds(self, dataset: str, seconds: dict[Run, float]) -> None:
+        """Append the seconds per image of the runs on a dataset."""
         self._append({"dataset": dataset, "seconds": list(seconds.values())})
-        self._seconds[dataset] = seconds
+        self.seconds[dataset] = seconds
 
     def write_tables(self) -> None:
         """Write `scores.csv` and `seconds.csv`.
@@ -97,16 +72,11 @@ class Journal:
         `scores.csv` has a row for each image, run and annotation; metrics of the superpixels alone are
         repeated for every annotation. `seconds.csv` has a row for each run. Times have a separate file,
         so that `scores.csv` of a repeated evaluation is the same to the last digit.
-
-        Raises
-        ------
-        RunError
-            If a file cannot be written.
         """
         write_csv(self._folder / SCORES, list(self._score_rows()))
         rows = [
             {"dataset": dataset, **_run_cells(run), "seconds": value}
-            for dataset, by_run in self._seconds.items()
+            for dataset, by_run in self.seconds.items()
             for run, value in by_run.items()
         ]
         write_csv(self._folder / SECONDS, rows)
@@ -117,22 +87,22 @@ class Journal:
 
     def _restore(self, entry: Mapping[str, Any]) -> None:
         """Restore the scores or seconds of one line."""
-        runs = self._runs[entry["dataset"]]
+        images = self.images[entry["dataset"]]
         if "seconds" in entry:
             seconds = map(float, entry["seconds"])
-            self._seconds[entry["dataset"]] = dict(zip(runs, seconds, strict=True))
+            self.seconds[entry["dataset"]] = dict(zip(self._runs, seconds, strict=True))
             return
         image = {}
-        for run, scored in zip(runs, entry["scores"], strict=True):
+        for run, scored in zip(self._runs, entry["scores"], strict=True):
             if Run(*scored["run"]) != run:
                 raise ValueError(f"expected {run}")
             pairs = [_numbers(pair, self._pair_metrics) for pair in scored["pairs"]]
             scores = Scores(_numbers(scored["spixels"], self._spixel_metrics), pairs)
             image[run] = ImageScores(entry["image"], scores)
-        self._images[entry["dataset"]].append(image)
+        images.append(image)
 
     def _score_rows(self) -> Iterator[dict[str, Any]]:
-        for dataset, images in self._images.items():
+        for dataset, images in self.images.items():
             for image in images:
                 for run, (name, (spixels, pairs)) in image.items():
                     start = {"dataset": dataset, "image": name, **_run_cells(run)}

@@ -4,11 +4,11 @@
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -17,12 +17,11 @@ from tqdm import tqdm
 from lib.datasets.base import SegmentedImage
 from lib.datasets.loaders import EvaluationImage, EvaluationImages, evaluation_loader
 from lib.evaluation.methods import Method, Setting
-from lib.evaluation.workers import metric_workers
 from lib.metrics.registry import METRICS, Scores, check_metrics, score_label_maps
 from lib.runtime.errors import InputError, RunError
 from lib.runtime.ranks import gather, is_first_rank, n_ranks
-from lib.runtime.signals import stop_flag
-from lib.runtime.workers import LOST_WORKER
+from lib.runtime.signals import start_worker, stop_flag
+from lib.runtime.workers import LOST_WORKER, usable_workers
 from lib.superpixels.connectivity import enforce_connectivity
 from lib.superpixels.counts import check_n_spixels
 
@@ -55,14 +54,9 @@ def list_settings(method: Method, n_spixels: Sequence[int]) -> list[Setting]:
 def check_first_image(
     dataset: Dataset[SegmentedImage], n_spixels: Sequence[int], *, parameter: str = "n_spixels"
 ) -> None:
-    """Check before any work that a dataset is not empty and that its first image can be evaluated.
+    """Raise `InputError` if a dataset is empty, or its first image cannot be used or has too few pixels.
 
     `parameter` names `n_spixels` in error messages.
-
-    Raises
-    ------
-    InputError
-        If the dataset is empty, or its first image cannot be used or has too few pixels.
     """
     _check_not_empty(dataset)
     image = EvaluationImages(dataset)[0]
@@ -80,16 +74,14 @@ def evaluate(
     title: str = "evaluating",
     parameter: str = "n_spixels",
 ) -> Iterator[dict[Run, ImageScores]]:
-    """Score superpixels on the images of a dataset, one image at a time.
+    """Score superpixels on the images of a dataset; yield the scores of one image after another, in order.
 
     Ranks share the images; each rank yields the scores of all images.
 
     Parameters
     ----------
-    methods : sequence of Method
-        Methods to evaluate; see `lib.evaluation.methods`.
-    dataset : Dataset of SegmentedImage
-        Images with their annotations.
+    methods, dataset
+        Methods to evaluate, see `lib.evaluation.methods`, and images with their annotations.
     n_spixels : sequence of int
         Requested numbers of superpixels.
     metrics : sequence of str
@@ -98,15 +90,8 @@ def evaluate(
         Number of processes that read images, and of processes that compute metrics; 0 uses this process.
     first_idx : int
         Index of the first image to evaluate.
-    title : str
-        Title of the progress bar.
-    parameter : str
-        Name of `n_spixels` in error messages.
-
-    Yields
-    ------
-    dict of Run to ImageScores
-        Scores of one image, in dataset order.
+    title, parameter : str
+        Title of the progress bar, and name of `n_spixels` in error messages.
 
     Raises
     ------
@@ -122,10 +107,8 @@ def evaluate(
     metrics = tuple(dict.fromkeys(("n_spixels", *metrics)))
     is_hidden = None if is_first_rank() else True  # None: shown on a terminal
     own = _evaluate_own_share(methods, dataset, n_spixels, metrics, n_workers, first_idx, parameter)
-    with (
-        closing(own),
-        tqdm(total=len(dataset), initial=first_idx, desc=title, unit="image", disable=is_hidden) as progress,
-    ):
+    progress = tqdm(total=len(dataset), initial=first_idx, desc=title, unit="image", disable=is_hidden)
+    with closing(own), progress:
         for _ in range(first_idx, len(dataset), n_ranks()):
             for image in gather(lambda: next(own, None)):
                 if image is not None:  # None: the last round may have fewer images than ranks
@@ -143,6 +126,7 @@ def _evaluate_own_share(
     parameter: str,
 ) -> Iterator[dict[Run, ImageScores]]:
     runs = list_runs(methods, n_spixels)
+    counts = [run.n_spixels for run in runs]
     pending: deque[tuple[str, Future]] = deque()
 
     def collect() -> dict[Run, ImageScores]:
@@ -151,17 +135,14 @@ def _evaluate_own_share(
         return {run: ImageScores(name, of_run) for run, of_run in zip(runs, scores, strict=True)}
 
     loader = evaluation_loader(dataset, n_workers=n_workers, first_idx=first_idx)
-    with _name_lost_worker(), metric_workers(n_workers) as executor:
+    with _metric_workers(n_workers) as submit:
         for image in loader:
             stop_flag.raise_if_set()
             check_n_spixels(max(n_spixels), image.image_lab[0, 0].numel(), image.name, parameter=parameter)
-            label_maps = [
-                labels
-                for method in methods
-                for labels in method.segment(image, list_settings(method, n_spixels))
-            ]
-            counts = [run.n_spixels for run in runs]
-            future = executor.submit(_score, label_maps, counts, image.image_rgb, image.annotations, metrics)
+            label_maps = []
+            for method in methods:
+                label_maps += method.segment(image, list_settings(method, n_spixels))
+            future = submit(_score, label_maps, counts, image.image_rgb, image.annotations, metrics)
             pending.append((image.name, future))
             # Images that wait for a worker take memory, so limit their number.
             while pending and (pending[0][1].done() or len(pending) > 2 * n_workers + 1):
@@ -181,23 +162,28 @@ def _check_not_empty(dataset: Dataset[SegmentedImage]) -> None:
         raise InputError("there is no image to evaluate on")
 
 
+def _score(label_maps: Sequence[np.ndarray], n_spixels: Sequence[int], *scored: Any) -> list[Scores]:
+    """Enforce connectivity and score; `scored` are the other arguments of `score_label_maps`."""
+    connected = list(map(enforce_connectivity, label_maps, n_spixels))
+    return score_label_maps(connected, *scored)
+
+
 @contextmanager
-def _name_lost_worker() -> Iterator[None]:
-    """Raise `RunError` if a worker process died."""
+def _metric_workers(n_workers: int) -> Iterator[Callable[..., Future]]:
+    """Start processes, at most one per core; yields the function that submits a call. 0 uses this process."""
+    if n_workers == 0:
+        yield _call
+        return
+    executor = ProcessPoolExecutor(usable_workers(n_workers), initializer=start_worker)
     try:
-        yield
+        yield executor.submit
     except BrokenProcessPool as error:
         raise RunError(LOST_WORKER) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
-def _score(
-    label_maps: Sequence[np.ndarray],
-    n_spixels: Sequence[int],
-    image_rgb: np.ndarray,
-    annotations: Sequence[np.ndarray],
-    metrics: Sequence[str],
-) -> list[Scores]:
-    connected = [
-        enforce_connectivity(labels, count) for labels, count in zip(label_maps, n_spixels, strict=True)
-    ]
-    return score_label_maps(connected, image_rgb, annotations, metrics)
+def _call(function: Callable[..., Any], *args: Any) -> Future:
+    future: Future = Future()
+    future.set_result(function(*args))
+    return future

@@ -23,21 +23,11 @@ class Setting(NamedTuple):
 
 
 class Method(Protocol):
-    """Superpixel method.
+    """Superpixel method that can be evaluated."""
 
-    Attributes
-    ----------
-    name : str
-        Name in tables, files and curves.
-    pos_scales : sequence of (float or None)
-        Position scales to evaluate; `(None,)` for a method without a position scale.
-    description : mapping
-        Settings of the method in plain types, for the evaluation record.
-    """
-
-    name: str
-    pos_scales: Sequence[float | None]
-    description: Mapping[str, Any]
+    name: str  # in tables, files and curves
+    pos_scales: Sequence[float | None]  # position scales to evaluate; (None,) for a method without one
+    description: Mapping[str, Any]  # settings in plain types, for the evaluation record
 
     def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[np.ndarray]:
         """Return labels (H, W) int32 for each setting; superpixels need not be connected."""
@@ -48,11 +38,9 @@ class NetworkMethod:
 
     Parameters
     ----------
-    name : str
-        Name of the method.
-    segmenter : Segmenter
-        Segments the images.
-    pos_scales : sequence of float, optional
+    name, segmenter
+        Name of the method, and the segmenter of its images.
+    pos_scales : sequence of float
         Position scales to evaluate; default: the scale of the segmenter.
     description : mapping, optional
         Entries of the evaluation record, in addition to the segmenter's settings.
@@ -69,11 +57,11 @@ class NetworkMethod:
         self.name = name
         self.segmenter = segmenter
         self.pos_scales = tuple(pos_scales) or (segmenter.scales.pos_scale,)
-        scales = segmenter.scales._asdict()
         self.description = {
             **(description or {}),
             "n_iter": segmenter.n_iter,
-            **{key: value for key, value in scales.items() if key != "pos_scale"},
+            "color_scale": segmenter.scales.color_scale,
+            "extra_scale": segmenter.scales.extra_scale,
             "pos_scale_dist": segmenter.pos_scale_dist,
             "precision": "bf16" if segmenter.with_bfloat16 else "fp32",
         }
@@ -95,12 +83,8 @@ class SLICMethod:
     description: Mapping[str, Any] = {"method": "skimage.segmentation.slic", "compactness": SLIC_COMPACTNESS}
 
     def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[np.ndarray]:
-        return [
-            slic(image.image_rgb, setting.n_spixels, compactness=SLIC_COMPACTNESS, start_label=0).astype(
-                np.int32
-            )
-            for setting in settings
-        ]
+        options = {"compactness": SLIC_COMPACTNESS, "start_label": 0}
+        return [slic(image.image_rgb, each.n_spixels, **options).astype(np.int32) for each in settings]
 
 
 class GridMethod:
@@ -111,7 +95,7 @@ class GridMethod:
     description: Mapping[str, Any] = {"method": "regular grid"}
 
     def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[np.ndarray]:
-        return [_grid_labels(*image.image_rgb.shape[:2], setting.n_spixels) for setting in settings]
+        return [_grid_labels(*image.image_rgb.shape[:2], each.n_spixels) for each in settings]
 
 
 def _grid_labels(height: int, width: int, n_spixels: int) -> np.ndarray:

@@ -84,21 +84,7 @@ def make_record(
     device: torch.device,
     options: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Build the record of an evaluation, in plain types for JSON.
-
-    Parameters
-    ----------
-    methods : sequence of Method
-        Methods to evaluate.
-    sets : sequence of EvaluationSet
-        Datasets to evaluate on.
-    n_spixels, metrics
-        See `lib.evaluation.loop.evaluate`.
-    device : torch.device
-        Device of the networks.
-    options : mapping of str to str
-        Options of the script.
-    """
+    """Build the record of an evaluation, in plain types for JSON; see `lib.evaluation.run.run_evaluation`."""
     return {
         "methods": {
             method.name: {**method.description, "pos_scales": list(method.pos_scales)} for method in methods
@@ -122,9 +108,9 @@ def make_record(
 
 def describe(record: Mapping[str, Any]) -> str:
     """Return the protocol, the data, the methods and the device of an evaluation, in words."""
-    sizes = [f"{name}, {data['images']} images" for name, data in record["data"].items()]
+    sizes = "; ".join(f"{name}, {data['images']} images" for name, data in record["data"].items())
     lines = [
-        f"Data: {'; '.join(sizes)}.",
+        f"Data: {sizes}.",
         f"Superpixels requested: {', '.join(map(str, record['requested']))}.",
         f"Metrics: {', '.join(record['metrics'])}.",
         "Methods:",
@@ -152,14 +138,9 @@ def recorded_picture_names(out_dir: Path) -> list[str]:
 
 
 def check_same_run(record: Mapping[str, Any], out_dir: Path) -> None:
-    """Check that a folder holds results of the same evaluation, so that it can be resumed.
+    """Raise `InputError` unless a folder holds a readable record of the same evaluation, so it can resume.
 
     Options that change no score may differ, such as folders of datasets or the number of workers.
-
-    Raises
-    ------
-    InputError
-        If the folder holds another evaluation, or its record is not readable.
     """
     path = out_dir / RECORD
     try:

@@ -2,20 +2,16 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from lib.evaluation.journal import JOURNAL, SCORES, SECONDS, Journal
-from lib.evaluation.loop import (
-    ImageScores,
-    Run,
-    check_first_image,
-    evaluate,
-    list_runs,
-)
+from lib.evaluation.figures import write_curves, write_sheet
+from lib.evaluation.journal import JOURNAL_FILES, Journal
+from lib.evaluation.loop import ImageScores, Run, check_first_image, evaluate, list_runs
 from lib.evaluation.methods import Method
-from lib.evaluation.pictures import write_curves, write_sheet
 from lib.evaluation.protocol import (
     RECORD,
     EvaluationSet,
@@ -25,18 +21,8 @@ from lib.evaluation.protocol import (
     recorded_picture_names,
     write_record,
 )
-from lib.evaluation.summary import Summary, average_curves, summarize, summarize_groups
-from lib.evaluation.tables import (
-    CURVE_MEANS_CSV,
-    RESULTS,
-    SUMMARY_CSV,
-    SUMMARY_MARKDOWN,
-    DatasetResults,
-    group_table,
-    summary_table,
-    table_metrics,
-    write_results,
-)
+from lib.evaluation.summary import DatasetResults, Summary, summarize_dataset
+from lib.evaluation.tables import TABLES, group_table, summary_table, table_metrics, write_results
 from lib.evaluation.timing import seconds_per_image
 from lib.files.atomic import prepare_out_dir
 from lib.metrics.registry import METRICS, check_metrics
@@ -47,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 PICTURES = "pictures"  # subfolder of the results
 
-_FILES = (RECORD, JOURNAL, SCORES, SECONDS, RESULTS, SUMMARY_MARKDOWN, SUMMARY_CSV, CURVE_MEANS_CSV)
+_FILES = (RECORD, *JOURNAL_FILES, *TABLES)
 
 
 def run_evaluation(
@@ -67,16 +53,16 @@ def run_evaluation(
 ) -> dict[str, dict[Run, Summary]]:
     """Evaluate methods on datasets, log the results, and write them to a folder.
 
+    Returns the summary of every run, by name of the dataset.
+
     Parameters
     ----------
-    methods : sequence of Method
-        Methods to evaluate, with different names; see `lib.evaluation.methods`.
-    sets : sequence of EvaluationSet
-        Datasets to evaluate on.
+    methods, sets
+        Methods with different names, and the datasets to evaluate them on.
     n_spixels, metrics, n_workers
         See `lib.evaluation.loop.evaluate`.
-    device : torch.device
-        Device of the networks, for the record.
+    device, options
+        Device of the networks and options of the script, for the record.
     ignore_background : bool
         Show the mean IoU without segment 0 instead of the mean IoU of all segments.
     out_dir : Path, optional
@@ -85,13 +71,6 @@ def run_evaluation(
         Continue with the results in `out_dir`, or replace them.
     with_protocol : bool
         Log the protocol of the evaluation.
-    options : mapping of str to str, optional
-        Options of the script, for the record.
-
-    Returns
-    -------
-    dict
-        Summary of every run, by name of the dataset.
 
     Raises
     ------
@@ -107,22 +86,19 @@ def run_evaluation(
     for each in sets:
         check_first_image(each.dataset, n_spixels)
     runs = list_runs(methods, n_spixels)
+    settings = {"n_spixels": n_spixels, "metrics": metrics}
+    record = make_record(methods, sets, **settings, device=device, options=options or {})
     journal = None
-    record = make_record(
-        methods, sets, n_spixels=n_spixels, metrics=metrics, device=device, options=options or {}
-    )
     if out_dir:
         on_first_rank(lambda: _prepare_results(out_dir, record, resume=resume, overwrite=overwrite))
-        runs_of_sets = {each.name: runs for each in sets}
-        journal = together(lambda: Journal(out_dir, metrics, runs_of_sets) if is_first_rank() else None)
-    results, scored_sets = [], []
+        names = [each.name for each in sets]
+        journal = together(lambda: Journal(out_dir, metrics, names, runs) if is_first_rank() else None)
+    results, scored = [], []
     for each in sets:
-        seconds = _time_set(each, methods, journal, n_spixels)
-        images = _score_set(each, methods, journal, n_spixels=n_spixels, metrics=metrics, n_workers=n_workers)
-        scored = {run: [image[run] for image in images] for run in runs}
-        scored_sets.append(scored)
-        results.append(_summarize_set(each.name, scored, seconds))
-
+        seconds = on_first_rank(partial(_time_set, each, methods, journal, n_spixels))
+        images = _score_set(each, methods, journal, **settings, n_workers=n_workers)
+        scored.append({run: [image[run] for image in images] for run in runs})
+        results.append(summarize_dataset(each.name, scored[-1], seconds))
     shown = table_metrics(metrics, ignore_background=ignore_background)
     for result in results:
         _log_tables(result, shown)
@@ -131,10 +107,10 @@ def run_evaluation(
     if out_dir and is_first_rank():
         journal.write_tables()
         write_results(out_dir, results, record, metrics)
-        for each, result, scored in zip(sets, results, scored_sets, strict=True):
+        for each, result, of_set in zip(sets, results, scored, strict=True):
             write_curves(out_dir / PICTURES, each.file_name, result, shown)
             for method in methods:
-                write_sheet(out_dir / PICTURES, each.file_name, each.dataset, method, scored)
+                write_sheet(out_dir / PICTURES, each.file_name, each.dataset, method, of_set)
         logger.info("tables and pictures in %s", out_dir)
     for result in results:
         _log_lines(result, ignore_background=ignore_background)
@@ -146,76 +122,48 @@ def _prepare_results(out_dir: Path, record: Mapping[str, object], *, resume: boo
     present = [out_dir / name for name in _FILES if (out_dir / name).exists()]
     if present and resume:
         check_same_run(record, out_dir)
-        prepare_out_dir(out_dir / PICTURES)
-        return
-    if present and not overwrite:
+    elif present and not overwrite:
         raise InputError(
             f"{out_dir} holds results already: `resume` continues them, `overwrite` replaces them",
             parameter="out_dir",
         )
     prepare_out_dir(out_dir / PICTURES)
-    if present:
-        starts = tuple(f"{name}_" for name in recorded_picture_names(out_dir))
-        pictures = [path for path in (out_dir / PICTURES).iterdir() if path.name.startswith(starts)]
-        for path in (*present, *pictures):
-            path.unlink()
+    if present and resume:
+        return
+    starts = tuple(f"{name}_" for name in recorded_picture_names(out_dir))
+    pictures = [path for path in (out_dir / PICTURES).iterdir() if path.name.startswith(starts)]
+    for path in (*present, *pictures):
+        path.unlink()
     write_record(record, out_dir)
 
 
 def _time_set(
     each: EvaluationSet, methods: Sequence[Method], journal: Journal | None, n_spixels: Sequence[int]
 ) -> dict[Run, float]:
-    def measure_if_needed() -> dict[Run, float]:
-        seconds = journal.seconds(each.name) if journal else None
-        if seconds is None:
-            seconds = seconds_per_image(methods, each.dataset, n_spixels)
-            if journal:
-                journal.set_seconds(each.name, seconds)
-        return seconds
-
-    return on_first_rank(measure_if_needed)
+    """Return the seconds per image of all runs: from the journal, or measured now."""
+    if journal and each.name in journal.seconds:
+        return journal.seconds[each.name]
+    seconds = seconds_per_image(methods, each.dataset, n_spixels)
+    if journal:
+        journal.set_seconds(each.name, seconds)
+    return seconds
 
 
 def _score_set(
-    each: EvaluationSet,
-    methods: Sequence[Method],
-    journal: Journal | None,
-    *,
-    n_spixels: Sequence[int],
-    metrics: Sequence[str],
-    n_workers: int,
+    each: EvaluationSet, methods: Sequence[Method], journal: Journal | None, **settings: Any
 ) -> list[dict[Run, ImageScores]]:
-    images = on_first_rank(lambda: journal.images(each.name) if journal else [])
+    """Return the scores of all images; those in the journal are not computed again."""
+    images = on_first_rank(lambda: list(journal.images[each.name]) if journal else [])
     try:
-        for image in evaluate(
-            methods,
-            each.dataset,
-            n_spixels=n_spixels,
-            metrics=metrics,
-            n_workers=n_workers,
-            first_idx=len(images),
-            title=each.name,
-        ):
+        for image in evaluate(methods, each.dataset, **settings, first_idx=len(images), title=each.name):
             if journal:
                 journal.add(each.name, image)
             images.append(image)
     except KeyboardInterrupt:
-        n_done, n_images = len(images), len(each.dataset)
-        advice = "; continue with `resume`" if journal else ""
-        logger.info("stopped after %d of %d images of %s%s", n_done, n_images, each.name, advice)
+        done = f"{len(images)} of {len(each.dataset)} images of {each.name}"
+        logger.info("stopped after %s%s", done, "; continue with `resume`" if journal else "")
         raise
     return images
-
-
-def _summarize_set(
-    name: str, scored: Mapping[Run, Sequence[ImageScores]], seconds: Mapping[Run, float]
-) -> DatasetResults:
-    summaries = [summarize(run, images, seconds[run]) for run, images in scored.items()]
-    groups: dict[str, list[Summary]] = {}
-    for run, images in scored.items():
-        for group, summary in summarize_groups(run, images).items():
-            groups.setdefault(group, []).append(summary)
-    return DatasetResults(name, summaries, groups, average_curves(summaries))
 
 
 def _log_tables(result: DatasetResults, shown: Sequence[str]) -> None:

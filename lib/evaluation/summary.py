@@ -1,6 +1,6 @@
 """Average the scores of images into the means that are reported."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,19 +38,10 @@ class Summary(NamedTuple):
 
 
 def summarize(run: Run, images: Sequence[ImageScores], seconds: float | None = None) -> Summary:
-    """Average the scores of a run.
+    """Average the scores of a run on at least one image; `seconds` is the time per image.
 
     NaN values are left out. For example, the mean IoU without segment 0 is NaN if an annotation has no
     other segment.
-
-    Parameters
-    ----------
-    run : Run
-        Method and setting of the scores.
-    images : sequence of ImageScores
-        Scores of at least one image.
-    seconds : float, optional
-        Time per image.
     """
     pairs = [pair for image in images for pair in image.scores.pairs]
     mean = {name: _mean(image.scores.spixels[name] for image in images) for name in images[0].scores.spixels}
@@ -88,25 +79,39 @@ class CurveMeans(NamedTuple):
     common: list[CurveMean]  # over the part that all these curves cover; empty without one
 
 
+class DatasetResults(NamedTuple):
+    """Results of an evaluation on one dataset."""
+
+    name: str
+    summaries: list[Summary]
+    groups: dict[str, list[Summary]]  # by folder of images (a video in DAVIS)
+    curve_means: CurveMeans
+
+
+def summarize_dataset(
+    name: str, scored: Mapping[Run, Sequence[ImageScores]], seconds: Mapping[Run, float]
+) -> DatasetResults:
+    """Average the scores of all runs on a dataset."""
+    summaries = [summarize(run, images, seconds[run]) for run, images in scored.items()]
+    groups: dict[str, list[Summary]] = {}
+    for run, images in scored.items():
+        for group, summary in summarize_groups(run, images).items():
+            groups.setdefault(group, []).append(summary)
+    return DatasetResults(name, summaries, groups, average_curves(summaries))
+
+
 def average_curves(summaries: Sequence[Summary]) -> CurveMeans:
-    """Average metrics over the measured count, by linear interpolation; nothing is extrapolated.
+    """Average metrics on one dataset over the measured count, by linear interpolation, not extrapolation.
 
     Curves that cover no part of `COUNT_RANGE`, such as single points, are left out.
-
-    Parameters
-    ----------
-    summaries : sequence of Summary
-        Summaries on one dataset.
     """
-    own = [_average(*curve, points, *COUNT_RANGE) for curve, points in group_curves(summaries).items()]
-    covered = {curve[:2]: curve for curve in own if curve.low < curve.high}
-    low = max((curve.low for curve in covered.values()), default=0)
-    high = min((curve.high for curve in covered.values()), default=0)
-    common = []
-    if low < high:
-        curves = group_curves(summaries)
-        common = [_average(*curve, curves[curve], low, high) for curve in covered]
-    return CurveMeans(list(covered.values()), common)
+    curves = group_curves(summaries)
+    own = [_average(*curve, points, *COUNT_RANGE) for curve, points in curves.items()]
+    own = [mean for mean in own if mean.low < mean.high]
+    low = max((mean.low for mean in own), default=0)
+    high = min((mean.high for mean in own), default=0)
+    common = [_average(*mean[:2], curves[mean[:2]], low, high) for mean in own] if low < high else []
+    return CurveMeans(own, common)
 
 
 def _average(

@@ -5,18 +5,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from lib.evaluation.summary import COUNT_RANGE, CurveMean, CurveMeans, Summary
+from lib.evaluation.loop import Run
+from lib.evaluation.summary import COUNT_RANGE, CurveMean, DatasetResults, Summary
 from lib.files.atomic import atomic_path
 from lib.metrics.registry import METRICS, PAIR_METRICS
 
-RESULTS, SUMMARY_MARKDOWN, SUMMARY_CSV, CURVE_MEANS_CSV = (
-    "results.json",
-    "summary.md",
-    "summary.csv",
-    "curve_means.csv",
-)
+TABLES = ("results.json", "summary.md", "summary.csv", "curve_means.csv")
+RESULTS, SUMMARY_MARKDOWN, SUMMARY_CSV, CURVE_MEANS_CSV = TABLES
 
 # Columns of the printed table, unless metrics are chosen.
 MAIN_METRICS = (
@@ -28,15 +25,6 @@ MAIN_METRICS = (
     "explained_variation",
     "mean_iou",
 )
-
-
-class DatasetResults(NamedTuple):
-    """Results of an evaluation on one dataset."""
-
-    name: str
-    summaries: list[Summary]
-    groups: dict[str, list[Summary]]  # by folder of images (a video in DAVIS)
-    curve_means: CurveMeans
 
 
 def table_metrics(metrics: Sequence[str], *, ignore_background: bool) -> list[str]:
@@ -51,50 +39,24 @@ def table_metrics(metrics: Sequence[str], *, ignore_background: bool) -> list[st
 
 def summary_table(summaries: Sequence[Summary], metrics: Sequence[str]) -> str:
     """Return a Markdown table with a row per run: requested, measured, means of `metrics`, seconds."""
-    return _markdown(
-        [
-            {**_row(summary, summary.mean, metrics), "s/image": _format_seconds(summary.seconds)}
-            for summary in summaries
-        ]
-    )
+    rows = [_row(each, each.mean, metrics) | {"s/image": _format_seconds(each.seconds)} for each in summaries]
+    return _markdown(rows)
 
 
 def group_table(groups: Mapping[str, Sequence[Summary]], metrics: Sequence[str]) -> str:
     """Return a Markdown table with a row per video and run."""
-    return _markdown(
-        [
-            {"video": group, **_row(summary, summary.mean, metrics)}
-            for group, summaries in groups.items()
-            for summary in summaries
-        ]
-    )
-
-
-def curve_table(curves: Sequence[CurveMean], metrics: Sequence[str]) -> str:
-    """Return a Markdown table with a row per curve: range of measured counts, means of `metrics`."""
-    return _markdown(
-        [
-            {
-                **_curve_cells(curve.method, curve.pos_scale),
-                "from": f"{curve.low:.1f}",
-                "to": f"{curve.high:.1f}",
-                **_metric_cells(curve.means, metrics),
-            }
-            for curve in curves
-        ]
-    )
+    rows = [
+        {"video": group, **_row(summary, summary.mean, metrics)}
+        for group, summaries in groups.items()
+        for summary in summaries
+    ]
+    return _markdown(rows)
 
 
 def write_results(
     out_dir: Path, results: Sequence[DatasetResults], record: Mapping[str, Any], metrics: Sequence[str]
 ) -> None:
-    """Write the summary as Markdown and CSV, the means of curves as CSV, and all of it as JSON.
-
-    Raises
-    ------
-    RunError
-        If a file cannot be written.
-    """
+    """Write the summary as Markdown and CSV, the means of curves as CSV, and all of it as JSON."""
     _write(out_dir / SUMMARY_MARKDOWN, _markdown_page(results, metrics))
     rows = [row for result in results for row in _summary_rows(result)]
     write_csv(out_dir / SUMMARY_CSV, rows)
@@ -107,23 +69,20 @@ def write_results(
 
 def _markdown_page(results: Sequence[DatasetResults], metrics: Sequence[str]) -> str:
     shown = [name for name in METRICS if name in metrics and name != "n_spixels"]
+    pair_metrics = [metric.name for metric in PAIR_METRICS if metric.name in metrics]
     parts = []
     for result in results:
-        parts += [
-            f"# {result.name}",
-            f"{result.summaries[0].n_images} images, {result.summaries[0].n_pairs} pairs",
-        ]
+        first, means = result.summaries[0], result.curve_means
+        parts += [f"# {result.name}", f"{first.n_images} images, {first.n_pairs} pairs"]
         parts += ["## Means", summary_table(result.summaries, shown)]
-        pair_metrics = [metric.name for metric in PAIR_METRICS if metric.name in metrics]
         if pair_metrics:
             worst = [_row(summary, summary.worst, pair_metrics) for summary in result.summaries]
             parts += ["## Worst annotation of each image", _markdown(worst)]
-        if result.curve_means.common:
-            parts += ["## Means over the counts that all curves cover"]
-            parts += [curve_table(result.curve_means.common, shown)]
-        if result.curve_means.own:
-            parts += ["## Means over each curve's own part of {} to {}".format(*COUNT_RANGE)]
-            parts += [curve_table(result.curve_means.own, shown)]
+        if means.common:
+            parts += ["## Means over the counts that all curves cover", _curve_table(means.common, shown)]
+        if means.own:
+            title = "## Means over each curve's own part of {} to {}".format(*COUNT_RANGE)
+            parts += [title, _curve_table(means.own, shown)]
         if result.groups:
             parts += ["## Videos", group_table(result.groups, shown)]
     abbreviations = ", ".join(f"{METRICS[name].symbol}: {METRICS[name].title}" for name in shown)
@@ -132,25 +91,39 @@ def _markdown_page(results: Sequence[DatasetResults], metrics: Sequence[str]) ->
 
 def _row(summary: Summary, values: Mapping[str, float], metrics: Sequence[str]) -> dict[str, str]:
     return {
-        **_curve_cells(summary.run.method, summary.run.pos_scale),
+        **_curve_cells(summary.run),
         "requested": str(summary.run.n_spixels),
         "measured": f"{summary.mean['n_spixels']:.1f}",
         **_metric_cells(values, metrics),
     }
 
 
-def _format_seconds(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return f"{seconds:.3f}" if seconds >= 0.0005 else "<0.001"
+def _curve_table(curves: Sequence[CurveMean], metrics: Sequence[str]) -> str:
+    """Return a Markdown table with a row per curve: range of measured counts, means of `metrics`."""
+    rows = [
+        {
+            **_curve_cells(curve),
+            "from": f"{curve.low:.1f}",
+            "to": f"{curve.high:.1f}",
+            **_metric_cells(curve.means, metrics),
+        }
+        for curve in curves
+    ]
+    return _markdown(rows)
 
 
-def _curve_cells(method: str, pos_scale: float | None) -> dict[str, str]:
-    return {"method": method, "pos_scale": "" if pos_scale is None else f"{pos_scale:g}"}
+def _curve_cells(curve: Run | CurveMean) -> dict[str, str]:
+    return {"method": curve.method, "pos_scale": "" if curve.pos_scale is None else f"{curve.pos_scale:g}"}
 
 
 def _metric_cells(values: Mapping[str, float], metrics: Sequence[str]) -> dict[str, str]:
     return {METRICS[name].symbol: f"{values[name]:.4f}" for name in metrics}
+
+
+def _format_seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds:.3f}" if seconds >= 0.0005 else "<0.001"
 
 
 def _summary_rows(result: DatasetResults) -> list[dict[str, Any]]:
@@ -192,21 +165,15 @@ def _curve_rows(result: DatasetResults) -> list[dict[str, Any]]:
 
 def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
     """Format aligned columns: text left, numbers right."""
-    columns = list(rows[0])
-    lines = [columns, *([row[column] for column in columns] for row in rows)]
-    widths = [max(3, *(len(line[idx]) for line in lines)) for idx in range(len(columns))]
-    is_text = [column in ("method", "video") for column in columns]
-    padded = [
-        [
-            cell.ljust(width) if text else cell.rjust(width)
-            for cell, width, text in zip(line, widths, is_text, strict=True)
-        ]
-        for line in lines
-    ]
-    rule = [
-        "-" * width if text else "-" * (width - 1) + ":" for width, text in zip(widths, is_text, strict=True)
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
+    columns = []
+    for name in rows[0]:
+        cells = [name, *(row[name] for row in rows)]
+        width = max(3, *map(len, cells))
+        is_text = name in ("method", "video")
+        rule = "-" * width if is_text else "-" * (width - 1) + ":"
+        cells = [cell.ljust(width) if is_text else cell.rjust(width) for cell in cells]
+        columns.append([cells[0], rule, *cells[1:]])
+    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
 
 
 def _write(path: Path, text: str) -> None:

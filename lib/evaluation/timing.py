@@ -20,28 +20,10 @@ N_TIMED_IMAGES = 5
 def seconds_per_image(
     methods: Sequence[Method], dataset: Dataset[SegmentedImage], n_spixels: Sequence[int]
 ) -> dict[Run, float]:
-    """Time every method with every setting, without enforcing connectivity.
+    """Return the median time in seconds of every method with every setting, without enforcing connectivity.
 
-    Networks start from the CIELAB image, other methods from the RGB image.
-
-    Parameters
-    ----------
-    methods : sequence of Method
-        Methods to time.
-    dataset : Dataset of SegmentedImage
-        At least one image. The first five are timed, after an untimed warm-up on the first.
-    n_spixels : sequence of int
-        Requested numbers of superpixels.
-
-    Returns
-    -------
-    dict of Run to float
-        Median over the images, in seconds.
-
-    Raises
-    ------
-    InputError
-        If an image cannot be used, or has too few pixels.
+    Networks start from the CIELAB image, other methods from the RGB image. The first five images are timed,
+    after an untimed warm-up on the first. Raises `InputError` if one cannot be used or has too few pixels.
     """
     images = [EvaluationImages(dataset)[idx] for idx in range(min(N_TIMED_IMAGES, len(dataset)))]
     for image in images:

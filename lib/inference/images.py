@@ -1,13 +1,14 @@
 """Segment image files in a pipeline: reading, network and writing overlap."""
 
+import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -24,8 +25,6 @@ from lib.superpixels.regions import Superpixels
 
 logger = logging.getLogger(__name__)
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
-
 _N_THREADS = 2  # reading, and as many writing
 
 # Limits on images that are read ahead of a batch, and on images that wait to be written. A larger image waits
@@ -33,7 +32,6 @@ _N_THREADS = 2  # reading, and as many writing
 _MAX_WAITING = 4
 _MAX_WAITING_PIXELS = 2**25
 
-_OUT_OF_MEMORY = "out of memory"
 _BATCH_PIXELS = 2**22  # the image that exceeds it is the last of its batch
 
 
@@ -71,6 +69,9 @@ class ImageJob(NamedTuple):
             write_outputs(superpixels, self.files, style=style, flow=flow)
 
 
+_ReadImage = tuple[ImageJob, PreprocessedImage]
+
+
 class Failure(NamedTuple):
     """Image that got no outputs, and its error."""
 
@@ -89,7 +90,7 @@ class RunSummary(NamedTuple):
     n_skipped: int
     failures: list[Failure]
     seconds: float
-    n_measured: int = 0  # superpixels in all images that are done
+    n_measured: int  # superpixels in all images that are done
 
 
 def segment_files(
@@ -114,18 +115,12 @@ def segment_files(
         Segmenter of a base model or of a composite model.
     jobs : sequence of ImageJob
         Images and their files, no file twice. All jobs have flow, or none. Missing folders are made.
-    n_spixels : int
-        Requested number of superpixels per image.
-    connected : bool
-        Enforce connectivity.
-    exact : bool
-        Make exactly `n_spixels` superpixels; needs `connected`.
-    style : OverlayStyle
-        Style of the overlays.
+    n_spixels, connected, exact
+        As for the call of the segmenter.
     batch_size : int
         Largest number of images in a batch; they have one size and no masks.
-    skip_existing : bool
-        Skip images whose files all exist.
+    style, skip_existing
+        Style of the overlays; True skips images whose files all exist.
 
     Raises
     ------
@@ -135,8 +130,7 @@ def segment_files(
     start = time.perf_counter()
     share = jobs[rank() :: n_ranks()]
     is_disabled = None if is_first_rank() else True  # None: shown on a terminal
-    progress = tqdm(total=len(share), desc="segmenting", unit="image", disable=is_disabled)
-    with progress:
+    with tqdm(total=len(share), desc="segmenting", unit="image", disable=is_disabled) as progress:
         todo = [job for job in share if not (skip_existing and job.is_done())]
         progress.update(len(share) - len(todo))
         pipeline = _Pipeline(
@@ -151,155 +145,111 @@ def segment_files(
                 for failure in pipeline.failures:
                     logger.error("%s", failure)
                 raise
-    results = gather(lambda: (len(share) - len(todo), pipeline.failures, len(todo), pipeline.n_measured))
-    failures = [failure for result in results for failure in result[1]]
-    return RunSummary(
-        n_done=sum(result[2] for result in results) - len(failures),
-        n_skipped=sum(result[0] for result in results),
-        failures=failures,
-        seconds=time.perf_counter() - start,
-        n_measured=sum(result[3] for result in results),
-    )
+    results = gather(lambda: (len(todo), len(share) - len(todo), pipeline.n_measured, pipeline.failures))
+    n_todo, n_skipped, n_measured, failures = zip(*results, strict=True)
+    failures = list(itertools.chain.from_iterable(failures))
+    n_done = sum(n_todo) - len(failures)
+    return RunSummary(n_done, sum(n_skipped), failures, time.perf_counter() - start, sum(n_measured))
 
 
+@dataclass
 class _Pipeline:
     """Settings and state of `segment_files`."""
 
-    def __init__(
-        self,
-        segmenter: Segmenter,
-        n_spixels: int,
-        *,
-        connected: bool,
-        exact: bool,
-        style: OverlayStyle,
-        progress: tqdm,
-    ) -> None:
-        self.segmenter = segmenter
-        self.n_spixels = n_spixels
-        self.connected = connected
-        self.exact = exact
-        self.style = style
-        self.progress = progress
-        self.failures: list[Failure] = []
-        self.n_measured = 0
-        self._lock = Lock()  # several threads write
-        self._writing: deque[tuple[Future[None], int]] = deque()  # with the number of pixels
+    segmenter: Segmenter
+    n_spixels: int
+    connected: bool
+    exact: bool
+    style: OverlayStyle
+    progress: tqdm
+    failures: list[Failure] = field(default_factory=list)
+    n_measured: int = 0
 
     def segment(
-        self,
-        jobs: Sequence[ImageJob],
-        batch_size: int,
-        readers: ThreadPoolExecutor,
-        writers: ThreadPoolExecutor,
+        self, jobs: Sequence[ImageJob], batch_size: int, readers: Executor, writers: Executor
     ) -> None:
-        prepared = _map_ahead(
-            readers,
-            self._read,
-            jobs,
-            n_ahead=_MAX_WAITING + batch_size,
-            size_of=lambda job: count_pixels(job.image),
-        )
-        for batch in _batches(zip(jobs, prepared, strict=True), batch_size):
+        writing: deque[tuple[Future[int], int]] = deque()  # with the number of pixels
+        for batch in _batches(self._read_ahead(jobs, readers, _MAX_WAITING + batch_size), batch_size):
             stop_flag.raise_if_set()
             for job, image, superpixels in self._cluster(batch):
                 future = writers.submit(self._write, job, image, superpixels)
-                self._writing.append((future, superpixels.labels.size))
-            while len(self._writing) > _MAX_WAITING or self._n_waiting_pixels() > _MAX_WAITING_PIXELS:
-                self._writing.popleft()[0].result()
-        while self._writing:
-            self._writing.popleft()[0].result()
+                writing.append((future, superpixels.labels.size))
+            while len(writing) > _MAX_WAITING or sum(size for _, size in writing) > _MAX_WAITING_PIXELS:
+                self.n_measured += writing.popleft()[0].result()
+        self.n_measured += sum(future.result() for future, _ in writing)
 
-    def _n_waiting_pixels(self) -> int:
-        return sum(n_pixels for _, n_pixels in self._writing)
+    def _read_ahead(self, jobs: Sequence[ImageJob], readers: Executor, n_ahead: int) -> Iterator[_ReadImage]:
+        """Yield the images that can be read, in order, with their jobs; threads read ahead.
+
+        At most `n_ahead` images of at most `_MAX_WAITING_PIXELS` in all are ahead; a larger one is alone.
+        """
+        todo = deque(jobs)
+        reading: deque[tuple[ImageJob, Future[PreprocessedImage | None], int]] = deque()
+        while todo or reading:
+            while todo and len(reading) < n_ahead:
+                n_pixels = count_pixels(todo[0].image)
+                if reading and n_pixels + sum(size for *_, size in reading) > _MAX_WAITING_PIXELS:
+                    break
+                job = todo.popleft()
+                reading.append((job, readers.submit(self._read, job), n_pixels))
+            job, future, _ = reading.popleft()
+            image = future.result()
+            if image is not None:
+                yield job, image
 
     def _read(self, job: ImageJob) -> PreprocessedImage | None:
         try:
             image = job.read(self.segmenter)
             check_n_spixels(self.n_spixels, image.n_pixels, image.name)
-        except InputError as error:
-            self._fail(job, error)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            self._fail(job, RunError(_OUT_OF_MEMORY))
-        else:
             return image
-        return None
+        except Exception as error:
+            self._fail(job, _error_of_image(error))
+            return None
 
-    def _cluster(
-        self, batch: list[tuple[ImageJob, PreprocessedImage]]
-    ) -> list[tuple[ImageJob, PreprocessedImage, Superpixels]]:
+    def _cluster(self, batch: list[_ReadImage]) -> list[tuple[ImageJob, PreprocessedImage, Superpixels]]:
         jobs, images = zip(*batch, strict=True)
         with_features = jobs[0].files.features is not None
         try:
             superpixels = self.segmenter.segment(images, self.n_spixels, with_features=with_features)
-        except InputError as error:
-            failure = error
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            failure = RunError(_OUT_OF_MEMORY)
-        else:
             return list(zip(jobs, images, superpixels, strict=True))
-        # Retry outside the handlers, where the memory of the failed attempt is free again.
+        except Exception as error:
+            failure = _error_of_image(error)
+        # Retry outside the handler, where the memory of the failed attempt is free again.
         if len(batch) > 1:
             return [result for member in batch for result in self._cluster([member])]
         self._fail(jobs[0], failure)
         return []
 
-    def _write(self, job: ImageJob, image: PreprocessedImage, superpixels: Superpixels) -> None:
+    def _write(self, job: ImageJob, image: PreprocessedImage, superpixels: Superpixels) -> int:
+        """Write the files of an image; return the number of superpixels, 0 if it failed."""
         try:
             if self.connected:
                 superpixels = self.segmenter.postprocess(superpixels, self.n_spixels, exact=self.exact)
             job.write(self.segmenter, image, superpixels, self.style)
-        except (InputError, RunError, OSError) as error:
-            self._fail(job, error)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            self._fail(job, RunError(_OUT_OF_MEMORY))
-        else:
-            with self._lock:
-                self.n_measured += superpixels.n_measured
-            self.progress.update()
+        except Exception as error:
+            self._fail(job, _error_of_image(error))
+            return 0
+        self.progress.update()
+        return superpixels.n_measured
 
     def _fail(self, job: ImageJob, error: Exception) -> None:
         self.failures.append(Failure(job.image, error))
         self.progress.update()
 
 
-def _map_ahead(
-    executor: ThreadPoolExecutor,
-    function: Callable[[Item], Result],
-    items: Iterable[Item],
-    *,
-    n_ahead: int,
-    size_of: Callable[[Item], int],
-) -> Iterator[Result]:
-    """Yield the results of a function in the order of the items, computed ahead in threads.
-
-    At most `n_ahead` items, with at most `_MAX_WAITING_PIXELS` together, are ahead; a larger one is alone.
-    """
-    todo = deque(items)
-    pending: deque[tuple[Future[Result], int]] = deque()
-    while todo or pending:
-        while todo and len(pending) < n_ahead:
-            size = size_of(todo[0])
-            if pending and size + sum(n_pixels for _, n_pixels in pending) > _MAX_WAITING_PIXELS:
-                break
-            pending.append((executor.submit(function, todo.popleft()), size))
-        yield pending.popleft()[0].result()
+def _error_of_image(error: Exception) -> Exception:
+    """Return the error to report for an image; raise errors that the other images would meet too."""
+    if is_out_of_memory(error):
+        return RunError("out of memory")
+    if isinstance(error, InputError | RunError | OSError):
+        return error
+    raise error
 
 
-def _batches(
-    images: Iterable[tuple[ImageJob, PreprocessedImage | None]], batch_size: int
-) -> Iterator[list[tuple[ImageJob, PreprocessedImage]]]:
-    """Yield batches of consecutive images of one size; skip images that could not be read (None)."""
-    batch: list[tuple[ImageJob, PreprocessedImage]] = []
+def _batches(images: Iterable[_ReadImage], batch_size: int) -> Iterator[list[_ReadImage]]:
+    """Yield batches of consecutive images of one size."""
+    batch: list[_ReadImage] = []
     for job, image in images:
-        if image is None:
-            continue
         is_full = len(batch) == batch_size or sum(member.n_pixels for _, member in batch) > _BATCH_PIXELS
         if batch and (is_full or not _fit_one_batch(batch[0][1], image)):
             yield batch

@@ -30,17 +30,17 @@ class Output(NamedTuple):
     """Kind of file that can be written for an image."""
 
     suffixes: tuple[str, ...]  # of the formats
-    default: str | None  # for a single image; None writes no file
-    default_for_many: str | None
+    default: str | None = None  # for a single image; None writes no file
+    default_for_many: str | None = None
 
 
 # By field of `OutputFiles`. If only a folder is given, the first suffix is the format.
 OUTPUTS = {
     "overlay": Output(PICTURE_SUFFIXES, "results.png", "results"),
-    "labels": Output(LABEL_SUFFIXES, None, None),
-    "features": Output(FEATURE_SUFFIXES, None, None),
-    "outlines": Output(OUTLINE_SUFFIXES, None, None),
-    "flow": Output(PICTURE_SUFFIXES, None, None),
+    "labels": Output(LABEL_SUFFIXES),
+    "features": Output(FEATURE_SUFFIXES),
+    "outlines": Output(OUTLINE_SUFFIXES),
+    "flow": Output(PICTURE_SUFFIXES),
 }
 
 
@@ -78,11 +78,8 @@ def plan_jobs(
     """
     is_single = is_single_image(images)
     mask_template = _mask_template(mask, is_single=is_single)
-    templates = {}
-    for kind in OUTPUTS:
-        template = _make_template(kind, outputs.get(kind), is_single=is_single)
-        if template is not None:
-            templates[kind] = template
+    templates = {kind: _make_template(kind, outputs.get(kind), is_single=is_single) for kind in OUTPUTS}
+    templates = {kind: template for kind, template in templates.items() if template}
     found = _find_images(images, [*templates.values(), *filter(None, [mask_template])])
     jobs = []
     masks = {real_path(_fill(mask_template, name)) for _, name in found} if mask_template else set()

@@ -18,33 +18,21 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 LABEL_SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".h5")
 FEATURE_SUFFIXES = (".npz",)
 OUTLINE_SUFFIXES = (".geojson", ".svg")
-MAX_PNG_LABEL = 2**16 - 1
+OVERLAYS = ("boundaries", "mean_colors")
 
 # Level 1 writes pictures about four times faster than Pillow's default, level 6; files are larger.
 _PNG_COMPRESS_LEVEL = 1
 
 _MAX_JPEG_SIDE = 65_500  # pixels; limit of libjpeg
-
-
-OVERLAYS = ("boundaries", "mean_colors")
+_MAX_PNG_LABEL = 2**16 - 1
 
 
 class OverlayStyle(NamedTuple):
-    """Style of an overlay.
+    """Style of an overlay: borders drawn over the image, or each superpixel filled with its mean colour."""
 
-    Attributes
-    ----------
-    kind : {"boundaries", "mean_colors"}
-        Draw borders over the image, or fill every superpixel with its mean colour.
-    color : tuple of int
-        RGB of the borders.
-    width : int
-        Width of the borders in pixels.
-    """
-
-    kind: str = "boundaries"
-    color: tuple[int, int, int] = BOUNDARY_COLOR
-    width: int = 2
+    kind: str = "boundaries"  # or another of `OVERLAYS`
+    color: tuple[int, int, int] = BOUNDARY_COLOR  # RGB of the borders
+    width: int = 2  # of the borders, in pixels
 
     def draw(self, superpixels: Superpixels) -> np.ndarray:
         """Return the overlay of an image, (H, W, 3) uint8."""
@@ -58,27 +46,13 @@ DEFAULT_STYLE = OverlayStyle()
 
 
 class OutputFiles(NamedTuple):
-    """Output files of an image; the suffix chooses the format.
+    """Output files of an image; the suffix chooses the format."""
 
-    Attributes
-    ----------
-    overlay : Path
-        Picture of the image with its superpixels.
-    labels : Path, optional
-        Label map: .npy (int32), .png (16 bits), .tif (32 bits), or .h5 (dataset `labels`, compressed).
-    features : Path, optional
-        Arrays `pixel_features`, `spixel_features`, `n_base_features` and `labels`, .npz.
-    outlines : Path, optional
-        Outlines of connected superpixels, .geojson or .svg; see `lib.superpixels.outlines`.
-    flow : Path, optional
-        Picture of the optical flow of the image.
-    """
-
-    overlay: Path
-    labels: Path | None = None
-    features: Path | None = None
-    outlines: Path | None = None
-    flow: Path | None = None
+    overlay: Path  # picture of the image with its superpixels
+    labels: Path | None = None  # .npy (int32), .png (16 bits), .tif (32 bits), .h5 (compressed `labels`)
+    features: Path | None = None  # .npz of `pixel_features`, `spixel_features`, `n_base_features`, `labels`
+    outlines: Path | None = None  # of connected superpixels, .geojson or .svg
+    flow: Path | None = None  # picture of the optical flow
 
     @property
     def paths(self) -> list[Path]:
@@ -94,16 +68,7 @@ def write_outputs(
 ) -> None:
     """Write the requested files of an image: all of them, or none.
 
-    Parameters
-    ----------
-    superpixels : Superpixels
-        Superpixels, with features if `files.features` is set.
-    files : OutputFiles
-        Files to write.
-    style : OverlayStyle
-        Style of the overlay.
-    flow : ndarray, shape (H, W, 4), float32, optional
-        Optical flow to draw if `files.flow` is set; see `draw_flow`.
+    `files.features` needs superpixels with features, and `files.flow` needs `flow`, (H, W, 4) float32 pixels.
 
     Raises
     ------
@@ -156,16 +121,12 @@ def _write_labels(labels: np.ndarray, temporary: Path, path: Path) -> None:
         case ".tif" | ".tiff":
             Image.fromarray(labels).save(temporary, compression="tiff_adobe_deflate")
         case _:
+            problem = None
             if labels.min() < 0:
-                raise InputError(
-                    f"{path}: PNG cannot hold label -1 of pixels outside the mask; "
-                    "use a name that ends in .npy, .tif or .h5",
-                    parameter="save_labels",
-                )
-            if labels.max() > MAX_PNG_LABEL:
-                raise InputError(
-                    f"{path}: label {labels.max()} does not fit a 16-bit PNG; "
-                    "use a name that ends in .npy, .tif or .h5",
-                    parameter="save_labels",
-                )
+                problem = "PNG cannot hold label -1 of pixels outside the mask"
+            elif labels.max() > _MAX_PNG_LABEL:
+                problem = f"label {labels.max()} does not fit a 16-bit PNG"
+            if problem:
+                message = f"{path}: {problem}; use a name that ends in .npy, .tif or .h5"
+                raise InputError(message, parameter="save_labels")
             Image.fromarray(labels.astype(np.uint16)).save(temporary)

@@ -21,8 +21,6 @@ from lib.superpixels.regions import Superpixels
 from lib.weights import load_model
 from model import LearnedFeatures, SSNPix, cluster, cluster_labels, without_position
 
-CPU = torch.device("cpu")
-
 
 class PreprocessedImage(NamedTuple):
     """An image ready for a network; see `Segmenter.preprocess`."""
@@ -37,10 +35,6 @@ class PreprocessedImage(NamedTuple):
     def n_pixels(self) -> int:
         """Number of pixels to segment."""
         return self.image_lab[0].numel() if self.mask is None else np.count_nonzero(self.mask)
-
-    def n_spixels_on_grid(self, n_spixels: int) -> int:
-        """Return how many superpixels to request for the whole image to get about `n_spixels` in the mask."""
-        return n_spixels if self.mask is None else fit_grid_to_mask(self.mask, n_spixels)
 
 
 class Segmenter:
@@ -90,7 +84,7 @@ class Segmenter:
         model: nn.Module,
         scales: InputScales,
         *,
-        device: torch.device | str = CPU,
+        device: torch.device | str = "cpu",
         with_bfloat16: bool = False,
         pos_scale_dist: float = 1.0,
         n_iter: int | None = None,
@@ -105,23 +99,15 @@ class Segmenter:
         self.stopwatch = stopwatch or Stopwatch()
 
     @classmethod
-    def from_checkpoint(
-        cls,
-        path: Path | str,
-        *,
-        device: torch.device | str = CPU,
-        with_bfloat16: bool = False,
-        pos_scale_dist: float = 1.0,
-        n_iter: int | None = None,
-    ) -> Self:
+    def from_checkpoint(cls, path: Path | str, **options: Any) -> Self:
         """Load the base or composite model in a weight file.
 
         Parameters
         ----------
         path : Path or str
             One of our checkpoints, a published state dict, or "none" for the model without a network.
-        device, with_bfloat16, pos_scale_dist, n_iter
-            As for the class.
+        **options
+            `device`, `with_bfloat16`, `pos_scale_dist`, `n_iter` and `stopwatch` of the class.
 
         Raises
         ------
@@ -129,14 +115,7 @@ class Segmenter:
             If the file cannot be used.
         """
         loaded = load_model(path)
-        return cls(
-            loaded.model,
-            loaded.scales,
-            device=device,
-            with_bfloat16=with_bfloat16,
-            pos_scale_dist=pos_scale_dist,
-            n_iter=n_iter,
-        )
+        return cls(loaded.model, loaded.scales, **options)
 
     @property
     def learns_features(self) -> bool:
@@ -177,10 +156,6 @@ class Segmenter:
         with_features, with_soft_assignment : bool
             Keep the learned features, or the soft assignment; see `Superpixels`.
 
-        Returns
-        -------
-        Superpixels
-
         Raises
         ------
         InputError
@@ -188,9 +163,8 @@ class Segmenter:
             what the model reads, of another size or not finite, or the mask is of another size, empty, or in
             more parts than the requested superpixels.
         """
-        prepared = [self.preprocess(image, extra, mask)]
         (superpixels,) = self._run(
-            prepared,
+            [self.preprocess(image, extra, mask)],
             n_spixels,
             connected=connected,
             exact=exact,
@@ -226,25 +200,22 @@ class Segmenter:
         Raises
         ------
         InputError
-            As the call.
+            If an image, extra channels or a mask cannot be used, as for the call.
         """
         return self._run(self._preprocess_batch(images, extra, mask), n_spixels, **options)
 
     def _run(
         self,
-        prepared: Sequence[PreprocessedImage],
+        images: Sequence[PreprocessedImage],
         n_spixels: int,
         *,
         connected: bool = True,
         exact: bool = False,
-        with_features: bool = False,
-        with_soft_assignment: bool = False,
+        **kept: bool,
     ) -> list[Superpixels]:
         if exact and not connected:
             raise InputError("an exact number of superpixels needs connected ones")
-        superpixels = self.segment(
-            prepared, n_spixels, with_features=with_features, with_soft_assignment=with_soft_assignment
-        )
+        superpixels = self.segment(images, n_spixels, **kept)
         if connected:
             superpixels = [self.postprocess(each, n_spixels, exact=exact) for each in superpixels]
         return superpixels
@@ -283,28 +254,20 @@ class Segmenter:
         Images with masks are segmented one by one, each on its own grid.
         """
         if len(images) > 1 and any(image.mask is not None for image in images):
-            return [
-                superpixels
-                for image in images
-                for superpixels in self.segment(
-                    [image],
-                    n_spixels,
-                    with_features=with_features,
-                    with_soft_assignment=with_soft_assignment,
-                )
-            ]
+            kept = {"with_features": with_features, "with_soft_assignment": with_soft_assignment}
+            return [self.segment([image], n_spixels, **kept)[0] for image in images]
+        mask, assignment = images[0].mask, None
         check_n_spixels(n_spixels, images[0].n_pixels, images[0].name)
-        n_on_grid = images[0].n_spixels_on_grid(n_spixels)
+        n_on_grid = n_spixels if mask is None else fit_grid_to_mask(mask, n_spixels)
         with self.stopwatch.stage("network", on_device=True):
             pixel_features, known = self._features(images, n_on_grid)
             learned = self._position_invariant(images, n_on_grid, known) if with_features else None
-        mask, assignment = images[0].mask, None
         with self.stopwatch.stage("clustering", on_device=True):
             if with_soft_assignment:
                 output = cluster(pixel_features, n_on_grid, **self._clustering(mask))
                 assignment, labels = output.assignment, _to_numpy(output.labels)
             else:
-                labels = self._cluster_labels(pixel_features, n_on_grid, mask)
+                labels = _to_numpy(cluster_labels(pixel_features, n_on_grid, **self._clustering(mask)))
         return [
             Superpixels(
                 labels[idx] if mask is None else np.where(mask, labels[idx], np.int32(OUTSIDE)),
@@ -336,30 +299,23 @@ class Segmenter:
 
     @torch.no_grad()
     def sweep(self, image: PreprocessedImage, settings: Sequence[tuple[int, float]]) -> list[Superpixels]:
-        """Cut an image into superpixels that may be in pieces, with several settings.
+        """Cut an image without mask into superpixels that may be in pieces, with several settings.
 
+        A setting is a requested number of superpixels, and a position scale in place of the one in `scales`.
         Learned features are computed once for all settings that give the network the same input, see
         `lib.network.inputs.pixel_pos_scale`, and features of extra channels once in all.
-
-        Parameters
-        ----------
-        image : PreprocessedImage
-            An image without mask.
-        settings : sequence of (int, float)
-            Requested numbers of superpixels, each with the weight of the position in place of the one in
-            `scales`.
         """
         by_scale: dict[float, list[tuple[int, float]]] = {}
-        for n_spixels, pos_scale in settings:
-            scale = pixel_pos_scale(image.image_rgb.shape[:2], n_spixels, pos_scale)
-            by_scale.setdefault(scale, []).append((n_spixels, pos_scale))
+        for setting in settings:
+            scale = pixel_pos_scale(image.image_rgb.shape[:2], *setting)
+            by_scale.setdefault(scale, []).append(setting)
         found: dict[tuple[int, float], Superpixels] = {}
         learned = None
         for group in by_scale.values():
             n_spixels, pos_scale = group[0]
             features, learned = self._features([image], n_spixels, pos_scale=pos_scale, known=learned)
             for setting in group:
-                labels = self._cluster_labels(features, setting[0], None)
+                labels = _to_numpy(cluster_labels(features, setting[0], **self._clustering()))
                 found[setting] = Superpixels(labels[0], image.image_rgb, setting[0])
         return [found[setting] for setting in settings]
 
@@ -369,12 +325,7 @@ class Segmenter:
     ) -> tuple[Superpixels, Tensor]:
         """Cut a frame into superpixels that start from given features (C, S), NaN for a fresh start.
 
-        Returns
-        -------
-        superpixels : Superpixels
-            As from `segment`.
-        spixel_features : Tensor, shape (C, S)
-            Features at the end of the clustering.
+        Returns the superpixels, which may be in pieces, and their features (C, S) after the clustering.
         """
         if image.mask is not None:
             raise InputError(f"{image.name} has a mask or NaN pixels, which a video cannot have")
@@ -382,13 +333,8 @@ class Segmenter:
         with self.stopwatch.stage("network", on_device=True):
             pixel_features, _ = self._features([image], n_spixels)
         with self.stopwatch.stage("clustering", on_device=True):
-            output = cluster(
-                pixel_features,
-                n_spixels,
-                n_iter=self.n_iter,
-                distance=self.model.distance,
-                start=None if start is None else start[None],
-            )
+            start = None if start is None else start[None]
+            output = cluster(pixel_features, n_spixels, **self._clustering(), start=start)
             labels = _to_numpy(output.labels[0])
         return Superpixels(labels, image.image_rgb, n_spixels), output.spixel_features[0]
 
@@ -425,10 +371,8 @@ class Segmenter:
         parts = [part for part in learned if part is not None]
         return torch.cat(parts, dim=1).float().contiguous().cpu().numpy()
 
-    def _cluster_labels(self, pixel_features: Tensor, n_spixels: int, mask: np.ndarray | None) -> np.ndarray:
-        return _to_numpy(cluster_labels(pixel_features, n_spixels, **self._clustering(mask)))
-
-    def _clustering(self, mask: np.ndarray | None) -> dict[str, Any]:
+    def _clustering(self, mask: np.ndarray | None = None) -> dict[str, Any]:
+        """Return the options of `cluster`."""
         mask = None if mask is None else torch.from_numpy(mask)[None].to(self.device)
         return {"n_iter": self.n_iter, "distance": self.model.distance, "mask": mask}
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lib.inference.segmenter import PreprocessedImage, Segmenter
 from lib.slic.grid import compute_grid_shape
-from lib.superpixels.counts import check_n_spixels
 from lib.superpixels.regions import Superpixels
 
 # In cells. Without it, superpixels at the edge of a cell switch back and forth; 0.5 is no better than 0.25.
@@ -19,12 +18,7 @@ class TrackedSuperpixels(NamedTuple):
     """Superpixels of a frame with their track IDs."""
 
     superpixels: Superpixels  # connected, numbered from 0
-    track_ids: np.ndarray  # (S,), int32: one for each superpixel, the same in all frames
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Return the track ID of each pixel, (H, W) int32."""
-        return self.track_ids[self.superpixels.labels]
+    labels: np.ndarray  # (H, W), int32: track ID of each pixel
 
 
 class Tracker:
@@ -33,13 +27,6 @@ class Tracker:
     A superpixel can only reach pixels of its own cell and of the eight cells around it. A superpixel that the
     flow moves therefore changes to the cell at its new position. Its track ID ends if no cell near it is
     free, or if it leaves the frame. A cell without a superpixel starts one with a new track ID.
-
-    Parameters
-    ----------
-    segmenter : Segmenter
-        Segments the frames.
-    n_spixels : int
-        Requested number of superpixels.
     """
 
     def __init__(self, segmenter: Segmenter, n_spixels: int) -> None:
@@ -60,32 +47,23 @@ class Tracker:
         flow_from_last : ndarray, shape (H, W, 2), optional
             Flow (dy, dx) in pixels from the last frame to this one; None for the first frame.
 
-        Returns
-        -------
-        TrackedSuperpixels
-
         Raises
         ------
         InputError
-            If the frame has fewer pixels than the requested superpixels.
+            If the frame has fewer pixels than the requested superpixels, or a mask.
         """
-        check_n_spixels(self._n_spixels, image.n_pixels, image.name)
-        start = None
-        shape = image.image_rgb.shape[:2]
-        n_rows, n_cols = compute_grid_shape(*shape, self._n_spixels)
-        if flow_from_last is None:
-            self._track_ids = self._new_track_ids(n_rows * n_cols)
-        else:
-            start = self._move(flow_from_last, (n_rows, n_cols))
+        start = None if flow_from_last is None else self._move(flow_from_last)
         superpixels, self._features = self._segmenter.segment_from(image, self._n_spixels, start)
+        if start is None:
+            self._track_ids = self._new_track_ids(self._features.shape[1])
         self._last_labels = superpixels.labels
         connected = superpixels.connected()
-        return TrackedSuperpixels(connected, self._identify(superpixels.labels, connected.labels))
+        track_ids = self._identify(superpixels.labels, connected.labels)
+        return TrackedSuperpixels(connected, track_ids[connected.labels])
 
-    def _move(self, flow: np.ndarray, grid_shape: tuple[int, int]) -> Tensor:
+    def _move(self, flow: np.ndarray) -> Tensor:
         """Return the features to start from, (C, S), NaN for new superpixels; track IDs move along."""
-        shape = flow.shape[:2]
-        n_cells = grid_shape[0] * grid_shape[1]
+        shape, n_cells = flow.shape[:2], len(self._track_ids)
         flat = self._last_labels.ravel()
         sizes = np.bincount(flat, minlength=n_cells)
 
@@ -98,7 +76,7 @@ class Tracker:
         moved = self._features.clone()
         scale = self._segmenter.position_scale(shape, self._n_spixels)
         moved[self._segmenter.model.position_channels] += scale * torch.from_numpy(shift).to(moved)
-        source = _assign_cells(position, sizes, shape, grid_shape)
+        source = _assign_cells(position, sizes, shape, compute_grid_shape(*shape, self._n_spixels))
         is_kept = source >= 0
         track_ids = np.empty(n_cells, dtype=np.int32)
         track_ids[is_kept] = self._track_ids[source[is_kept]]
@@ -135,26 +113,21 @@ class Tracker:
 def share_that_follows(last_labels: np.ndarray, labels: np.ndarray, flow: np.ndarray) -> float:
     """Return the share of pixels that have the same label as the pixel the flow leads them to.
 
+    Pixels that leave the frame are ignored; NaN if all do.
+
     Parameters
     ----------
     last_labels, labels : ndarray, shape (H, W), integer
         Labels of two neighbouring frames.
     flow : ndarray, shape (H, W, 2)
         Flow (dy, dx) in pixels from the first to the second.
-
-    Returns
-    -------
-    float
-        Among the pixels that stay within the frame; NaN if no pixel does.
     """
-    height, width = labels.shape
-    y, x = np.indices(labels.shape)
-    y_target = np.rint(y + flow[..., 0]).astype(np.int64)
-    x_target = np.rint(x + flow[..., 1]).astype(np.int64)
-    is_inside = (y_target >= 0) & (y_target < height) & (x_target >= 0) & (x_target < width)
+    target = np.rint(np.indices(labels.shape) + np.moveaxis(flow, -1, 0)).astype(np.int64)
+    is_inside = ((target >= 0) & (target < np.array(labels.shape)[:, None, None])).all(axis=0)
     if not is_inside.any():
         return float("nan")
-    return float((labels[y_target[is_inside], x_target[is_inside]] == last_labels[is_inside]).mean())
+    y, x = target[:, is_inside]
+    return float((labels[y, x] == last_labels[is_inside]).mean())
 
 
 def _assign_cells(

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import tracemalloc
+from contextlib import contextmanager
 
 import h5py
 import numpy as np
@@ -17,7 +18,7 @@ from helpers import fails_with, full_disk, in_thread, make_quadrants
 from lib.files.frames import VideoFile
 from lib.inference.outputs import OverlayStyle
 from lib.inference.segmenter import Segmenter
-from lib.inference.video import VideoFrame, _VideoWriter, segment_video
+from lib.inference.video import VideoFrame, segment_video
 from lib.network.inputs import InputScales
 from lib.optflow.archive import write_flow_archive
 from lib.runtime.errors import RunError
@@ -45,6 +46,18 @@ def read_labels(path):
 
 def frames_of(clip):
     return [np.asarray(Image.open(file)) for file in sorted(clip.iterdir())]
+
+
+def change_writer(monkeypatch, name, change):
+    """Replace the function that appends frames to a file: `_write_video`'s or `_write_labels`'s."""
+
+    @contextmanager
+    def write(*args):
+        with original(*args) as append:
+            yield change(append)
+
+    original = getattr(lib.inference.video, name)
+    monkeypatch.setattr(lib.inference.video, name, write)
 
 
 def test_folder_of_frames(clip, tmp_path, monkeypatch, caplog):
@@ -156,12 +169,14 @@ def test_frames_that_the_codec_does_not_take(tmp_path):
 
 
 def test_ctrl_c_while_files_are_closed_is_ignored(tmp_path, monkeypatch):
-    def leave(self, *exception):
-        os.kill(os.getpid(), signal.SIGINT)
-        original(self, *exception)
+    @contextmanager
+    def write(*args):
+        with original(*args) as append:
+            yield append
+            os.kill(os.getpid(), signal.SIGINT)
 
-    original = _VideoWriter.__exit__
-    monkeypatch.setattr(_VideoWriter, "__exit__", leave)
+    original = lib.inference.video._write_video
+    monkeypatch.setattr(lib.inference.video, "_write_video", write)
     frames = (VideoFrame(make_quadrants()[0], None) for _ in range(3))
     with stop_flag.set_by_signals():
         summary = segment_video(SEGMENTER, frames, 24, overlay_file=tmp_path / "o.mp4")
@@ -183,10 +198,10 @@ def test_frame_rate_stays(clip, tmp_path, monkeypatch):
 
 
 def test_failed_write_leaves_no_file(tmp_path, monkeypatch):
-    def full(self, picture):
+    def full(picture):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lib.inference.video._VideoWriter.append", full)
+    change_writer(monkeypatch, "_write_video", lambda append: full)
     frames = iter([VideoFrame(make_quadrants()[0], None)])
     with pytest.raises(RunError, match="No space left on device"):
         segment_video(
@@ -196,18 +211,20 @@ def test_failed_write_leaves_no_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("full", "kept", "n_kept"), [("_VideoWriter", "labels.h5", 2), ("_LabelWriter", "o.mp4", 3)]
+    ("full", "kept", "n_kept"), [("_write_video", "labels.h5", 2), ("_write_labels", "o.mp4", 3)]
 )
 def test_failed_write_of_one_file_keeps_the_other(tmp_path, monkeypatch, full, kept, n_kept):
-    def append(self, pixels):
-        if len(seen) == 2:
-            raise OSError(28, "No space left on device")
-        seen.append(pixels)
-        original(self, pixels)
+    def fill_disk(append):
+        def append_two(pixels):
+            if len(seen) == 2:
+                raise OSError(28, "No space left on device")
+            seen.append(pixels)
+            append(pixels)
+
+        return append_two
 
     seen = []
-    original = getattr(lib.inference.video, full).append
-    monkeypatch.setattr(f"lib.inference.video.{full}.append", append)
+    change_writer(monkeypatch, full, fill_disk)
     frames = (VideoFrame(make_quadrants()[0], None) for _ in range(4))
     files = {"overlay_file": tmp_path / "o.mp4", "labels_file": tmp_path / "labels.h5"}
     message = rf"No space left on device.*; {n_kept} frames are in .*{kept}$"
@@ -221,7 +238,7 @@ def test_failed_write_of_one_file_keeps_the_other(tmp_path, monkeypatch, full, k
 
 
 def test_failed_close_of_labels_keeps_the_overlay(tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.inference.video._LabelWriter.append", lambda self, labels: None)
+    change_writer(monkeypatch, "_write_labels", lambda append: lambda labels: None)
     monkeypatch.setattr("lib.files.hdf5._EnduringFile._error", OSError(28, "No space left on device"))
     frames = (VideoFrame(make_quadrants()[0], None) for _ in range(4))
     files = {"overlay_file": tmp_path / "o.mp4", "labels_file": tmp_path / "labels.h5"}
