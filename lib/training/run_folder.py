@@ -35,17 +35,9 @@ class Validation(NamedTuple):
 class RunFolder:
     """Writer of a run's files; its checkpoints are complete even if the run is killed.
 
-    Parameters
-    ----------
-    folder : Path
-        Folder from `prepare_run_folder`.
-    description : mapping
-        Entries of the checkpoints that describe the model: "model_args", "input_args" and so on.
-    weights, progress : mapping
-        State that the run starts from. For a resumed run it is saved as `last_model.pth` first; afterwards
-        log lines and checkpoints of later steps are removed.
-    n_kept : int
-        Periodic checkpoints to keep.
+    The folder is from `prepare_run_folder`. Checkpoints hold `description`: "model_args", "input_args" and so
+    on. `weights` and `progress` are the state that the run starts from. For a resumed run it is saved as
+    `last_model.pth` first; afterwards log lines and checkpoints of later steps are removed.
     """
 
     def __init__(
