@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from PIL import ImageColor
 
 from lib.cli.fields import add_fields, option_name
@@ -149,8 +148,7 @@ def _add_output_args(parser: argparse.ArgumentParser) -> None:
 
 
 def plan_given_images(
-    args: argparse.Namespace,
-    flows_of: Callable[[Sequence[Path]], Sequence[FlowOfFrame]] | None = None,
+    args: argparse.Namespace, flows_of: Callable[[Sequence[Path]], Sequence[FlowOfFrame]] | None = None
 ) -> list[ImageJob]:
     """Check the options, and plan the files of the images with `plan_jobs`; a video has no jobs.
 
@@ -222,28 +220,23 @@ def _segment_images(
         skip_existing=args.skip_existing,
     )
     _log_profile(args, segmenter)
-    if is_single_image(args.image) and n_ranks() == 1 and not args.skip_existing:
-        _report_single(summary, jobs[0], args.nspix, segmenter.device)
-    else:
+    if not is_single_image(args.image) or n_ranks() > 1 or args.skip_existing:
         on_first_rank(lambda: _report(summary))
-    return summary
-
-
-def _report_single(summary: RunSummary, job: ImageJob, n_spixels: int, device: torch.device) -> None:
-    """Log one line for a single image, or raise its error."""
+        return summary
     for failure in summary.failures:
         raise failure.error
-    if job.flow is not None:
-        logger.info("%s", job.flow)
+    if jobs[0].flow is not None:
+        logger.info("%s", jobs[0].flow)
     logger.info(
         "%s: %d superpixels requested, %d measured, %.2f s on %s, overlay in %s",
-        job.image,
-        n_spixels,
+        jobs[0].image,
+        args.nspix,
         summary.n_measured,
         summary.seconds,
-        device,
-        job.files.overlay,
+        segmenter.device,
+        jobs[0].files.overlay,
     )
+    return summary
 
 
 def _report(summary: RunSummary) -> None:

@@ -5,24 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lib import weights
 from lib.cli.fields import option_name
 from lib.cli.types import BOOL, existing_dir, non_negative_float, positive_float, positive_int
 from lib.datasets.davis import DAVISDataset
 from lib.network.inputs import InputScales
 from lib.runtime.errors import InputError
-from lib.weights import (
-    BASE,
-    COMPOSITE,
-    DEFAULT_COLOR_SCALE,
-    DEFAULT_N_EXTRA_FEATURES,
-    DEFAULT_N_ITER,
-    DEFAULT_N_LEARNED_FEATURES,
-    DEFAULT_OPTFLOW_SCALE,
-    DEFAULT_POS_SCALE,
-    LoadedModel,
-    expect,
-    load_model,
-)
 from model import N_FLOW_CHANNELS
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -100,7 +88,7 @@ def add_spixel_args(parser: argparse.ArgumentParser, *, swept: bool = False) -> 
         "--niter",
         type=positive_int,
         help="clustering iterations; default: --val_niter of the training, from the weight file, else "
-        f"{DEFAULT_N_ITER}",
+        f"{weights.DEFAULT_N_ITER}",
     )
     group.add_argument(
         "--pos_scale_dist",
@@ -120,38 +108,38 @@ def add_feature_args(group: argparse._ActionsContainer, *, trained: bool, swept:
     group.add_argument(
         "--color_scale",
         type=non_negative_float,
-        help="weight of the Lab colour in the clustering" + default.format(DEFAULT_COLOR_SCALE),
+        help="weight of the Lab colour in the clustering" + default.format(weights.DEFAULT_COLOR_SCALE),
     )
     group.add_argument(
         "--pos_scale",
         type=non_negative_float,
         help="weight of the position in the clustering; higher is more compact"
         + (", one or several" if swept else "")
-        + default.format(DEFAULT_POS_SCALE),
+        + default.format(weights.DEFAULT_POS_SCALE),
         **(SEVERAL if swept else {}),
     )
     group.add_argument(
         "--deepfdim",
         type=positive_int,
-        default=None if trained else DEFAULT_N_LEARNED_FEATURES,
+        default=None if trained else weights.DEFAULT_N_LEARNED_FEATURES,
         help="learned features per pixel" + ("; default: from the weight file" if trained else ""),
     )
 
 
 def add_optflow_args(parser: argparse.ArgumentParser, *, trained: bool) -> None:
     """Add the options of the composite model's flow network; `trained` as in `add_feature_args`."""
-    default = f"; default: from the weight file, else {DEFAULT_OPTFLOW_SCALE}" if trained else ""
+    default = f"; default: from the weight file, else {weights.DEFAULT_OPTFLOW_SCALE}" if trained else ""
     group = parser.add_argument_group("optical flow")
     group.add_argument(
         "--optflow_scale",
         type=non_negative_float,
-        default=None if trained else DEFAULT_OPTFLOW_SCALE,
+        default=None if trained else weights.DEFAULT_OPTFLOW_SCALE,
         help="weight of the optical flow in the clustering, per pixel of motion" + default,
     )
     group.add_argument(
         "--optflow_deepfdim",
         type=positive_int,
-        default=None if trained else DEFAULT_N_EXTRA_FEATURES,
+        default=None if trained else weights.DEFAULT_N_EXTRA_FEATURES,
         help="learned flow features per pixel" + ("; default: from the weight file" if trained else ""),
     )
 
@@ -163,27 +151,27 @@ def open_davis(args: argparse.Namespace) -> DAVISDataset:
     return DAVISDataset(args.davis2017_root, args.davis_split)
 
 
-def load_for_use(path: Path | str, *, n_iter: int | None, **expected: int | str | None) -> LoadedModel:
+def load_for_use(path: Path | str, *, n_iter: int | None, **expected: Any) -> weights.LoadedModel:
     """Load a weight file, check it with `lib.weights.expect`, and set the iterations if given."""
-    loaded = expect(load_model(path), path, **expected)
+    loaded = weights.expect(weights.load_model(path), path, **expected)
     if n_iter is not None:
         loaded.model.n_iter = n_iter
     return loaded
 
 
-def load_base(args: argparse.Namespace) -> LoadedModel:
+def load_base(args: argparse.Namespace) -> weights.LoadedModel:
     """Load the base model that the options describe."""
     return load_for_use(
-        args.base_model_weights, n_iter=args.niter, kind=BASE, n_learned_features=args.deepfdim
+        args.base_model_weights, n_iter=args.niter, kind=weights.BASE, n_learned_features=args.deepfdim
     )
 
 
-def load_composite(args: argparse.Namespace) -> LoadedModel:
+def load_composite(args: argparse.Namespace) -> weights.LoadedModel:
     """Load the composite model that the options describe."""
     return load_for_use(
         args.comp_model_weights,
         n_iter=args.niter,
-        kind=COMPOSITE,
+        kind=weights.COMPOSITE,
         n_learned_features=args.deepfdim,
         n_extra_features=args.optflow_deepfdim,
         n_extra_channels=N_FLOW_CHANNELS,

@@ -78,8 +78,8 @@ def run_training(
 
     Parameters
     ----------
-    model : SSNModel or CompositeSSNModel
-        Moved to `device`. Weights that require no gradient are not trained.
+    model, device : SSNModel or CompositeSSNModel, torch.device
+        Model, and the device that it is moved to. Weights that require no gradient are not trained.
     scales : InputScales
         Weights of the input channels.
     recipe, settings : Recipe, RunSettings
@@ -90,8 +90,6 @@ def run_training(
         Whole images to validate on, by name; "train" is not a valid name.
     score : str
         Name of the score that chooses the best model: validation set, "_" and metric, say "bsds_val_asa".
-    device : torch.device
-        Device to train on.
     description : mapping, optional
         Further checkpoint entries of plain types, such as the options of the run.
     resume : Path, optional
@@ -119,7 +117,9 @@ def run_training(
     entries = {"image_names_sha256": fingerprints, **(description or {})}
     open_folder = partial(_open_run_folder, state, scales, settings, entries)
     run_folder = together(open_folder if is_first_rank() else lambda: None)
-    compute_losses = _make_loss_function(state, scales, device, settings, with_bfloat16=with_bfloat16)
+    if settings.compiled:
+        model.compile_network()
+    compute_losses = _make_loss_function(state, scales, device, with_bfloat16=with_bfloat16)
     method = NetworkMethod("model", Segmenter(state.average.model, scales, device=device))
     validate_model = partial(_validate, method, validation_sets, settings, score)
     trainer = Trainer(state, settings, compute_losses, validate_model, run_folder)
@@ -238,17 +238,10 @@ def _remaining_batches(
 
 
 def _make_loss_function(
-    state: TrainingState,
-    scales: InputScales,
-    device: torch.device,
-    settings: RunSettings,
-    *,
-    with_bfloat16: bool,
+    state: TrainingState, scales: InputScales, device: torch.device, *, with_bfloat16: bool
 ) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     """Return a function that computes the loss terms of a batch."""
     recipe, model = state.recipe, state.model
-    if settings.compiled:
-        model.compile_network()
     forward = data_parallel(model)
 
     def compute_losses(batch: dict[str, Tensor]) -> dict[str, Tensor]:

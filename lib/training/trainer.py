@@ -112,25 +112,15 @@ def learning_rate_share(step: int, n_steps: int, warmup_share: float) -> float:
 class Trainer:
     """Train a model with log lines, validations and checkpoints; every rank builds and runs a trainer.
 
-    Attributes
-    ----------
-    state : TrainingState
-        Changed in place.
-    settings : RunSettings
-        Intervals of log lines, validations and checkpoints.
-    compute_losses : callable
-        Returns the weighted loss terms of a batch, by name; their sum is minimised.
-    validate_model : callable, optional
-        Validates the averaged weights; the highest score chooses the best model. Called on all ranks.
-    run_folder : RunFolder, optional
-        Folder to write to; required on rank 0, None on other ranks.
+    `compute_losses` returns the weighted loss terms of a batch, by name; their sum is minimised.
+    `validate_model` validates the averaged weights on all ranks; the highest score chooses the best model.
     """
 
-    state: TrainingState
-    settings: RunSettings
+    state: TrainingState  # changed in place
+    settings: RunSettings  # for the intervals
     compute_losses: Callable[[Any], dict[str, Tensor]]
     validate_model: Callable[[], Validation] | None
-    run_folder: RunFolder | None
+    run_folder: RunFolder | None  # required on rank 0, None on other ranks
 
     def __post_init__(self) -> None:
         self._interval = _Interval()
@@ -143,15 +133,10 @@ class Trainer:
         )
 
     def run(self, batches: Iterable[Any]) -> None:
-        """Train from `state.step` to the last step.
+        """Train from `state.step` to the last step, on the remaining batches of this rank.
 
         If the stop flag is set, the current step is finished and the state is saved. Clusters send SIGTERM
         when a job's time is up: after it, `run` returns without an error.
-
-        Parameters
-        ----------
-        batches : iterable
-            Remaining batches of this rank; `compute_losses` moves them to the device.
 
         Raises
         ------
