@@ -107,13 +107,16 @@ def run_training(
         On Ctrl-C, after saving, if signals set the stop flag. After SIGTERM the state is saved, and the
         function returns.
     """
+    if TRAIN_SET in validation_sets:
+        raise ValueError(f"no validation set may be named {TRAIN_SET!r}")
+    datasets = {TRAIN_SET: train_set, **validation_sets}
+    fingerprints = _check_data(recipe, datasets, settings.val_n_spixels, score)
     with_bfloat16 = resolve_precision(recipe.precision, device) == "bf16"
-    fingerprints = _check_data(recipe, train_set, validation_sets, settings.val_n_spixels, score)
     state = TrainingState(model.to(device, memory_format=torch.channels_last), recipe)
     if resume:
         _restore(state, resume, fingerprints, score, settings.out_dir)
     on_first_rank(lambda: prepare_run_folder(settings.out_dir, is_resumed=bool(resume), overwrite=overwrite))
-    _log_start(state, {TRAIN_SET: train_set, **validation_sets}, device, with_bfloat16=with_bfloat16)
+    _log_start(state, datasets, device, with_bfloat16=with_bfloat16)
     entries = {"image_names_sha256": fingerprints, **(description or {})}
     open_folder = partial(_open_run_folder, state, scales, settings, entries)
     run_folder = together(open_folder if is_first_rank() else lambda: None)
@@ -136,20 +139,12 @@ def _score_names(validation_set: str) -> list[str]:
     return [f"{validation_set}_{metric}" for metric in VALIDATION_METRICS]
 
 
-def _check_data(
-    recipe: Recipe,
-    train_set: Dataset[SegmentedImage],
-    validation_sets: Datasets,
-    val_n_spixels: int,
-    score: str,
-) -> dict[str, str]:
-    """Check names, counts, sizes and annotations; return the fingerprint of each dataset of files.
+def _check_data(recipe: Recipe, datasets: Datasets, val_n_spixels: int, score: str) -> dict[str, str]:
+    """Check counts, sizes, annotations and score; return the fingerprint of each dataset of files.
 
     Not all images are decoded.
     """
-    if TRAIN_SET in validation_sets:
-        raise ValueError(f"no validation set may be named {TRAIN_SET!r}")
-    scores = [name for validation_set in validation_sets for name in _score_names(validation_set)]
+    scores = [name for dataset in datasets if dataset != TRAIN_SET for name in _score_names(dataset)]
     if score not in scores:
         raise ValueError(f"score must be one of {', '.join(scores)}, got {score!r}")
     if max(recipe.n_spixels) > recipe.crop_size**2:
@@ -157,10 +152,10 @@ def _check_data(
             f"{max(recipe.n_spixels)} is above the {recipe.crop_size**2} pixels of a crop",
             parameter="n_spixels",
         )
-    if len(train_set) == 0:
+    if len(datasets[TRAIN_SET]) == 0:
         raise InputError("the training set holds no images")
     fingerprints = {}
-    for name, dataset in {TRAIN_SET: train_set, **validation_sets}.items():
+    for name, dataset in datasets.items():
         shapes = on_first_rank(dataset.image_shapes) if isinstance(dataset, FileDataset) else {}
         if name != TRAIN_SET:
             check_first_image(dataset, [val_n_spixels], parameter=_COUNT_PARAMETER)
