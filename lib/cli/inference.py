@@ -219,8 +219,8 @@ def _segment_images(
         batch_size=args.batchsize or (_CUDA_BATCH_SIZE if segmenter.device.type == "cuda" else 1),
         skip_existing=args.skip_existing,
     )
-    _log_profile(args, segmenter)
     if not is_single_image(args.image) or n_ranks() > 1 or args.skip_existing:
+        _log_profile(args, segmenter)
         on_first_rank(lambda: _report(summary))
         return summary
     for failure in summary.failures:
@@ -236,6 +236,7 @@ def _segment_images(
         segmenter.device,
         jobs[0].files.overlay,
     )
+    _log_profile(args, segmenter)
     return summary
 
 
