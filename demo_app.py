@@ -44,8 +44,7 @@ class LabelFiles:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    cli.add_base_weights_arg(parser)
-    cli.add_device_arg(parser)
+    cli.add_shared(parser, "base_model_weights", "device")
     parser.add_argument("--port", type=port_int, default=7860, help="port of the page on this machine")
     return parser
 

@@ -78,7 +78,6 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_bool(
         parser,
         "--consistency_check",
-        default=False,
         help="log the mean error in pixels of following the flow forward and back to the start",
     )
     parser.add_argument(

@@ -6,25 +6,13 @@ from functools import partial
 from pathlib import Path
 
 from lib import cli
-from lib.cli.inference import (
-    add_image_args,
-    add_output_args,
-    add_speed_args,
-    add_video_args,
-    check_needs,
-    open_segmenter,
-    plan_given_images,
-    segment_given_images,
-    segment_given_video,
-)
+from lib.cli.inference import add_inference_args, plan_given_images, segment_inputs
 from lib.files.atomic import real_path
 from lib.inference.images import RunSummary
 from lib.inference.video import VideoSummary
 from lib.optflow.archive import FlowArchive
 from lib.optflow.lookup import AUTO, FlowOfFrame, flows_of_images
 from lib.runtime.errors import InputError
-from lib.weights import COMPOSITE
-from model import N_FLOW_CHANNELS
 
 DEMO_DIR = cli.REPO_ROOT / "demo"
 DEMO_IMAGE = DEMO_DIR / "clip" / "00001.jpg"
@@ -33,10 +21,7 @@ DEMO_FLOW = DEMO_DIR / "optflow_dis_clip.h5"
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    sources = parser.add_mutually_exclusive_group()
-    add_image_args(parser, sources, demo_image=DEMO_IMAGE)
-    add_video_args(parser, sources)
-    add_output_args(parser)
+    add_inference_args(parser, demo_image=DEMO_IMAGE)
     parser.add_argument(
         "--save_flow",
         help="write a picture of the flow, in any common format; for several images as in --out",
@@ -55,40 +40,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="frame index of a single image in its video, from 0; default: its position among the images of "
         "its folder",
     )
-    cli.add_optflow_method_arg(parser)
-    cli.add_composite_weights_arg(parser)
-    cli.add_spixel_args(parser)
+    cli.add_shared(parser, "optflow_method", "comp_model_weights")
     cli.add_optflow_args(parser, trained=True)
-    add_speed_args(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> RunSummary | VideoSummary:
     args = build_parser().parse_args(argv)
-    check_needs(args)
-    jobs, archive = [], None
-    if args.video is None:
-        jobs = plan_given_images(args, partial(_find_flows, args))
-    elif args.optflow_data not in (None, Path(AUTO)):
-        archive = FlowArchive(args.optflow_data)
-    loaded = cli.load_for_use(
-        args.comp_model_weights,
-        kind=COMPOSITE,
-        n_learned_features=args.deepfdim,
-        n_extra_features=args.optflow_deepfdim,
-        n_iter=args.niter,
-        n_extra_channels=N_FLOW_CHANNELS,
-    )
-    scales = cli.choose_scales(
-        loaded.scales,
-        color_scale=args.color_scale,
-        pos_scale=args.pos_scale,
-        extra_scale=args.optflow_scale,
-    )
-    segmenter = open_segmenter(args, loaded, scales)
-    if args.video is not None:
-        return segment_given_video(args, segmenter, archive=archive)
-    return segment_given_images(args, segmenter, jobs)
+    jobs = plan_given_images(args, partial(_find_flows, args))
+    is_archived = args.video is not None and args.optflow_data not in (None, Path(AUTO))
+    archive = FlowArchive(args.optflow_data) if is_archived else None
+    return segment_inputs(args, cli.load_composite(args), jobs, archive=archive)
 
 
 def _find_flows(args: argparse.Namespace, images: Sequence[Path]) -> list[FlowOfFrame]:

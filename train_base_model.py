@@ -8,12 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from lib import cli
-from lib.cli.training import (
-    add_training_args,
-    parse_training_args,
-    resumed_from,
-    run_arguments,
-)
+from lib.cli.training import add_training_args, parse_training_args, resumed_from, train_as_given
 from lib.cli.types import existing_dir
 from lib.datasets.bsds import BSDSDataset
 from lib.datasets.folder import FolderDataset, hold_out
@@ -22,7 +17,6 @@ from lib.network.inputs import DEFAULT_COLOR_SCALE, InputScales
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError
 from lib.slic.iteration import DISTANCES
-from lib.training.run import run_training
 from lib.training.trainer import TrainingState
 from lib.weights import BASE, NO_NETWORK, expect, load_model
 from model import SSNModel
@@ -45,11 +39,11 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_bool(
         data,
         "--synthetic_data",
-        default=False,
         help="repeat one batch of synthetic images, to measure the speed without a data loader",
     )
-    cli.add_davis_args(parser, default_split="val")
-    cli.add_bool(parser, "--eval_on_davis", default=False, help="also validate on DAVIS")
+    cli.add_shared(parser, "davis2017_root")
+    cli.add_shared(parser, "davis_split", default="val")
+    cli.add_bool(parser, "--eval_on_davis", help="also validate on DAVIS")
     add_training_args(parser, n_annotations=4, trained=False)
     parser.add_argument(
         "--distance",
@@ -70,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="weight file of a base model to start from; also the default of --color_scale and --pos_scale. "
         f"Without it: random weights, {START_SCALES.color_scale} and {START_SCALES.pos_scale}",
     )
-    cli.add_device_arg(parser)
+    cli.add_shared(parser, "device")
     return parser
 
 
@@ -79,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
     device = resolve_device(args.device)
     train_set, validation_sets = open_data(args)
     if args.eval_on_davis:
-        validation_sets["davis"] = cli.open_davis(args.davis2017_root, args.davis_split)
+        validation_sets["davis"] = cli.open_davis(args)
 
     torch.manual_seed(args.seed)
     model = SSNModel(
@@ -100,18 +94,16 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
                 )
         model.load_state_dict(start.model.state_dict())
         scales = start.scales
-    scales = cli.choose_scales(scales, color_scale=args.color_scale, pos_scale=args.pos_scale)
+    scales = cli.choose_scales(scales, args)
     args.color_scale, args.pos_scale = scales.color_scale, scales.pos_scale  # stored in checkpoints
-    cli.log_options(args)
-    return run_training(
+    return train_as_given(
+        args,
         model,
         scales,
         train_set=train_set,
         validation_sets=validation_sets,
         score=f"{next(iter(validation_sets))}_asa",
-        description={"options": cli.options_as_strings(args)},
         device=device,
-        **run_arguments(args),
     )
 
 

@@ -7,18 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from lib import cli
-from lib.cli.training import (
-    add_training_args,
-    parse_training_args,
-    resumed_from,
-    run_arguments,
-)
-from lib.cli.types import existing_dir
+from lib.cli.training import add_training_args, parse_training_args, resumed_from, train_as_given
 from lib.datasets.davis import DAVISDataset, find_frames, read_split
 from lib.optflow.archive import find_archives
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError
-from lib.training.run import run_training
 from lib.training.trainer import TrainingState
 from lib.weights import BASE, COMPOSITE, NO_NETWORK, expect, file_sha256, load_model
 from model import N_FLOW_CHANNELS, CompositeSSNModel
@@ -28,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--davis2017_root", type=existing_dir, help="folder that contains DAVIS/; required")
-    cli.add_optflow_folder_args(parser, required=False)
+    cli.add_shared(parser, "davis2017_root", help="folder that contains DAVIS/; required")
+    cli.add_shared(parser, "davis_optflow_folder", "optflow_method", "base_model_weights", "device")
     parser.add_argument(
         "--davis_train_split",
         default="train",
@@ -40,10 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
         default="val",
         help="DAVIS videos that choose the best model; same values as --davis_train_split",
     )
-    cli.add_base_weights_arg(parser)
     add_training_args(parser, n_annotations=1, trained=True)  # DAVIS has one annotation per frame
     cli.add_optflow_args(parser, trained=False)
-    cli.add_device_arg(parser)
     return parser
 
 
@@ -89,23 +80,17 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
         model = CompositeSSNModel.on_top_of(
             base.model, args.optflow_deepfdim, n_extra_channels=N_FLOW_CHANNELS
         )
-        scales = cli.choose_scales(
-            base.scales,
-            color_scale=args.color_scale,
-            pos_scale=args.pos_scale,
-            extra_scale=args.optflow_scale,
-        )
+        scales = cli.choose_scales(base.scales, args)
         base_sha256 = file_sha256(args.base_model_weights)
-    cli.log_options(args)
-    return run_training(
+    return train_as_given(
+        args,
         model,
         scales,
         train_set=train_set,
         validation_sets={"davis_val": val_set},
         score="davis_val_mean_iou",
-        description={"base_sha256": base_sha256, "options": cli.options_as_strings(args)},
         device=device,
-        **run_arguments(args),
+        description={"base_sha256": base_sha256},
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lib.cli.types import count_range, number, parse_bool
+from lib.cli.types import BOOL, count_range, number
 from lib.training.recipe import CountRange
 
 Settings = TypeVar("Settings")
@@ -38,7 +38,7 @@ _OPTIONS = {
 }
 
 _TYPES = {
-    bool: {"type": parse_bool, "nargs": "?", "const": True, "metavar": "True|False"},
+    bool: BOOL,
     CountRange: {"type": count_range, "metavar": "N|LOW-HIGH"},
     Path: {"type": Path},
     str: {},
@@ -56,18 +56,10 @@ def with_options(message: str) -> str:
 
 
 def add_fields(group: argparse._ActionsContainer, cls: type, *names: str, **defaults: Any) -> None:
-    """Add an option for each dataclass field with a help text.
+    """Add an option for each dataclass field with a help text, or for the fields `names` only.
 
-    Parameters
-    ----------
-    group : parser or group
-        Receives the options.
-    cls : type
-        Dataclass. Field metadata holds "help", and "choices" or the limits of `number`.
-    names : str
-        Fields to add; by default all.
-    defaults : any
-        Defaults that replace the field's own, by field name.
+    The metadata of a field holds "help", and "choices" or the limits of `number`. `defaults` replace the
+    defaults of fields.
     """
     for field in fields(cls):
         limits = dict(field.metadata)

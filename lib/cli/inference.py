@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from PIL import ImageColor
 
 from lib.cli.fields import add_fields, option_name
-from lib.cli.options import SEVERAL, add_bool, add_device_arg
+from lib.cli.options import SEVERAL, add_bool, add_shared, add_spixel_args, choose_scales
 from lib.cli.types import positive_int
 from lib.files.atomic import check_output_file, real_path
 from lib.inference.images import ImageJob, RunSummary, segment_files
@@ -26,7 +25,6 @@ from lib.inference.video import (
     read_frames,
     segment_video,
 )
-from lib.network.inputs import InputScales
 from lib.optflow.archive import FlowArchive
 from lib.optflow.lookup import FlowOfFrame
 from lib.runtime.device import resolve_device, resolve_precision
@@ -56,8 +54,51 @@ _FOR_IMAGES_ALONE = {
 }
 
 
-def add_output_args(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the output files."""
+def add_inference_args(parser: argparse.ArgumentParser, *, demo_image: Path) -> None:
+    """Add the options of inputs, output files, superpixels, device and speed."""
+    _add_input_args(parser, demo_image)
+    _add_output_args(parser)
+    add_spixel_args(parser)
+    add_shared(parser, "device")
+    add_fields(parser, Recipe, "precision", precision="fp32")
+    add_bool(
+        parser,
+        "--compile",
+        help="compile the network with torch.compile, which takes a minute for each image size",
+    )
+    add_bool(parser, "--profile", help="log the time of each stage")
+
+
+def _add_input_args(parser: argparse.ArgumentParser, demo_image: Path) -> None:
+    sources = parser.add_mutually_exclusive_group()
+    sources.add_argument(
+        "--image",
+        **SEVERAL,
+        default=[str(demo_image)],
+        metavar="IMAGE",
+        help="images to segment: files, folders with their subfolders, or patterns such as '*.jpg'",
+    )
+    sources.add_argument(
+        "--video",
+        type=Path,
+        metavar="FILE|FOLDER",
+        help="video to segment: a file, or a folder of its frames",
+    )
+    parser.add_argument("--mask", help=f"mask image; pixels that are not black are segmented{_FOR_SEVERAL}")
+    add_bool(parser, "--skip_existing", help="skip images whose outputs all exist")
+    parser.add_argument(
+        "--batchsize",
+        type=positive_int,
+        help=f"number of images of one size in a network batch; default: {_CUDA_BATCH_SIZE} on CUDA, else 1",
+    )
+    add_bool(
+        parser,
+        "--temporal",
+        help="keep the labels of superpixels from frame to frame of a video, with optical flow",
+    )
+
+
+def _add_output_args(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         help=f"overlay to write, any common format, .mp4 for a video{_FOR_SEVERAL}; a single image takes an "
@@ -103,49 +144,120 @@ def add_output_args(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="make superpixels connected and merge small ones; False gives the raw argmax",
     )
-    add_bool(
-        parser,
-        "--exact_nspix",
-        default=False,
-        help="merge or split superpixels to get exactly --nspix",
-    )
+    add_bool(parser, "--exact_nspix", help="merge or split superpixels to get exactly --nspix")
 
 
-def add_video_args(parser: argparse.ArgumentParser, sources: argparse._MutuallyExclusiveGroup) -> None:
-    """Add the options for a video; `--video` joins the group `sources`."""
-    sources.add_argument(
-        "--video",
-        type=Path,
-        metavar="FILE|FOLDER",
-        help="video to segment: a file, or a folder of its frames",
-    )
-    add_bool(
-        parser,
-        "--temporal",
-        default=False,
-        help="keep the labels of superpixels from frame to frame of a video, with optical flow",
-    )
-
-
-def segment_given_video(
-    args: argparse.Namespace, segmenter: Segmenter, *, archive: FlowArchive | None = None
-) -> VideoSummary:
-    """Segment the video that the options name.
-
-    Parameters
-    ----------
-    args : Namespace
-        Parsed options of outputs and of a video.
-    segmenter : Segmenter
-        Segments the images.
-    archive : FlowArchive, optional
-        Flow of the video; if omitted, needed flow is estimated.
+def plan_given_images(
+    args: argparse.Namespace, flows_of: Callable[[Sequence[Path]], Sequence[FlowOfFrame]] | None = None
+) -> list[ImageJob]:
+    """Check the options, and plan the files of the images with `plan_jobs`; a video has no jobs.
 
     Raises
     ------
     InputError
-        If the video cannot be opened, files cannot be written, or options are for images alone.
+        If an option lacks another one that it needs, or an image or a file cannot be used.
     """
+    for option in ("exact_nspix", "save_outlines"):
+        if getattr(args, option) and not args.enforce_connectivity:
+            raise InputError(f"--{option} needs --enforce_connectivity")
+    if args.video is not None:
+        return []
+    if args.temporal:
+        raise InputError("--temporal needs a --video")
+    outputs = {kind: getattr(args, option_name(kind), None) for kind in OUTPUTS}
+    return plan_jobs(args.image, outputs, mask=args.mask, flows_of=flows_of)
+
+
+def segment_inputs(
+    args: argparse.Namespace,
+    loaded: LoadedModel,
+    jobs: Sequence[ImageJob],
+    *,
+    archive: FlowArchive | None = None,
+) -> RunSummary | VideoSummary:
+    """Segment the images or the video that the options name, and log the result.
+
+    `jobs` are from `plan_given_images`. `archive` has the flow of the video; without it, needed flow is
+    estimated.
+
+    Raises
+    ------
+    InputError
+        If the device, the precision, the video or a single image cannot be used, or options do not fit.
+    RunError
+        If files cannot be written, or one of several images failed.
+    """
+    device = resolve_device(args.device)
+    segmenter = Segmenter(
+        loaded.model,
+        choose_scales(loaded.scales, args),
+        device=device,
+        with_bfloat16=resolve_precision(args.precision, device) == "bf16",
+        pos_scale_dist=args.pos_scale_dist,
+        stopwatch=Stopwatch(device if args.profile else None),
+    )
+    if args.compile:
+        if not segmenter.learns_features:
+            raise InputError("--compile: there is no network to compile")
+        loaded.model.compile_network()
+    style = OverlayStyle(args.overlay, args.boundary_color, args.boundary_width)
+    if args.video is None:
+        return _segment_images(args, segmenter, jobs, style)
+    return _segment_video(args, segmenter, archive, style)
+
+
+def _segment_images(
+    args: argparse.Namespace, segmenter: Segmenter, jobs: Sequence[ImageJob], style: OverlayStyle
+) -> RunSummary:
+    summary = segment_files(
+        segmenter,
+        jobs,
+        args.nspix,
+        connected=args.enforce_connectivity,
+        exact=args.exact_nspix,
+        style=style,
+        batch_size=args.batchsize or (_CUDA_BATCH_SIZE if segmenter.device.type == "cuda" else 1),
+        skip_existing=args.skip_existing,
+    )
+    if not is_single_image(args.image) or n_ranks() > 1 or args.skip_existing:
+        _log_profile(args, segmenter)
+        on_first_rank(lambda: _report(summary))
+        return summary
+    for failure in summary.failures:
+        raise failure.error
+    if jobs[0].flow is not None:
+        logger.info("%s", jobs[0].flow)
+    logger.info(
+        "%s: %d superpixels requested, %d measured, %.2f s on %s, overlay in %s",
+        jobs[0].image,
+        args.nspix,
+        summary.n_measured,
+        summary.seconds,
+        segmenter.device,
+        jobs[0].files.overlay,
+    )
+    _log_profile(args, segmenter)
+    return summary
+
+
+def _report(summary: RunSummary) -> None:
+    """Log one line for each failed image, and a summary line; raise `RunError` if an image failed."""
+    for failure in summary.failures:
+        logger.error("%s", failure)
+    logger.info(
+        "%d images segmented, %d skipped, %d failed, %.2f images/s",
+        summary.n_done,
+        summary.n_skipped,
+        len(summary.failures),
+        summary.n_done / summary.seconds,
+    )
+    if summary.failures:
+        raise RunError(f"{len(summary.failures)} of the images failed")
+
+
+def _segment_video(
+    args: argparse.Namespace, segmenter: Segmenter, archive: FlowArchive | None, style: OverlayStyle
+) -> VideoSummary:
     for option, default in _FOR_IMAGES_ALONE.items():
         if getattr(args, option, default) != default:
             raise InputError(f"--{option} is for images, not for a --video")
@@ -156,14 +268,8 @@ def segment_given_video(
     check_output_file("overlay", out, VIDEO_SUFFIXES)
     if labels:
         check_output_file("labels", labels, VIDEO_LABEL_SUFFIXES)
-    _check_distinct(
-        {
-            "video": args.video,
-            "optflow_data": archive.path if archive else None,
-            "out": out,
-            "save_labels": labels,
-        }
-    )
+    flow = archive.path if archive else None
+    _check_distinct({"video": args.video, "optflow_data": flow, "out": out, "save_labels": labels})
     video = open_video(args.video)
     with_flow = args.temporal or segmenter.model.n_extra_channels > 0
     start = time.perf_counter()
@@ -173,7 +279,7 @@ def segment_given_video(
         args.nspix,
         overlay_file=out,
         labels_file=labels,
-        style=_overlay_style(args),
+        style=style,
         tracked=args.temporal,
         frame_rate=video.frame_rate,
         n_frames=len(video),
@@ -194,174 +300,9 @@ def segment_given_video(
     return summary
 
 
-def check_needs(args: argparse.Namespace) -> None:
-    """Check that each option comes with the options that it needs.
-
-    Raises
-    ------
-    InputError
-        If an option that it needs is missing.
-    """
-    for option in ("exact_nspix", "save_outlines"):
-        if getattr(args, option) and not args.enforce_connectivity:
-            raise InputError(f"--{option} needs --enforce_connectivity")
-    if args.temporal and args.video is None:
-        raise InputError("--temporal needs a --video")
-
-
-def add_image_args(
-    parser: argparse.ArgumentParser, sources: argparse._MutuallyExclusiveGroup, *, demo_image: Path
-) -> None:
-    """Add the options for images; `--image` joins the group `sources`."""
-    sources.add_argument(
-        "--image",
-        **SEVERAL,
-        default=[str(demo_image)],
-        metavar="IMAGE",
-        help="images to segment: files, folders with their subfolders, or patterns such as '*.jpg'",
-    )
-    parser.add_argument("--mask", help=f"mask image; pixels that are not black are segmented{_FOR_SEVERAL}")
-    add_bool(parser, "--skip_existing", default=False, help="skip images whose outputs all exist")
-    parser.add_argument(
-        "--batchsize",
-        type=positive_int,
-        help=f"number of images of one size in a network batch; default: {_CUDA_BATCH_SIZE} on CUDA, else 1",
-    )
-
-
-def add_speed_args(parser: argparse.ArgumentParser) -> None:
-    """Add the options of device and speed; `open_segmenter` reads them."""
-    add_device_arg(parser)
-    add_fields(parser, Recipe, "precision", precision="fp32")
-    add_bool(
-        parser,
-        "--compile",
-        default=False,
-        help="compile the network with torch.compile, which takes a minute for each image size",
-    )
-    add_bool(parser, "--profile", default=False, help="log the time of each stage")
-
-
-def open_segmenter(args: argparse.Namespace, loaded: LoadedModel, scales: InputScales) -> Segmenter:
-    """Build the Segmenter that the options describe.
-
-    Raises
-    ------
-    InputError
-        If the device or the precision is not available, or the model has no network to compile.
-    """
-    device = resolve_device(args.device)
-    segmenter = Segmenter(
-        loaded.model,
-        scales,
-        device=device,
-        with_bfloat16=resolve_precision(args.precision, device) == "bf16",
-        pos_scale_dist=args.pos_scale_dist,
-        stopwatch=Stopwatch(device if args.profile else None),
-    )
-    if args.compile:
-        if not segmenter.learns_features:
-            raise InputError("--compile: there is no network to compile")
-        loaded.model.compile_network()
-    return segmenter
-
-
 def _log_profile(args: argparse.Namespace, segmenter: Segmenter) -> None:
-    """With `--profile`, log the time of each stage on rank 0."""
     if args.profile:
         on_first_rank(lambda: logger.info("%s", segmenter.stopwatch))
-
-
-def _overlay_style(args: argparse.Namespace) -> OverlayStyle:
-    """Return the overlay style that the options describe."""
-    return OverlayStyle(args.overlay, args.boundary_color, args.boundary_width)
-
-
-def plan_given_images(
-    args: argparse.Namespace,
-    flows_of: Callable[[Sequence[Path]], Sequence[FlowOfFrame]] | None = None,
-) -> list[ImageJob]:
-    """Plan the files of the images that the options name; see `plan_jobs`."""
-    outputs = {kind: getattr(args, option_name(kind), None) for kind in OUTPUTS}
-    return plan_jobs(args.image, outputs, mask=args.mask, flows_of=flows_of)
-
-
-def segment_given_images(
-    args: argparse.Namespace, segmenter: Segmenter, jobs: Sequence[ImageJob]
-) -> RunSummary:
-    """Segment the images that the options name, and log the result.
-
-    Parameters
-    ----------
-    args : Namespace
-        Parsed options of images and outputs.
-    segmenter : Segmenter
-        Segments the images.
-    jobs : sequence of ImageJob
-        Images to segment; see `plan_jobs`.
-
-    Raises
-    ------
-    InputError
-        If a single image cannot be used.
-    RunError
-        If files cannot be written, or one of several images failed.
-    """
-    summary = segment_files(
-        segmenter,
-        jobs,
-        args.nspix,
-        connected=args.enforce_connectivity,
-        exact=args.exact_nspix,
-        style=_overlay_style(args),
-        batch_size=args.batchsize or (_CUDA_BATCH_SIZE if segmenter.device.type == "cuda" else 1),
-        skip_existing=args.skip_existing,
-    )
-    if is_single_image(args.image) and n_ranks() == 1 and not args.skip_existing:
-        _report_single(summary, jobs[0], args.nspix, segmenter.device)
-        _log_profile(args, segmenter)
-    else:
-        _log_profile(args, segmenter)
-        on_first_rank(lambda: _report(summary))
-    return summary
-
-
-def _report_single(summary: RunSummary, job: ImageJob, n_spixels: int, device: torch.device) -> None:
-    """Log one line for a single image, or raise its error."""
-    for failure in summary.failures:
-        raise failure.error
-    if job.flow is not None:
-        logger.info("%s", job.flow)
-    logger.info(
-        "%s: %d superpixels requested, %d measured, %.2f s on %s, overlay in %s",
-        job.image,
-        n_spixels,
-        summary.n_measured,
-        summary.seconds,
-        device,
-        job.files.overlay,
-    )
-
-
-def _report(summary: RunSummary) -> None:
-    """Log one line for each failed image, and a summary line.
-
-    Raises
-    ------
-    RunError
-        If an image failed.
-    """
-    for failure in summary.failures:
-        logger.error("%s", failure)
-    logger.info(
-        "%d images segmented, %d skipped, %d failed, %.2f images/s",
-        summary.n_done,
-        summary.n_skipped,
-        len(summary.failures),
-        summary.n_done / summary.seconds,
-    )
-    if summary.failures:
-        raise RunError(f"{len(summary.failures)} of the images failed")
 
 
 def _check_distinct(files: Mapping[str, Path | None]) -> None:

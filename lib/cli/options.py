@@ -1,32 +1,46 @@
 """Define the options that several scripts share."""
 
 import argparse
-import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from lib.cli.types import existing_dir, non_negative_float, parse_bool, positive_float, positive_int
+from lib import weights
+from lib.cli.fields import option_name
+from lib.cli.types import BOOL, existing_dir, non_negative_float, positive_float, positive_int
 from lib.datasets.davis import DAVISDataset
-from lib.network.inputs import (
-    DEFAULT_COLOR_SCALE,
-    DEFAULT_OPTFLOW_SCALE,
-    DEFAULT_POS_SCALE,
-    InputScales,
-)
+from lib.network.inputs import DEFAULT_COLOR_SCALE, DEFAULT_OPTFLOW_SCALE, DEFAULT_POS_SCALE, InputScales
 from lib.runtime.errors import InputError
-from lib.weights import (
-    DEFAULT_N_EXTRA_FEATURES,
-    DEFAULT_N_ITER,
-    DEFAULT_N_LEARNED_FEATURES,
-    LoadedModel,
-    expect,
-    load_model,
-)
-
-logger = logging.getLogger(__name__)
+from model import N_FLOW_CHANNELS
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_BASE_WEIGHTS = REPO_ROOT / "trained_models" / "best_model.pth"
 DEFAULT_COMPOSITE_WEIGHTS = REPO_ROOT / "trained_models" / "best_composite_model.pth"
+
+_SHARED = {
+    "base_model_weights": {
+        "default": DEFAULT_BASE_WEIGHTS,
+        "metavar": "FILE",
+        "help": "weight file of the base model; 'none' clusters colour and position without a network",
+    },
+    "comp_model_weights": {
+        "default": DEFAULT_COMPOSITE_WEIGHTS,
+        "metavar": "FILE",
+        "help": "weight file of the composite model",
+    },
+    "davis2017_root": {"type": existing_dir, "help": "folder that contains DAVIS/"},
+    "davis_split": {
+        "help": "DAVIS videos to score: train, val, test, or a text file with one video per line"
+    },
+    "davis_optflow_folder": {
+        "type": existing_dir,
+        "help": "folder of optflow_<method>_<video>.h5 files from estimate_optflow.py",
+    },
+    "optflow_method": {
+        "help": "flow method to use, if the folder holds archives of several methods: dis, gma, ..."
+    },
+    "device": {"default": "auto", "help": "auto, cpu or cuda[:N]; auto uses CUDA if it is available"},
+}
 
 
 class _AppendUnique(argparse.Action):
@@ -42,24 +56,17 @@ class _AppendUnique(argparse.Action):
 SEVERAL = {"nargs": "+", "action": _AppendUnique}  # arguments of an option with several values
 
 
-def add_bool(group: argparse._ActionsContainer, name: str, *, default: bool | None, help: str) -> None:
+def add_shared(parser: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
+    """Add options of the table above; `changes`, such as `default`, replace arguments of them all."""
+    for name in names:
+        parser.add_argument(f"--{name}", **{**_SHARED[name], **changes})
+
+
+def add_bool(
+    group: argparse._ActionsContainer, name: str, *, default: bool | None = False, help: str
+) -> None:
     """Add a boolean option: the bare flag means True; it also takes True or False."""
-    group.add_argument(
-        name,
-        type=parse_bool,
-        nargs="?",
-        const=True,
-        default=default,
-        metavar="True|False",
-        help=help,
-    )
-
-
-def add_device_arg(parser: argparse.ArgumentParser) -> None:
-    """Add `--device`; `resolve_device` reads it."""
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu or cuda[:N]; auto uses CUDA if it is available"
-    )
+    group.add_argument(name, default=default, help=help, **BOOL)
 
 
 def add_spixel_args(parser: argparse.ArgumentParser, *, swept: bool = False) -> None:
@@ -81,7 +88,7 @@ def add_spixel_args(parser: argparse.ArgumentParser, *, swept: bool = False) -> 
         "--niter",
         type=positive_int,
         help="clustering iterations; default: --val_niter of the training, from the weight file, else "
-        f"{DEFAULT_N_ITER}",
+        f"{weights.DEFAULT_N_ITER}",
     )
     group.add_argument(
         "--pos_scale_dist",
@@ -95,8 +102,7 @@ def add_spixel_args(parser: argparse.ArgumentParser, *, swept: bool = False) -> 
 def add_feature_args(group: argparse._ActionsContainer, *, trained: bool, swept: bool = False) -> None:
     """Add the options of the clustered features; `--color_scale` and `--pos_scale` default to None.
 
-    With `trained`, unset options are read from a weight file. With `swept`, `--pos_scale` accepts several
-    values.
+    With `trained`, unset options are read from a weight file. `swept` as in `add_spixel_args`.
     """
     default = "; default: from the weight file, else {}" if trained else ""
     group.add_argument(
@@ -115,7 +121,7 @@ def add_feature_args(group: argparse._ActionsContainer, *, trained: bool, swept:
     group.add_argument(
         "--deepfdim",
         type=positive_int,
-        default=None if trained else DEFAULT_N_LEARNED_FEATURES,
+        default=None if trained else weights.DEFAULT_N_LEARNED_FEATURES,
         help="learned features per pixel" + ("; default: from the weight file" if trained else ""),
     )
 
@@ -133,98 +139,53 @@ def add_optflow_args(parser: argparse.ArgumentParser, *, trained: bool) -> None:
     group.add_argument(
         "--optflow_deepfdim",
         type=positive_int,
-        default=None if trained else DEFAULT_N_EXTRA_FEATURES,
+        default=None if trained else weights.DEFAULT_N_EXTRA_FEATURES,
         help="learned flow features per pixel" + ("; default: from the weight file" if trained else ""),
     )
 
 
-def add_optflow_folder_args(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add the options that choose the flow archives of DAVIS videos."""
-    parser.add_argument(
-        "--davis_optflow_folder",
-        type=existing_dir,
-        required=required,
-        help="folder of optflow_<method>_<video>.h5 files from estimate_optflow.py",
-    )
-    add_optflow_method_arg(parser)
-
-
-def add_optflow_method_arg(parser: argparse.ArgumentParser) -> None:
-    """Add the option that chooses among the flow archives of one video."""
-    parser.add_argument(
-        "--optflow_method",
-        help="flow method to use, if the folder holds archives of several methods: dis, gma, ...",
-    )
-
-
-def add_davis_args(parser: argparse.ArgumentParser, *, default_split: str) -> None:
-    """Add the options that choose DAVIS videos."""
-    parser.add_argument("--davis2017_root", type=existing_dir, help="folder that contains DAVIS/")
-    add_davis_split_arg(parser, default_split=default_split)
-
-
-def add_davis_split_arg(parser: argparse.ArgumentParser, *, default_split: str) -> None:
-    """Add `--davis_split`."""
-    parser.add_argument(
-        "--davis_split",
-        default=default_split,
-        help="DAVIS videos to score: train, val, test, or a text file with one video per line",
-    )
-
-
-def open_davis(root: Path | None, split: str) -> DAVISDataset:
-    """Open the DAVIS videos that the options choose.
-
-    Raises
-    ------
-    InputError
-        If `--davis2017_root` is missing, or the dataset cannot be opened.
-    """
-    if root is None:
+def open_davis(args: argparse.Namespace) -> DAVISDataset:
+    """Open the DAVIS videos that the options choose; without `--davis2017_root`, raise `InputError`."""
+    if args.davis2017_root is None:
         raise InputError("--eval_on_davis needs --davis2017_root")
-    return DAVISDataset(root, split)
+    return DAVISDataset(args.davis2017_root, args.davis_split)
 
 
-def add_base_weights_arg(parser: argparse.ArgumentParser) -> None:
-    """Add `--base_model_weights`; the default is the published weight file."""
-    parser.add_argument(
-        "--base_model_weights",
-        default=DEFAULT_BASE_WEIGHTS,
-        metavar="FILE",
-        help="weight file of the base model; 'none' clusters colour and position without a network",
-    )
-
-
-def add_composite_weights_arg(parser: argparse.ArgumentParser) -> None:
-    """Add `--comp_model_weights`; the default is the published weight file."""
-    parser.add_argument(
-        "--comp_model_weights",
-        default=DEFAULT_COMPOSITE_WEIGHTS,
-        metavar="FILE",
-        help="weight file of the composite model",
-    )
-
-
-def load_for_use(path: Path | str, *, n_iter: int | None, **expected: int | str | None) -> LoadedModel:
+def load_for_use(path: Path | str, *, n_iter: int | None, **expected: Any) -> weights.LoadedModel:
     """Load a weight file, check it with `lib.weights.expect`, and set the iterations if given."""
-    loaded = expect(load_model(path), path, **expected)
+    loaded = weights.expect(weights.load_model(path), path, **expected)
     if n_iter is not None:
         loaded.model.n_iter = n_iter
     return loaded
 
 
-def choose_scales(trained: InputScales, **given: float | None) -> InputScales:
-    """Return the input scales: from the command line if given, else from training."""
+def load_base(args: argparse.Namespace) -> weights.LoadedModel:
+    """Load the base model that the options describe."""
+    return load_for_use(
+        args.base_model_weights, n_iter=args.niter, kind=weights.BASE, n_learned_features=args.deepfdim
+    )
+
+
+def load_composite(args: argparse.Namespace) -> weights.LoadedModel:
+    """Load the composite model that the options describe."""
+    return load_for_use(
+        args.comp_model_weights,
+        n_iter=args.niter,
+        kind=weights.COMPOSITE,
+        n_learned_features=args.deepfdim,
+        n_extra_features=args.optflow_deepfdim,
+        n_extra_channels=N_FLOW_CHANNELS,
+    )
+
+
+def choose_scales(
+    trained: InputScales, args: argparse.Namespace, names: Sequence[str] = InputScales._fields
+) -> InputScales:
+    """Return the input scales: `names` from the command line if given, the others from training."""
+    given = {name: getattr(args, option_name(name), None) for name in names}
     return trained._replace(**{name: value for name, value in given.items() if value is not None})
 
 
 def options_as_strings(args: argparse.Namespace) -> dict[str, str]:
     """Return the options of a run as strings, for a checkpoint; unset options are left out."""
     return {name: str(value) for name, value in sorted(vars(args).items()) if value is not None}
-
-
-def log_options(args: argparse.Namespace) -> None:
-    """Log the options of a script."""
-    logger.info(
-        "options: %s", " ".join(f"{name}={value}" for name, value in options_as_strings(args).items())
-    )

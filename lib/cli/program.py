@@ -30,11 +30,7 @@ class Parser(argparse.ArgumentParser):
     """Argument parser that shows defaults and reports an error in one line with status 2."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(
-            description=description,
-            formatter_class=_HelpFormatter,
-            allow_abbrev=False,
-        )
+        super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

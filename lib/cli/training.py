@@ -1,18 +1,26 @@
 """Options of the training scripts; a resumed run takes the options of its checkpoint."""
 
 import argparse
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from lib.cli.fields import add_fields, option_name, read_fields
-from lib.cli.options import add_feature_args
+from lib.cli.options import add_feature_args, options_as_strings
 from lib.cli.types import positive_int
+from lib.network.inputs import InputScales
 from lib.runtime.errors import InputError
 from lib.runtime.ranks import on_first_rank
 from lib.training.recipe import Recipe, RunSettings, check_resumed
+from lib.training.run import run_training
 from lib.training.run_folder import find_resumable
+from lib.training.trainer import TrainingState
 from lib.weights import read_checkpoint
+
+logger = logging.getLogger(__name__)
 
 # Options that may change when a run is resumed, because they affect neither the score nor a training step.
 # Exception: a new train_iter changes the learning rate, which continues on the curve of the new length.
@@ -37,8 +45,6 @@ _MOVABLE = {"bsds_root", "data_root", "val_data_root"}
 
 AUTO = "auto"  # value of --resume: find the last checkpoint
 
-DEFAULT_VAL_N_ITER = 7  # see docs/training.md
-
 _NOT_GIVEN = object()
 
 
@@ -61,7 +67,7 @@ def add_training_args(parser: argparse.ArgumentParser, *, n_annotations: int, tr
         group.add_argument(
             "--val_niter",
             type=positive_int,
-            default=DEFAULT_VAL_N_ITER,
+            default=7,  # see docs/training.md
             help="clustering iterations in validation; the weight file stores them as default for inference",
         )
     add_feature_args(group, trained=trained)
@@ -80,9 +86,7 @@ def parse_training_args(
         If an option contradicts the checkpoint.
     """
     defaults = vars(parser.parse_args([]))
-    given, unknown = _parse(parser, argv, defaults)
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    given = _parse(parser, argv, defaults)
     if given.get("resume") == AUTO:
         folder = given.get("out_dir", defaults["out_dir"])
         given["resume"] = on_first_rank(lambda: find_resumable(folder)) or AUTO
@@ -104,23 +108,36 @@ def resumed_from(args: argparse.Namespace) -> Path | None:
     return None if args.resume in (None, AUTO) else Path(args.resume)
 
 
-def run_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of `run_training` that all training scripts share."""
-    return {
-        "recipe": read_fields(args, Recipe),
-        "settings": read_fields(args, RunSettings, with_loader=not getattr(args, "synthetic_data", False)),
-        "resume": resumed_from(args),
-        "overwrite": args.resume == AUTO,
-    }
+def train_as_given(
+    args: argparse.Namespace,
+    model: nn.Module,
+    scales: InputScales,
+    *,
+    description: Mapping[str, Any] | None = None,
+    **data: Any,
+) -> TrainingState:
+    """Log the options and run the training that they describe; `data` are arguments of `run_training`."""
+    options = options_as_strings(args)
+    logger.info("options: %s", " ".join(f"{name}={value}" for name, value in options.items()))
+    return run_training(
+        model,
+        scales,
+        read_fields(args, Recipe),
+        read_fields(args, RunSettings, with_loader=not getattr(args, "synthetic_data", False)),
+        description={**(description or {}), "options": options},
+        resume=resumed_from(args),
+        overwrite=args.resume == AUTO,
+        **data,
+    )
 
 
 def _parse(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None, defaults: dict[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the options given in `argv`, without defaults, and the unknown arguments."""
+) -> dict[str, Any]:
+    """Return the options given in `argv`, without defaults."""
     not_given = argparse.Namespace(**dict.fromkeys(defaults, _NOT_GIVEN))
-    args, unknown = parser.parse_known_args(argv, not_given)
-    return {name: value for name, value in vars(args).items() if value is not _NOT_GIVEN}, unknown
+    args = parser.parse_args(argv, not_given)
+    return {name: value for name, value in vars(args).items() if value is not _NOT_GIVEN}
 
 
 def _read_options(
@@ -134,11 +151,11 @@ def _read_options(
         )
     options = {**checkpoint["options"], "out_dir": path.parent}
     options |= {name: given[name] for name in given.keys() & options.keys() & (_FREE_ON_RESUME | _MOVABLE)}
-    stored, unknown = _parse(parser, [f"--{name}={value}" for name, value in options.items()], defaults)
+    unknown = sorted(options.keys() - defaults.keys())
     if unknown:
-        raise InputError(
-            f"{path} is from another model or version: it has {min(unknown)}", parameter="resume"
-        )
+        found = f"--{unknown[0]}={options[unknown[0]]}"
+        raise InputError(f"{path} is from another model or version: it has {found}", parameter="resume")
+    stored = _parse(parser, [f"--{name}={value}" for name, value in options.items()], defaults)
     if "recipe" in checkpoint:  # older checkpoints hold these values in their options
         recipe = vars(Recipe.from_plain(checkpoint["recipe"]))
         stored |= {option_name(name): value for name, value in recipe.items()}

@@ -11,6 +11,18 @@ from lib.training.recipe import CountRange
 Number = TypeVar("Number", int, float)
 
 
+def parse_bool(text: str) -> bool:
+    """Parse True or False, ignoring case."""
+    lowered = text.lower()
+    if lowered not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+    return lowered == "true"
+
+
+# Arguments of a boolean option: the bare flag means True.
+BOOL = {"type": parse_bool, "nargs": "?", "const": True, "metavar": "True|False"}
+
+
 def number(
     kind: type[Number], *, low: float = -math.inf, above: float = -math.inf, below: float = math.inf
 ) -> Callable[[str], Number]:
@@ -36,14 +48,6 @@ non_negative_int = number(int, low=0)
 port_int = number(int, low=1, below=2**16)
 positive_float = number(float, above=0)
 non_negative_float = number(float, low=0)
-
-
-def parse_bool(text: str) -> bool:
-    """Parse True or False, ignoring case."""
-    lowered = text.lower()
-    if lowered not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
-    return lowered == "true"
 
 
 def count_range(text: str) -> CountRange:

@@ -27,12 +27,7 @@ _NO_LOSS_TERMS = ("step", "grad_norm", "lr", "images_per_s", "loader_share")  # 
 def draw_training_curves(log: Sequence[Mapping[str, float]], path: Path) -> None:
     """Draw the log of a training run as a PNG: losses, gradient norm, learning rate and validations.
 
-    Parameters
-    ----------
-    log : sequence of mapping
-        Lines of `log.jsonl`. Values that are not finite are left blank.
-    path : Path
-        File to write.
+    `log` has the lines of `log.jsonl`. Values that are not finite are left blank.
 
     Raises
     ------
@@ -50,11 +45,11 @@ def training_figure(log: Sequence[Mapping[str, float]]) -> Figure:
     gradient norm are noisy: they are drawn pale, under their running median.
     """
     validations = [line for line in log if "score" in line]
-    training_row = _training_panels([line for line in log if "loss" in line])
-    validation_panels = _validation_panels(validations)
-    chunks = range(0, len(validation_panels), _N_COLUMNS)
+    training_row = _non_empty(_training_panels([line for line in log if "loss" in line]))
+    validation_panels = _non_empty(_validation_panels(validations))
+    starts = range(0, len(validation_panels), _N_COLUMNS)
     rows = [training_row] if training_row else []
-    rows += [validation_panels[start : start + _N_COLUMNS] for start in chunks]
+    rows += [validation_panels[start : start + _N_COLUMNS] for start in starts]
     if not rows:
         figure = Figure(figsize=(4, 1))
         figure.text(0.5, 0.5, "nothing logged yet", ha="center", va="center")
@@ -87,8 +82,9 @@ class _Panel(NamedTuple):
     is_noisy: bool = False
     n_columns: int = 1
 
-    def is_empty(self) -> bool:
-        return not any(np.isfinite(values).any() for values in self.curves.values())
+
+def _non_empty(panels: Sequence[_Panel]) -> list[_Panel]:
+    return [panel for panel in panels if any(np.isfinite(y).any() for y in panel.curves.values())]
 
 
 def _training_panels(lines: Sequence[Mapping[str, float]]) -> list[_Panel]:
@@ -96,12 +92,11 @@ def _training_panels(lines: Sequence[Mapping[str, float]]) -> list[_Panel]:
     steps = np.array([line["step"] for line in lines])
     losses = {name: _values(lines, name, above=0) for name in terms}
     grad_norm = {"grad_norm": _values(lines, "grad_norm", above=0)}
-    panels = [
+    return [
         _Panel("Loss and its terms", steps, losses, is_noisy=True, n_columns=2),
         _Panel("Gradient norm", steps, grad_norm, is_noisy=True),
         _Panel("Learning rate", steps, {"lr": _values(lines, "lr")}),
     ]
-    return [panel for panel in panels if not panel.is_empty()]
 
 
 def _validation_panels(lines: Sequence[Mapping[str, float]]) -> list[_Panel]:
@@ -112,9 +107,7 @@ def _validation_panels(lines: Sequence[Mapping[str, float]]) -> list[_Panel]:
         set_name, metric = _set_and_metric(key)
         curves.setdefault(metric, {})[set_name or "validation"] = _values(lines, key)
     known = [metric.name for metric in (*PAIR_METRICS, *SPIXEL_METRICS) if metric.name in curves]
-    names = dict.fromkeys([*known, *curves])
-    panels = [_Panel(_title(name), steps, curves[name]) for name in names]
-    return [panel for panel in panels if not panel.is_empty()]
+    return [_Panel(_title(name), steps, curves[name]) for name in dict.fromkeys([*known, *curves])]
 
 
 def _set_and_metric(key: str) -> tuple[str, str]:
@@ -142,20 +135,19 @@ def _draw_panel(axes: Axes, panel: _Panel) -> None:
         if np.isnan(values).all():
             continue
         style = {"color": _COLORS[idx % len(_COLORS)], "linestyle": _DASHES[idx % len(_DASHES)]}
-        shown = values
         if panel.is_noisy:
             axes.plot(panel.steps, values, color=style["color"], linewidth=0.5, alpha=0.35)
-            shown = _running_median(values)
-        axes.plot(panel.steps, shown, label=label, linewidth=1.4, marker=marker, zorder=3, **style)
+            values = _running_median(values)
+        axes.plot(panel.steps, values, label=label, linewidth=1.4, marker=marker, zorder=3, **style)
     if panel.is_noisy:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
+        if len(panel.curves) > 1:
+            axes.legend(frameon=False, fontsize=9)
     else:
         axes.ticklabel_format(axis="y", scilimits=(-3, 5), useOffset=False)
-    if panel.is_noisy and len(panel.curves) > 1:
-        axes.legend(frameon=False, fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_title(panel.title, fontsize=10)

@@ -21,17 +21,10 @@ _ADAMW_RMS = 0.2  # root mean square of a typical AdamW step at learning rate 1,
 def build_optimizers(name: str, model: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Build optimizers that together train all weights that require a gradient.
 
-    Parameters
-    ----------
-    name : {"muon", "adamw"}
-        "muon" uses `Muon` for hidden convolutions and AdamW for all other weights; "adamw" uses AdamW only.
-        Batch norm follows a hidden convolution, so the size of its weights matters little. The size of the
-        output weights sets the sharpness of the superpixels: Muon's steps of constant size would soon
-        saturate the soft assignment, and its gradients would vanish.
-    model : Module
-        Model to train.
-    learning_rate : float
-        Learning rate of all optimizers.
+    The name "muon" uses `Muon` for hidden convolutions and AdamW for all other weights; "adamw" uses AdamW
+    only. Batch norm follows a hidden convolution, so the size of its weights matters little. The size of the
+    output weights sets the sharpness of the superpixels: Muon's steps of constant size would soon saturate
+    the soft assignment, and its gradients would vanish.
 
     Raises
     ------
@@ -66,12 +59,9 @@ class Muon(torch.optim.Optimizer):
     ----------
     weights : sequence of Parameter
         Weights with at least two dimensions, output channels first.
-    lr : float
-        Learning rate.
-    momentum : float
-        Decay of the averaged gradient per step, in [0, 1).
-    weight_decay : float
-        A step shrinks the weights by the factor 1 - lr * weight_decay.
+    lr, momentum, weight_decay : float
+        Learning rate; decay of the averaged gradient per step, in [0, 1); a step shrinks the weights by the
+        factor 1 - lr * weight_decay.
 
     References
     ----------
@@ -109,18 +99,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """Return a matrix with the same singular vectors and singular values near 1.
+    """Return a matrix (M, N) with the same singular vectors and singular values of about 0.7 to 1.2.
 
-    Parameters
-    ----------
-    matrix : Tensor, shape (M, N)
-        Any matrix. A zero matrix gives a zero matrix.
-
-    Returns
-    -------
-    Tensor, shape (M, N)
-        Its singular values are between about 0.7 and 1.2. Singular values far below the largest one of
-        `matrix` stay smaller.
+    Singular values far below the largest one of `matrix` stay smaller. A zero matrix stays zero.
     """
     a, b, c = _NEWTON_SCHULZ_COEFFICIENTS
     is_tall = matrix.shape[0] > matrix.shape[1]

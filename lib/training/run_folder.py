@@ -35,17 +35,9 @@ class Validation(NamedTuple):
 class RunFolder:
     """Writer of a run's files; its checkpoints are complete even if the run is killed.
 
-    Parameters
-    ----------
-    folder : Path
-        Folder from `prepare_run_folder`.
-    description : dict
-        Entries of the checkpoints that describe the model: "model_args", "input_args" and so on.
-    weights, progress : mapping
-        State that the run starts from. For a resumed run it is saved as `last_model.pth` first; afterwards
-        log lines and checkpoints of later steps are removed.
-    n_kept : int
-        Periodic checkpoints to keep.
+    The folder is from `prepare_run_folder`. Checkpoints hold `description`: "model_args", "input_args" and so
+    on. `weights` and `progress` are the state that the run starts from. For a resumed run it is saved as
+    `last_model.pth` first; afterwards log lines and checkpoints of later steps are removed.
     """
 
     def __init__(
@@ -67,9 +59,10 @@ class RunFolder:
         for path, step in _periodic_checkpoints(folder):
             if step > first_step:
                 path.unlink()
+        lines = (folder / LOG).read_text().splitlines() if (folder / LOG).exists() else []
         self._log = [
             entry
-            for entry in _read_log(folder / LOG)
+            for entry in map(_read_entry, lines)
             if 0 < entry["step"] <= (validated_step if "score" in entry else first_step)
         ]
         with atomic_path(folder / LOG) as temporary:
@@ -84,14 +77,12 @@ class RunFolder:
 
     def add_interval(self, step: int, figures: Mapping[str, float]) -> None:
         """Log the means over the steps since the last line, up to `step`."""
-        self._write_log({"step": step, **figures})
-        self._write_events(step, "train", figures, {})
+        self._write(step, "train", figures, {})
 
     def add_validation(self, step: int, validation: Validation) -> None:
         """Log a validation and redraw the curves."""
         figures = {"score": validation.score, **validation.figures}
-        self._write_log({"step": step, **figures})
-        self._write_events(step, "validation", figures, validation.pictures)
+        self._write(step, "validation", figures, validation.pictures)
         draw_training_curves(self._log, self.folder / CURVES)
 
     def save_best(self, weights: Mapping[str, Any], *, step: int, score: float) -> None:
@@ -111,17 +102,16 @@ class RunFolder:
         for older, _ in _periodic_checkpoints(self.folder)[self.n_kept :]:
             older.unlink()
 
-    def _write_log(self, entry: dict[str, float]) -> None:
-        # JSON has no NaN, but a metric without any value has the score NaN.
-        entry = {name: value if math.isfinite(value) else None for name, value in entry.items()}
-        self._log.append(entry)
-        path = self.folder / LOG
-        with name_failed_write(path), path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-
-    def _write_events(
+    def _write(
         self, step: int, group: str, figures: Mapping[str, float], pictures: Mapping[str, np.ndarray]
     ) -> None:
+        """Append a line to the log, and add figures and pictures to TensorBoard."""
+        # JSON has no NaN, but a metric without any value has the score NaN.
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        self._log.append({"step": step, **finite})
+        path = self.folder / LOG
+        with name_failed_write(path), path.open("a") as file:
+            file.write(json.dumps(self._log[-1]) + "\n")
         if self._tensorboard is None:
             return
         with name_failed_write(self.folder / TENSORBOARD):
@@ -148,14 +138,7 @@ def _open_tensorboard(folder: Path, first_step: int) -> Any:
 def prepare_run_folder(folder: Path, *, is_resumed: bool, overwrite: bool = False) -> None:
     """Create the folder of a run and check that it is writable.
 
-    Parameters
-    ----------
-    folder : Path
-        Folder of the run.
-    is_resumed : bool
-        True to continue the run in this folder.
-    overwrite : bool
-        True to let a new run replace a run that has no best model yet.
+    With `overwrite`, a new run may replace a run that has no best model yet.
 
     Raises
     ------
@@ -209,15 +192,9 @@ def find_resumable(folder: Path) -> Path | None:
 
 def _periodic_checkpoints(folder: Path) -> list[tuple[Path, int]]:
     """Return the periodic checkpoints with their steps, newest first."""
-    names = {path: _PERIODIC_NAME.fullmatch(path.name) for path in folder.glob("checkpoint_*")}
-    found = [(path, int(match[1])) for path, match in names.items() if match]
-    return sorted(found, key=lambda checkpoint: checkpoint[1], reverse=True)
-
-
-def _read_log(path: Path) -> list[dict[str, float]]:
-    if not path.exists():
-        return []
-    return [_read_entry(line) for line in path.read_text().splitlines()]
+    matches = {path: _PERIODIC_NAME.fullmatch(path.name) for path in folder.glob("checkpoint_*")}
+    steps = {path: int(match[1]) for path, match in matches.items() if match}
+    return sorted(steps.items(), key=lambda checkpoint: checkpoint[1], reverse=True)
 
 
 def _read_entry(line: str) -> dict[str, float]:

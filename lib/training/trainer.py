@@ -18,6 +18,7 @@ from lib.runtime.errors import InputError, RunError, is_out_of_memory
 from lib.runtime.ranks import is_first_rank, mean_over_ranks, n_ranks, on_first_rank, together
 from lib.runtime.signals import Stop, stop_flag
 from lib.training.optimizers import build_optimizers
+from lib.training.recipe import Recipe, RunSettings
 from lib.training.run_folder import LAST_MODEL, RunFolder, Validation
 from lib.training.weight_average import WeightAverage
 
@@ -33,32 +34,20 @@ class TrainingState:
     """
 
     model: nn.Module
-    n_steps: int
-    learning_rate: float  # peak
-    optimizer: str = "muon"  # see build_optimizers
-    warmup_share: float = 0.1  # of all steps
-    ema_decay: float = 0.0  # see WeightAverage
-    max_grad_norm: float = math.inf
+    recipe: Recipe
     step: int = 0
     n_samples: int = 0  # seen so far, over all ranks
     validated_step: int = 0
     best_score: float = -math.inf
-    average: WeightAverage = field(init=False)
-    optimizers: list[torch.optim.Optimizer] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.average = WeightAverage(self.model, self.ema_decay)
-        self.optimizers = build_optimizers(self.optimizer, self.model, self.learning_rate)
+        self.average = WeightAverage(self.model, self.recipe.ema_decay)
+        self.optimizers = build_optimizers(self.recipe.optimizer, self.model, self.recipe.learning_rate)
 
     @property
     def is_finished(self) -> bool:
         """True if all steps are done and the last one is validated."""
-        return self.step == self.validated_step == self.n_steps
-
-    @property
-    def current_learning_rate(self) -> float:
-        """Learning rate of the next step."""
-        return self.learning_rate * learning_rate_share(self.step, self.n_steps, self.warmup_share)
+        return self.step == self.validated_step == self.recipe.n_steps
 
     def trained_weights(self) -> list[nn.Parameter]:
         """Return the weights that require a gradient."""
@@ -92,10 +81,8 @@ class TrainingState:
             self.model.load_state_dict(checkpoint["last_weights"])
             for optimizer, progress in zip(self.optimizers, checkpoint["optimizers"], strict=True):
                 optimizer.load_state_dict(progress)
-            self.step = checkpoint["step"]
-            self.n_samples = checkpoint["n_samples"]
-            self.validated_step = checkpoint["validated_step"]
-            self.best_score = checkpoint["best_score"]
+            for name in ("step", "n_samples", "validated_step", "best_score"):
+                setattr(self, name, checkpoint[name])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             if is_out_of_memory(error):
                 raise
@@ -103,9 +90,10 @@ class TrainingState:
                 f"{path} does not hold a run of this model and version; use its {LAST_MODEL}",
                 parameter="resume",
             ) from error
-        if self.step > self.n_steps:
+        n_steps = self.recipe.n_steps
+        if self.step > n_steps:
             raise InputError(
-                f"{self.n_steps} is below the {self.step} steps of `resume` {path}", parameter="n_steps"
+                f"{n_steps} is below the {self.step} steps of `resume` {path}", parameter="n_steps"
             )
 
 
@@ -120,64 +108,35 @@ def learning_rate_share(step: int, n_steps: int, warmup_share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
 
 
+@dataclass
 class Trainer:
     """Train a model with log lines, validations and checkpoints; every rank builds and runs a trainer.
 
-    Parameters
-    ----------
-    state : TrainingState
-        Changed in place.
-    compute_losses : callable
-        Returns the weighted loss terms of a batch, by name; their sum is minimised.
-    validate_model : callable, optional
-        Validates the averaged weights; the highest score chooses the best model. Called on all ranks.
-    batch_size : int
-        Samples per batch and rank.
-    test_interval, log_interval, save_interval : int
-        Steps between validations, between log lines, and between periodic checkpoints.
-    run_folder : RunFolder, optional
-        Folder to write to; required on rank 0, None on other ranks.
+    `compute_losses` returns the weighted loss terms of a batch, by name; their sum is minimised.
+    `validate_model` validates the averaged weights on all ranks; the highest score chooses the best model.
     """
 
-    def __init__(
-        self,
-        state: TrainingState,
-        compute_losses: Callable[[Any], dict[str, Tensor]],
-        validate_model: Callable[[], Validation] | None,
-        *,
-        batch_size: int,
-        test_interval: int,
-        log_interval: int,
-        save_interval: int,
-        run_folder: RunFolder | None,
-    ) -> None:
-        self.state = state
-        self._compute_losses = compute_losses
-        self._validate_model = validate_model
-        self._batch_size = batch_size * n_ranks()
-        self._n_steps_to_validation = test_interval
-        self._n_steps_to_line = log_interval
-        self._n_steps_to_checkpoint = save_interval
-        self._run_folder = run_folder
+    state: TrainingState  # changed in place
+    settings: RunSettings  # for the intervals
+    compute_losses: Callable[[Any], dict[str, Tensor]]
+    validate_model: Callable[[], Validation] | None
+    run_folder: RunFolder | None  # required on rank 0, None on other ranks
+
+    def __post_init__(self) -> None:
         self._interval = _Interval()
         self._progress = tqdm(
-            total=state.n_steps,
-            initial=state.step,
+            total=self.state.recipe.n_steps,
+            initial=self.state.step,
             desc="training",
             unit="step",
             disable=None if is_first_rank() else True,  # None: shown on a terminal
         )
 
     def run(self, batches: Iterable[Any]) -> None:
-        """Train from `state.step` to `state.n_steps`.
+        """Train from `state.step` to the last step, on the remaining batches of this rank.
 
         If the stop flag is set, the current step is finished and the state is saved. Clusters send SIGTERM
         when a job's time is up: after it, `run` returns without an error.
-
-        Parameters
-        ----------
-        batches : iterable
-            Remaining batches of this rank; `compute_losses` moves them to the device.
 
         Raises
         ------
@@ -191,7 +150,7 @@ class Trainer:
         with self._progress, logging_redirect_tqdm():
             try:
                 self._log_validate_save()  # needed if the run was stopped between a step and its validation
-                self._interval.restart()
+                self._interval = _Interval()
                 for batch in self._receive(iter(batches)):
                     self.step(batch)
                     self._log_validate_save()
@@ -204,71 +163,75 @@ class Trainer:
 
     def step(self, batch: Any) -> None:
         """Take one step: compute losses and gradients, update weights and their average."""
-        state = self.state
+        state, recipe = self.state, self.state.recipe
         state.model.train()
-        terms = self._compute_losses(batch)
+        terms = self.compute_losses(batch)
         loss = torch.stack(list(terms.values())).sum()
         for optimizer in state.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        grad_norm = nn.utils.clip_grad_norm_(state.trained_weights(), state.max_grad_norm)
-        learning_rate = state.current_learning_rate
+        grad_norm = nn.utils.clip_grad_norm_(state.trained_weights(), recipe.max_grad_norm)
+        share = learning_rate_share(state.step, recipe.n_steps, recipe.warmup_share)
         for optimizer in state.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = share * recipe.learning_rate
             optimizer.step()
         state.step += 1
-        state.n_samples += self._batch_size
+        state.n_samples += recipe.batch_size * n_ranks()
         state.average.update(state.model, state.step)
         terms = {name: term.detach() for name, term in terms.items()}
-        self._interval.add({"loss": loss.detach(), **terms, "grad_norm": grad_norm}, learning_rate)
+        self._interval.terms_of_steps.append({"loss": loss.detach(), **terms, "grad_norm": grad_norm})
+        self._interval.learning_rate = share * recipe.learning_rate
         self._progress.update()
 
     def log_interval(self) -> None:
         """Log the steps since the last line and save the run."""
         if not self._interval.terms_of_steps:
             return
-        step = self.state.step
-        figures = self._interval.close(step, self._batch_size)
-        on_first_rank(lambda: self._run_folder.add_interval(step, figures))
+        step, recipe = self.state.step, self.state.recipe
+        figures = self._interval.figures(step, recipe.batch_size * n_ranks())
+        self._interval = _Interval()
+        on_first_rank(lambda: self.run_folder.add_interval(step, figures))
         self.save()
         shown = {name: f"{value:.3g}" for name, value in figures.items()}
         self._progress.set_postfix(shown, refresh=False)
         details = " ".join(f"{name} {value}" for name, value in shown.items())
-        logger.info("step %d/%d %s", step, self.state.n_steps, details)
+        logger.info("step %d/%d %s", step, recipe.n_steps, details)
 
     def validate(self) -> None:
         """Validate the averaged weights; save the run, and the model if it is the best so far."""
         self.log_interval()  # raises if a loss is not finite, so that broken weights are never validated
-        validation = self._validate_model() if self._validate_model else None
-        self.state.validated_step = self.state.step
+        state = self.state
+        validation = self.validate_model() if self.validate_model else None
+        state.validated_step = state.step
         if validation:
-            is_best = validation.score > self.state.best_score
-            on_first_rank(lambda: self._write_validation(validation, is_best=is_best))
-            if is_best:
-                self.state.best_score = validation.score
+            on_first_rank(lambda: self.run_folder.add_validation(state.step, validation))
+            if validation.score > state.best_score:
+                best = {"step": state.step, "score": validation.score}
+                on_first_rank(lambda: self.run_folder.save_best(state.weights(), **best))
+                state.best_score = validation.score
         self.save()
-        self._interval.restart()
+        self._interval = _Interval()
 
     def save(self) -> None:
         """Save the state of the run as `last_model.pth`."""
-        on_first_rank(lambda: self._run_folder.save_last(self.state.weights(), self.state.progress()))
+        on_first_rank(lambda: self.run_folder.save_last(self.state.weights(), self.state.progress()))
 
     def _log_validate_save(self) -> None:
         """Log, validate and save if the step count requires it."""
-        state = self.state
-        if state.step % self._n_steps_to_line == 0:
+        state, settings = self.state, self.settings
+        if state.step % settings.log_interval == 0:
             self.log_interval()
-        is_test_step = state.step % self._n_steps_to_validation == 0 or state.step == state.n_steps
+        is_test_step = state.step % settings.test_interval == 0 or state.step == state.recipe.n_steps
         if is_test_step and state.validated_step != state.step:
             self.validate()
-        if state.step > 0 and state.step % self._n_steps_to_checkpoint == 0:
+        if state.step > 0 and state.step % settings.save_interval == 0:
             self.log_interval()
-            on_first_rank(lambda: self._run_folder.save_periodic(state.weights(), state.progress()))
+            on_first_rank(lambda: self.run_folder.save_periodic(state.weights(), state.progress()))
 
     def _receive(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield the remaining batches; if one rank stops or fails, all ranks raise."""
-        while self.state.step < self.state.n_steps:
+        while self.state.step < self.state.recipe.n_steps:
             try:
                 batch = together(lambda: self._next(batches))
             except Exception:  # such as an unreadable file; the steps so far are complete
@@ -277,65 +240,39 @@ class Trainer:
             yield batch
 
     def _next(self, batches: Iterator[Any]) -> Any:
+        """Return the next batch, and add the waiting time to the interval."""
         stop_flag.raise_if_set()
-        return self._interval.wait_for(batches)
-
-    def _write_validation(self, validation: Validation, *, is_best: bool) -> None:
-        state = self.state
-        self._run_folder.add_validation(state.step, validation)
-        if is_best:
-            self._run_folder.save_best(state.weights(), step=state.step, score=validation.score)
+        start = time.perf_counter()
+        batch = next(batches)
+        self._interval.loader_seconds += time.perf_counter() - start
+        return batch
 
 
+@dataclass
 class _Interval:
     """Loss terms and time since the last log line."""
 
-    def __init__(self) -> None:
-        self.restart()
+    terms_of_steps: list[dict[str, Tensor]] = field(default_factory=list)  # they stay on the device
+    learning_rate: float = math.nan  # of the last step
+    loader_seconds: float = 0.0
+    start: float = field(default_factory=time.perf_counter)
 
-    def restart(self) -> None:
-        """Clear the terms and restart the clock."""
-        self.terms_of_steps: list[dict[str, Tensor]] = []
-        self.learning_rate = math.nan  # of the last step
-        self.start = time.perf_counter()
-        self.loader_seconds = 0.0
-
-    def add(self, terms: dict[str, Tensor], learning_rate: float) -> None:
-        """Add the terms of a step; they stay on the device."""
-        self.terms_of_steps.append(terms)
-        self.learning_rate = learning_rate
-
-    def wait_for(self, batches: Iterator[Any]) -> Any:
-        """Return the next batch, and add the waiting time to `loader_seconds`."""
-        start = time.perf_counter()
-        batch = next(batches)
-        self.loader_seconds += time.perf_counter() - start
-        return batch
-
-    def close(self, last_step: int, batch_size: int) -> dict[str, float]:
-        """Return the speed and the mean of each term over steps and ranks; then restart.
+    def figures(self, last_step: int, batch_size: int) -> dict[str, float]:
+        """Return the speed and the mean of each term over steps and ranks; raise if a term is not finite.
 
         All terms are copied from the device at once. `batch_size` is the sum over all ranks.
-
-        Raises
-        ------
-        RunError
-            If a loss term is not finite; the message shows the terms of that step.
         """
         names = list(self.terms_of_steps[0])
         values = torch.stack([torch.stack(list(terms.values())) for terms in self.terms_of_steps])
         values = mean_over_ranks(values).cpu()
         on_first_rank(lambda: _check_finite(names, values, last_step))
-        means = dict(zip(names, values.mean(dim=0).tolist(), strict=True))
         seconds = time.perf_counter() - self.start
-        figures = {
-            **means,
+        return {
+            **dict(zip(names, values.mean(dim=0).tolist(), strict=True)),
             "lr": self.learning_rate,
             "images_per_s": len(values) * batch_size / seconds,
             "loader_share": self.loader_seconds / seconds,
         }
-        self.restart()
-        return figures
 
 
 def _check_finite(names: Sequence[str], values: Tensor, last_step: int) -> None:

@@ -9,14 +9,8 @@ from torch import nn
 class WeightAverage:
     """Exponential moving average of weights and batch norm statistics.
 
-    The decay rises to its final value over the first steps, so that the initial weights soon lose influence.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Model being trained; the average is a copy of it.
-    decay : float
-        Final decay per step, in [0, 1); at 0 the average equals the model.
+    The decay per step rises to its final value `decay` in [0, 1) over the first steps, so that the initial
+    weights soon lose influence. At 0 the average equals the model.
 
     References
     ----------

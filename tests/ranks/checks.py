@@ -26,6 +26,7 @@ from lib.runtime.ranks import (
     together,
 )
 from lib.runtime.signals import Stop, stop_flag
+from lib.training import Recipe, RunSettings
 from lib.training.trainer import Trainer, TrainingState
 from model import SSNModel
 
@@ -123,17 +124,15 @@ def own_half(n_samples):
 
 def fit(batches, part, *, wrap):
     """Train a line on part of each batch; return the state and the logged steps and losses."""
-    state = TrainingState(LineFit(), n_steps=5, learning_rate=0.1, ema_decay=0.5, max_grad_norm=1.0)
+    recipe = Recipe(n_steps=5, learning_rate=0.1, ema_decay=0.5, batch_size=part.stop - part.start)
+    state = TrainingState(LineFit(), recipe)
     forward = wrap(Residual(state.model))
     log = Log()
     trainer = Trainer(
         state,
+        RunSettings(log_interval=2),
         lambda batch: {"fit": forward(batch[part]).square().mean()},
-        None,
-        batch_size=part.stop - part.start,
-        test_interval=100,
-        log_interval=2,
-        save_interval=100,
+        validate_model=None,
         run_folder=log if is_first_rank() else None,
     )
     trainer.run(batches)

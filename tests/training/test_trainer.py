@@ -1,6 +1,7 @@
 """Training loop: interruption, resumption, divergence, log and checkpoints."""
 
 import json
+import math
 import os
 import signal
 from contextlib import nullcontext
@@ -12,12 +13,15 @@ from helpers import LineFit, in_thread
 from lib.files.atomic import atomic_path
 from lib.runtime.errors import InputError, RunError
 from lib.runtime.signals import stop_flag
+from lib.training import Recipe, RunSettings
 from lib.training.run_folder import RunFolder, Validation, find_resumable, has_best_model, prepare_run_folder
 from lib.training.trainer import Trainer, TrainingState, learning_rate_share
 from lib.training.weight_average import WeightAverage
 from lib.weights import read_checkpoint
 
 N_STEPS = 10
+
+INTERVALS = {"test_interval": 4, "log_interval": 3, "save_interval": 100}
 
 
 def make_batches(first_step=0):
@@ -33,9 +37,7 @@ def run(
     batches=None,
     score_of=float,
     compute_losses=None,
-    test_interval=4,
-    log_interval=3,
-    save_interval=100,
+    **intervals,
 ):
     out_dir.mkdir(exist_ok=True)
     validated = []
@@ -59,24 +61,17 @@ def run(
         n_kept=2,
     )
 
-    trainer = Trainer(
-        state,
-        compute_losses or default_losses,
-        validate,
-        batch_size=4,
-        test_interval=test_interval,
-        log_interval=log_interval,
-        save_interval=save_interval,
-        run_folder=run_folder,
-    )
+    settings = RunSettings(**{**INTERVALS, **intervals})
+    trainer = Trainer(state, settings, compute_losses or default_losses, validate, run_folder)
     with stop_flag.set_by_signals():
         trainer.run(make_batches(state.step) if batches is None else batches)
     run_folder.close()
     return validated
 
 
-def make_state():
-    return TrainingState(LineFit(), n_steps=N_STEPS, learning_rate=0.1)
+def make_state(**changes):
+    settings = {"n_steps": N_STEPS, "learning_rate": 0.1, "ema_decay": 0, "max_grad_norm": math.inf}
+    return TrainingState(LineFit(), Recipe(batch_size=4, **{**settings, **changes}))
 
 
 def read_log(out_dir):
@@ -195,12 +190,9 @@ def test_training_in_a_thread(tmp_path):
     run_folder = RunFolder(tmp_path, {"model_args": {}}, state.weights(), state.progress(), n_kept=2)
     trainer = Trainer(
         state,
+        RunSettings(**INTERVALS),
         lambda batch: {"fit": (state.model(batch) - batch.sum(1)).square().mean()},
-        None,
-        batch_size=4,
-        test_interval=4,
-        log_interval=3,
-        save_interval=100,
+        validate_model=None,
         run_folder=run_folder,
     )
     in_thread(trainer.run, make_batches())
@@ -292,7 +284,7 @@ def test_learning_rate_without_warm_up_starts_at_its_peak():
 def test_gradients_are_clipped(tmp_path):
     lengths = []
     for idx, max_grad_norm in enumerate((0.5, 100)):
-        state = TrainingState(LineFit(), n_steps=1, learning_rate=0.1, max_grad_norm=max_grad_norm)
+        state = make_state(n_steps=1, max_grad_norm=max_grad_norm)
         run(
             tmp_path / str(idx),
             state,
@@ -305,7 +297,7 @@ def test_gradients_are_clipped(tmp_path):
 
 
 def test_average_follows_the_weights_and_is_saved(tmp_path):
-    state = TrainingState(LineFit(), n_steps=N_STEPS, learning_rate=0.1, ema_decay=0.6)
+    state = make_state(ema_decay=0.6)
     seen = []
 
     def losses(batch):
