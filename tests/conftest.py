@@ -30,6 +30,17 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_drawing(request, monkeypatch):
+    """Save figures as a single pixel, for a drawing takes a second; `draws` marks tests of their content."""
+
+    def save(figure, path, **settings):
+        Image.new("RGB", (1, 1)).save(path, "PNG")
+
+    if request.node.get_closest_marker("draws") is None:
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", save)
+
+
 @pytest.fixture
 def bsds_root(tmp_path):
     """A miniature BSDS500: 4, 3 and 2 images a split, two annotations each, and a stray file."""

@@ -180,6 +180,7 @@ def test_resume_refuses_contradicting_options(bsds_root, tmp_path, capsys):
     assert f"--lr 0.5 contradicts 0.01 of --resume {last_model}" in error
 
 
+@pytest.mark.slow
 def test_resumed_run_may_change_its_length(bsds_root, tmp_path, capsys):
     train_base_model.main(train_argv(bsds_root, tmp_path / "run", "--train_iter=3"))
     argv = [f"--resume={tmp_path / 'run' / 'last_model.pth'}"]
@@ -204,6 +205,7 @@ def test_resume_after_the_data_moved(bsds_root, tmp_path):
     assert state.step == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     [
@@ -235,6 +237,7 @@ def test_training_options_have_an_effect(bsds_root, tmp_path, option):
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_weights_are_averaged_unless_disabled(bsds_root, tmp_path):
     for run, more, are_averages in (("plain", [], True), ("changed", ["--ema_decay=0"], False)):
         train_base_model.main(train_argv(bsds_root, tmp_path / run, *more))
@@ -258,6 +261,7 @@ def test_second_run_in_one_folder_is_refused(bsds_root, tmp_path, capsys):
     assert (tmp_path / "run" / "log.jsonl").read_text() == log
 
 
+@pytest.mark.slow
 def test_resumed_run_continues_in_the_folder_of_its_checkpoint(bsds_root, tmp_path, capsys):
     train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
     moved = (tmp_path / "run").rename(tmp_path / "moved_run")
@@ -279,6 +283,7 @@ def test_resume_refuses_a_checkpoint_of_another_version(bsds_root, tmp_path, cap
     assert "--momentum=0.9" in error
 
 
+@pytest.mark.slow
 def test_resume_from_an_earlier_step_replaces_a_later_best_model(bsds_root, tmp_path):
     folder = tmp_path / "run"
     train_base_model.main(train_argv(bsds_root, folder, "--train_iter=4", "--save_interval=2"))
@@ -304,6 +309,7 @@ def test_resume_refuses_other_validation_data(tmp_path, capsys):
     assert f"--val_data_root {folder} contradicts the default of --resume {last_model}" in error
 
 
+@pytest.mark.slow
 def test_resume_auto_starts_and_continues(bsds_root, tmp_path, monkeypatch, capsys):
     argv = train_argv(bsds_root, tmp_path / "run", "--train_iter=4", "--resume=auto")
     with ctrl_c_in_second_step(monkeypatch):
@@ -407,6 +413,7 @@ def test_empty_data_folder(tmp_path, capsys):
     assert f"--data_root {tmp_path / 'own'} holds no image" in fails_with(train_base_model.main, argv, capsys)
 
 
+@pytest.mark.slow
 def test_synthetic_data_needs_no_loader(tmp_path):
     argv = ["--synthetic_data", *train_argv(None, tmp_path / "run")[1:], "--batchsize=1", "--val_nspix=24"]
     assert train_base_model.main(argv).is_finished
@@ -479,6 +486,7 @@ def test_segmenting_the_demo_image_needs_no_option(tmp_path):
     assert (tmp_path / "results.png").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     [
@@ -542,6 +550,7 @@ def test_compiling_without_network_is_an_error(tmp_path):
         segment(["--base_model_weights=none", "--compile"], tmp_path)
 
 
+@pytest.mark.slow
 def test_inference_in_bfloat16(base_weights, tmp_path):
     argv = [
         f"--base_model_weights={base_weights}",

@@ -134,6 +134,7 @@ def test_train_evaluate_and_segment(
     assert re.match("reading .*network .*writing", caplog.messages[-1])
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_uninterrupted(train_argv, base_weights, tmp_path, monkeypatch):
     argv = [*train_argv, "--train_iter=4"]
     whole = train_optflow_composite_model.main([*argv, f"--out_dir={tmp_path / 'whole'}"])
@@ -148,6 +149,7 @@ def test_resumed_run_equals_uninterrupted(train_argv, base_weights, tmp_path, mo
         assert value.equal(resumed.model.state_dict()[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--niter=9", "--pos_scale=2", "--optflow_scale=9"])
 def test_resume_refuses_contradicting_options(train_argv, option, tmp_path, capsys):
     train_optflow_composite_model.main(train_argv)
@@ -156,6 +158,7 @@ def test_resume_refuses_contradicting_options(train_argv, option, tmp_path, caps
     assert re.search(rf"{option.replace('=', ' ')}(\.0)? contradicts .* of --resume {last_model}", error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option", ["--optflow_scale=9", "--pos_scale=2", "--color_scale=0.5", "--precision=bf16"]
 )
@@ -193,6 +196,7 @@ def test_bad_training_options(train_argv, more, expected, base_weights, composit
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_composites_side_by_side(data_argv, davis_root, base_weights, composite_weights, tmp_path):
     (by_run,) = eval_optflow_composite_model.main(
         [
@@ -453,6 +457,7 @@ def test_estimated_archives_hold_the_flow(source, tmp_path, davis_root, caplog):
     assert caplog.text.count("kept, 3 frames") == 2
 
 
+@pytest.mark.slow
 def test_flow_files_are_converted(tmp_path):
     flow = np.random.default_rng(0).integers(-50, 50, (2, 2, 3, 20, 31, 2)) / 8
     for video_idx, video in enumerate(("car", "dogs")):

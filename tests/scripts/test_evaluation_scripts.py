@@ -75,6 +75,8 @@ def eval_argv(bsds_root, *more):
     return [f"--bsds_root={bsds_root}", "--base_model_weights=none", "--nworkers=0", "--device=cpu", *more]
 
 
+@pytest.mark.slow
+@pytest.mark.draws
 def test_evaluation_writes_scores_summaries_and_pictures(tmp_path, caplog):
     caplog.set_level("INFO")
     out_dir = tmp_path / "results"
@@ -204,6 +206,7 @@ def test_interrupted_and_resumed_run_writes_the_same_files(tmp_path, stop_at, n_
     assert (tmp_path / "parts" / curves).read_bytes() == (tmp_path / "whole" / curves).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_bytes_left", [0, 20, 150, 1500, -700, -1])
 def test_resume_with_a_truncated_journal(tmp_path, n_bytes_left):
     run_grids(tmp_path)
@@ -347,6 +350,7 @@ def test_resume_with_a_damaged_record(tmp_path, content):
         run_grids(tmp_path, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "old", "new"),
     [
@@ -638,6 +642,7 @@ def test_legend_shows_pos_scale_if_it_differs():
     assert names == ["base, pos_scale 5", "base, pos_scale 10", "grid"]
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("factor", [1, 100_000])
 def test_sheet_shows_leaks_in_red(tmp_path, factor):
     image_rgb, gt_labels = make_quadrants()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.event_file_writer import AtomicCounter
 
 from helpers import make_quadrants
 from lib.runtime.errors import RunError
@@ -68,7 +69,9 @@ def test_events_are_grouped_and_flushed(tmp_path):
     folder.close()
 
 
-def test_resumed_run_discards_later_events(tmp_path):
+def test_resumed_run_discards_later_events(tmp_path, monkeypatch):
+    # Names of event files hold the second and a count, as text: within a second, 10 would come before 9.
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer._global_uid", AtomicCounter(10))
     folder = open_folder(tmp_path)
     for step in (2, 4, 6, 8):
         folder.add_interval(step, {"loss": 1.0, "gone": 1.0})

@@ -111,6 +111,7 @@ def test_non_finite_values_are_left_blank():
     assert list(labelled(panels["Achievable segmentation accuracy ↑"])) == ["far_val"]
 
 
+@pytest.mark.draws
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "log",
