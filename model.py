@@ -78,7 +78,7 @@ class SSNOutput(NamedTuple):
 class LearnedFeatures(NamedTuple):
     """Learned features of pixels; see `SuperpixelModel.encode`."""
 
-    base: Tensor | None = None  # (B, n_learned_features, H, W), from colour and, optionally, position
+    base: Tensor | None = None  # (B, n_learned_features + 5, H, W): learned, then the channels that were read
     extra: Tensor | None = None  # (B, n_extra_features, H, W), from extra channels
 
 
@@ -127,8 +127,16 @@ class SuperpixelModel(nn.Module):
 
     def assemble(self, learned: LearnedFeatures, channels: Tensor) -> Tensor:
         """Stack the pixel features to cluster, (B, C, H, W): [learned base, L, a, b, y, x, learned extra]."""
-        parts = (learned.base, channels[:, :N_BASE_CHANNELS], learned.extra)
-        return torch.cat([part for part in parts if part is not None], dim=1)
+        base = channels[:, :N_BASE_CHANNELS] if learned.base is None else learned.base
+        features = base if learned.extra is None else torch.cat([base, learned.extra], dim=1)
+        if self.sees_position:
+            return features
+        # The network read zeros in place of the position.
+        before, after = (
+            features[:, : self.position_channels.start],
+            features[:, self.position_channels.stop :],
+        )
+        return torch.cat([before, channels[:, N_BASE_CHANNELS - 2 : N_BASE_CHANNELS], after], dim=1)
 
     def pixel_features(self, channels: Tensor) -> Tensor:
         """Compute the pixel features to cluster, (B, C, H, W)."""
@@ -181,7 +189,7 @@ class SSNModel(SuperpixelModel):
             n_learned_features=n_learned_features,
             sees_position=sees_position,
         )
-        self.feature_extract = FeatureExtractor(N_BASE_CHANNELS, n_learned_features, concat_input=False)
+        self.feature_extract = FeatureExtractor(N_BASE_CHANNELS, n_learned_features)
 
     def encode(self, channels: Tensor, known: LearnedFeatures | None = None) -> LearnedFeatures:
         if known is not None and not self.sees_position:
@@ -221,7 +229,7 @@ class CompositeSSNModel(SuperpixelModel):
         super().__init__(n_iter=n_iter, distance=distance, **settings)
         self.n_extra_features = n_extra_features
         self.n_extra_channels = n_extra_channels
-        self.feature_extract_color = FeatureExtractor(N_BASE_CHANNELS, n_learned_features, concat_input=False)
+        self.feature_extract_color = FeatureExtractor(N_BASE_CHANNELS, n_learned_features)
         self.feature_extract_color.requires_grad_(False).eval()
         self.feature_extract_optflow = FeatureExtractor(
             n_extra_channels, n_extra_features, n_mid_channels=32, concat_input=False

@@ -17,7 +17,7 @@ from benchmarks.measuring import describe, make_photograph
 from lib.cli.options import DEFAULT_BASE_WEIGHTS
 from lib.datasets.base import SegmentedImage
 from lib.datasets.loaders import EvaluationImages, evaluation_loader
-from lib.evaluation.loop import connected_superpixels, evaluate
+from lib.evaluation.loop import evaluate
 from lib.evaluation.methods import NetworkMethod, Setting
 from lib.inference import Segmenter
 from lib.metrics.registry import METRICS, score_label_maps
@@ -78,7 +78,7 @@ def main() -> None:
     method = NetworkMethod("base", Segmenter(loaded.model, loaded.scales, device=device))
     setting = Setting(N_SPIXELS, loaded.scales.pos_scale)
     image = EvaluationImages(dataset)[0]
-    labels = connected_superpixels(method, image, setting)
+    (labels,) = method.segment(image, [setting])
 
     def score(*metrics: str, n_annotations: int = 1) -> None:
         score_label_maps([labels], image.image_rgb, image.annotations[:n_annotations], metrics)

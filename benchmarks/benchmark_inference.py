@@ -34,7 +34,7 @@ DENSITY = 1000 / (SIZE[0] * SIZE[1])  # superpixels per pixel
 
 def plain_network_cost(device: torch.device, size: tuple[int, int], n_repeats: int) -> Cost:
     """Measure the plain network alone."""
-    model, scales, _ = load_model(DEFAULT_BASE_WEIGHTS)
+    model, scales, *_ = load_model(DEFAULT_BASE_WEIGHTS)
     extractor = model.feature_extract.to(device, memory_format=torch.contiguous_format)
     image_lab = rgb_to_lab(make_photograph(*size))[None].to(device)
     labyx = input_channels(image_lab, None, round(DENSITY * size[0] * size[1]), scales)

@@ -17,6 +17,7 @@ from lib.files.atomic import atomic_path
 from lib.network.inputs import DEFAULT_OPTFLOW_SCALE, InputScales
 from lib.runtime.errors import DamagedFileError, InputError, is_out_of_memory
 from lib.slic.iteration import DISTANCES
+from lib.superpixels.merge_settings import MergeSettings
 from model import CompositeSSNModel, SSNModel, SSNPix
 
 DEFAULT_N_LEARNED_FEATURES = 15
@@ -40,11 +41,12 @@ _SIZES = {
 
 
 class LoadedModel(NamedTuple):
-    """Model in evaluation mode, its input scales, and the checksum of its base."""
+    """Model in evaluation mode, its input scales, the checksum of its base, and settings of the merges."""
 
     model: nn.Module
     scales: InputScales
     base_sha256: str | None = None  # checksum of a composite's base weight file; None if unknown
+    merging: MergeSettings = MergeSettings()
 
     @property
     def kind(self) -> str:
@@ -130,10 +132,13 @@ def load_model(path: Path | str) -> LoadedModel:
     _check_settings(input_args, InputScales._fields, path)
     extra_scale = DEFAULT_OPTFLOW_SCALE if model_class is CompositeSSNModel else None
     scales = InputScales(extra_scale=extra_scale)._replace(**input_args)
+    merge_args = checkpoint.get("merge_args", {})
+    _check_settings(merge_args, MergeSettings._fields, path)
     base_sha256 = checkpoint.get("base_sha256")
     if base_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", str(base_sha256)):
         raise DamagedFileError(f"{path}: base_sha256 must be a SHA-256, got {_show(base_sha256)}")
-    return LoadedModel(model.eval().to(memory_format=torch.channels_last), scales, base_sha256)
+    model = model.eval().to(memory_format=torch.channels_last)
+    return LoadedModel(model, scales, base_sha256, MergeSettings(**merge_args))
 
 
 def expect(
@@ -223,7 +228,19 @@ _SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "distance": (lambda value: isinstance(value, str) and value in DISTANCES, f"one of {DISTANCES}"),
     "sees_position": (lambda value: isinstance(value, bool), "True or False"),
     **dict.fromkeys(InputScales._fields, _SCALE),
+    "fine_factor": (lambda values: _is_by_count(values, lowest=1), "numbers of at least 1 by count"),
+    "merge_pos_scale": (lambda values: _is_by_count(values, lowest=0), "numbers of at least 0 by count"),
 }
+
+
+def _is_by_count(values: Any, lowest: float) -> bool:
+    """Return True for a mapping from numbers of superpixels to finite numbers of at least `lowest`."""
+    return (
+        isinstance(values, dict)
+        and len(values) > 0
+        and all(_COUNT[0](count) for count in values)
+        and all(_SCALE[0](value) and value >= lowest for value in values.values())
+    )
 
 
 def _check_settings(settings: Any, known: Collection[str], path: Path | str) -> None:

@@ -147,7 +147,7 @@ def test_features_without_position_ignore_position():
     moved = labyx.clone()
     moved[:, 3:] += 5
     features = model.encode(without_position(labyx)).base
-    assert features.shape == (1, 4, 20, 31)
+    assert features.shape == (1, 4 + 5, 20, 31)
     torch.testing.assert_close(features, model.encode(without_position(moved)).base)
     assert not torch.allclose(model.pixel_features(labyx), model.pixel_features(moved))
 
@@ -165,6 +165,7 @@ def test_position_independent_features_are_reused():
     blind = SSNModel(4, sees_position=False).eval()
     known = blind.encode(channels[:, :5])
     assert blind.encode(moved[:, :5], known) is known
+    assert blind.assemble(known, channels[:, :5])[:, 4:].equal(channels[:, :5])
 
 
 def test_distances_stay_float32_under_autocast():

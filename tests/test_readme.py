@@ -41,7 +41,7 @@ def test_library_call(capsys):
 def test_depth_in_place_of_flow():
     (example,) = (example for example in EXAMPLES if "depth" in example)
     exec(example, {"__name__": "example"})
-    model, scales, _ = load_model("log_depth/best_model.pth")
+    model, scales, *_ = load_model("log_depth/best_model.pth")
     assert model.n_extra_channels == 1
     assert scales.extra_scale == 1.0
 

@@ -20,7 +20,7 @@ from model import CompositeSSNModel, SSNModel, SSNPix
 
 
 def test_our_checkpoint_rebuilds_its_model(base_weights):
-    model, scales, _ = load_model(base_weights)
+    model, scales, _, _ = load_model(base_weights)
     expected = read_checkpoint(base_weights)["weights"]
     for name, value in model.state_dict().items():
         assert value.equal(expected[name]), name
@@ -31,7 +31,7 @@ def test_our_checkpoint_rebuilds_its_model(base_weights):
 
 def test_architecture_of_a_bare_state_dict(tmp_path):
     torch.save(SSNModel(6).state_dict(), tmp_path / "published.pth")
-    model, scales, _ = load_model(tmp_path / "published.pth")
+    model, scales, _, _ = load_model(tmp_path / "published.pth")
     assert model.feature_extract.output_conv[0].out_channels == 6
     assert model.n_iter == 5
     assert model.distance == "euclidean"
@@ -136,7 +136,7 @@ def test_unusable_file_is_named(base_weights, content, message):
 
 
 def test_our_composite_rebuilds_its_model(composite_weights, base_weights):
-    model, scales, base_sha256 = load_model(composite_weights)
+    model, scales, base_sha256, _ = load_model(composite_weights)
     expected = read_checkpoint(composite_weights)["weights"]
     for name, value in model.state_dict().items():
         assert value.equal(expected[name]), name
@@ -148,7 +148,7 @@ def test_our_composite_rebuilds_its_model(composite_weights, base_weights):
 
 def test_architecture_of_a_bare_composite_state_dict(tmp_path):
     torch.save(CompositeSSNModel(6, 3, n_extra_channels=1).state_dict(), tmp_path / "published.pth")
-    model, scales, base_sha256 = load_model(tmp_path / "published.pth")
+    model, scales, base_sha256, _ = load_model(tmp_path / "published.pth")
     assert model.config() == {
         "n_learned_features": 6,
         "n_extra_features": 3,

@@ -8,16 +8,15 @@ from pathlib import Path
 import torch
 
 from lib.cli.fields import add_fields
-from lib.cli.options import add_bool, add_shared, add_spixel_args, choose_scales, options_as_strings
+from lib.cli.options import add_bool, add_shared, add_spixel_args, open_segmenter, options_as_strings
 from lib.datasets.davis import DAVISDataset
 from lib.evaluation.loop import Run
 from lib.evaluation.methods import GridMethod, Method, NetworkMethod, SLICMethod
 from lib.evaluation.protocol import EvaluationSet
 from lib.evaluation.run import run_evaluation
 from lib.evaluation.summary import Summary
-from lib.inference import Segmenter
 from lib.metrics.registry import METRICS
-from lib.runtime.device import resolve_device, resolve_precision
+from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError
 from lib.training.recipe import Recipe, RunSettings
 from lib.weights import NO_NETWORK, LoadedModel, file_sha256
@@ -115,13 +114,7 @@ def _network_method(
 ) -> NetworkMethod:
     """Return the method of a loaded model; a model without extra channels has no scale of them."""
     given = ["color_scale"] if loaded.scales.extra_scale is None else ["color_scale", "extra_scale"]
-    segmenter = Segmenter(
-        loaded.model,
-        choose_scales(loaded.scales, args, given),
-        device=device,
-        with_bfloat16=resolve_precision(args.precision, device) == "bf16",
-        pos_scale_dist=args.pos_scale_dist,
-    )
+    segmenter = open_segmenter(args, loaded, device, given)
     weights = {} if str(path) == NO_NETWORK else {"weights": Path(path).name, "sha256": file_sha256(path)}
     return NetworkMethod(name, segmenter, pos_scales=args.pos_scale or (), description=weights)
 

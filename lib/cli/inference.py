@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import ImageColor
 
 from lib.cli.fields import add_fields, option_name
-from lib.cli.options import SEVERAL, add_bool, add_shared, add_spixel_args, choose_scales
+from lib.cli.options import SEVERAL, add_bool, add_shared, add_spixel_args, open_segmenter
 from lib.cli.types import positive_int
 from lib.files.atomic import check_output_file, real_path
 from lib.inference.images import ImageJob, RunSummary, segment_files
@@ -27,7 +27,7 @@ from lib.inference.video import (
 )
 from lib.optflow.archive import FlowArchive
 from lib.optflow.lookup import FlowOfFrame
-from lib.runtime.device import resolve_device, resolve_precision
+from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError, RunError
 from lib.runtime.ranks import n_ranks, on_first_rank
 from lib.runtime.stopwatch import Stopwatch
@@ -142,9 +142,13 @@ def _add_output_args(parser: argparse.ArgumentParser) -> None:
         parser,
         "--enforce_connectivity",
         default=True,
-        help="make superpixels connected and merge small ones; False gives the raw argmax",
+        help="make superpixels connected; False merges nothing and gives the raw argmax",
     )
-    add_bool(parser, "--exact_nspix", help="merge or split superpixels to get exactly --nspix")
+    add_bool(
+        parser,
+        "--exact_nspix",
+        help="with --fine_factor 1: merge or split superpixels by size to get exactly --nspix",
+    )
 
 
 def plan_given_images(
@@ -157,8 +161,13 @@ def plan_given_images(
     InputError
         If an option lacks another one that it needs, or an image or a file cannot be used.
     """
-    for option in ("exact_nspix", "save_outlines"):
-        if getattr(args, option) and not args.enforce_connectivity:
+    needing = {
+        "exact_nspix": args.exact_nspix,
+        "save_outlines": args.save_outlines,
+        "fine_factor": args.fine_factor not in (None, 1),
+    }
+    for option, is_given in needing.items():
+        if is_given and not args.enforce_connectivity:
             raise InputError(f"--{option} needs --enforce_connectivity")
     if args.video is not None:
         return []
@@ -188,14 +197,8 @@ def segment_inputs(
         If files cannot be written, or one of several images failed.
     """
     device = resolve_device(args.device)
-    segmenter = Segmenter(
-        loaded.model,
-        choose_scales(loaded.scales, args),
-        device=device,
-        with_bfloat16=resolve_precision(args.precision, device) == "bf16",
-        pos_scale_dist=args.pos_scale_dist,
-        stopwatch=Stopwatch(device if args.profile else None),
-    )
+    stopwatch = Stopwatch(device if args.profile else None)
+    segmenter = open_segmenter(args, loaded, device, stopwatch=stopwatch)
     if args.compile:
         if not segmenter.learns_features:
             raise InputError("--compile: there is no network to compile")

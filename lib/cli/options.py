@@ -5,11 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lib import weights
 from lib.cli.fields import option_name
-from lib.cli.types import BOOL, existing_dir, non_negative_float, positive_float, positive_int
+from lib.cli.types import BOOL, existing_dir, non_negative_float, number, positive_float, positive_int
 from lib.datasets.davis import DAVISDataset
+from lib.inference import Segmenter
 from lib.network.inputs import DEFAULT_COLOR_SCALE, DEFAULT_OPTFLOW_SCALE, DEFAULT_POS_SCALE, InputScales
+from lib.runtime.device import resolve_precision
 from lib.runtime.errors import InputError
 from model import N_FLOW_CHANNELS
 
@@ -96,6 +100,18 @@ def add_spixel_args(parser: argparse.ArgumentParser, *, swept: bool = False) -> 
         default=1.0,
         help="factor of the position in the distances only, on top of --pos_scale; higher is more compact",
     )
+    group.add_argument(
+        "--fine_factor",
+        type=number(float, low=1),
+        help="superpixels to segment for each requested one; neighbours are then merged to exactly --nspix. "
+        "1 merges nothing, as in the paper, and gives about --nspix; default: by --nspix, from the weights",
+    )
+    group.add_argument(
+        "--merge_pos_scale",
+        type=non_negative_float,
+        help="factor of the position in the merges; higher is more compact; default: by --nspix, from the "
+        "weights",
+    )
     add_feature_args(group, trained=True, swept=swept)
 
 
@@ -175,6 +191,27 @@ def load_composite(args: argparse.Namespace) -> weights.LoadedModel:
         n_learned_features=args.deepfdim,
         n_extra_features=args.optflow_deepfdim,
         n_extra_channels=N_FLOW_CHANNELS,
+    )
+
+
+def open_segmenter(
+    args: argparse.Namespace,
+    loaded: weights.LoadedModel,
+    device: torch.device,
+    scale_names: Sequence[str] = InputScales._fields,
+    **options: Any,
+) -> Segmenter:
+    """Return the segmenter of a loaded model with the options of its superpixels; see `choose_scales`."""
+    return Segmenter(
+        loaded.model,
+        choose_scales(loaded.scales, args, scale_names),
+        device=device,
+        with_bfloat16=resolve_precision(args.precision, device) == "bf16",
+        pos_scale_dist=args.pos_scale_dist,
+        fine_factor=args.fine_factor,
+        merge_pos_scale=args.merge_pos_scale,
+        merging=loaded.merging,
+        **options,
     )
 
 

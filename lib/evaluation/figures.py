@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from lib.datasets.base import SegmentedImage
 from lib.datasets.loaders import EvaluationImages
-from lib.evaluation.loop import ImageScores, Run, connected_superpixels
+from lib.evaluation.loop import ImageScores, Run
 from lib.evaluation.methods import Method, Setting
 from lib.evaluation.summary import DatasetResults, Summary, group_curves, summarize
 from lib.files.atomic import atomic_path
@@ -85,7 +85,7 @@ def write_sheet(
 
     def sheet_image(idx: int) -> SheetImage:
         image = EvaluationImages(dataset)[idx]
-        labels = connected_superpixels(method, image, Setting(run.n_spixels, run.pos_scale))
+        (labels,) = method.segment(image, [Setting(run.n_spixels, run.pos_scale)])
         quality = [sign * pair[metric.name] for pair in images[idx].scores.pairs]
         worst_pair = int(np.argmin(np.nan_to_num(quality, nan=np.inf)))
         title = f"{image.name}: {metric.symbol} {values[idx]:.3f}"

@@ -10,19 +10,17 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from lib.datasets.base import SegmentedImage
-from lib.datasets.loaders import EvaluationImage, EvaluationImages, evaluation_loader
+from lib.datasets.loaders import EvaluationImages, evaluation_loader
 from lib.evaluation.methods import Method, Setting
 from lib.metrics.registry import METRICS, Scores, check_metrics, score_label_maps
 from lib.runtime.errors import InputError, RunError
 from lib.runtime.ranks import gather, is_first_rank, n_ranks
 from lib.runtime.signals import start_worker, stop_flag
 from lib.runtime.workers import LOST_WORKER, usable_workers
-from lib.superpixels.connectivity import enforce_connectivity
 from lib.superpixels.counts import check_n_spixels
 
 
@@ -126,7 +124,6 @@ def _evaluate_own_share(
     parameter: str,
 ) -> Iterator[dict[Run, ImageScores]]:
     runs = list_runs(methods, n_spixels)
-    counts = [run.n_spixels for run in runs]
     pending: deque[tuple[str, Future]] = deque()
 
     def collect() -> dict[Run, ImageScores]:
@@ -142,7 +139,7 @@ def _evaluate_own_share(
             label_maps = []
             for method in methods:
                 label_maps += method.segment(image, list_settings(method, n_spixels))
-            future = submit(_score, label_maps, counts, image.image_rgb, image.annotations, metrics)
+            future = submit(score_label_maps, label_maps, image.image_rgb, image.annotations, metrics)
             pending.append((image.name, future))
             # Images that wait for a worker take memory, so limit their number.
             while pending and (pending[0][1].done() or len(pending) > 2 * n_workers + 1):
@@ -151,21 +148,9 @@ def _evaluate_own_share(
             yield collect()
 
 
-def connected_superpixels(method: Method, image: EvaluationImage, setting: Setting) -> np.ndarray:
-    """Segment an image and enforce connectivity, as scoring does; (H, W) int32."""
-    (labels,) = method.segment(image, [setting])
-    return enforce_connectivity(labels, setting.n_spixels)
-
-
 def _check_not_empty(dataset: Dataset[SegmentedImage]) -> None:
     if len(dataset) == 0:
         raise InputError("there is no image to evaluate on")
-
-
-def _score(label_maps: Sequence[np.ndarray], n_spixels: Sequence[int], *scored: Any) -> list[Scores]:
-    """Enforce connectivity and score; `scored` are the other arguments of `score_label_maps`."""
-    connected = list(map(enforce_connectivity, label_maps, n_spixels))
-    return score_label_maps(connected, *scored)
 
 
 @contextmanager

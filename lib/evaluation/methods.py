@@ -9,6 +9,7 @@ from skimage.segmentation import slic
 from lib.datasets.loaders import EvaluationImage
 from lib.inference.segmenter import PreprocessedImage, Segmenter
 from lib.slic.grid import compute_grid_shape
+from lib.superpixels.connectivity import enforce_connectivity
 
 # Best boundary recall on BSDS500 val at 200 and 600 superpixels, of 5, 10 (the default), 20, 30 and 50.
 # Its ASA is within 0.001 of the best ASA, which 30 reaches. Higher values give more compact superpixels.
@@ -30,7 +31,7 @@ class Method(Protocol):
     description: Mapping[str, Any]  # settings in plain types, for the evaluation record
 
     def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[np.ndarray]:
-        """Return labels (H, W) int32 for each setting; superpixels need not be connected."""
+        """Return the labels of connected superpixels, (H, W) int32, for each setting."""
 
 
 class NetworkMethod:
@@ -63,6 +64,12 @@ class NetworkMethod:
             "color_scale": segmenter.scales.color_scale,
             "extra_scale": segmenter.scales.extra_scale,
             "pos_scale_dist": segmenter.pos_scale_dist,
+            "fine_factor": segmenter.fine_factor or _by_count(segmenter.merging.fine_factor),
+            "merge_pos_scale": (
+                _by_count(segmenter.merging.merge_pos_scale)
+                if segmenter.merge_pos_scale is None
+                else segmenter.merge_pos_scale
+            ),
             "precision": "bf16" if segmenter.with_bfloat16 else "fp32",
         }
 
@@ -84,7 +91,8 @@ class SLICMethod:
 
     def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[np.ndarray]:
         options = {"compactness": SLIC_COMPACTNESS, "start_label": 0}
-        return [slic(image.image_rgb, each.n_spixels, **options).astype(np.int32) for each in settings]
+        counts = [setting.n_spixels for setting in settings]
+        return [enforce_connectivity(slic(image.image_rgb, count, **options), count) for count in counts]
 
 
 class GridMethod:
@@ -95,7 +103,14 @@ class GridMethod:
     description: Mapping[str, Any] = {"method": "regular grid"}
 
     def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[np.ndarray]:
-        return [_grid_labels(*image.image_rgb.shape[:2], each.n_spixels) for each in settings]
+        shape = image.image_rgb.shape[:2]
+        counts = [setting.n_spixels for setting in settings]
+        return [enforce_connectivity(_grid_labels(*shape, count), count) for count in counts]
+
+
+def _by_count(values: Mapping[int, float]) -> dict[str, float]:
+    """Return a setting of `MergeSettings` with keys as JSON has them."""
+    return {str(count): value for count, value in values.items()}
 
 
 def _grid_labels(height: int, width: int, n_spixels: int) -> np.ndarray:

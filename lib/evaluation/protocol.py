@@ -22,10 +22,11 @@ from lib.superpixels.connectivity import MIN_SIZE_SHARE
 RECORD = "run.json"
 
 PROTOCOL = f"""\
-Superpixels: each number of superpixels is requested from every method. Before measuring, every label is split
-into its 4-connected components. Components smaller than {MIN_SIZE_SHARE} times the requested mean size
-(pixels / requested superpixels) join the neighbour with the longest shared border. Results are reported
-against the measured number of superpixels that remain.
+Superpixels: each number of superpixels is requested from every method. The models of this repo merge finer
+superpixels until exactly that number is left, unless the fine factor is 1. For all other methods, every
+label is split into its 4-connected components, and components smaller than {MIN_SIZE_SHARE} times the
+requested mean size (pixels / requested superpixels) join the neighbour with the longest shared border.
+Results are reported against the measured number of superpixels.
 
 Samples: a sample is a pair of an image and one of its annotations. Metrics are plain means over all samples.
 Metrics that need no annotation (count, spread of sizes, compactness, explained variation, intra-cluster
@@ -40,9 +41,9 @@ Curves: linear between the measured counts. A mean over counts is the area under
 of counts. "own" is the part of {COUNT_RANGE[0]} to {COUNT_RANGE[1]} that the curve covers, and "common" the
 part that all these curves cover. Curves that cover no part are left out, and nothing is extrapolated.
 
-Seconds: the median time of the first {N_TIMED_IMAGES} images, segmented one by one while nothing else runs.
-Enforcing connectivity is excluded. Networks start from the image in CIELAB; SLIC includes its own colour
-conversion and connectivity.
+Seconds: the median time of the first {N_TIMED_IMAGES} images, segmented one by one while nothing else runs,
+with merges and connectivity. Networks start from the image in CIELAB; SLIC includes its own colour
+conversion.
 
 Chance: no random number is drawn."""
 

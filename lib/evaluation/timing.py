@@ -20,7 +20,7 @@ N_TIMED_IMAGES = 5
 def seconds_per_image(
     methods: Sequence[Method], dataset: Dataset[SegmentedImage], n_spixels: Sequence[int]
 ) -> dict[Run, float]:
-    """Return the median time in seconds of every method with every setting, without enforcing connectivity.
+    """Return the median time in seconds of every method with every setting.
 
     Networks start from the CIELAB image, other methods from the RGB image. The first five images are timed,
     after an untimed warm-up on the first. Raises `InputError` if one cannot be used or has too few pixels.

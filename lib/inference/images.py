@@ -210,7 +210,9 @@ class _Pipeline:
         jobs, images = zip(*batch, strict=True)
         with_features = jobs[0].files.features is not None
         try:
-            superpixels = self.segmenter.segment(images, self.n_spixels, with_features=with_features)
+            superpixels = self.segmenter.segment(
+                images, self.n_spixels, merged=self.connected, with_features=with_features
+            )
             return list(zip(jobs, images, superpixels, strict=True))
         except Exception as error:
             failure = _error_of_image(error)

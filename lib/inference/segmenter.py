@@ -1,7 +1,9 @@
 """From an image in memory to its superpixels: the one path of scripts, evaluation and your own code."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -11,12 +13,21 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lib.files.images import to_rgb_array
-from lib.network.inputs import InputScales, check_features, model_input, pixel_pos_scale, rgb_to_lab
+from lib.network.inputs import (
+    InputScales,
+    check_features,
+    largest_with_same_input,
+    model_input,
+    pixel_pos_scale,
+    rgb_to_lab,
+)
 from lib.runtime.device import precise_convolutions
 from lib.runtime.errors import InputError
 from lib.runtime.stopwatch import Stopwatch
 from lib.superpixels.connectivity import OUTSIDE
 from lib.superpixels.counts import check_n_spixels, fit_grid_to_mask
+from lib.superpixels.merge_settings import MergeSettings, setting_at
+from lib.superpixels.merge_tree import build_merge_tree
 from lib.superpixels.regions import Superpixels
 from lib.weights import load_model
 from model import LearnedFeatures, SSNPix, cluster, cluster_labels, without_position
@@ -35,6 +46,10 @@ class PreprocessedImage(NamedTuple):
     def n_pixels(self) -> int:
         """Number of pixels to segment."""
         return self.image_lab[0].numel() if self.mask is None else np.count_nonzero(self.mask)
+
+    def on_grid(self, n_spixels: int) -> int:
+        """Return how many superpixels to request for the whole image to get about `n_spixels` in the mask."""
+        return n_spixels if self.mask is None else fit_grid_to_mask(self.mask, n_spixels)
 
 
 class Segmenter:
@@ -55,6 +70,15 @@ class Segmenter:
         Higher values give more compact superpixels.
     n_iter : int, optional
         Iterations of the clustering; default: the number in the weight file.
+    fine_factor : float, optional
+        Superpixels to segment for each requested one; neighbours are then merged until exactly the requested
+        number is left. 1 merges nothing, as in the paper: connectivity is enforced, and the number is about
+        the requested one. Default: by `merging`.
+    merge_pos_scale : float, optional
+        Factor of the position in the cost of a merge; higher values give more compact superpixels. Default:
+        by `merging`.
+    merging : MergeSettings, optional
+        Defaults of `fine_factor` and `merge_pos_scale` for each number of superpixels.
     stopwatch : Stopwatch, optional
         Times the stages.
 
@@ -88,14 +112,22 @@ class Segmenter:
         with_bfloat16: bool = False,
         pos_scale_dist: float = 1.0,
         n_iter: int | None = None,
+        fine_factor: float | None = None,
+        merge_pos_scale: float | None = None,
+        merging: MergeSettings | None = None,
         stopwatch: Stopwatch | None = None,
     ) -> None:
+        if fine_factor is not None and not 1 <= fine_factor < math.inf:
+            raise InputError(f"{fine_factor} is not a number of at least 1", parameter="fine_factor")
         self.device = torch.device(device)
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
         self.scales = scales
         self.with_bfloat16 = with_bfloat16
         self.pos_scale_dist = pos_scale_dist
         self.n_iter = model.n_iter if n_iter is None else n_iter
+        self.fine_factor = fine_factor
+        self.merge_pos_scale = merge_pos_scale
+        self.merging = merging or MergeSettings()
         self.stopwatch = stopwatch or Stopwatch()
 
     @classmethod
@@ -107,7 +139,7 @@ class Segmenter:
         path : Path or str
             One of our checkpoints, a published state dict, or "none" for the model without a network.
         **options
-            `device`, `with_bfloat16`, `pos_scale_dist`, `n_iter` and `stopwatch` of the class.
+            Options of the class but for `merging`, which the file holds.
 
         Raises
         ------
@@ -115,7 +147,7 @@ class Segmenter:
             If the file cannot be used.
         """
         loaded = load_model(path)
-        return cls(loaded.model, loaded.scales, **options)
+        return cls(loaded.model, loaded.scales, merging=loaded.merging, **options)
 
     @property
     def learns_features(self) -> bool:
@@ -149,10 +181,11 @@ class Segmenter:
         mask : ndarray or Tensor, shape (H, W), bool, optional
             Pixels to segment; the others get the label -1. The network reads them nevertheless.
         connected : bool
-            Enforce connectivity. Otherwise labels are the most likely superpixel of each pixel, with numbers
-            below n_rows * n_cols that need not all occur.
+            Make superpixels connected. Otherwise nothing is merged: labels are the most likely superpixel of
+            each pixel, with numbers below n_rows * n_cols that need not all occur.
         exact : bool
-            Merge or split superpixels, which must be connected, until exactly `n_spixels` exist.
+            With a fine factor of 1, merge or split superpixels by size until exactly `n_spixels` exist; above
+            1, the number is exact anyway.
         with_features, with_soft_assignment : bool
             Keep the learned features, or the soft assignment; see `Superpixels`.
 
@@ -215,7 +248,9 @@ class Segmenter:
     ) -> list[Superpixels]:
         if exact and not connected:
             raise InputError("an exact number of superpixels needs connected ones")
-        superpixels = self.segment(images, n_spixels, **kept)
+        if self.fine_factor not in (None, 1) and not connected:
+            raise InputError("merged superpixels are connected", parameter="fine_factor")
+        superpixels = self.segment(images, n_spixels, merged=connected, **kept)
         if connected:
             superpixels = [self.postprocess(each, n_spixels, exact=exact) for each in superpixels]
         return superpixels
@@ -246,42 +281,35 @@ class Segmenter:
         images: Sequence[PreprocessedImage],
         n_spixels: int,
         *,
+        merged: bool = True,
         with_features: bool = False,
         with_soft_assignment: bool = False,
     ) -> list[Superpixels]:
-        """Cut images of one size into superpixels, which may be in pieces; parameters as for the call.
+        """Cut images of one size into superpixels that `postprocess` completes; parameters as for the call.
 
-        Images with masks are segmented one by one, each on its own grid.
+        With `merged`, the results are fine superpixels and their merge tree, unless the fine factor is 1.
+        Otherwise they are the requested superpixels, which may be in pieces. Images with masks are segmented
+        one by one, each on its own grid.
         """
         if len(images) > 1 and any(image.mask is not None for image in images):
             kept = {"with_features": with_features, "with_soft_assignment": with_soft_assignment}
-            return [self.segment([image], n_spixels, **kept)[0] for image in images]
-        mask, assignment = images[0].mask, None
+            return [self.segment([image], n_spixels, merged=merged, **kept)[0] for image in images]
         check_n_spixels(n_spixels, images[0].n_pixels, images[0].name)
-        n_on_grid = n_spixels if mask is None else fit_grid_to_mask(mask, n_spixels)
+        n_on_grid = images[0].on_grid(n_spixels)
         with self.stopwatch.stage("network", on_device=True):
             pixel_features, known = self._features(images, n_on_grid)
             learned = self._position_invariant(images, n_on_grid, known) if with_features else None
-        with self.stopwatch.stage("clustering", on_device=True):
-            if with_soft_assignment:
-                output = cluster(pixel_features, n_on_grid, **self._clustering(mask))
-                assignment, labels = output.assignment, _to_numpy(output.labels)
-            else:
-                labels = _to_numpy(cluster_labels(pixel_features, n_on_grid, **self._clustering(mask)))
+        results = self._cluster(images, pixel_features, n_spixels, merged, with_soft_assignment)
+        if learned is None:
+            return results
+        n_base_features = self.model.n_learned_features
         return [
-            Superpixels(
-                labels[idx] if mask is None else np.where(mask, labels[idx], np.int32(OUTSIDE)),
-                image.image_rgb,
-                n_on_grid,
-                pixel_features=None if learned is None else learned[idx],
-                n_base_features=0 if learned is None else self.model.n_learned_features,
-                soft_assignment=None if assignment is None else assignment.of_image(idx),
-            )
-            for idx, image in enumerate(images)
+            replace(each, pixel_features=features, n_base_features=n_base_features)
+            for each, features in zip(results, learned, strict=True)
         ]
 
     def postprocess(self, superpixels: Superpixels, n_spixels: int, *, exact: bool = False) -> Superpixels:
-        """Enforce connectivity and, with `exact`, the number of superpixels.
+        """Merge to the requested number; without a tree, enforce connectivity and, if `exact`, the number.
 
         Raises
         ------
@@ -289,21 +317,22 @@ class Segmenter:
             If the mask is in more parts than the requested superpixels.
         """
         with self.stopwatch.stage("connectivity"):
-            connected = superpixels.connected()
-            if not exact:
-                return connected
             try:
-                return connected.with_count(n_spixels)
+                if superpixels.tree is not None:
+                    return superpixels.at(n_spixels)
+                connected = superpixels.connected()
+                return connected.with_count(n_spixels) if exact else connected
             except ValueError as error:
                 raise InputError(str(error)) from error
 
     @torch.no_grad()
     def sweep(self, image: PreprocessedImage, settings: Sequence[tuple[int, float]]) -> list[Superpixels]:
-        """Cut an image without mask into superpixels that may be in pieces, with several settings.
+        """Cut an image without mask into connected superpixels, with several settings.
 
         A setting is a requested number of superpixels, and a position scale in place of the one in `scales`.
-        Learned features are computed once for all settings that give the network the same input, see
-        `lib.network.inputs.pixel_pos_scale`, and features of extra channels once in all.
+        Settings that give the network the same input, see `lib.network.inputs.pixel_pos_scale`, share learned
+        features and, where only the number differs, a merge tree. Features of extra channels are computed
+        once in all.
         """
         by_scale: dict[float, list[tuple[int, float]]] = {}
         for setting in settings:
@@ -312,11 +341,15 @@ class Segmenter:
         found: dict[tuple[int, float], Superpixels] = {}
         learned = None
         for group in by_scale.values():
-            n_spixels, pos_scale = group[0]
-            features, learned = self._features([image], n_spixels, pos_scale=pos_scale, known=learned)
+            features, learned = self._features([image], *group[0], known=learned)
+            clustered: dict[int, Superpixels] = {}
             for setting in group:
-                labels = _to_numpy(cluster_labels(features, setting[0], **self._clustering()))
-                found[setting] = Superpixels(labels[0], image.image_rgb, setting[0])
+                n_spixels = setting[0]
+                is_merged = self._n_fine(image, n_spixels) is not None
+                shared = largest_with_same_input(n_spixels) if is_merged else n_spixels
+                if shared not in clustered:
+                    (clustered[shared],) = self._cluster([image], features, n_spixels)
+                found[setting] = self.postprocess(clustered[shared], n_spixels)
         return [found[setting] for setting in settings]
 
     @torch.no_grad()
@@ -346,8 +379,8 @@ class Segmenter:
         self,
         images: Sequence[PreprocessedImage],
         n_spixels: int,
-        *,
         pos_scale: float | None = None,
+        *,
         known: LearnedFeatures | None = None,
     ) -> tuple[Tensor, LearnedFeatures]:
         """Return what is clustered, (B, C, H, W), and the learned features in it."""
@@ -360,6 +393,76 @@ class Segmenter:
         check_features(pixel_features, images[0].name if len(images) == 1 else "a batch")
         return pixel_features, learned
 
+    def _cluster(
+        self,
+        images: Sequence[PreprocessedImage],
+        pixel_features: Tensor,
+        n_spixels: int,
+        merged: bool = True,
+        with_soft_assignment: bool = False,
+    ) -> list[Superpixels]:
+        """Cluster features (B, C, H, W) made for `n_spixels`, on a finer grid if superpixels are merged."""
+        first, assignment = images[0], None
+        shape, mask = first.image_rgb.shape[:2], first.mask
+        n_fine = self._n_fine(first, n_spixels) if merged else None
+        n_requested, n_clustered = first.on_grid(n_spixels), first.on_grid(n_fine or n_spixels)
+        finer = pixel_pos_scale(shape, n_clustered, 1) / pixel_pos_scale(shape, n_requested, 1)
+        with (
+            self.stopwatch.stage("clustering", on_device=True),
+            self._scaled_position(pixel_features, finer),
+        ):
+            if with_soft_assignment:
+                output = cluster(pixel_features, n_clustered, **self._clustering(mask))
+                assignment, labels = output.assignment, _to_numpy(output.labels)
+            else:
+                labels = _to_numpy(cluster_labels(pixel_features, n_clustered, **self._clustering(mask)))
+        if mask is not None:
+            labels = np.where(mask, labels, np.int32(OUTSIDE))
+        trees = [None] * len(images)
+        if n_fine is not None:
+            shared = largest_with_same_input(n_spixels)
+            pos_scale = self.merge_pos_scale
+            pos_scale = setting_at(self.merging.merge_pos_scale, shared) if pos_scale is None else pos_scale
+            with self.stopwatch.stage("merging"), self._scaled_position(pixel_features, pos_scale):
+                trees = list(map(build_merge_tree, labels, pixel_features))
+        return [
+            Superpixels(
+                labels[idx],
+                image.image_rgb,
+                n_clustered,
+                soft_assignment=None if assignment is None else assignment.of_image(idx),
+                tree=trees[idx],
+            )
+            for idx, image in enumerate(images)
+        ]
+
+    def _n_fine(self, image: PreprocessedImage, n_spixels: int) -> int | None:
+        """Return the number of superpixels to segment before any merge; None if nothing is merged.
+
+        It is the same for all numbers for which the network reads the same; these share a merge tree.
+        """
+        shared = largest_with_same_input(n_spixels)
+        factor = self.fine_factor
+        if factor is None:
+            factor = setting_at(self.merging.fine_factor, shared)
+        elif factor * n_spixels > image.n_pixels:
+            largest = math.floor(1000 * image.n_pixels / n_spixels) / 1000
+            raise InputError(
+                f"{factor:g} times {n_spixels} superpixels are more than the {image.n_pixels} pixels of "
+                f"{image.name}; the largest factor is {largest:g}",
+                parameter="fine_factor",
+            )
+        return None if factor == 1 else min(int(factor * shared), image.n_pixels)
+
+    @contextmanager
+    def _scaled_position(self, pixel_features: Tensor, factor: float) -> Iterator[None]:
+        """Multiply the position channels of the features (B, C, H, W) in the block."""
+        position = pixel_features[:, self.model.position_channels]
+        original = position.clone()
+        position *= factor
+        yield
+        position.copy_(original)
+
     def _position_invariant(
         self, images: Sequence[PreprocessedImage], n_spixels: int, known: LearnedFeatures
     ) -> np.ndarray:
@@ -368,7 +471,8 @@ class Segmenter:
             raise InputError("without a network nothing is learned: there are no features")
         with self._numerics():
             learned = self.model.encode(without_position(self._channels(images, n_spixels)), known)
-        parts = [part for part in learned if part is not None]
+        parts = [learned.base[:, : self.model.n_learned_features]]
+        parts += [] if learned.extra is None else [learned.extra]
         return torch.cat(parts, dim=1).float().contiguous().cpu().numpy()
 
     def _clustering(self, mask: np.ndarray | None = None) -> dict[str, Any]:

@@ -84,6 +84,11 @@ def pixel_pos_scale(image_shape: Sequence[int], n_spixels: int, pos_scale: float
     return pos_scale * max(spixels_per_axis / height, spixels_per_axis / width)
 
 
+def largest_with_same_input(n_spixels: int) -> int:
+    """Return the largest number of superpixels for which a network reads the same as for `n_spixels`."""
+    return (math.isqrt(n_spixels) + 1) ** 2 - 1
+
+
 def input_channels(image_lab: Tensor, extra: Tensor | None, n_spixels: int, scales: InputScales) -> Tensor:
     """Stack the scaled channels [L, a, b, y, x, extra] that a model reads; see `labyx_features`.
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from lib.slic.soft_assignment import SoftAssignment
 from lib.superpixels.connectivity import OUTSIDE, border_sides, enforce_connectivity, enforce_count
+from lib.superpixels.merge_tree import MergeTree
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +31,10 @@ class Superpixels:
     n_spixels : int
         Number of superpixels requested for the whole image. With a mask, it exceeds the number in the mask.
     soft_assignment : SoftAssignment, optional
-        Share of every pixel in the superpixels around it, if requested. It comes from the clustering and
-        numbers superpixels by grid cell; `labels` are renumbered where connectivity is enforced.
+        Share of every pixel in the superpixels around it, if requested. It comes from the clustering, before
+        any merge, and numbers superpixels by grid cell; `labels` are numbered anew.
+    tree : MergeTree, optional
+        Merges of the fine superpixels that `labels` come from; None if nothing was merged.
     """
 
     labels: np.ndarray
@@ -40,6 +43,27 @@ class Superpixels:
     pixel_features: np.ndarray | None = None
     n_base_features: int = 0
     soft_assignment: SoftAssignment | None = None
+    tree: MergeTree | None = None
+
+    def at(self, n_spixels: int) -> Self:
+        """Return a copy with exactly `n_spixels` superpixels, from the same tree; all such copies nest.
+
+        Raises
+        ------
+        ValueError
+            If nothing was merged, or `n_spixels` is below the number of parts of the mask or above the number
+            of pixels.
+        """
+        if self.tree is None:
+            raise ValueError("levels need a merge tree: a fine factor above 1 and connected superpixels")
+        if n_spixels < self.tree.n_pieces:
+            raise ValueError(
+                f"the mask is in {self.tree.n_pieces} parts, which need at least {self.tree.n_pieces} "
+                f"superpixels, but {n_spixels} are requested"
+            )
+        if n_spixels > self.tree.n_leaves:  # possible if cells have few pixels each
+            return replace(self, labels=enforce_count(self.tree.leaves, n_spixels))
+        return replace(self, labels=self.tree.cut(n_spixels))
 
     def connected(self) -> Self:
         """Return a copy with connectivity enforced; see `enforce_connectivity`."""

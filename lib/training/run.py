@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from lib.datasets.base import FileDataset, SegmentedImage, fingerprint
 from lib.datasets.crops import TrainingCrops
 from lib.datasets.loaders import EvaluationImages, training_loader
-from lib.evaluation.loop import check_first_image, connected_superpixels, evaluate, list_runs
+from lib.evaluation.loop import check_first_image, evaluate, list_runs
 from lib.evaluation.methods import NetworkMethod, Setting
 from lib.evaluation.summary import summarize
 from lib.inference import Segmenter
@@ -292,6 +292,6 @@ def _draw_overlays(
     images = EvaluationImages(dataset)
     for idx in range(min(N_PICTURES, len(images))):
         image = images[idx]
-        labels = connected_superpixels(method, image, setting)
+        (labels,) = method.segment(image, [setting])
         pictures[f"{name}/{image.name}"] = draw_boundaries(image.image_rgb, labels)
     return pictures

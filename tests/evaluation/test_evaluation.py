@@ -11,7 +11,7 @@ import torch
 
 from lib.datasets.base import SegmentedImage
 from lib.datasets.loaders import EvaluationImages
-from lib.evaluation.loop import ImageScores, Run, connected_superpixels, evaluate, list_runs
+from lib.evaluation.loop import ImageScores, Run, evaluate, list_runs
 from lib.evaluation.methods import GridMethod, NetworkMethod, Setting, SLICMethod
 from lib.evaluation.summary import average_curves, summarize, summarize_groups
 from lib.evaluation.timing import seconds_per_image
@@ -20,6 +20,7 @@ from lib.metrics.registry import Scores
 from lib.network.inputs import InputScales
 from lib.runtime.errors import InputError, RunError
 from lib.slic.grid import CellGrid
+from lib.superpixels.connectivity import enforce_connectivity
 from lib.weights import load_model
 from model import CompositeSSNModel, SSNModel, SSNPix
 
@@ -95,12 +96,11 @@ def test_annotations_of_only_background_have_no_foreground_iou():
     assert summary.worst["mean_iou_foreground"] == 0
 
 
-def test_connectivity_is_enforced_first():
-    fragmented = LEFT_RIGHT.copy()
-    fragmented[3, 3] = fragmented[8, 15] = 7  # one label in two tiny components
-    summary = summarize_one(Drawn(fragmented), Images())
-    assert summary.mean["n_spixels"] == 2
-    assert summary.mean["asa"] == pytest.approx((1 + 1 + 0.5 + 1) / 4)
+@pytest.mark.parametrize("method", [SLICMethod(), GridMethod()])
+def test_other_methods_return_connected_superpixels(method):
+    (labels,) = method.segment(first_image(), [Setting(24)])
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, enforce_connectivity(labels, 24))
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_killed_metric_worker_ends_the_evaluation(monkeypatch, pause):
             time.sleep(pause)
             return super().segment(image, settings)
 
-    monkeypatch.setattr("lib.evaluation.loop._score", die)
+    monkeypatch.setattr("lib.evaluation.loop.score_label_maps", die)
     with pytest.raises(RunError, match="worker process"):
         list(evaluate([Slow(LEFT_RIGHT)], Images() * 10, n_spixels=[2], n_workers=1))
 
@@ -238,7 +238,7 @@ def test_evaluation_segments_as_inference(pos_scale_dist):
     image = first_image()
     for n_spixels in (9, 24):
         setting = Setting(n_spixels, 4.0)
-        labels = connected_superpixels(NetworkMethod("model", segmenter), image, setting)
+        (labels,) = NetworkMethod("model", segmenter).segment(image, [setting])
         np.testing.assert_array_equal(labels, segmenter(image.image_rgb, n_spixels).labels)
 
 

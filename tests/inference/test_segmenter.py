@@ -18,9 +18,14 @@ from helpers import make_quadrants
 from lib.cli.options import REPO_ROOT
 from lib.files.images import read_image
 from lib.inference.segmenter import Segmenter
+from lib.metrics.boundary import Boundary
+from lib.metrics.definitions import compactness
 from lib.network.inputs import InputScales
 from lib.runtime.errors import InputError
 from lib.slic.grid import compute_grid_shape
+from lib.superpixels.merge_settings import MergeSettings, setting_at
+from lib.superpixels.merge_tree import build_merge_tree
+from lib.weights import read_checkpoint, save_checkpoint
 from model import CompositeSSNModel, SSNModel, SSNPix
 
 SCALES = InputScales(0.26, 2.5)
@@ -249,8 +254,10 @@ def test_exact_counts_that_cannot_be():
     segmenter = Segmenter(SSNPix(), SCALES)
     mask = np.zeros((60, 92), dtype=bool)
     mask[::20, ::30] = True
+    with pytest.raises(InputError, match=r"in 12 parts, which need at least 12 .* 2 are requested"):
+        segmenter(make_quadrants()[0], 2, mask=mask)
     with pytest.raises(InputError, match="2 superpixels cannot cover the 12 parts of the mask"):
-        segmenter(make_quadrants()[0], 2, exact=True, mask=mask)
+        Segmenter(SSNPix(), SCALES, fine_factor=1)(make_quadrants()[0], 2, exact=True, mask=mask)
     with pytest.raises(InputError, match="an exact number of superpixels needs connected ones"):
         segmenter(make_quadrants()[0], 2, exact=True, connected=False)
 
@@ -289,7 +296,7 @@ def test_masked_and_unmasked_agree_away_from_the_mask():
     image_rgb = make_quadrants(96, 144)[0]
     mask = np.zeros((96, 144), dtype=bool)
     mask[:, :72] = True  # whose border is one between cells too
-    segmenter = Segmenter(SSNModel(4), SCALES)
+    segmenter = Segmenter(SSNModel(4), SCALES, fine_factor=1)
     whole, masked = segmenter(image_rgb, 96), segmenter(image_rgb, 48, mask=mask)
     assert (masked.labels[:, 72:] == -1).all()
     assert masked.labels[:, :72].min() == 0
@@ -316,7 +323,8 @@ def test_network_that_reads_no_position_runs_once_for_features_too(sees_position
 def test_thin_mask_gets_about_the_superpixels_asked_for(n_spixels):
     y, x = np.mgrid[:200, :300]
     mask = np.abs(y - x * 0.6) < 5  # a line, which touches many more cells than its area fills
-    superpixels = Segmenter(SSNPix(), SCALES)(make_quadrants(200, 300)[0], n_spixels, mask=mask)
+    segmenter = Segmenter(SSNPix(), SCALES, fine_factor=1)
+    superpixels = segmenter(make_quadrants(200, 300)[0], n_spixels, mask=mask)
     assert 0.7 * n_spixels <= superpixels.n_measured <= 1.5 * n_spixels
 
 
@@ -382,11 +390,13 @@ def test_unusable_masks(mask, message):
     [((1, 1), 1), ((1, 300), 20), ((2000, 2), 50), ((30_000, 10), 200), ((10, 30_000), 200)],
 )
 def test_images_of_odd_sizes(shape, n_spixels):
-    model = SSNModel(4, sees_position=False)
-    superpixels = Segmenter(model, SCALES)(np.full((*shape, 3), 0.5), n_spixels)
-    assert superpixels.labels.shape == shape
+    model, image = SSNModel(4, sees_position=False), np.full((*shape, 3), 0.5)
+    merged = Segmenter(model, SCALES)(image, n_spixels)
+    assert merged.labels.shape == shape
+    assert merged.n_measured == n_spixels
     n_rows, n_cols = compute_grid_shape(*shape, n_spixels)
-    assert 0.9 * n_rows * n_cols <= superpixels.n_measured <= n_rows * n_cols
+    one_level = Segmenter(model, SCALES, fine_factor=1)(image, n_spixels)
+    assert 0.9 * n_rows * n_cols <= one_level.n_measured <= n_rows * n_cols
 
 
 @settings(deadline=None, max_examples=30)
@@ -438,3 +448,98 @@ def test_features_of_a_composite_and_of_its_base(device):
     for idx in range(superpixels.n_measured):
         expected = superpixels.pixel_features[:, superpixels.labels == idx].mean(axis=1)
         np.testing.assert_allclose(superpixels.features[idx], expected, rtol=1e-4, atol=1e-5)
+
+
+# Merging
+
+
+def test_merged_superpixels_are_exact_connected_and_nest():
+    image_rgb = make_quadrants()[0]
+    superpixels = Segmenter(SSNModel(4), SCALES)(image_rgb, 24)
+    assert superpixels.n_measured == 24
+    finer = superpixels
+    for n_spixels in (24, 12, 5, 1):
+        coarser = superpixels.at(n_spixels)
+        assert label(coarser.labels, background=-1, connectivity=1).max() == coarser.n_measured == n_spixels
+        pairs = np.unique(np.stack([finer.labels.ravel(), coarser.labels.ravel()]), axis=1)
+        assert pairs.shape[1] == finer.n_measured
+        finer = coarser
+    with pytest.raises(ValueError, match="at least 1 superpixels, but 0"):
+        superpixels.at(0)
+
+
+def test_one_level_has_no_tree():
+    one_level = Segmenter(SSNModel(4), SCALES, fine_factor=1)(make_quadrants()[0], 24)
+    assert one_level.tree is None
+    with pytest.raises(ValueError, match="need a merge tree"):
+        one_level.at(12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    share=st.floats(0, 1),
+    kept=st.sampled_from([1.0, 0.7, 0.2]),
+    seed=st.integers(0, 9),
+)
+def test_count_is_exact_for_any_image_and_mask(shape, share, kept, seed):
+    rng = np.random.default_rng(seed)
+    image_rgb = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    mask = rng.random(shape) < kept
+    mask[0, 0] = True
+    n_parts = label(mask, connectivity=1).max()
+    n_spixels = round(n_parts + share * (mask.sum() - n_parts))
+    superpixels = Segmenter(SSNPix(), SCALES)(image_rgb, n_spixels, mask=mask)
+    assert superpixels.n_measured == superpixels.labels.max() + 1 == n_spixels
+    np.testing.assert_array_equal(superpixels.labels >= 0, mask)
+    assert label(superpixels.labels, background=-1, connectivity=1).max() == n_spixels
+
+
+def test_fine_factor_is_limited_by_the_pixels():
+    image_rgb = make_quadrants()[0]  # 5520 pixels
+    with pytest.raises(InputError, match=r"`fine_factor` 7 times 800 .* 5520 pixels .* factor is 6\.9"):
+        Segmenter(SSNPix(), SCALES, fine_factor=7)(image_rgb, 800)
+    assert Segmenter(SSNPix(), SCALES, fine_factor=6.9)(image_rgb, 800).n_measured == 800
+    assert Segmenter(SSNPix(), SCALES)(image_rgb, 5520).n_measured == 5520
+
+
+@pytest.mark.parametrize("fine_factor", [0.5, 0, np.nan, np.inf])
+def test_fine_factor_below_one_is_refused(fine_factor):
+    with pytest.raises(InputError, match="at least 1"):
+        Segmenter(SSNPix(), SCALES, fine_factor=fine_factor)
+
+
+def test_position_makes_merges_compact():
+    image_rgb = np.random.default_rng(0).integers(0, 256, (60, 92, 3), dtype=np.uint8)
+    loose, compact = (
+        Segmenter(SSNPix(), SCALES, merge_pos_scale=scale)(image_rgb, 24).labels for scale in (0.1, 3)
+    )
+    assert compactness(Boundary(compact)) > 1.2 * compactness(Boundary(loose))
+
+
+def test_counts_with_the_same_input_share_a_tree(monkeypatch):
+    built = []
+
+    def counting(labels, features):
+        built.append(labels.max())
+        return build_merge_tree(labels, features)
+
+    monkeypatch.setattr("lib.inference.segmenter.build_merge_tree", counting)
+    image_rgb, segmenter = make_quadrants()[0], Segmenter(SSNModel(4), SCALES)
+    swept = segmenter.sweep(segmenter.preprocess(image_rgb), [(16, 4.0), (24, 4.0), (25, 4.0)])
+    assert len(built) == 2  # the root of 16 and of 24 is 4, that of 25 is 5
+    for n_spixels, superpixels in zip((16, 24, 25), swept, strict=True):
+        alone = Segmenter(segmenter.model, SCALES._replace(pos_scale=4.0))(image_rgb, n_spixels)
+        np.testing.assert_array_equal(superpixels.labels, alone.labels)
+
+
+def test_settings_of_the_merges_come_from_the_weight_file(base_weights):
+    checkpoint = read_checkpoint(base_weights)
+    merge_args = {"fine_factor": {10: 2.0, 1000: 4.0}, "merge_pos_scale": {100: 0.7}}
+    save_checkpoint({**checkpoint, "merge_args": merge_args}, base_weights)
+    segmenter = Segmenter.from_checkpoint(base_weights)
+    assert segmenter.merging == MergeSettings(**merge_args)
+    values = [setting_at(segmenter.merging.fine_factor, count) for count in (1, 10, 100, 1000, 5000)]
+    np.testing.assert_allclose(values, [2, 2, 3, 4, 4])
+    given = Segmenter.from_checkpoint(base_weights, fine_factor=1)
+    assert given(make_quadrants()[0], 24).tree is None

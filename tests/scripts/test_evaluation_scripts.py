@@ -492,12 +492,13 @@ def test_chosen_iou_without_background(bsds_root, caplog):
 
 def test_protocol_is_logged(bsds_root, caplog):
     caplog.set_level("INFO")
-    eval_base_model.main(eval_argv(bsds_root, "--nspix=24", "--protocol"))
+    merging = ["--fine_factor=2", "--merge_pos_scale=0.5"]
+    eval_base_model.main(eval_argv(bsds_root, "--nspix=24", "--protocol", *merging))
     assert "Chance: no random number is drawn." in caplog.text
     assert "Data: BSDS500 test, 2 images." in caplog.text
     assert (
-        "- ssn_pix: n_iter 5, color_scale 0.26, pos_scale_dist 1.0, precision fp32, pos_scales [10.0]"
-        in caplog.text
+        "- ssn_pix: n_iter 5, color_scale 0.26, pos_scale_dist 1.0, fine_factor 2.0, merge_pos_scale 0.5, "
+        "precision fp32, pos_scales [10.0]" in caplog.text
     )
 
 

@@ -1,0 +1,176 @@
+"""The merge tree: compared with a heap, cut at any number, on maps with crumbs, islands and ties."""
+
+import heapq
+
+import numpy as np
+import pytest
+import torch
+from conftest import DEVICES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.measure import label
+
+from lib.superpixels.merge_tree import build_merge_tree
+
+
+def random_map(height, width, n_labels, *, seed):
+    """Return a map of blocks with noise, and features that follow the blocks loosely."""
+    rng = np.random.default_rng(seed)
+    row, col = np.mgrid[:height, :width]
+    side = max(1, int(np.sqrt(height * width / n_labels)))
+    labels = (row // side) * (width // side + 1) + col // side
+    noisy = rng.random((height, width)) < 0.05
+    labels[noisy] = rng.integers(0, labels.max() + 1, noisy.sum())
+    colors = rng.normal(size=(labels.max() + 1, 4))[labels] + 0.3 * rng.normal(size=(height, width, 4))
+    features = np.concatenate([colors, 0.05 * np.stack([row, col], -1)], axis=-1)
+    return labels, torch.from_numpy(np.moveaxis(features, -1, 0).astype(np.float32))
+
+
+def within_region_squares(labels, features):
+    """Sum of squared distances of the pixels to the mean features of their region."""
+    values = features.double().numpy().reshape(len(features), -1).T[labels.ravel() >= 0]
+    _, flat = np.unique(labels[labels >= 0], return_inverse=True)
+    sums = np.stack([np.bincount(flat, channel) for channel in values.T], axis=1)
+    return np.square(values - (sums / np.bincount(flat)[:, None])[flat]).sum()
+
+
+def merge_with_a_heap(labels, features, n_regions):
+    """Merge the cheapest pair of neighbours, one at a time."""
+    regions = label(labels, background=-1, connectivity=1) - 1
+    pixels = {}
+    for (row, col), region in np.ndenumerate(regions):
+        if region >= 0:
+            pixels.setdefault(region, []).append(features[:, row, col].double().numpy())
+    size = {region: len(values) for region, values in pixels.items()}
+    mean = {region: np.mean(values, axis=0) for region, values in pixels.items()}
+    neighbors = {region: set() for region in pixels}
+    for one, other in ((regions[:, 1:], regions[:, :-1]), (regions[1:], regions[:-1])):
+        for i, j in zip(one.ravel().tolist(), other.ravel().tolist(), strict=True):
+            if i != j and min(i, j) >= 0:
+                neighbors[i].add(j)
+                neighbors[j].add(i)
+
+    def entry(i, j):
+        cost = size[i] * size[j] / (size[i] + size[j]) * np.square(mean[i] - mean[j]).sum()
+        return cost, i, j, size[i], size[j]
+
+    heap = [entry(i, j) for i in neighbors for j in neighbors[i] if i < j]
+    heapq.heapify(heap)
+    while len(size) > n_regions:
+        _, i, j, size_i, size_j = heapq.heappop(heap)
+        if size.get(i) != size_i or size.get(j) != size_j:
+            continue  # one of the two has been merged since
+        mean[i] = (size_i * mean[i] + size_j * mean[j]) / (size_i + size_j)
+        size[i] += size.pop(j)
+        regions[regions == j] = i
+        for k in neighbors.pop(j) - {i}:
+            neighbors[k] = neighbors[k] - {j} | {i}
+            neighbors[i].add(k)
+        neighbors[i].discard(j)
+        for k in neighbors[i]:
+            heapq.heappush(heap, entry(i, k))
+    return regions
+
+
+def check_regions(labels, n_regions):
+    """Check that labels are exactly `n_regions` connected regions, numbered in reading order."""
+    assert labels.dtype == np.int32
+    inside = labels[labels >= 0]
+    values, first = np.unique(inside, return_index=True)
+    np.testing.assert_array_equal(values, np.arange(n_regions))
+    assert (np.diff(first) > 0).all()
+    assert label(labels, background=-1, connectivity=1).max() == n_regions
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rounds_are_as_good_as_a_heap(seed):
+    labels, features = random_map(80, 121, 500, seed=seed)
+    tree = build_merge_tree(labels, features)
+    for n_spixels in (600, 300, 100):
+        ours = within_region_squares(tree.cut(n_spixels), features)
+        heap = within_region_squares(merge_with_a_heap(labels, features, n_spixels), features)
+        assert ours <= 1.01 * heap
+
+
+def test_first_merge_is_wards():
+    labels = np.array([[0, 0, 0, 1, 2, 2]])
+    features = torch.tensor([[[0.0, 0, 0, 2, 5, 7]]])
+    tree = build_merge_tree(labels, features)
+    # {0, 0, 0} and {2}: 3 * 1 / 4 * 2^2 = 3. Then {0, 0, 0, 2}, mean 0.5, and {5, 7}, mean 6.
+    np.testing.assert_array_equal(tree.merges, [[0, 1], [3, 2]])
+    np.testing.assert_allclose(tree.costs, [3, 4 * 2 / 6 * 5.5**2])
+    np.testing.assert_array_equal(tree.cut(2), [[0, 0, 0, 0, 1, 1]])
+
+
+def test_costs_never_fall():
+    labels = np.array([[0, 1, 2]])
+    tree = build_merge_tree(labels, torch.tensor([[[0.0, 10, 0]]]))
+    # {0} and {10}: 1 / 2 * 10^2. The merge with the other {0}, 2 / 3 * 5^2, is cheaper but needs the first.
+    np.testing.assert_array_equal(tree.costs, [50, 50])
+    for seed in range(3):
+        assert (np.diff(build_merge_tree(*random_map(30, 40, 60, seed=seed)).costs) >= 0).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    height=st.integers(1, 24),
+    width=st.integers(1, 24),
+    n_labels=st.integers(1, 60),
+    masked_share=st.sampled_from([0.0, 0.1, 0.5]),
+    is_constant=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_every_cut_has_its_number_and_nests(height, width, n_labels, masked_share, is_constant, seed):
+    labels, features = random_map(height, width, n_labels, seed=seed)
+    mask = np.random.default_rng(seed).random((height, width)) >= masked_share
+    mask[0, 0] = True
+    labels = np.where(mask, labels, -1)
+    tree = build_merge_tree(labels, torch.zeros_like(features) if is_constant else features)
+    assert tree.n_pieces == label(mask, connectivity=1).max()
+    finer = tree.cut(tree.n_leaves)
+    np.testing.assert_array_equal(finer, tree.leaves)
+    for n_spixels in range(tree.n_leaves, tree.n_pieces - 1, -1):
+        coarser = tree.cut(n_spixels)
+        check_regions(coarser, n_spixels)
+        np.testing.assert_array_equal(coarser >= 0, mask)
+        assert len(np.unique(np.stack([finer[mask], coarser[mask]]), axis=1).T) == finer.max() + 1
+        finer = coarser
+
+
+def test_cut_outside_the_tree_is_refused():
+    labels = np.array([[0, 1, -1, 3]])
+    tree = build_merge_tree(labels, torch.rand(2, 1, 4))
+    assert (tree.n_leaves, tree.n_pieces) == (3, 2)
+    for n_spixels in (1, 4):
+        with pytest.raises(ValueError, match=f"between 2 and 3, got {n_spixels}"):
+            tree.cut(n_spixels)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_ties_are_broken_in_reading_order(device):
+    labels = np.arange(12).reshape(3, 4)
+    tree = build_merge_tree(labels, torch.zeros(2, 3, 4, device=device))
+    np.testing.assert_array_equal(tree.merges[0], [0, 1])
+    np.testing.assert_array_equal(tree.costs, np.zeros(11))
+
+
+def test_threads_do_not_change_the_tree():
+    labels, features = random_map(200, 300, 500, seed=0)
+    n_threads = torch.get_num_threads()
+    trees = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            trees.append(build_merge_tree(labels, features))
+    finally:
+        torch.set_num_threads(n_threads)
+    np.testing.assert_array_equal(trees[0].merges, trees[1].merges)
+    np.testing.assert_array_equal(trees[0].costs, trees[1].costs)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_builds_the_same_tree():
+    labels, features = random_map(120, 190, 400, seed=0)
+    on_cpu, on_cuda = (build_merge_tree(labels, features.to(device)) for device in ("cpu", "cuda"))
+    np.testing.assert_array_equal(on_cpu.merges, on_cuda.merges)
+    np.testing.assert_allclose(on_cpu.costs, on_cuda.costs, rtol=1e-12)
