@@ -16,7 +16,9 @@ import torch
 from skimage.measure import label
 from torch import Tensor
 
-from lib.superpixels.connectivity import OUTSIDE
+from lib.superpixels.connectivity import OUTSIDE, border_sides
+
+_MAX_FLOAT32_PIXELS = 2**16  # a sum of more numbers than this in float32 would be off by over 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,116 +103,89 @@ def build_merge_tree(labels: np.ndarray, features: Tensor) -> MergeTree:
 
     Parameters
     ----------
-    labels : ndarray, shape (H, W), integer
+    labels : ndarray, shape (H, W), int32
         Label map; -1 outside the mask. Each 4-connected component of a label becomes a leaf.
-    features : Tensor, shape (C, H, W), float
-        Features of the pixels, on the device that computes the merges.
-
-    Returns
-    -------
-    MergeTree
+    features : Tensor, shape (C, H, W), float32
+        Features of the pixels, on any device. Their means are taken there; the tree is built on the CPU.
     """
-    leaves = label(labels, background=OUTSIDE, connectivity=1).astype(np.int32) - 1
-    n_leaves = int(leaves.max()) + 1
-    leaf_of_pixel = torch.from_numpy(leaves).to(features.device)
-    sizes, means = _pixel_means(leaf_of_pixel, features, n_leaves)
-    merges, costs = _merge_in_rounds(sizes, means, _edges(leaf_of_pixel, n_leaves))
-    return MergeTree(leaves, *_sort_by_cost(merges.cpu().numpy(), costs.cpu().numpy(), n_leaves))
+    components = label(labels, background=OUTSIDE, connectivity=1)  # from 1; 0 outside the mask
+    sizes = np.bincount(components.ravel())[1:].astype(np.float64)
+    leaves = components.astype(np.int32) - 1
+    means = _pixel_sums(components, features)[:, 1:] / sizes
+    merges, costs = _merge_in_rounds(sizes, means, _unique_pairs(border_sides(leaves), len(sizes)))
+    return MergeTree(leaves, *_sort_by_cost(merges, costs, len(sizes)))
 
 
-def _pixel_means(leaf_of_pixel: Tensor, features: Tensor, n_leaves: int) -> tuple[Tensor, Tensor]:
-    """Return the size of every leaf, (S,), and its mean features, (C, S), both float64.
-
-    Sums are exact, so that neither threads nor the device change them: features are rounded to a grid that is
-    coarse enough for float64 to add all pixels without rounding.
-    """
-    inside = (leaf_of_pixel != OUTSIDE).flatten()
-    idx = leaf_of_pixel.flatten().long() + 1  # 0 collects the pixels outside the mask
-    sizes = torch.bincount(idx, minlength=n_leaves + 1)[1:].double()
-    values = features.flatten(1).double()
-    values = values.where(inside, 0)
-    bits = 52 - math.ceil(math.log2(idx.numel()))
-    step = 2.0 ** (math.frexp(float(values.abs().max()))[1] - bits)
-    values = (values / step).round() * step
-    sums = values.new_zeros(len(features), n_leaves + 1).scatter_add_(
-        1, idx.expand(len(features), -1), values
-    )
-    return sizes, sums[:, 1:] / sizes
+def _pixel_sums(components: np.ndarray, features: Tensor) -> np.ndarray:
+    """Return the sum of the features in every component, (C, largest number + 1) float64."""
+    n_channels, _, width = features.shape
+    if features.device.type != "cpu":
+        # A GPU adds in any order. On a grid this coarse the sums are exact, whatever the order.
+        exponent = math.frexp(float(features.abs().max()))[1] + math.ceil(math.log2(components.size)) - 52
+        features = (features.double() * 2.0**-exponent).round() * 2.0**exponent
+    idx = torch.from_numpy(components).to(features.device)
+    sums = torch.zeros(n_channels, int(components.max()) + 1, dtype=torch.float64, device=features.device)
+    n_rows = max(1, _MAX_FLOAT32_PIXELS // width)
+    for pixels, rows in zip(features.split(n_rows, dim=1), idx.split(n_rows), strict=True):
+        part = torch.zeros_like(sums, dtype=pixels.dtype)
+        sums += part.scatter_add_(1, rows.reshape(1, -1).expand(n_channels, -1), pixels.flatten(1))
+    return sums.cpu().numpy()
 
 
-def _edges(leaf_of_pixel: Tensor, n_leaves: int) -> Tensor:
-    """Return the pairs of leaves that share a border, (2, E) int64, each once and sorted."""
-    pairs = [
-        torch.stack([one, other])[:, (one != other) & (one != OUTSIDE) & (other != OUTSIDE)]
-        for one, other in (
-            (leaf_of_pixel[:, :-1], leaf_of_pixel[:, 1:]),
-            (leaf_of_pixel[:-1], leaf_of_pixel[1:]),
-        )
-    ]
-    return _unique_pairs(torch.cat(pairs, dim=1).long(), n_leaves)
+def _unique_pairs(pairs: np.ndarray, n_leaves: int) -> np.ndarray:
+    """Return each pair once, sorted and with the smaller number first, (2, E) int64."""
+    keys = np.unique(np.minimum(*pairs).astype(np.int64) * n_leaves + np.maximum(*pairs))
+    return np.stack(np.divmod(keys, n_leaves))
 
 
-def _unique_pairs(pairs: Tensor, n_leaves: int) -> Tensor:
-    low, high = pairs.amin(0), pairs.amax(0)
-    unique = torch.unique(low * n_leaves + high)
-    return torch.stack([unique // n_leaves, unique % n_leaves])
-
-
-def _merge_in_rounds(sizes: Tensor, means: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+def _merge_in_rounds(
+    sizes: np.ndarray, means: np.ndarray, edges: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Merge pairs that are each other's cheapest neighbour, until no edge is left.
 
-    A merged region takes the place of its first part in `sizes` and `means`, which are changed.
-
-    Returns
-    -------
-    merges : Tensor, shape (M, 2), int64
-        Nodes as in `MergeTree`, but in the order of the rounds.
-    costs : Tensor, shape (M,), float64
-        Costs, at least those of the merges that a merge needs.
+    A merged region takes the place of its first part in `sizes` and `means`, which are changed. Returns the
+    merges and costs of a `MergeTree`, but in the order of the rounds.
     """
-    n_leaves = len(sizes)
-    node = torch.arange(n_leaves, device=sizes.device)
-    height = torch.zeros_like(sizes)  # cost of the last merge of a region
-    merges, costs = [node.new_empty(0, 2)], [sizes.new_empty(0)]
-    n_nodes = n_leaves
+    n_leaves = n_nodes = len(sizes)
+    node = np.arange(n_leaves)
+    height = np.zeros(n_leaves)  # cost of the last merge of a region
+    merges, costs = [np.empty((0, 2), dtype=np.int64)], [np.empty(0)]
     while edges.shape[1] > 0:
         cost = _ward_costs(sizes, means, edges)
         is_merged = _are_cheapest_for_both(cost, edges, n_leaves)
         kept, gone = edges[:, is_merged]
-        height[kept] = torch.maximum(cost[is_merged], torch.maximum(height[kept], height[gone]))
-        merges.append(torch.stack([node[kept], node[gone]], dim=1))
+        height[kept] = np.maximum.reduce([cost[is_merged], height[kept], height[gone]])
+        merges.append(np.stack([node[kept], node[gone]], axis=1))
         costs.append(height[kept])
-        node[kept] = torch.arange(n_nodes, n_nodes + len(kept), device=node.device)
+        node[kept] = n_nodes + np.arange(len(kept))
         n_nodes += len(kept)
         total = sizes[kept] + sizes[gone]
         means[:, kept] += sizes[gone] / total * (means[:, gone] - means[:, kept])
         sizes[kept] = total
-        place = torch.arange(n_leaves, device=node.device)
+        place = np.arange(n_leaves)
         place[gone] = kept
         edges = place[edges]
         edges = _unique_pairs(edges[:, edges[0] != edges[1]], n_leaves)
-    return torch.cat(merges), torch.cat(costs)
+    return np.concatenate(merges), np.concatenate(costs)
 
 
-def _ward_costs(sizes: Tensor, means: Tensor, edges: Tensor) -> Tensor:
+def _ward_costs(sizes: np.ndarray, means: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Return the growth of the sum of squared distances to the means by merging each edge, (E,)."""
     one, other = edges
-    squares = (means[:, one] - means[:, other]).square()
-    while len(squares) > 1:  # add the channels in a fixed order, so that all devices round alike
-        half = len(squares) // 2
-        squares = torch.cat([squares[:half] + squares[half : 2 * half], squares[2 * half :]])
-    return sizes[one] * sizes[other] / (sizes[one] + sizes[other]) * squares[0]
+    squares = np.square(means[:, one] - means[:, other]).sum(axis=0)
+    return sizes[one] * sizes[other] / (sizes[one] + sizes[other]) * squares
 
 
-def _are_cheapest_for_both(cost: Tensor, edges: Tensor, n_leaves: int) -> Tensor:
+def _are_cheapest_for_both(cost: np.ndarray, edges: np.ndarray, n_leaves: int) -> np.ndarray:
     """Find the edges, (E,) bool, that are the cheapest of both their regions; of equal ones, the first."""
-    n_edges = len(cost)
-    ends, cost_of_end = edges.flatten(), cost.repeat(2)
-    cheapest = cost.new_full((n_leaves,), torch.inf).scatter_reduce_(0, ends, cost_of_end, "amin")
-    edge_idx = torch.arange(n_edges, device=cost.device)
-    candidate = edge_idx.repeat(2).where(cost_of_end == cheapest[ends], n_edges)
-    first = torch.full_like(cheapest, n_edges, dtype=torch.int64).scatter_reduce_(0, ends, candidate, "amin")
-    return (first[edges] == edge_idx).all(0)
+    cheapest = np.full(n_leaves, np.inf)
+    first = np.full(n_leaves, len(cost))
+    for ends in edges:
+        np.minimum.at(cheapest, ends, cost)
+    for ends in edges:
+        ties = np.flatnonzero(cost == cheapest[ends])
+        np.minimum.at(first, ends[ties], ties)
+    return (first[edges] == np.arange(len(cost))).all(axis=0)
 
 
 def _sort_by_cost(merges: np.ndarray, costs: np.ndarray, n_leaves: int) -> tuple[np.ndarray, np.ndarray]:
