@@ -52,17 +52,23 @@ def extract_in_bands(extractor: nn.Module, x: Tensor) -> Tensor:
         scale2 = extractor.scale2(scale1)
         scale3 = extractor.scale3(scale2)
         for strip in _split_rows(band.start, band.stop, _strip_rows(x), 1, height):
-            first, stop = (row - band.context_start for row in (strip.context_start, strip.context_stop))
-            resized = [
-                _resize_rows(scale, width, strip, top=band.context_start, height=height, factor=factor)
-                for factor, scale in ((2, scale2), (4, scale3))
-            ]
-            own_input = x[:, :, strip.context_start : strip.context_stop]
-            learned = convolve_concatenation([own_input, scale1[:, :, first:stop], *resized], conv)
+            parts = _concatenated(x, scale1, scale2, scale3, strip, top=band.context_start)
+            learned = convolve_concatenation(parts, conv)
             features[:, :n_learned, strip.start : strip.stop] = learned[:, :, strip.own]
     if extractor.concat_input:
         features[:, n_learned:] = x
     return features
+
+
+def _concatenated(
+    x: Tensor, scale1: Tensor, scale2: Tensor, scale3: Tensor, strip: Rows, *, top: int
+) -> Iterator[Tensor]:
+    """Yield what is concatenated for a strip; the scales of `x` begin at row `top` of the image."""
+    height, width = x.shape[2:]
+    yield x[:, :, strip.context_start : strip.context_stop]
+    yield scale1[:, :, strip.context_start - top : strip.context_stop - top]
+    for factor, scale in ((2, scale2), (4, scale3)):
+        yield _resize_rows(scale, width, strip, top=top, height=height, factor=factor)
 
 
 def _in_strips(scale1: nn.Module, x: Tensor) -> Tensor:

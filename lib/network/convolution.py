@@ -1,6 +1,6 @@
 """Convolutions of the feature extractor: inference folds batch norm in, input channels stay in float32."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -47,14 +47,18 @@ def convolve_precisely(x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
         return F.conv2d(x, weight, bias, padding=1)
 
 
-def convolve_concatenation(parts: Sequence[Tensor], conv: nn.Conv2d) -> Tensor:
+def convolve_concatenation(parts: Iterable[Tensor], conv: nn.Conv2d) -> Tensor:
     """Apply a 3x3 convolution with bias and padding 1 to the concatenation of feature maps (B, C_i, H, W).
 
-    A sum over the parts avoids building the concatenation. The first part must be the input of the network;
-    it is convolved in its own dtype.
+    A sum over the parts avoids building the concatenation, and takes each part when the one before is done.
+    The first part must be the input of the network; it is convolved in its own dtype.
     """
-    weights = conv.weight.split([part.shape[1] for part in parts], dim=1)
-    total = convolve_precisely(parts[0], weights[0], conv.bias)
-    for part, weight in zip(parts[1:], weights[1:], strict=True):
-        total += F.conv2d(part, weight, padding=1)
+    total, start = None, 0
+    for part in parts:
+        weight = conv.weight[:, start : start + part.shape[1]]
+        start += part.shape[1]
+        if total is None:
+            total = convolve_precisely(part, weight, conv.bias)
+        else:
+            total += F.conv2d(part, weight, padding=1)
     return total
