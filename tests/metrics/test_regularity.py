@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.measure import label
 
+from lib.metrics import registry
+from lib.metrics.registry import DEFAULT_METRICS, METRICS, score_label_maps
 from lib.metrics.regularity import shape_regularity, smooth_matching
 
 DIAGONAL = math.sqrt(0.5)  # distance of neighbouring diagonals
@@ -164,3 +166,22 @@ def test_connected_superpixels_stay_in_range(labels):
     assert 0 <= shape_regularity(labels) <= 1 + 1e-12
     assert 0 <= smooth_matching(labels) <= 1 + 1e-12
     assert shape_regularity(labels[:, ::-1]) == pytest.approx(shape_regularity(labels))
+
+
+def test_metrics_share_their_measures(monkeypatch):
+    calls = []
+
+    def counted(labels):
+        calls.append(labels)
+        return 0.5
+
+    monkeypatch.setattr(registry, "shape_regularity", counted)
+    monkeypatch.setattr(registry, "smooth_matching", counted)
+    labels, image_rgb = np.zeros((4, 5), dtype=int), np.zeros((4, 5, 3), dtype=np.uint8)
+    (scores,) = score_label_maps([labels], image_rgb, [labels], ["gr", "src", "smf"])
+    assert scores.spixels == {"src": 0.5, "smf": 0.5, "gr": 0.25}
+    assert len(calls) == 2
+
+
+def test_regularity_is_computed_only_if_chosen():
+    assert set(METRICS) - set(DEFAULT_METRICS) == {"src", "smf", "gr"}
