@@ -15,7 +15,7 @@ from lib.evaluation.methods import GridMethod, Method, NetworkMethod, SLICMethod
 from lib.evaluation.protocol import EvaluationSet
 from lib.evaluation.run import run_evaluation
 from lib.evaluation.summary import Summary
-from lib.metrics.registry import METRICS
+from lib.metrics.registry import DEFAULT_METRICS, METRICS
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError
 from lib.training.recipe import Recipe, RunSettings
@@ -44,7 +44,8 @@ def add_evaluation_args(parser: argparse.ArgumentParser) -> None:
         "--metrics",
         nargs="+",
         metavar="METRIC",
-        help=f"metrics to compute: {', '.join(METRICS)}; default: all",
+        help=f"metrics to compute: {', '.join(METRICS)}; default: all but "
+        + ", ".join(name for name in METRICS if name not in DEFAULT_METRICS),
     )
     add_bool(group, "--protocol", help="log the protocol in words")
     group.add_argument("--out_dir", type=Path, help="folder for tables, curves and pictures; default: none")
@@ -90,7 +91,7 @@ def evaluate_models(
         raise InputError(
             f"--compare: two methods are named {twice[0]}; name a weight file with NAME=FILE.pth"
         )
-    metrics = list(args.metrics or METRICS)
+    metrics = list(args.metrics or DEFAULT_METRICS)
     if args.eval_iou_ignore_background and "mean_iou" in metrics and "mean_iou_foreground" not in metrics:
         metrics.insert(metrics.index("mean_iou"), "mean_iou_foreground")
     return run_evaluation(

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lib.datasets.base import SegmentedImage
 from lib.datasets.loaders import EvaluationImages, evaluation_loader
 from lib.evaluation.methods import Method, Setting
-from lib.metrics.registry import METRICS, Scores, check_metrics, score_label_maps
+from lib.metrics.registry import DEFAULT_METRICS, Scores, check_metrics, score_label_maps
 from lib.runtime.errors import InputError, RunError
 from lib.runtime.ranks import gather, is_first_rank, n_ranks
 from lib.runtime.signals import start_worker, stop_flag
@@ -66,7 +66,7 @@ def evaluate(
     dataset: Dataset[SegmentedImage],
     *,
     n_spixels: Sequence[int],
-    metrics: Sequence[str] = tuple(METRICS),
+    metrics: Sequence[str] = DEFAULT_METRICS,
     n_workers: int = 0,
     first_idx: int = 0,
     title: str = "evaluating",
@@ -83,7 +83,7 @@ def evaluate(
     n_spixels : sequence of int
         Requested numbers of superpixels.
     metrics : sequence of str
-        Names in `METRICS`; the measured number of superpixels is always added.
+        Names in `lib.metrics.METRICS`; the measured number of superpixels is always added.
     n_workers : int
         Number of processes that read images, and of processes that compute metrics; 0 uses this process.
     first_idx : int

@@ -25,7 +25,7 @@ from lib.evaluation.summary import DatasetResults, Summary, summarize_dataset
 from lib.evaluation.tables import TABLES, group_table, summary_table, table_metrics, write_results
 from lib.evaluation.timing import seconds_per_image
 from lib.files.atomic import prepare_out_dir
-from lib.metrics.registry import METRICS, check_metrics
+from lib.metrics.registry import DEFAULT_METRICS, check_metrics
 from lib.runtime.errors import InputError
 from lib.runtime.ranks import is_first_rank, on_first_rank, together
 
@@ -41,7 +41,7 @@ def run_evaluation(
     sets: Sequence[EvaluationSet],
     *,
     n_spixels: Sequence[int],
-    metrics: Sequence[str] = tuple(METRICS),
+    metrics: Sequence[str] = DEFAULT_METRICS,
     device: torch.device,
     n_workers: int = 4,
     ignore_background: bool = False,

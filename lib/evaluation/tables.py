@@ -10,7 +10,7 @@ from typing import Any
 from lib.evaluation.loop import Run
 from lib.evaluation.summary import COUNT_RANGE, CurveMean, DatasetResults, Summary
 from lib.files.atomic import atomic_path
-from lib.metrics.registry import METRICS, PAIR_METRICS
+from lib.metrics.registry import DEFAULT_METRICS, METRICS, PAIR_METRICS
 
 TABLES = ("results.json", "summary.md", "summary.csv", "curve_means.csv")
 RESULTS, SUMMARY_MARKDOWN, SUMMARY_CSV, CURVE_MEANS_CSV = TABLES
@@ -30,7 +30,7 @@ MAIN_METRICS = (
 def table_metrics(metrics: Sequence[str], *, ignore_background: bool) -> list[str]:
     """Return the metrics of the printed table: all chosen metrics, or `MAIN_METRICS` if none were chosen."""
     main = [name for name in MAIN_METRICS if name in metrics]
-    if set(metrics) != set(METRICS):
+    if set(metrics) != set(DEFAULT_METRICS):
         main = [name for name in metrics if name != "n_spixels"]
     if ignore_background and "mean_iou_foreground" in metrics:
         main = ["mean_iou_foreground" if name == "mean_iou" else name for name in main]

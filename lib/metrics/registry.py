@@ -10,6 +10,7 @@ import numpy as np
 from lib.metrics import definitions
 from lib.metrics.boundary import Boundary
 from lib.metrics.definitions import ColorVariation, ContingencyTable, boundary_precision, boundary_recall
+from lib.metrics.regularity import shape_regularity, smooth_matching
 from lib.runtime.errors import InputError
 
 
@@ -24,6 +25,14 @@ class Spixels:
     @cached_property
     def variation(self) -> ColorVariation:
         return ColorVariation.measure(self.labels, self.image_rgb)
+
+    @cached_property
+    def shape_regularity(self) -> float:
+        return shape_regularity(self.labels)
+
+    @cached_property
+    def smooth_matching(self) -> float:
+        return smooth_matching(self.labels)
 
 
 class Pair:
@@ -46,6 +55,7 @@ class Metric:
     symbol: str  # in tables
     title: str  # in curves
     higher_is_better: bool | None  # None if neither direction is better
+    is_default: bool = True  # computed unless metrics are chosen
 
 
 # Metrics of a label map and its image: one value per image. The names are keys of the functions below.
@@ -56,6 +66,10 @@ SPIXEL_METRICS = (
     Metric("explained_variation", "EV", "Explained variation", True),
     Metric("intra_cluster_variation", "ICV", "Intra-cluster variation", False),
     Metric("contour_density", "CD", "Contour density", False),
+    # As slow as all other metrics together, and therefore only computed if chosen.
+    Metric("src", "SRC", "Shape regularity criterion", True, is_default=False),
+    Metric("smf", "SMF", "Smooth matching factor", True, is_default=False),
+    Metric("gr", "GR", "Global regularity", True, is_default=False),
 )
 _SPIXEL_FUNCTIONS: dict[str, Callable[[Spixels], float]] = {
     "n_spixels": lambda spixels: definitions.count_spixels(spixels.labels),
@@ -64,6 +78,9 @@ _SPIXEL_FUNCTIONS: dict[str, Callable[[Spixels], float]] = {
     "explained_variation": lambda spixels: definitions.explained_variation(spixels.variation),
     "intra_cluster_variation": lambda spixels: definitions.intra_cluster_variation(spixels.variation),
     "contour_density": lambda spixels: definitions.contour_density(spixels.boundary),
+    "src": lambda spixels: spixels.shape_regularity,
+    "smf": lambda spixels: spixels.smooth_matching,
+    "gr": lambda spixels: spixels.shape_regularity * spixels.smooth_matching,
 }
 
 # Metrics of a label map and an annotation: one value per pair.
@@ -97,6 +114,7 @@ _PAIR_FUNCTIONS: dict[str, Callable[[Pair], float]] = {
 }
 
 METRICS = {metric.name: metric for metric in (*SPIXEL_METRICS, *PAIR_METRICS)}
+DEFAULT_METRICS = tuple(name for name, metric in METRICS.items() if metric.is_default)
 
 
 def check_metrics(names: Sequence[str]) -> None:

@@ -24,8 +24,9 @@ from lib.evaluation.methods import GridMethod, NetworkMethod
 from lib.evaluation.protocol import PROTOCOL, EvaluationSet
 from lib.evaluation.run import run_evaluation
 from lib.evaluation.summary import summarize
+from lib.evaluation.tables import MAIN_METRICS
 from lib.inference import Segmenter
-from lib.metrics.registry import METRICS, Scores
+from lib.metrics.registry import DEFAULT_METRICS, METRICS, Scores
 from lib.network.inputs import InputScales
 from lib.runtime.errors import InputError, RunError
 from lib.weights import file_sha256
@@ -459,7 +460,7 @@ def test_side_by_side(bsds_root, base_weights, tmp_path, caplog):
         r"BSDS500 test, anchor: ASA 0\.\d{4} mIoU 0\.\d{4} superpixels [\d.]+ \(2 images, 4 pairs\)",
         caplog.messages[-1],
     )
-    assert set(METRICS) < set(read_rows(tmp_path / "results" / "scores.csv")[0])
+    assert set(DEFAULT_METRICS) < set(read_rows(tmp_path / "results" / "scores.csv")[0])
     record = json.loads((tmp_path / "results" / "run.json").read_text())
     assert record["methods"]["anchor"]["sha256"] == file_sha256(other)
     assert record["methods"]["base"]["pos_scales"] == [7.0]
@@ -509,6 +510,28 @@ def test_chosen_metrics_are_the_columns(bsds_root, tmp_path, caplog):
     assert re.search(r"\| +measured \| +CD \| +ASA \| +s/image \|", caplog.text)
     row = read_rows(tmp_path / "scores.csv")[0]
     assert list(row)[-3:] == ["n_spixels", "contour_density", "asa"]
+
+
+def test_regularity_is_scored_if_chosen(bsds_root, tmp_path, caplog):
+    caplog.set_level("INFO")
+    argv = eval_argv(bsds_root, "--nspix=24", f"--out_dir={tmp_path}", "--metrics", "asa", "src", "smf", "gr")
+    ((summary,),) = (by_run.values() for by_run in eval_base_model.main(argv).values())
+    assert re.search(r"\| +measured \| +ASA \| +SRC \| +SMF \| +GR \| +s/image \|", caplog.text)
+    for row in read_rows(tmp_path / "scores.csv"):
+        src, smf, gr = (float(row[name]) for name in ("src", "smf", "gr"))
+        assert 0 < gr < min(src, smf) < 1
+        assert gr == pytest.approx(src * smf)
+    assert f"{summary.mean['gr']:.4f}" in (tmp_path / "summary.md").read_text()
+
+
+def test_default_metrics_are_computed_but_only_the_main_ones_shown(bsds_root, caplog):
+    caplog.set_level("INFO")
+    ((summary,),) = (
+        by_run.values() for by_run in eval_base_model.main(eval_argv(bsds_root, "--nspix=24")).values()
+    )
+    assert set(summary.mean) == set(DEFAULT_METRICS)
+    columns = r" \| +".join(METRICS[name].symbol for name in MAIN_METRICS)
+    assert re.search(rf"\| +measured \| +{columns} \| +s/image \|", caplog.text)
 
 
 @pytest.mark.parametrize(
