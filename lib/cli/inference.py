@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from lib.cli.types import positive_int
 from lib.files.atomic import check_output_file, real_path
 from lib.inference.images import ImageJob, RunSummary, segment_files
 from lib.inference.jobs import NAME, OUTPUTS, is_single_image, plan_jobs
-from lib.inference.outputs import OVERLAYS, OverlayStyle
+from lib.inference.outputs import LABEL_SUFFIXES, NESTED_LABEL_SUFFIXES, OVERLAYS, OverlayStyle
 from lib.inference.segmenter import Segmenter
 from lib.inference.video import (
     VIDEO_LABEL_SUFFIXES,
@@ -41,6 +42,7 @@ _FOR_SEVERAL = f"; a folder, or a name with {NAME}, for several images"  # in th
 _CUDA_BATCH_SIZE = 8
 _DEFAULT_VIDEO = "results.mp4"
 _FOR_IMAGES_ALONE = {
+    "levels": None,
     "mask": None,
     "save_features": None,
     "save_flow": None,
@@ -109,7 +111,7 @@ def _add_output_args(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save_labels",
         help="label map to write: .npy (int32), .png (16 bits), .tif (32 bits) or .h5, the only "
-        f"format for a video{_FOR_SEVERAL}",
+        f"format for a video and for --levels{_FOR_SEVERAL}",
     )
     parser.add_argument(
         "--save_features",
@@ -136,7 +138,8 @@ def _add_output_args(parser: argparse.ArgumentParser) -> None:
         "--boundary_width",
         type=positive_int,
         default=2,
-        help="width of the borders in the overlay, in pixels",
+        help="width of the borders in the overlay, in pixels; with --levels, the finest borders are 1 pixel "
+        "wide, and each coarser level is wider by this",
     )
     add_bool(
         parser,
@@ -162,6 +165,7 @@ def plan_given_images(
         If an option lacks another one that it needs, or an image or a file cannot be used.
     """
     needing = {
+        "levels": args.levels,
         "exact_nspix": args.exact_nspix,
         "save_outlines": args.save_outlines,
         "fine_factor": args.fine_factor not in (None, 1),
@@ -169,12 +173,28 @@ def plan_given_images(
     for option, is_given in needing.items():
         if is_given and not args.enforce_connectivity:
             raise InputError(f"--{option} needs --enforce_connectivity")
+    if args.levels:
+        _check_levels(args)
     if args.video is not None:
         return []
     if args.temporal:
         raise InputError("--temporal needs a --video")
     outputs = {kind: getattr(args, option_name(kind), None) for kind in OUTPUTS}
-    return plan_jobs(args.image, outputs, mask=args.mask, flows_of=flows_of)
+    return plan_jobs(args.image, outputs, nested=bool(args.levels), mask=args.mask, flows_of=flows_of)
+
+
+def _check_levels(args: argparse.Namespace) -> None:
+    """Raise `InputError` if a level is repeated, or another option does not fit `--levels`."""
+    if len(set(args.levels)) < len(args.levels):
+        raise InputError(f"--levels {' '.join(map(str, args.levels))}: a level is repeated")
+    if args.fine_factor == 1:
+        raise InputError("--levels needs a --fine_factor above 1")
+    if args.exact_nspix:
+        raise InputError("--exact_nspix does not go with --levels, whose numbers are exact")
+    labels = args.save_labels or ""
+    is_file = not (labels.endswith(os.sep) or Path(labels).is_dir())
+    if is_file and Path(labels).suffix.lower() in set(LABEL_SUFFIXES) - set(NESTED_LABEL_SUFFIXES):
+        raise InputError(f"--save_labels {labels}: with --levels, use a name that ends in .h5")
 
 
 def segment_inputs(
@@ -212,10 +232,12 @@ def segment_inputs(
 def _segment_images(
     args: argparse.Namespace, segmenter: Segmenter, jobs: Sequence[ImageJob], style: OverlayStyle
 ) -> RunSummary:
+    levels = sorted(args.levels or [])
     summary = segment_files(
         segmenter,
         jobs,
-        args.nspix,
+        max(levels, default=args.nspix),
+        levels=levels,
         connected=args.enforce_connectivity,
         exact=args.exact_nspix,
         style=style,
@@ -230,11 +252,13 @@ def _segment_images(
         raise failure.error
     if jobs[0].flow is not None:
         logger.info("%s", jobs[0].flow)
+    counts = f"{args.nspix} superpixels requested, {summary.n_measured} measured"
+    if levels:
+        counts = f"levels of {', '.join(map(str, levels))} superpixels"
     logger.info(
-        "%s: %d superpixels requested, %d measured, %.2f s on %s, overlay in %s",
+        "%s: %s, %.2f s on %s, overlay in %s",
         jobs[0].image,
-        args.nspix,
-        summary.n_measured,
+        counts,
         summary.seconds,
         segmenter.device,
         jobs[0].files.overlay,

@@ -76,10 +76,11 @@ def add_bool(
 def add_spixel_args(parser: argparse.ArgumentParser, *, swept: bool = False) -> None:
     """Add the options of a trained model's superpixels; unset ones are read from its weight file.
 
-    With `swept`, `--nspix` and `--pos_scale` accept several values.
+    With `swept`, `--nspix` and `--pos_scale` accept several values. Otherwise `--levels` is added too.
     """
     group = parser.add_argument_group("superpixels")
-    group.add_argument(
+    counts = group.add_mutually_exclusive_group()
+    counts.add_argument(
         "--nspix",
         type=positive_int,
         default=[200] if swept else 200,
@@ -88,6 +89,17 @@ def add_spixel_args(parser: argparse.ArgumentParser, *, swept: bool = False) -> 
         + "; training also accepts a range",
         **(SEVERAL if swept else {}),
     )
+    if not swept:
+        counts.add_argument(
+            "--levels",
+            type=positive_int,
+            nargs="+",
+            action="extend",
+            metavar="N",
+            help="numbers of superpixels of nested levels, in place of --nspix; a superpixel lies in one of "
+            "the next coarser level. --out shows the borders of all levels, and --save_labels writes all; "
+            "--save_features, --save_outlines and --overlay mean_colors use the finest",
+        )
     group.add_argument(
         "--niter",
         type=positive_int,

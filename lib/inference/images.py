@@ -59,14 +59,19 @@ class ImageJob(NamedTuple):
         return all(path.exists() for path in self.files.paths)
 
     def write(
-        self, segmenter: Segmenter, image: PreprocessedImage, superpixels: Superpixels, style: OverlayStyle
+        self,
+        segmenter: Segmenter,
+        image: PreprocessedImage,
+        superpixels: Superpixels,
+        levels: Sequence[Superpixels],
+        style: OverlayStyle,
     ) -> None:
         """Write the files, and make missing folders."""
         with segmenter.stopwatch.stage("writing"):
             for path in self.files.paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
             flow = None if image.extra is None else np.moveaxis(image.extra.numpy(), 0, -1)
-            write_outputs(superpixels, self.files, style=style, flow=flow)
+            write_outputs(superpixels, self.files, levels=levels, style=style, flow=flow)
 
 
 _ReadImage = tuple[ImageJob, PreprocessedImage]
@@ -98,6 +103,7 @@ def segment_files(
     jobs: Sequence[ImageJob],
     n_spixels: int,
     *,
+    levels: Sequence[int] = (),
     connected: bool = True,
     exact: bool = False,
     style: OverlayStyle = DEFAULT_STYLE,
@@ -117,6 +123,9 @@ def segment_files(
         Images and their files, no file twice. All jobs have flow, or none. Missing folders are made.
     n_spixels, connected, exact
         As for the call of the segmenter.
+    levels : sequence of int
+        Numbers of superpixels of nested levels to write, in rising order up to `n_spixels`; they need
+        `connected`. See `write_outputs`. Other outputs are of the finest level.
     batch_size : int
         Largest number of images in a batch; they have one size and no masks.
     style, skip_existing
@@ -134,7 +143,13 @@ def segment_files(
         todo = [job for job in share if not (skip_existing and job.is_done())]
         progress.update(len(share) - len(todo))
         pipeline = _Pipeline(
-            segmenter, n_spixels, connected=connected, exact=exact, style=style, progress=progress
+            segmenter,
+            n_spixels,
+            levels=levels,
+            connected=connected,
+            exact=exact,
+            style=style,
+            progress=progress,
         )
         with ThreadPoolExecutor(_N_THREADS) as readers, ThreadPoolExecutor(_N_THREADS) as writers:
             try:
@@ -158,6 +173,7 @@ class _Pipeline:
 
     segmenter: Segmenter
     n_spixels: int
+    levels: Sequence[int]
     connected: bool
     exact: bool
     style: OverlayStyle
@@ -200,7 +216,8 @@ class _Pipeline:
     def _read(self, job: ImageJob) -> PreprocessedImage | None:
         try:
             image = job.read(self.segmenter)
-            check_n_spixels(self.n_spixels, image.n_pixels, image.name)
+            parameter = "levels" if self.levels else "n_spixels"
+            check_n_spixels(self.n_spixels, image.n_pixels, image.name, parameter=parameter)
             return image
         except Exception as error:
             self._fail(job, _error_of_image(error))
@@ -227,7 +244,9 @@ class _Pipeline:
         try:
             if self.connected:
                 superpixels = self.segmenter.postprocess(superpixels, self.n_spixels, exact=self.exact)
-            job.write(self.segmenter, image, superpixels, self.style)
+            with self.segmenter.stopwatch.stage("connectivity"):
+                levels = [superpixels.at(n_spixels) for n_spixels in self.levels]
+            job.write(self.segmenter, image, superpixels, levels, self.style)
         except Exception as error:
             self._fail(job, _error_of_image(error))
             return 0

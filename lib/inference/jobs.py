@@ -14,6 +14,7 @@ from lib.inference.images import ImageJob
 from lib.inference.outputs import (
     FEATURE_SUFFIXES,
     LABEL_SUFFIXES,
+    NESTED_LABEL_SUFFIXES,
     OUTLINE_SUFFIXES,
     PICTURE_SUFFIXES,
     OutputFiles,
@@ -42,6 +43,7 @@ OUTPUTS = {
     "outlines": Output(OUTLINE_SUFFIXES),
     "flow": Output(PICTURE_SUFFIXES),
 }
+_NESTED_LABELS = Output(NESTED_LABEL_SUFFIXES)
 
 
 def is_single_image(images: Sequence[str]) -> bool:
@@ -55,6 +57,7 @@ def plan_jobs(
     images: Sequence[str],
     outputs: Mapping[str, str | None],
     *,
+    nested: bool = False,
     mask: str | None = None,
     flows_of: Callable[[Sequence[Path]], Sequence[FlowOfFrame]] | None = None,
 ) -> list[ImageJob]:
@@ -66,6 +69,8 @@ def plan_jobs(
         Files, folders (with all images below them), or glob patterns.
     outputs : mapping of str to str or None
         File, folder or template with `{name}`, by key of `OUTPUTS`; None means the default.
+    nested : bool
+        Label maps are of nested levels.
     mask : str, optional
         Picture of the pixels to segment; for several images, a folder or a template.
     flows_of : callable, optional
@@ -78,7 +83,11 @@ def plan_jobs(
     """
     is_single = is_single_image(images)
     mask_template = _mask_template(mask, is_single=is_single)
-    templates = {kind: _make_template(kind, outputs.get(kind), is_single=is_single) for kind in OUTPUTS}
+    kinds = OUTPUTS | {"labels": _NESTED_LABELS} if nested else OUTPUTS
+    templates = {
+        kind: _make_template(kind, output, outputs.get(kind), is_single=is_single)
+        for kind, output in kinds.items()
+    }
     templates = {kind: template for kind, template in templates.items() if template}
     found = _find_images(images, [*templates.values(), *filter(None, [mask_template])])
     jobs = []
@@ -158,12 +167,11 @@ def _is_image(file: Path) -> bool:
     return file.suffix.lower() in IMAGE_SUFFIXES and not is_hidden
 
 
-def _make_template(kind: str, given: str | None, *, is_single: bool) -> str | None:
+def _make_template(kind: str, output: Output, given: str | None, *, is_single: bool) -> str | None:
     """Return the path of an output, a template if several images are possible; None for no output.
 
     The folder of a template is made.
     """
-    output = OUTPUTS[kind]
     template = given or (output.default if is_single else output.default_for_many)
     if template is None:
         return None

@@ -1,5 +1,6 @@
 """Write the files of an image: overlay, label map, features, outlines, flow."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,12 +11,18 @@ from lib.files.atomic import write_together
 from lib.files.hdf5 import write_hdf5
 from lib.optflow.drawing import draw_flow
 from lib.runtime.errors import InputError
-from lib.superpixels.drawing import BOUNDARY_COLOR, draw_boundaries, draw_mean_colors
+from lib.superpixels.drawing import (
+    BOUNDARY_COLOR,
+    draw_boundaries,
+    draw_mean_colors,
+    draw_nested_boundaries,
+)
 from lib.superpixels.outlines import to_geojson, to_svg
 from lib.superpixels.regions import Superpixels
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 LABEL_SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".h5")
+NESTED_LABEL_SUFFIXES = (".h5",)
 FEATURE_SUFFIXES = (".npz",)
 OUTLINE_SUFFIXES = (".geojson", ".svg")
 OVERLAYS = ("boundaries", "mean_colors")
@@ -34,11 +41,14 @@ class OverlayStyle(NamedTuple):
     color: tuple[int, int, int] = BOUNDARY_COLOR  # RGB of the borders
     width: int = 2  # of the borders, in pixels
 
-    def draw(self, superpixels: Superpixels) -> np.ndarray:
-        """Return the overlay of an image, (H, W, 3) uint8."""
+    def draw(self, superpixels: Superpixels, levels: Sequence[Superpixels] = ()) -> np.ndarray:
+        """Return the overlay of an image, (H, W, 3) uint8; borders are of all `levels`, coarsest first."""
         image_rgb, labels = superpixels.image_rgb, superpixels.labels
         if self.kind == "mean_colors":
             return draw_mean_colors(image_rgb, labels, superpixels.colors)
+        if levels:
+            maps = [level.labels for level in levels]
+            return draw_nested_boundaries(image_rgb, maps, color=self.color, width=self.width)
         return draw_boundaries(image_rgb, labels, color=self.color, width=self.width)
 
 
@@ -63,12 +73,21 @@ def write_outputs(
     superpixels: Superpixels,
     files: OutputFiles,
     *,
+    levels: Sequence[Superpixels] = (),
     style: OverlayStyle = DEFAULT_STYLE,
     flow: np.ndarray | None = None,
 ) -> None:
     """Write the requested files of an image: all of them, or none.
 
     `files.features` needs superpixels with features, and `files.flow` needs `flow`, (H, W, 4) float32 pixels.
+
+    `levels`, the coarsest first, are cuts of one merge tree. The overlay shows the borders of all, unless it
+    has mean colours. `files.labels`, an HDF5 file, holds these compressed datasets:
+
+    - `level_<N>`, (H, W) int32: the label map of N superpixels, for each level;
+    - `leaves`, (H, W) int32: the regions before any merge;
+    - `merges`, (M, 3) float64: child, child, cost, the cheapest merge first. Nodes 0 to n_leaves - 1 are
+      leaves, node n_leaves + m is merge m. The first n_leaves - N merges leave N regions.
 
     Raises
     ------
@@ -77,10 +96,12 @@ def write_outputs(
     RunError
         If a file cannot be written.
     """
-    writers = {files.overlay: lambda to: _write_picture(style.draw(superpixels), to, files.overlay)}
+    writers = {files.overlay: lambda to: _write_picture(style.draw(superpixels, levels), to, files.overlay)}
     if files.flow:
         writers[files.flow] = lambda to: _write_picture(draw_flow(flow), to, files.flow)
-    if files.labels:
+    if files.labels and levels:
+        writers[files.labels] = lambda to: _write_levels(levels, to)
+    elif files.labels:
         writers[files.labels] = lambda to: _write_labels(superpixels.labels, to, files.labels)
     if files.features:
         writers[files.features] = lambda to: _write_features(superpixels, to)
@@ -108,6 +129,20 @@ def _write_picture(picture: np.ndarray, temporary: Path, path: Path) -> None:
         Image.fromarray(picture).save(temporary, compress_level=_PNG_COMPRESS_LEVEL)
     except ValueError as error:  # for example, WebP is limited to 16,383 pixels per side
         raise InputError(f"{path}: the format cannot hold this image ({error})") from error
+
+
+def _write_levels(levels: Sequence[Superpixels], temporary: Path) -> None:
+    tree = levels[-1].tree
+    datasets = {f"level_{level.n_measured}": level.labels for level in levels}
+    datasets |= {"leaves": tree.leaves, "merges": tree.table}
+    with write_hdf5(temporary) as writing:
+        for name, values in datasets.items():
+            writing.file.create_dataset(name, data=values, compression="gzip", shuffle=True)
+        writing.file["merges"].attrs["columns"] = "child, child, cost"
+        writing.file["merges"].attrs["nodes"] = (
+            "0 to n_leaves - 1 are the regions of `leaves`; n_leaves + m is the result of merge m; "
+            "the first n_leaves - N merges leave N regions"
+        )
 
 
 def _write_labels(labels: np.ndarray, temporary: Path, path: Path) -> None:

@@ -101,6 +101,13 @@ class Segmenter:
     17
     >>> superpixels.edges.shape[1]
     2
+
+    Nested levels: each of the 200 superpixels lies in one of the 50.
+
+    >>> coarser = superpixels.at(50)
+    >>> pairs = np.stack([superpixels.labels, coarser.labels]).reshape(2, -1)
+    >>> coarser.n_measured, np.unique(pairs, axis=1).shape[1]
+    (50, 200)
     """
 
     def __init__(

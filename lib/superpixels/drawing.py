@@ -10,6 +10,8 @@ from lib.superpixels.connectivity import OUTSIDE
 
 BOUNDARY_COLOR = (255, 255, 0)  # RGB, yellow: rare in photographs
 
+_FINEST_OPACITY = 0.45  # of nested borders; lower values hide fine borders in texture
+
 
 def draw_boundaries(
     image_rgb: np.ndarray, labels: np.ndarray, *, color: Sequence[int] = BOUNDARY_COLOR, width: int = 2
@@ -18,15 +20,39 @@ def draw_boundaries(
 
     A border is `width` pixels wide, half on either side; an odd width has one more pixel above or left.
     """
+    overlay = image_rgb.copy()
+    overlay[_find_border(labels, width)] = color
+    return overlay
+
+
+def draw_nested_boundaries(
+    image_rgb: np.ndarray,
+    levels: Sequence[np.ndarray],
+    *,
+    color: Sequence[int] = BOUNDARY_COLOR,
+    width: int = 2,
+) -> np.ndarray:
+    """Return an image (H, W, 3), uint8, with the borders of nested label maps (H, W) drawn over it.
+
+    `levels` starts with the coarsest map. Borders of the finest are 1 pixel wide; each coarser level is wider
+    by `width` pixels. The coarsest is opaque and drawn last; finer levels are translucent.
+    """
+    overlay = image_rgb.copy()
+    opacities = np.linspace(1, _FINEST_OPACITY, len(levels))
+    for n_finer, (labels, opacity) in enumerate(reversed(list(zip(levels, opacities, strict=True)))):
+        is_border = _find_border(labels, 1 + n_finer * width)
+        mixed = opacity * np.array(color) + (1 - opacity) * image_rgb[is_border]
+        overlay[is_border] = np.rint(mixed).astype(np.uint8)
+    return overlay
+
+
+def _find_border(labels: np.ndarray, width: int) -> np.ndarray:
+    """Return the pixels of borders of a width, (H, W) bool; see `draw_boundaries`."""
     is_first = np.zeros(labels.shape, dtype=bool)  # pixels above or left of a border
     is_first[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     is_first[:-1] |= labels[:-1] != labels[1:]
     is_border = is_first if width % 2 else find_boundaries(labels, mode="thick")
-    if width > 2:
-        is_border = binary_dilation(is_border, iterations=(width - 1) // 2)
-    overlay = image_rgb.copy()
-    overlay[is_border] = color
-    return overlay
+    return binary_dilation(is_border, iterations=(width - 1) // 2) if width > 2 else is_border
 
 
 def draw_mean_colors(image_rgb: np.ndarray, labels: np.ndarray, colors: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Self
 
 import numpy as np
 
+from lib.runtime.errors import InputError
 from lib.slic.soft_assignment import SoftAssignment
 from lib.superpixels.connectivity import OUTSIDE, border_sides, enforce_connectivity, enforce_count
 from lib.superpixels.merge_tree import MergeTree
@@ -50,14 +51,15 @@ class Superpixels:
 
         Raises
         ------
+        InputError
+            If nothing was merged, or `n_spixels` is below the number of parts of the mask.
         ValueError
-            If nothing was merged, or `n_spixels` is below the number of parts of the mask or above the number
-            of pixels.
+            If `n_spixels` is above the number of pixels.
         """
         if self.tree is None:
-            raise ValueError("levels need a merge tree: a fine factor above 1 and connected superpixels")
+            raise InputError("levels need a merge tree: `fine_factor` above 1 and connected superpixels")
         if n_spixels < self.tree.n_pieces:
-            raise ValueError(
+            raise InputError(
                 f"the mask is in {self.tree.n_pieces} parts, which need at least {self.tree.n_pieces} "
                 f"superpixels, but {n_spixels} are requested"
             )

@@ -1,8 +1,11 @@
 """Segmenting image files: pipeline, planned files, options."""
 
+import json
 import re
 import shutil
+from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -44,6 +47,10 @@ def in_tmp_path(tmp_path, monkeypatch):
 def segment(*argv):
     """Run the script without a network, because that is fast."""
     return inference_base_model.main(["--base_model_weights=none", "--nspix=24", "--device=cpu", *argv])
+
+
+def segment_levels(argv):
+    return inference_base_model.main(["--base_model_weights=none", "--device=cpu", *argv])
 
 
 def files_below(folder):
@@ -270,6 +277,71 @@ def test_masks(photos, in_tmp_path):
     assert (many[:, 46:] == -1).all()
     assert many[:, :46].min() == 0
     np.testing.assert_array_equal(many, np.load(in_tmp_path / "one.npy"))
+
+
+def read_counts(path):
+    """Return the number of superpixels by dataset of an HDF5 file, without the merges."""
+    with h5py.File(path) as file:
+        return {name: len(np.unique(file[name][:])) for name in file if name.startswith("level_")}
+
+
+def test_levels_of_an_image(photos, in_tmp_path, caplog):
+    caplog.set_level("INFO")
+    argv = ["--image=photos/a.png", "--levels", "24", "6", "--save_outlines=o.geojson", "--out=o.png"]
+    summary = segment_levels([*argv, "--save_labels=l.H5"])
+    assert read_counts("l.H5") == {"level_6": 6, "level_24": 24}
+    assert re.fullmatch(
+        r"photos/a\.png: levels of 6, 24 superpixels, \d+\.\d\d s on cpu, overlay in o\.png",
+        caplog.messages[-1],
+    )
+    assert summary.n_measured == len(json.loads(Path("o.geojson").read_text())["features"]) == 24
+    segment("--image=photos/a.png", "--save_labels=one.h5")
+    with h5py.File("l.H5") as levels, h5py.File("one.h5") as one:
+        np.testing.assert_array_equal(levels["level_24"][:], one["labels"][:])
+
+
+def test_levels_of_a_folder_with_masks(photos, in_tmp_path):
+    write_masks(photos, in_tmp_path / "masks")
+    argv = ["--image=photos", "--mask=masks", "--batchsize=4", "--levels=5", "--levels=12"]
+    assert segment_levels([*argv, "--save_labels=l", "--out={name}_o.png"]).n_done == 5
+    names = ["a.h5", "b.h5", "c.h5", "trip/d.h5", "trip/day 1/e.h5"]
+    assert files_below(in_tmp_path / "l") == names
+    for name in names:  # one more value for the pixels outside the mask
+        assert read_counts(in_tmp_path / "l" / name) == {"level_5": 6, "level_12": 13}
+
+
+def test_level_below_the_parts_of_a_mask(photos, in_tmp_path, capsys):
+    mask = np.zeros((60, 92), dtype=np.uint8)
+    mask[::30, ::30] = 255
+    Image.fromarray(mask).save("mask.png")
+    argv = ["--image=photos/a.png", "--mask=mask.png", "--levels", "7", "8"]
+    assert "at least 8 superpixels, but 7 are" in fails_with(segment_levels, argv, capsys)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["2.5"], "argument --levels: .*'2.5'"),
+        (["0"], "argument --levels: .*'0'"),
+        (["2", "30", "30"], "--levels 2 30 30: .*repeated"),
+        (["2", "6000"], "--levels 6000 .*5520 pixels"),
+        (["2", "--nspix=5"], "--nspix"),
+        (["2", "--fine_factor=1"], "--levels .*--fine_factor"),
+        (["2", "--enforce_connectivity=False"], "--levels .*--enforce_connectivity"),
+        (["2", "--exact_nspix"], "--exact_nspix .*--levels"),
+        (["2", "--save_labels=l.npy"], "--save_labels l.npy: .*--levels.* .h5"),
+        (["2", "--save_labels={name}.tif"], "--save_labels {name}.tif: .*--levels.* .h5"),
+        (["2", "--save_labels=l.txt"], "--save_labels l.txt: .*.h5"),
+    ],
+)
+def test_bad_levels(photos, in_tmp_path, argv, message, capsys):
+    error = fails_with(segment_levels, ["--image=photos/a.png", "--levels", *argv], capsys)
+    assert re.search(message, error)
+    assert not list(in_tmp_path.glob("*.*"))
+
+
+def test_levels_are_not_for_videos(in_tmp_path, capsys):
+    assert "--levels is for images" in fails_with(segment_levels, ["--video=v.mp4", "--levels=5"], capsys)
 
 
 def test_style_of_overlays(photos, in_tmp_path):

@@ -10,10 +10,13 @@ from PIL import Image
 from helpers import make_quadrants
 from lib.files.atomic import check_output_file
 from lib.inference.outputs import OutputFiles, OverlayStyle, write_outputs
+from lib.inference.segmenter import Segmenter
+from lib.network.inputs import InputScales
 from lib.optflow.drawing import draw_flow
 from lib.runtime.errors import InputError, RunError
-from lib.superpixels.drawing import draw_boundaries
+from lib.superpixels.drawing import BOUNDARY_COLOR, draw_boundaries
 from lib.superpixels.regions import Superpixels
+from model import SSNPix
 
 
 def make_superpixels(height=60, width=92, **more):
@@ -119,6 +122,74 @@ def test_styles_of_overlays(tmp_path):
     write_outputs(superpixels, OutputFiles(path), style=OverlayStyle(color=(255, 0, 0), width=1))
     expected = draw_boundaries(superpixels.image_rgb, superpixels.labels, color=(255, 0, 0), width=1)
     np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
+
+
+LEVELS = (3, 10, 24)
+
+
+def make_levels():
+    """Return superpixels of an image with a mask, and three cuts of their merge tree."""
+    image_rgb, quadrants = make_quadrants()
+    superpixels = Segmenter(SSNPix(), InputScales())(image_rgb, LEVELS[-1], mask=quadrants > 0)
+    return superpixels, [superpixels.at(n_spixels) for n_spixels in LEVELS]
+
+
+def merge_leaves(leaves, merges, n_regions):
+    """Cut a tree with a union-find."""
+    n_leaves = leaves.max() + 1
+    parent = list(range(n_leaves + len(merges)))
+    for idx, children in enumerate(merges[: n_leaves - n_regions, :2].astype(int)):
+        for child in children:
+            parent[child] = n_leaves + idx
+
+    def find(node):
+        return node if parent[node] == node else find(parent[node])
+
+    return np.array([*map(find, range(n_leaves)), -1])[leaves]
+
+
+def count_pairs(one, other):
+    return np.unique(np.stack([one.ravel(), other.ravel()]), axis=1).shape[1]
+
+
+def test_saved_levels_nest_and_follow_from_the_merges(tmp_path):
+    superpixels, levels = make_levels()
+    files = OutputFiles(tmp_path / "o.png", labels=tmp_path / "l.h5")
+    write_outputs(superpixels, files, levels=levels)
+    with h5py.File(files.labels) as file:
+        saved = {name: dataset[:] for name, dataset in file.items()}
+        assert {dataset.compression for dataset in file.values()} == {"gzip"}
+        assert dict(file["merges"].attrs).keys() == {"columns", "nodes"}
+    assert saved.keys() == {"level_3", "level_10", "level_24", "leaves", "merges"}
+    merges, leaves = saved["merges"], saved["leaves"]
+    assert (merges.dtype, merges.shape[1], leaves.dtype) == (np.float64, 3, np.int32)
+    finer = leaves
+    for n_spixels in reversed(LEVELS):
+        labels = saved[f"level_{n_spixels}"]
+        assert labels.dtype == np.int32
+        assert labels.max() + 1 == n_spixels
+        np.testing.assert_array_equal(labels == -1, make_quadrants()[1] == 0)
+        n_finer = finer.max() + 1
+        assert count_pairs(finer, labels) == n_finer + 1  # with the pixels outside the mask
+        assert count_pairs(merge_leaves(leaves, merges, n_spixels), labels) == n_spixels + 1
+        finer = labels
+
+
+def test_overlay_of_levels(tmp_path):
+    superpixels, levels = make_levels()
+    path = tmp_path / "overlay.png"
+    write_outputs(superpixels, OutputFiles(path), levels=levels, style=OverlayStyle(width=1))
+    overlay = np.asarray(Image.open(path))
+    coarsest = draw_boundaries(superpixels.image_rgb, levels[0].labels, width=3)
+    is_coarsest = (coarsest == BOUNDARY_COLOR).all(axis=2)
+    np.testing.assert_array_equal((overlay == BOUNDARY_COLOR).all(axis=2), is_coarsest)
+    finest = draw_boundaries(superpixels.image_rgb, superpixels.labels, width=1)
+    is_finest = (finest == BOUNDARY_COLOR).all(axis=2)
+    changed = (overlay != superpixels.image_rgb).any(axis=2)
+    assert changed[is_finest].all()
+    painted = OverlayStyle("mean_colors")
+    write_outputs(superpixels, OutputFiles(path), levels=levels, style=painted)
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), painted.draw(superpixels))
 
 
 def test_png_cannot_hold_pixels_outside_the_mask(tmp_path):

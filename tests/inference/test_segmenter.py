@@ -471,7 +471,7 @@ def test_merged_superpixels_are_exact_connected_and_nest():
 def test_one_level_has_no_tree():
     one_level = Segmenter(SSNModel(4), SCALES, fine_factor=1)(make_quadrants()[0], 24)
     assert one_level.tree is None
-    with pytest.raises(ValueError, match="need a merge tree"):
+    with pytest.raises(InputError, match="need a merge tree: `fine_factor`"):
         one_level.at(12)
 
 

@@ -259,6 +259,17 @@ def test_mask_of_a_frame(tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.load("labels.npy") >= 0, mask)
 
 
+def test_levels_of_frames(davis_root, optflow_folder, composite_weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frames = davis_root / "DAVIS/JPEGImages/480p/car"
+    argv = [f"--comp_model_weights={composite_weights}", f"--optflow_data={optflow_folder}", "--device=cpu"]
+    argv += [f"--image={frames}", "--save_labels=l", "--levels", "20", "5"]
+    inference_optflow_composite_model.main(argv)
+    for name in ("00000.h5", "00001.h5"):
+        with h5py.File(tmp_path / "l" / name) as file:
+            assert [file[f"level_{n_spixels}"][:].max() + 1 for n_spixels in (5, 20)] == [5, 20]
+
+
 def test_frames_of_several_videos(davis_root, optflow_folder, composite_weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     frames = davis_root / "DAVIS/JPEGImages/480p"

@@ -8,7 +8,7 @@ from PIL import Image
 
 from lib.optflow.drawing import draw_flow
 from lib.runtime.errors import RunError
-from lib.superpixels.drawing import BOUNDARY_COLOR, draw_boundaries, draw_mean_colors
+from lib.superpixels.drawing import BOUNDARY_COLOR, draw_boundaries, draw_mean_colors, draw_nested_boundaries
 from lib.training.curves import draw_training_curves, training_figure
 
 
@@ -169,6 +169,22 @@ def test_width_and_colour_of_boundaries(width, drawn):
     overlay = draw_boundaries(np.zeros((10, 12, 3), np.uint8), labels, color=(255, 0, 0), width=width)
     assert np.flatnonzero(overlay[4, :, 0]).tolist() == drawn
     assert not overlay[..., 1:].any()
+
+
+def test_coarser_borders_are_wider_and_hide_finer_ones():
+    image_rgb = np.full((4, 40, 3), 100, dtype=np.uint8)
+    col = np.tile(np.arange(40), (4, 1))
+    levels = [(col >= 20).astype(np.int32), col // 10, col // 5]
+    overlay = draw_nested_boundaries(image_rgb, levels, color=(255, 0, 0), width=2)
+    red = overlay[0, :, 0]
+    assert [np.flatnonzero(red == value).tolist() for value in np.unique(red)] == [
+        sorted(set(range(40)) - {4, 14, 24, 34, 8, 9, 10, 28, 29, 30, 17, 18, 19, 20, 21}),
+        [4, 14, 24, 34],
+        [8, 9, 10, 28, 29, 30],
+        [17, 18, 19, 20, 21],
+    ]
+    assert red.max() == 255
+    assert (image_rgb == 100).all()
 
 
 def test_mean_colours_keep_pixels_outside_the_mask():
