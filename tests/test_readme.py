@@ -70,6 +70,7 @@ def test_base_weights_are_the_mean_in_the_model_card():
     remade = torch.load("trained_models/best_model.pth", weights_only=True)
     assert remade["model_args"] == shipped["model_args"]
     assert remade["input_args"] == shipped["input_args"]
+    assert remade["merge_args"] == shipped["merge_args"]
     torch.testing.assert_close(remade["weights"], shipped["weights"])
 
 

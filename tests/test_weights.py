@@ -20,7 +20,7 @@ from model import CompositeSSNModel, SSNModel, SSNPix
 
 
 def test_our_checkpoint_rebuilds_its_model(base_weights):
-    model, scales, _, _ = load_model(base_weights)
+    model, scales, *_ = load_model(base_weights)
     expected = read_checkpoint(base_weights)["weights"]
     for name, value in model.state_dict().items():
         assert value.equal(expected[name]), name
@@ -180,6 +180,8 @@ def test_architecture_of_a_bare_composite_state_dict(tmp_path):
         ),
         *(("input_args", "extra_scale", value) for value in (-0.5, [1.0])),
         ("input_args", "depth_scale", 1.0),
+        *(("merge_args", "fine_factor", value) for value in (3.0, {}, {0: 3.0}, {100: 0.5}, {"100": 3.0})),
+        *(("merge_args", "merge_pos_scale", value) for value in ([0.5], {100: -0.5}, {100: float("nan")})),
         *(("base_sha256", None, value) for value in ("", "abc", 3, "G" * 64, "A" * 64)),
     ],
 )
@@ -188,7 +190,7 @@ def test_unusable_setting_is_named(composite_weights, place, name, value):
     if name is None:
         checkpoint[place] = value
     else:
-        checkpoint[place][name] = value
+        checkpoint.setdefault(place, {})[name] = value
     save_checkpoint(checkpoint, composite_weights)
     with pytest.raises(InputError) as caught:
         load_model(composite_weights)

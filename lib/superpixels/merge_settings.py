@@ -21,8 +21,8 @@ class MergeSettings(NamedTuple):
     """
 
     # Chosen on BSDS500 val for the shipped base weights.
-    fine_factor: Mapping[int, float] = {100: 5.0}
-    merge_pos_scale: Mapping[int, float] = {100: 0.5, 1000: 1.0}
+    fine_factor: Mapping[int, float] = {100: 5.0, 200: 3.0, 1000: 2.0}
+    merge_pos_scale: Mapping[int, float] = {100: 0.6, 400: 0.5, 1000: 1.0}
 
 
 def setting_at(values: Mapping[int, float], n_spixels: int) -> float:
