@@ -64,13 +64,18 @@ def build_app(weights: str | Path, device: str = "cpu") -> gr.Blocks:
         if image is None:
             return None, None, None, None, "Drop an image above."
         segmenter = Segmenter(
-            loaded.model, loaded.scales, device=device, pos_scale_dist=compactness, n_iter=int(n_iter)
+            loaded.model,
+            loaded.scales,
+            device=device,
+            pos_scale_dist=compactness,
+            n_iter=int(n_iter),
+            merging=loaded.merging,
         )
         try:
             superpixels = segmenter(read_image(Path(image)), int(n_spixels))
         except InputError as error:
             raise gr.Error(str(error).replace(image, Path(image).name)) from error
-        result = f"{int(n_spixels)} superpixels requested, {superpixels.n_measured} measured"
+        result = f"{superpixels.n_measured} superpixels"
         return *draw_pictures(superpixels), str(label_files.save(superpixels.labels)), result
 
     with gr.Blocks(title="Superpixels", delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)) as app:

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
 
     torch.manual_seed(args.seed)
     if resumed_from(args):
-        model, scales, base_sha256 = expect(
+        model, scales, base_sha256, _ = expect(
             load_model(args.resume), args.resume, kind=COMPOSITE, n_extra_channels=N_FLOW_CHANNELS
         )
     else:

@@ -75,7 +75,9 @@ def main() -> None:
 
     dataset = Photographs()
     loaded = load_model(DEFAULT_BASE_WEIGHTS)
-    method = NetworkMethod("base", Segmenter(loaded.model, loaded.scales, device=device))
+    method = NetworkMethod(
+        "base", Segmenter(loaded.model, loaded.scales, device=device, merging=loaded.merging)
+    )
     setting = Setting(N_SPIXELS, loaded.scales.pos_scale)
     image = EvaluationImages(dataset)[0]
     (labels,) = method.segment(image, [setting])

@@ -100,6 +100,7 @@ def _inference(
         loaded.scales,
         device=device,
         with_bfloat16=precision == "bf16",
+        merging=loaded.merging,
         stopwatch=Stopwatch(device),
     )
     n_spixels = round(DENSITY * size[0] * size[1])

@@ -96,7 +96,8 @@ def _add_input_args(parser: argparse.ArgumentParser, demo_image: Path) -> None:
     add_bool(
         parser,
         "--temporal",
-        help="keep the labels of superpixels from frame to frame of a video, with optical flow",
+        help="keep the labels of superpixels from frame to frame of a video, with optical flow; nothing is "
+        "merged then",
     )
 
 
@@ -288,6 +289,8 @@ def _segment_video(
     for option, default in _FOR_IMAGES_ALONE.items():
         if getattr(args, option, default) != default:
             raise InputError(f"--{option} is for images, not for a --video")
+    if args.temporal and args.fine_factor not in (None, 1):
+        raise InputError("--fine_factor: superpixels of --temporal are not merged")
     if n_ranks() > 1:
         raise InputError("a --video is segmented by a single process")
     out = Path(args.out or _DEFAULT_VIDEO)

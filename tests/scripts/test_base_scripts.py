@@ -494,15 +494,25 @@ def test_segmenting_the_demo_image_needs_no_option(tmp_path):
         "--pos_scale=3",
         "--color_scale=0.1",
         "--nspix=150",
-        "--exact_nspix",
         "--pos_scale_dist=2",
+        "--fine_factor=8",
+        "--fine_factor=1",
+        "--merge_pos_scale=2",
     ],
 )
 def test_inference_options_have_an_effect(base_weights, tmp_path, option):
     argv = [f"--base_model_weights={base_weights}", "--device=cpu"]
     plain = segment(argv, tmp_path)
+    assert plain.max() + 1 == 200
     np.testing.assert_array_equal(plain, segment(argv, tmp_path))
     assert not np.array_equal(plain, segment([*argv, option], tmp_path))
+
+
+@pytest.mark.slow
+def test_exact_count_of_one_level(base_weights, tmp_path):
+    argv = [f"--base_model_weights={base_weights}", "--device=cpu", "--fine_factor=1"]
+    assert segment(argv, tmp_path).max() + 1 != 200
+    assert segment([*argv, "--exact_nspix"], tmp_path).max() + 1 == 200
 
 
 def test_profile_logs_every_stage(tmp_path, monkeypatch, caplog):

@@ -108,6 +108,8 @@ def test_evaluation_writes_scores_summaries_and_pictures(tmp_path, caplog):
         "color_scale": 0.3,
         "extra_scale": None,
         "pos_scale_dist": 1.0,
+        "fine_factor": {"100": 5.0, "200": 3.0, "1000": 2.0},
+        "merge_pos_scale": {"100": 0.6, "400": 0.5, "1000": 1.0},
         "precision": "fp32",
         "pos_scales": [4.0],
     }
