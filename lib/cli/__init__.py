@@ -1,5 +1,6 @@
 """Command lines of the scripts. Only this package and the scripts know the names of options."""
 
+from lib.cli.entry_point import Parser, run
 from lib.cli.options import (
     REPO_ROOT,
     add_bool,
@@ -12,7 +13,6 @@ from lib.cli.options import (
     load_for_use,
     open_davis,
 )
-from lib.cli.program import Parser, run
 
 __all__ = [
     "REPO_ROOT",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lib.cli.fields import add_fields
+from lib.cli.dataclass_options import add_fields
 from lib.cli.options import add_bool, add_shared, add_spixel_args, open_segmenter, options_as_strings
 from lib.datasets.davis import DAVISDataset
 from lib.evaluation.loop import Run

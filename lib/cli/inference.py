@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import ImageColor
 
-from lib.cli.fields import add_fields, option_name
+from lib.cli.dataclass_options import add_fields, option_name
 from lib.cli.options import SEVERAL, add_bool, add_shared, add_spixel_args, open_segmenter
 from lib.cli.types import positive_int
 from lib.files.atomic import check_output_file, real_path

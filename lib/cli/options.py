@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lib import weights
-from lib.cli.fields import option_name
+from lib.cli.dataclass_options import option_name
 from lib.cli.types import BOOL, existing_dir, non_negative_float, number, positive_float, positive_int
 from lib.datasets.davis import DAVISDataset
 from lib.inference import Segmenter

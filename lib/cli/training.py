@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lib.cli.fields import add_fields, option_name, read_fields
+from lib.cli.dataclass_options import add_fields, option_name, read_fields
 from lib.cli.options import add_feature_args, options_as_strings
 from lib.cli.types import positive_int
 from lib.network.inputs import InputScales

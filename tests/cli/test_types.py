@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from lib.cli.fields import add_fields, read_fields
+from lib.cli.dataclass_options import add_fields, read_fields
 from lib.cli.types import (
     count_range,
     existing_dir,

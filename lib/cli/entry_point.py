@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from PIL import Image
 
-from lib.cli.fields import with_options
+from lib.cli.dataclass_options import with_options
 from lib.datasets.loaders import is_lost_worker
 from lib.runtime.errors import InputError, OtherRankError, RunError, is_out_of_memory
 from lib.runtime.memory import keep_freed_memory
