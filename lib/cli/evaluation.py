@@ -135,7 +135,7 @@ def _compared_method(
         name, path = Path(text).stem, text
     if not path.endswith(".pth") and not Path(path).is_file():
         raise InputError(
-            f"--compare {text}: no such method; there are {_SLIC}, {_SSN_PIX}, {_GRID} and weight "
+            f"--compare {text}: no such method; choose {_SLIC}, {_SSN_PIX}, {_GRID} or weight "
             "files, FILE.pth or NAME=FILE.pth"
         )
     if not re.fullmatch(_METHOD_NAME, name):

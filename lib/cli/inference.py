@@ -222,7 +222,7 @@ def segment_inputs(
     segmenter = open_segmenter(args, loaded, device, stopwatch=stopwatch)
     if args.compile:
         if not segmenter.learns_features:
-            raise InputError("--compile: there is no network to compile")
+            raise InputError("--compile needs a network")
         loaded.model.compile_network()
     style = OverlayStyle(args.overlay, args.boundary_color, args.boundary_width)
     if args.video is None:

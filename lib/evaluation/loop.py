@@ -150,7 +150,7 @@ def _evaluate_own_share(
 
 def _check_not_empty(dataset: Dataset[SegmentedImage]) -> None:
     if len(dataset) == 0:
-        raise InputError("there is no image to evaluate on")
+        raise InputError("the dataset has no images")
 
 
 @contextmanager

@@ -475,7 +475,7 @@ class Segmenter:
     ) -> np.ndarray:
         """Return learned features that do not depend on the position, (B, C, H, W)."""
         if not self.learns_features:
-            raise InputError("without a network nothing is learned: there are no features")
+            raise InputError("a model without a network has no learned features")
         with self._numerics():
             learned = self.model.encode(without_position(self._channels(images, n_spixels)), known)
         parts = [learned.base[:, : self.model.n_learned_features]]

@@ -426,7 +426,7 @@ def test_promises_for_any_size_and_count(shape, share, exact, is_masked):
 
 
 def test_without_a_network_there_are_no_features():
-    with pytest.raises(InputError, match="without a network nothing is learned"):
+    with pytest.raises(InputError, match="without a network has no learned features"):
         Segmenter(SSNPix(), SCALES)(make_quadrants()[0], 24, with_features=True)
 
 
