@@ -238,8 +238,8 @@ def _is_by_count(values: Any, lowest: float) -> bool:
     return (
         isinstance(values, dict)
         and len(values) > 0
-        and all(_COUNT[0](count) for count in values)
-        and all(_SCALE[0](value) and value >= lowest for value in values.values())
+        and all(_COUNT[0](count) and count < 2**31 for count in values)
+        and all(_SCALE[0](value) and lowest <= value < 1e6 for value in values.values())
     )
 
 

@@ -180,7 +180,10 @@ def test_architecture_of_a_bare_composite_state_dict(tmp_path):
         ),
         *(("input_args", "extra_scale", value) for value in (-0.5, [1.0])),
         ("input_args", "depth_scale", 1.0),
-        *(("merge_args", "fine_factor", value) for value in (3.0, {}, {0: 3.0}, {100: 0.5}, {"100": 3.0})),
+        *(
+            ("merge_args", "fine_factor", value)
+            for value in (3.0, {}, {0: 3.0}, {100: 0.5}, {"100": 3.0}, {100: 1e308}, {2**40: 2.0})
+        ),
         *(("merge_args", "merge_pos_scale", value) for value in ([0.5], {100: -0.5}, {100: float("nan")})),
         *(("base_sha256", None, value) for value in ("", "abc", 3, "G" * 64, "A" * 64)),
     ],

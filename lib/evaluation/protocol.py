@@ -23,8 +23,8 @@ RECORD = "run.json"
 
 PROTOCOL = f"""\
 Superpixels: each number of superpixels is requested from every method. The models of this repo merge finer
-superpixels until exactly that number is left, unless the fine factor is 1. For all other methods, every
-label is split into its 4-connected components, and components smaller than {MIN_SIZE_SHARE} times the
+superpixels until exactly that number is left, unless the fine factor is 1. Then, and for all other methods,
+every label is split into its 4-connected components, and components smaller than {MIN_SIZE_SHARE} times the
 requested mean size (pixels / requested superpixels) join the neighbour with the longest shared border.
 Results are reported against the measured number of superpixels.
 

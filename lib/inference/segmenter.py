@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from PIL import Image
+from skimage.measure import label
 from torch import Tensor, nn
 
 from lib.files.images import to_rgb_array
@@ -71,9 +72,10 @@ class Segmenter:
     n_iter : int, optional
         Iterations of the clustering; default: the number in the weight file.
     fine_factor : float, optional
-        Superpixels to segment for each requested one; neighbours are then merged until exactly the requested
-        number is left. 1 merges nothing, as in the paper: connectivity is enforced, and the number is about
-        the requested one. Default: by `merging`.
+        Superpixels to segment for each requested one, or for each of the largest number for which the network
+        reads the same. Neighbours are then merged until exactly the requested number is left. 1 merges
+        nothing, as in the paper: connectivity is enforced, and the number is about the requested one.
+        Default: by `merging`.
     merge_pos_scale : float, optional
         Factor of the position in the cost of a merge; higher values give more compact superpixels. Default:
         by `merging`.
@@ -126,6 +128,8 @@ class Segmenter:
     ) -> None:
         if fine_factor is not None and not 1 <= fine_factor < math.inf:
             raise InputError(f"{fine_factor} is not a number of at least 1", parameter="fine_factor")
+        if merge_pos_scale is not None and not 0 <= merge_pos_scale < math.inf:
+            raise InputError(f"{merge_pos_scale} is not a number of at least 0", parameter="merge_pos_scale")
         self.device = torch.device(device)
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
         self.scales = scales
@@ -256,7 +260,7 @@ class Segmenter:
         if exact and not connected:
             raise InputError("an exact number of superpixels needs connected ones")
         if self.fine_factor not in (None, 1) and not connected:
-            raise InputError("merged superpixels are connected", parameter="fine_factor")
+            raise InputError("above 1 needs connected superpixels", parameter="fine_factor")
         superpixels = self.segment(images, n_spixels, merged=connected, **kept)
         if connected:
             superpixels = [self.postprocess(each, n_spixels, exact=exact) for each in superpixels]
@@ -302,6 +306,8 @@ class Segmenter:
             kept = {"with_features": with_features, "with_soft_assignment": with_soft_assignment}
             return [self.segment([image], n_spixels, merged=merged, **kept)[0] for image in images]
         check_n_spixels(n_spixels, images[0].n_pixels, images[0].name)
+        if merged and images[0].mask is not None and self.fine_factor != 1:
+            _check_parts(images[0], n_spixels)
         n_on_grid = images[0].on_grid(n_spixels)
         with self.stopwatch.stage("network", on_device=True):
             pixel_features, known = self._features(images, n_on_grid)
@@ -446,7 +452,7 @@ class Segmenter:
     def _n_fine(self, image: PreprocessedImage, n_spixels: int) -> int | None:
         """Return the number of superpixels to segment before any merge; None if nothing is merged.
 
-        It is the same for all numbers for which the network reads the same; these share a merge tree.
+        Without a mask, it is the same for all numbers for which the network reads the same.
         """
         shared = largest_with_same_input(n_spixels)
         factor = self.fine_factor
@@ -459,7 +465,7 @@ class Segmenter:
                 f"{image.name}; the largest factor is {largest:g}",
                 parameter="fine_factor",
             )
-        return None if factor == 1 else min(int(factor * shared), image.n_pixels)
+        return None if self.fine_factor == 1 else min(int(factor * shared), image.n_pixels)
 
     @contextmanager
     def _scaled_position(self, pixel_features: Tensor, factor: float) -> Iterator[None]:
@@ -520,6 +526,15 @@ class Segmenter:
         extras = nothing if extra is None else np.moveaxis(_as_array(extra), 1, -1)
         masks = nothing if mask is None else _as_array(mask)
         return [self.preprocess(*parts) for parts in zip(arrays, extras, masks, strict=True)]
+
+
+def _check_parts(image: PreprocessedImage, n_spixels: int) -> None:
+    n_parts = label(image.mask, connectivity=1).max()
+    if n_spixels < n_parts:
+        raise InputError(
+            f"{n_spixels} is too few for {image.name}: its mask is in {n_parts} parts; request {n_parts} or more",
+            parameter="n_spixels",
+        )
 
 
 def _to_numpy(labels: Tensor) -> np.ndarray:

@@ -16,8 +16,10 @@ import torch
 from skimage.measure import label
 from torch import Tensor
 
+from lib.runtime.errors import InputError
 from lib.superpixels.connectivity import OUTSIDE, border_sides
 
+_SCATTER = 2_654_435_761  # 2**32 over the golden ratio: multiples of it spread evenly (Knuth's hashing)
 _MAX_FLOAT32_PIXELS = 2**16  # a sum of more numbers than this in float32 would be off by over 1e-3
 
 
@@ -99,7 +101,8 @@ def build_merge_tree(labels: np.ndarray, features: Tensor) -> MergeTree:
 
     Each round merges all pairs of regions that are each other's cheapest neighbour, as the order of merges
     far apart does not matter. A merge can bring two regions together that are cheaper to merge than any pair
-    before; its cost is then raised to the cost of the merges that it needs.
+    before; its cost is then raised to the cost of the merges that it needs. Raises `InputError` if a mean of
+    the features is not finite.
 
     Parameters
     ----------
@@ -112,6 +115,8 @@ def build_merge_tree(labels: np.ndarray, features: Tensor) -> MergeTree:
     sizes = np.bincount(components.ravel())[1:].astype(np.float64)
     leaves = components.astype(np.int32) - 1
     means = _pixel_sums(components, features)[:, 1:] / sizes
+    if not np.isfinite(means).all():
+        raise InputError("the features are too large to be merged; lower `merge_pos_scale`")
     merges, costs = _merge_in_rounds(sizes, means, _unique_pairs(border_sides(leaves), len(sizes)))
     return MergeTree(leaves, *_sort_by_cost(merges, costs, len(sizes)))
 
@@ -125,7 +130,8 @@ def _pixel_sums(components: np.ndarray, features: Tensor) -> np.ndarray:
         features = (features.double() * 2.0**-exponent).round() * 2.0**exponent
     idx = torch.from_numpy(components).to(features.device)
     sums = torch.zeros(n_channels, int(components.max()) + 1, dtype=torch.float64, device=features.device)
-    n_rows = max(1, _MAX_FLOAT32_PIXELS // width)
+    # With many components, which are small then, larger strips: adding their sums up takes time too.
+    n_rows = max(1, max(_MAX_FLOAT32_PIXELS, 16 * sums.shape[1]) // width)
     for pixels, rows in zip(features.split(n_rows, dim=1), idx.split(n_rows), strict=True):
         part = torch.zeros_like(sums, dtype=pixels.dtype)
         sums += part.scatter_add_(1, rows.reshape(1, -1).expand(n_channels, -1), pixels.flatten(1))
@@ -177,15 +183,20 @@ def _ward_costs(sizes: np.ndarray, means: np.ndarray, edges: np.ndarray) -> np.n
 
 
 def _are_cheapest_for_both(cost: np.ndarray, edges: np.ndarray, n_leaves: int) -> np.ndarray:
-    """Find the edges, (E,) bool, that are the cheapest of both their regions; of equal ones, the first."""
+    """Find the edges, (E,) bool, that are the cheapest of both their regions.
+
+    Of equal ones, the first in a fixed scattered order is taken. In reading order, a row of equal regions
+    would merge one pair a round.
+    """
+    priority = np.arange(len(cost)) * _SCATTER % 2**32  # all different, as the factor is odd
     cheapest = np.full(n_leaves, np.inf)
-    first = np.full(n_leaves, len(cost))
+    first = np.full(n_leaves, 2**32)
     for ends in edges:
         np.minimum.at(cheapest, ends, cost)
     for ends in edges:
         ties = np.flatnonzero(cost == cheapest[ends])
-        np.minimum.at(first, ends[ties], ties)
-    return (first[edges] == np.arange(len(cost))).all(axis=0)
+        np.minimum.at(first, ends[ties], priority[ties])
+    return (first[edges] == priority).all(axis=0)
 
 
 def _sort_by_cost(merges: np.ndarray, costs: np.ndarray, n_leaves: int) -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,8 @@ class Superpixels:
     n_base_features : int
         Number of leading `pixel_features` that come from colour; the others come from extra channels.
     n_spixels : int
-        Number of superpixels requested for the whole image. With a mask, it exceeds the number in the mask.
+        Number of superpixels that were clustered, on the grid of the whole image. With a mask or merges, it
+        exceeds the number of `labels`.
     soft_assignment : SoftAssignment, optional
         Share of every pixel in the superpixels around it, if requested. It comes from the clustering, before
         any merge, and numbers superpixels by grid cell; `labels` are numbered anew.

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.measure import label
 
-from lib.superpixels.merge_tree import build_merge_tree
+from lib.runtime.errors import InputError
+from lib.superpixels.merge_tree import _ward_costs, build_merge_tree
 
 
 def random_map(height, width, n_labels, *, seed):
@@ -147,11 +148,24 @@ def test_cut_outside_the_tree_is_refused():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_ties_are_broken_in_reading_order(device):
-    labels = np.arange(12).reshape(3, 4)
-    tree = build_merge_tree(labels, torch.zeros(2, 3, 4, device=device))
-    np.testing.assert_array_equal(tree.merges[0], [0, 1])
-    np.testing.assert_array_equal(tree.costs, np.zeros(11))
+def test_equal_regions_merge_in_few_rounds(device, monkeypatch):
+    rounds = []
+
+    def counting(*args):
+        rounds.append(1)
+        return _ward_costs(*args)
+
+    monkeypatch.setattr("lib.superpixels.merge_tree._ward_costs", counting)
+    labels = np.arange(1200).reshape(30, 40)
+    trees = [build_merge_tree(labels, torch.zeros(2, 30, 40, device=device)) for _ in range(2)]
+    assert len(rounds) < 2 * 40  # one pair a round would take 1199
+    np.testing.assert_array_equal(trees[0].merges, trees[1].merges)
+    np.testing.assert_array_equal(trees[0].costs, np.zeros(1199))
+
+
+def test_infinite_features_are_refused():
+    with pytest.raises(InputError, match=r"too large .*`merge_pos_scale`"):
+        build_merge_tree(np.array([[0, 1]]), torch.tensor([[[np.inf, 1.0]]]))
 
 
 def test_threads_do_not_change_the_tree():
