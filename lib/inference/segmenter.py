@@ -532,7 +532,8 @@ def _check_parts(image: PreprocessedImage, n_spixels: int) -> None:
     n_parts = label(image.mask, connectivity=1).max()
     if n_spixels < n_parts:
         raise InputError(
-            f"{n_spixels} is too few for {image.name}: its mask is in {n_parts} parts; request {n_parts} or more",
+            f"{n_spixels} is too few: the mask of {image.name} is in {n_parts} parts; request at least "
+            f"{n_parts}",
             parameter="n_spixels",
         )
 

@@ -255,7 +255,7 @@ def test_exact_counts_that_cannot_be():
     segmenter = Segmenter(SSNPix(), SCALES)
     mask = np.zeros((60, 92), dtype=bool)
     mask[::20, ::30] = True
-    with pytest.raises(InputError, match="`n_spixels` 2 is too few for the image: its mask is in 12 parts"):
+    with pytest.raises(InputError, match="`n_spixels` 2 is too few: the mask of the image is in 12 parts"):
         segmenter(make_quadrants()[0], 2, mask=mask)
     with pytest.raises(InputError, match="2 superpixels cannot cover the 12 parts of the mask"):
         Segmenter(SSNPix(), SCALES, fine_factor=1)(make_quadrants()[0], 2, exact=True, mask=mask)
