@@ -170,10 +170,13 @@ def plan_given_images(
         "exact_nspix": args.exact_nspix,
         "save_outlines": args.save_outlines,
         "fine_factor": args.fine_factor not in (None, 1),
+        "merge_pos_scale": args.merge_pos_scale is not None,
     }
     for option, is_given in needing.items():
         if is_given and not args.enforce_connectivity:
             raise InputError(f"--{option} needs --enforce_connectivity")
+    if args.merge_pos_scale is not None and (args.fine_factor == 1 or args.temporal):
+        raise InputError("--merge_pos_scale has no effect with --fine_factor 1 or --temporal")
     if args.levels:
         _check_levels(args)
     if args.video is not None:
