@@ -183,5 +183,12 @@ def test_metrics_share_their_measures(monkeypatch):
     assert len(calls) == 2
 
 
-def test_regularity_is_computed_only_if_chosen():
+def test_regularity_is_computed_only_if_chosen(monkeypatch):
+    def fail(labels):
+        raise AssertionError("computed")
+
+    monkeypatch.setattr(registry, "shape_regularity", fail)
+    monkeypatch.setattr(registry, "smooth_matching", fail)
+    labels, image_rgb = np.zeros((4, 5), dtype=int), np.zeros((4, 5, 3), dtype=np.uint8)
+    score_label_maps([labels], image_rgb, [labels], DEFAULT_METRICS)
     assert set(METRICS) - set(DEFAULT_METRICS) == {"src", "smf", "gr"}
