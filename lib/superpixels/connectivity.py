@@ -101,11 +101,14 @@ def enforce_count(labels: np.ndarray, n_spixels: int) -> np.ndarray:
 
 def border_sides(labels: np.ndarray) -> np.ndarray:
     """Return the two labels at every pixel side between superpixels, (2, n_sides)."""
-    sides = []
-    for one, other in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
-        at_border = (one != other) & (one != OUTSIDE) & (other != OUTSIDE)
-        sides.append(np.stack([one[at_border], other[at_border]]))
-    return np.concatenate(sides, axis=1)
+    width = labels.shape[1]
+    pixels = labels.ravel()
+    left = np.flatnonzero(pixels[1:] != pixels[:-1])
+    left = left[left % width != width - 1]  # the next pixel is in the next row
+    upper = np.flatnonzero(pixels[width:] != pixels[:-width])
+    sides = pixels[np.stack([np.concatenate([left, upper]), np.concatenate([left + 1, upper + width])])]
+    is_inside = (sides != OUTSIDE).all(axis=0)
+    return sides if is_inside.all() else sides[:, is_inside]
 
 
 def _split_superpixel(labels: np.ndarray, old: int, new: int) -> int:

@@ -114,7 +114,7 @@ def build_merge_tree(labels: np.ndarray, features: Tensor) -> MergeTree:
     components = label(labels, background=OUTSIDE, connectivity=1)  # from 1; 0 outside the mask
     sizes = np.bincount(components.ravel())[1:].astype(np.float64)
     leaves = components.astype(np.int32) - 1
-    means = _pixel_sums(components, features)[:, 1:] / sizes
+    means = _pixel_sums(components, features)[1:] / sizes[:, None]
     if not np.isfinite(means).all():
         raise InputError("the features are too large to be merged; lower `merge_pos_scale`")
     merges, costs = _merge_in_rounds(sizes, means, _unique_pairs(border_sides(leaves), len(sizes)))
@@ -122,26 +122,31 @@ def build_merge_tree(labels: np.ndarray, features: Tensor) -> MergeTree:
 
 
 def _pixel_sums(components: np.ndarray, features: Tensor) -> np.ndarray:
-    """Return the sum of the features in every component, (C, largest number + 1) float64."""
+    """Return the sum of the features in every component, (largest number + 1, C) float64."""
     n_channels, _, width = features.shape
     if features.device.type != "cpu":
         # A GPU adds in any order. On a grid this coarse the sums are exact, whatever the order.
         exponent = math.frexp(float(features.abs().max()))[1] + math.ceil(math.log2(components.size)) - 52
         features = (features.double() * 2.0**-exponent).round() * 2.0**exponent
-    idx = torch.from_numpy(components).to(features.device)
-    sums = torch.zeros(n_channels, int(components.max()) + 1, dtype=torch.float64, device=features.device)
+    # Even and odd columns have sums of their own: an addition need not wait for its left neighbour's.
+    places = torch.from_numpy(2 * components + np.arange(width) % 2).to(features.device)
+    n_places = 2 * (int(components.max()) + 1)
+    sums = torch.zeros(n_channels, n_places, dtype=torch.float64, device=features.device)
     # With many components, which are small then, larger strips: adding their sums up takes time too.
-    n_rows = max(1, max(_MAX_FLOAT32_PIXELS, 16 * sums.shape[1]) // width)
-    for pixels, rows in zip(features.split(n_rows, dim=1), idx.split(n_rows), strict=True):
+    n_rows = max(1, max(_MAX_FLOAT32_PIXELS, 8 * n_places) // width)
+    for pixels, rows in zip(features.split(n_rows, dim=1), places.split(n_rows), strict=True):
         part = torch.zeros_like(sums, dtype=pixels.dtype)
         sums += part.scatter_add_(1, rows.reshape(1, -1).expand(n_channels, -1), pixels.flatten(1))
-    return sums.cpu().numpy()
+    return sums.view(n_channels, -1, 2).sum(dim=2).T.contiguous().cpu().numpy()
 
 
 def _unique_pairs(pairs: np.ndarray, n_leaves: int) -> np.ndarray:
     """Return each pair once, sorted and with the smaller number first, (2, E) int64."""
-    keys = np.unique(np.minimum(*pairs).astype(np.int64) * n_leaves + np.maximum(*pairs))
-    return np.stack(np.divmod(keys, n_leaves))
+    keys = np.minimum(*pairs).astype(np.int64) * n_leaves + np.maximum(*pairs)
+    keys.sort()  # np.unique is slower: it hashes before it sorts
+    is_first = np.ones(len(keys), dtype=bool)
+    np.not_equal(keys[1:], keys[:-1], out=is_first[1:])
+    return np.stack(np.divmod(keys[is_first], n_leaves))
 
 
 def _merge_in_rounds(
@@ -166,7 +171,7 @@ def _merge_in_rounds(
         node[kept] = n_nodes + np.arange(len(kept))
         n_nodes += len(kept)
         total = sizes[kept] + sizes[gone]
-        means[:, kept] += sizes[gone] / total * (means[:, gone] - means[:, kept])
+        means[kept] += (sizes[gone] / total)[:, None] * (means[gone] - means[kept])
         sizes[kept] = total
         place = np.arange(n_leaves)
         place[gone] = kept
@@ -178,7 +183,8 @@ def _merge_in_rounds(
 def _ward_costs(sizes: np.ndarray, means: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Return the growth of the sum of squared distances to the means by merging each edge, (E,)."""
     one, other = edges
-    squares = np.square(means[:, one] - means[:, other]).sum(axis=0)
+    gaps = means.take(one, axis=0) - means.take(other, axis=0)
+    squares = np.einsum("ec,ec->e", gaps, gaps)
     return sizes[one] * sizes[other] / (sizes[one] + sizes[other]) * squares
 
 
