@@ -17,6 +17,7 @@ from lib.network.inputs import DEFAULT_COLOR_SCALE, InputScales
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError
 from lib.slic.iteration import DISTANCES
+from lib.superpixels.merge_settings import MergeSettings
 from lib.training.trainer import TrainingState
 from lib.weights import BASE, NO_NETWORK, expect, load_model
 from model import SSNModel
@@ -79,8 +80,11 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
     model = SSNModel(
         args.deepfdim, n_iter=args.val_niter, distance=args.distance, sees_position=args.sees_position
     )
-    scales = START_SCALES
-    if args.init_weights and not resumed_from(args):
+    scales, merging = START_SCALES, MergeSettings()
+    resume = resumed_from(args)
+    if resume:
+        merging = load_model(resume).merging
+    elif args.init_weights:
         if str(args.init_weights) == NO_NETWORK:
             raise InputError(f"--init_weights {NO_NETWORK}: expected a weight file to start from")
         start = expect(
@@ -93,13 +97,14 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
                     f"--{name} {ours} contradicts {theirs} of --init_weights {args.init_weights}"
                 )
         model.load_state_dict(start.model.state_dict())
-        scales = start.scales
+        scales, merging = start.scales, start.merging
     scales = cli.choose_scales(scales, args)
     args.color_scale, args.pos_scale = scales.color_scale, scales.pos_scale  # stored in checkpoints
     return train_as_given(
         args,
         model,
         scales,
+        merging,
         train_set=train_set,
         validation_sets=validation_sets,
         score=f"{next(iter(validation_sets))}_asa",

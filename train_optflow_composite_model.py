@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
 
     torch.manual_seed(args.seed)
     if resumed_from(args):
-        model, scales, base_sha256, _ = expect(
+        model, scales, base_sha256, merging = expect(
             load_model(args.resume), args.resume, kind=COMPOSITE, n_extra_channels=N_FLOW_CHANNELS
         )
     else:
@@ -81,11 +81,13 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
             base.model, args.optflow_deepfdim, n_extra_channels=N_FLOW_CHANNELS
         )
         scales = cli.choose_scales(base.scales, args)
+        merging = base.merging
         base_sha256 = file_sha256(args.base_model_weights)
     return train_as_given(
         args,
         model,
         scales,
+        merging,
         train_set=train_set,
         validation_sets={"davis_val": val_set},
         score="davis_val_mean_iou",

@@ -15,6 +15,7 @@ from lib.inference import Segmenter
 from lib.network.inputs import DEFAULT_COLOR_SCALE, DEFAULT_OPTFLOW_SCALE, DEFAULT_POS_SCALE, InputScales
 from lib.runtime.device import resolve_precision
 from lib.runtime.errors import InputError
+from lib.superpixels.merge_settings import MergeSettings
 from model import N_FLOW_CHANNELS
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -112,19 +113,24 @@ def add_spixel_args(parser: argparse.ArgumentParser, *, swept: bool = False) -> 
         default=1.0,
         help="factor of the position in the distances only, on top of --pos_scale; higher is more compact",
     )
+    add_merge_args(group, default="by --nspix, from the weights")
+    add_feature_args(group, trained=True, swept=swept)
+
+
+def add_merge_args(group: argparse._ActionsContainer, *, default: str) -> None:
+    """Add the options of merged superpixels; `default` says in words where unset ones come from."""
     group.add_argument(
         "--fine_factor",
         type=number(float, low=1),
-        help="superpixels to segment for each requested one; neighbours are then merged to exactly --nspix. "
-        "1 merges nothing, as in the paper, and gives about --nspix; default: by --nspix, from the weights",
+        help="superpixels to segment for each requested one; neighbours are then merged to exactly the "
+        "requested number. 1 merges nothing, as in the paper, and gives about that number; default: "
+        f"{default}",
     )
     group.add_argument(
         "--merge_pos_scale",
         type=non_negative_float,
-        help="factor of the position in the merges; higher is more compact; default: by --nspix, from the "
-        "weights",
+        help=f"factor of the position in the merges; higher is more compact; default: {default}",
     )
-    add_feature_args(group, trained=True, swept=swept)
 
 
 def add_feature_args(group: argparse._ActionsContainer, *, trained: bool, swept: bool = False) -> None:
@@ -233,6 +239,12 @@ def choose_scales(
     """Return the input scales: `names` from the command line if given, the others from training."""
     given = {name: getattr(args, option_name(name), None) for name in names}
     return trained._replace(**{name: value for name, value in given.items() if value is not None})
+
+
+def choose_merging(trained: MergeSettings, args: argparse.Namespace) -> MergeSettings:
+    """Return the settings of the merges: from the command line, for any number, the others from training."""
+    given = {name: getattr(args, name) for name in MergeSettings._fields}
+    return trained._replace(**{name: {1: value} for name, value in given.items() if value is not None})
 
 
 def options_as_strings(args: argparse.Namespace) -> dict[str, str]:

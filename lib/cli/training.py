@@ -9,11 +9,12 @@ from typing import Any
 from torch import nn
 
 from lib.cli.dataclass_options import add_fields, option_name, read_fields
-from lib.cli.options import add_feature_args, options_as_strings
+from lib.cli.options import add_feature_args, add_merge_args, choose_merging, options_as_strings
 from lib.cli.types import positive_int
 from lib.network.inputs import InputScales
 from lib.runtime.errors import InputError
 from lib.runtime.ranks import on_first_rank
+from lib.superpixels.merge_settings import MergeSettings
 from lib.training.recipe import Recipe, RunSettings, check_resumed
 from lib.training.run import run_training
 from lib.training.run_folder import find_resumable
@@ -70,6 +71,8 @@ def add_training_args(parser: argparse.ArgumentParser, *, n_annotations: int, tr
             default=7,  # see docs/training.md
             help="clustering iterations in validation; the weight file stores them as default for inference",
         )
+    start = "from --base_model_weights" if trained else "from --init_weights or built in"
+    add_merge_args(group, default=f"by --val_nspix, {start}. For validation, and stored in the weight file")
     add_feature_args(group, trained=trained)
 
 
@@ -112,11 +115,16 @@ def train_as_given(
     args: argparse.Namespace,
     model: nn.Module,
     scales: InputScales,
+    merging: MergeSettings,
     *,
     description: Mapping[str, Any] | None = None,
     **data: Any,
 ) -> TrainingState:
-    """Log the options and run the training that they describe; `data` are arguments of `run_training`."""
+    """Log the options and run the training that they describe.
+
+    Options replace `merging`, which comes from the weights that training starts from. `data` are arguments of
+    `run_training`.
+    """
     options = options_as_strings(args)
     logger.info("options: %s", " ".join(f"{name}={value}" for name, value in options.items()))
     return run_training(
@@ -124,6 +132,7 @@ def train_as_given(
         scales,
         read_fields(args, Recipe),
         read_fields(args, RunSettings, with_loader=not getattr(args, "synthetic_data", False)),
+        merging=choose_merging(merging, args),
         description={**(description or {}), "options": options},
         resume=resumed_from(args),
         overwrite=args.resume == AUTO,

@@ -306,7 +306,7 @@ class Segmenter:
             kept = {"with_features": with_features, "with_soft_assignment": with_soft_assignment}
             return [self.segment([image], n_spixels, merged=merged, **kept)[0] for image in images]
         check_n_spixels(n_spixels, images[0].n_pixels, images[0].name)
-        if merged and images[0].mask is not None and self.fine_factor != 1:
+        if merged and images[0].mask is not None and self._n_fine(images[0], n_spixels) is not None:
             _check_parts(images[0], n_spixels)
         n_on_grid = images[0].on_grid(n_spixels)
         with self.stopwatch.stage("network", on_device=True):
@@ -465,7 +465,7 @@ class Segmenter:
                 f"{image.name}; the largest factor is {largest:g}",
                 parameter="fine_factor",
             )
-        return None if self.fine_factor == 1 else min(int(factor * shared), image.n_pixels)
+        return None if factor == 1 else min(int(factor * shared), image.n_pixels)
 
     @contextmanager
     def _scaled_position(self, pixel_features: Tensor, factor: float) -> Iterator[None]:

@@ -30,6 +30,7 @@ from lib.runtime.errors import InputError
 from lib.runtime.ranks import data_parallel, is_first_rank, n_ranks, on_first_rank, synchronize, together
 from lib.superpixels.counts import check_n_spixels
 from lib.superpixels.drawing import draw_boundaries
+from lib.superpixels.merge_settings import MergeSettings
 from lib.training.recipe import Recipe, RunSettings, check_resumed
 from lib.training.run_folder import BEST_MODEL, RunFolder, Validation, has_best_model, prepare_run_folder
 from lib.training.trainer import Trainer, TrainingState
@@ -70,6 +71,7 @@ def run_training(
     validation_sets: Datasets,
     score: str,
     device: torch.device,
+    merging: MergeSettings | None = None,
     description: Mapping[str, Any] | None = None,
     resume: Path | None = None,
     overwrite: bool = False,
@@ -90,6 +92,8 @@ def run_training(
         Whole images to validate on, by name; "train" is not a valid name.
     score : str
         Name of the score that chooses the best model: validation set, "_" and metric, say "bsds_val_asa".
+    merging : MergeSettings, optional
+        Settings of merged superpixels in validation. Weight files hold them as defaults of inference.
     description : mapping, optional
         Further checkpoint entries of plain types, such as the options of the run.
     resume : Path, optional
@@ -118,12 +122,13 @@ def run_training(
     on_first_rank(lambda: prepare_run_folder(settings.out_dir, is_resumed=bool(resume), overwrite=overwrite))
     _log_start(state, datasets, device, with_bfloat16=with_bfloat16)
     entries = {"image_names_sha256": fingerprints, **(description or {})}
-    open_folder = partial(_open_run_folder, state, scales, settings, entries)
+    merging = merging or MergeSettings()
+    open_folder = partial(_open_run_folder, state, scales, merging, settings, entries)
     run_folder = together(open_folder if is_first_rank() else lambda: None)
     if settings.compiled:
         model.compile_network()
     compute_losses = _make_loss_function(state, scales, device, with_bfloat16=with_bfloat16)
-    method = NetworkMethod("model", Segmenter(state.average.model, scales, device=device))
+    method = NetworkMethod("model", Segmenter(state.average.model, scales, device=device, merging=merging))
     validate_model = partial(_validate, method, validation_sets, settings, score)
     trainer = Trainer(state, settings, compute_losses, validate_model, run_folder)
     # All crops have one size, so benchmark mode pays off; TF32 is precise enough for gradients.
@@ -202,11 +207,16 @@ def _log_start(
 
 
 def _open_run_folder(
-    state: TrainingState, scales: InputScales, settings: RunSettings, entries: Mapping[str, Any]
+    state: TrainingState,
+    scales: InputScales,
+    merging: MergeSettings,
+    settings: RunSettings,
+    entries: Mapping[str, Any],
 ) -> RunFolder:
     description = {
         "model_args": state.model.config(),
         "input_args": {name: value for name, value in scales._asdict().items() if value is not None},
+        "merge_args": merging._asdict(),
         "recipe": state.recipe.to_plain(),
         **entries,
     }

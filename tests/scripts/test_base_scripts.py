@@ -22,8 +22,10 @@ import train_base_model
 from helpers import SHORT_TRAINING, ctrl_c_in_second_step, fails_with, make_quadrants, write_annotations
 from lib import cli
 from lib.datasets.bsds import BSDSDataset
+from lib.inference import Segmenter
 from lib.network.inputs import InputScales, model_input
 from lib.runtime.errors import InputError
+from lib.superpixels.merge_settings import MergeSettings
 from lib.training import Recipe, RunSettings, run_training
 from lib.training import run as training_run
 from lib.training.trainer import learning_rate_share
@@ -405,6 +407,27 @@ def test_training_on_a_folder_of_images(tmp_path, base_weights):
     )
     summary = only_summary(results)
     assert (summary.n_images, summary.n_pairs) == (5, 10)
+
+
+def test_training_keeps_the_merge_settings_of_its_start(bsds_root, tmp_path, base_weights):
+    merge_args = {"fine_factor": {10: 4.0}, "merge_pos_scale": {10: 0.7}}
+    save_checkpoint({**read_checkpoint(base_weights), "merge_args": merge_args}, base_weights)
+    argv = train_argv(bsds_root, tmp_path / "run", f"--init_weights={base_weights}", "--deepfdim=4")
+    train_base_model.main([*argv, "--merge_pos_scale=0.3", "--val_nspix=20"])
+    train_base_model.main([f"--resume={tmp_path / 'run' / 'last_model.pth'}", "--train_iter=3"])
+    for name in ("best_model.pth", "last_model.pth"):
+        assert load_model(tmp_path / "run" / name).merging == MergeSettings({10: 4.0}, {1: 0.3})
+    log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["bsds_val_n_spixels"] for line in log if "score" in line] == [20, 20]
+
+
+def test_training_for_one_level(bsds_root, tmp_path):
+    train_base_model.main([*train_argv(bsds_root, tmp_path / "run"), "--fine_factor=1", "--val_nspix=20"])
+    log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert json.loads(log[-1])["bsds_val_n_spixels"] != 20
+    segmenter = Segmenter.from_checkpoint(tmp_path / "run" / "best_model.pth")
+    mask = np.eye(60, 92, dtype=bool)  # in 60 parts, too many to merge to 20
+    assert segmenter(make_quadrants()[0], 20, mask=mask).tree is None
 
 
 def test_empty_data_folder(tmp_path, capsys):
