@@ -381,7 +381,7 @@ class Segmenter:
         with self.stopwatch.stage("clustering", on_device=True):
             start = None if start is None else start[None]
             output = cluster(pixel_features, n_spixels, **self._clustering(), start=start)
-            labels = _to_numpy(output.labels[0])
+            labels = output.labels[0].to(torch.int32).cpu().numpy()
         return Superpixels(labels, image.image_rgb, n_spixels), output.spixel_features[0]
 
     def position_scale(self, image_shape: tuple[int, int], n_spixels: int) -> float:
@@ -420,17 +420,18 @@ class Segmenter:
         n_fine = self._n_fine(first, n_spixels) if merged else None
         n_requested, n_clustered = first.on_grid(n_spixels), first.on_grid(n_fine or n_spixels)
         finer = pixel_pos_scale(shape, n_clustered, 1) / pixel_pos_scale(shape, n_requested, 1)
+        options = self._clustering(mask)
         with (
             self.stopwatch.stage("clustering", on_device=True),
             self._scaled_position(pixel_features, finer),
         ):
             if with_soft_assignment:
-                output = cluster(pixel_features, n_clustered, **self._clustering(mask))
-                assignment, labels = output.assignment, _to_numpy(output.labels)
+                assignment, labels, _ = cluster(pixel_features, n_clustered, **options)
             else:
-                labels = _to_numpy(cluster_labels(pixel_features, n_clustered, **self._clustering(mask)))
-        if mask is not None:
-            labels = np.where(mask, labels, np.int32(OUTSIDE))
+                labels = cluster_labels(pixel_features, n_clustered, **options)
+            labels = labels.to(torch.int32)
+            if mask is not None:
+                labels = torch.where(options["mask"], labels, OUTSIDE)
         trees = [None] * len(images)
         if n_fine is not None:
             shared = largest_with_same_input(n_spixels)
@@ -440,7 +441,7 @@ class Segmenter:
                 trees = list(map(build_merge_tree, labels, pixel_features))
         return [
             Superpixels(
-                labels[idx],
+                labels[idx].cpu().numpy() if trees[idx] is None else trees[idx].leaves,
                 image.image_rgb,
                 n_clustered,
                 soft_assignment=None if assignment is None else assignment.of_image(idx),
@@ -536,10 +537,6 @@ def _check_parts(image: PreprocessedImage, n_spixels: int) -> None:
             f"{n_parts}",
             parameter="n_spixels",
         )
-
-
-def _to_numpy(labels: Tensor) -> np.ndarray:
-    return labels.to(torch.int32).cpu().numpy()
 
 
 def _as_array(values: np.ndarray | Tensor | None) -> np.ndarray | None:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from skimage.measure import label
 from torch import Tensor
 
 from lib.runtime.errors import InputError
-from lib.superpixels.connectivity import OUTSIDE, border_sides
+from lib.superpixels.components import connected_components, touching_pairs, unique_pairs
+from lib.superpixels.connectivity import OUTSIDE
 
 _SCATTER = 2_654_435_761  # 2**32 over the golden ratio: multiples of it spread evenly (Knuth's hashing)
 _MAX_FLOAT32_PIXELS = 2**16  # a sum of more numbers than this in float32 would be off by over 1e-3
@@ -96,57 +96,57 @@ class MergeTree:
         return rank[root]
 
 
-def build_merge_tree(labels: np.ndarray, features: Tensor) -> MergeTree:
+def build_merge_tree(labels: Tensor, features: Tensor) -> MergeTree:
     """Merge the connected components of a label map until no two of them touch.
 
     Each round merges all pairs of regions that are each other's cheapest neighbour, as the order of merges
     far apart does not matter. A merge can bring two regions together that are cheaper to merge than any pair
-    before; its cost is then raised to the cost of the merges that it needs. Raises `InputError` if a mean of
-    the features is not finite.
+    before; its cost is then raised to the cost of the merges that it needs.
+
+    Tensors of the image's size stay on its device. The graph of some thousand regions is merged on the CPU.
 
     Parameters
     ----------
-    labels : ndarray, shape (H, W), int32
+    labels : Tensor, shape (H, W), integer
         Label map; -1 outside the mask. Each 4-connected component of a label becomes a leaf.
     features : Tensor, shape (C, H, W), float32
-        Features of the pixels, on any device. Their means are taken there; the tree is built on the CPU.
+        Features of the pixels, on the same device.
+
+    Raises
+    ------
+    InputError
+        If a mean of the features is not finite.
     """
-    components = label(labels, background=OUTSIDE, connectivity=1)  # from 1; 0 outside the mask
-    sizes = np.bincount(components.ravel())[1:].astype(np.float64)
-    leaves = components.astype(np.int32) - 1
-    means = _pixel_sums(components, features)[1:] / sizes[:, None]
+    components = connected_components(labels)
+    n_leaves = int(components.max()) + 1
+    sizes = torch.bincount((components - OUTSIDE).flatten(), minlength=n_leaves + 1)[1:].cpu().numpy()
+    means = _pixel_sums(components, n_leaves, features) / sizes[:, None]
     if not np.isfinite(means).all():
         raise InputError("the features are too large to be merged; lower `merge_pos_scale`")
-    merges, costs = _merge_in_rounds(sizes, means, _unique_pairs(border_sides(leaves), len(sizes)))
-    return MergeTree(leaves, *_sort_by_cost(merges, costs, len(sizes)))
+    merges, costs = _merge_in_rounds(sizes.astype(np.float64), means, touching_pairs(components, n_leaves))
+    leaves = components.to(torch.int32).cpu().numpy()
+    return MergeTree(leaves, *_sort_by_cost(merges, costs, n_leaves))
 
 
-def _pixel_sums(components: np.ndarray, features: Tensor) -> np.ndarray:
-    """Return the sum of the features in every component, (largest number + 1, C) float64."""
+def _pixel_sums(components: Tensor, n_components: int, features: Tensor) -> np.ndarray:
+    """Return the sum of the features (C, H, W) in every component, (n_components, C) float64."""
     n_channels, _, width = features.shape
     if features.device.type != "cpu":
         # A GPU adds in any order. On a grid this coarse the sums are exact, whatever the order.
-        exponent = math.frexp(float(features.abs().max()))[1] + math.ceil(math.log2(components.size)) - 52
+        bits = math.ceil(math.log2(components.numel()))
+        exponent = math.frexp(float(features.abs().max()))[1] + bits - 52
         features = (features.double() * 2.0**-exponent).round() * 2.0**exponent
     # Even and odd columns have sums of their own: an addition need not wait for its left neighbour's.
-    places = torch.from_numpy(2 * components + np.arange(width) % 2).to(features.device)
-    n_places = 2 * (int(components.max()) + 1)
+    is_odd = torch.arange(width, device=features.device) % 2
+    places = 2 * (components - OUTSIDE) + is_odd
+    n_places = 2 * (n_components + 1)
     sums = torch.zeros(n_channels, n_places, dtype=torch.float64, device=features.device)
     # With many components, which are small then, larger strips: adding their sums up takes time too.
     n_rows = max(1, max(_MAX_FLOAT32_PIXELS, 8 * n_places) // width)
     for pixels, rows in zip(features.split(n_rows, dim=1), places.split(n_rows), strict=True):
         part = torch.zeros_like(sums, dtype=pixels.dtype)
         sums += part.scatter_add_(1, rows.reshape(1, -1).expand(n_channels, -1), pixels.flatten(1))
-    return sums.view(n_channels, -1, 2).sum(dim=2).T.contiguous().cpu().numpy()
-
-
-def _unique_pairs(pairs: np.ndarray, n_leaves: int) -> np.ndarray:
-    """Return each pair once, sorted and with the smaller number first, (2, E) int64."""
-    keys = np.minimum(*pairs).astype(np.int64) * n_leaves + np.maximum(*pairs)
-    keys.sort()  # np.unique is slower: it hashes before it sorts
-    is_first = np.ones(len(keys), dtype=bool)
-    np.not_equal(keys[1:], keys[:-1], out=is_first[1:])
-    return np.stack(np.divmod(keys[is_first], n_leaves))
+    return sums.view(n_channels, -1, 2).sum(dim=2)[:, 1:].T.contiguous().cpu().numpy()
 
 
 def _merge_in_rounds(
@@ -176,7 +176,7 @@ def _merge_in_rounds(
         place = np.arange(n_leaves)
         place[gone] = kept
         edges = place[edges]
-        edges = _unique_pairs(edges[:, edges[0] != edges[1]], n_leaves)
+        edges = unique_pairs(edges[:, edges[0] != edges[1]], n_leaves)
     return np.concatenate(merges), np.concatenate(costs)
 
 

@@ -24,7 +24,7 @@ def random_map(height, width, n_labels, *, seed):
     labels[noisy] = rng.integers(0, labels.max() + 1, noisy.sum())
     colors = rng.normal(size=(labels.max() + 1, 4))[labels] + 0.3 * rng.normal(size=(height, width, 4))
     features = np.concatenate([colors, 0.05 * np.stack([row, col], -1)], axis=-1)
-    return labels, torch.from_numpy(np.moveaxis(features, -1, 0).astype(np.float32))
+    return torch.from_numpy(labels), torch.from_numpy(np.moveaxis(features, -1, 0).astype(np.float32))
 
 
 def within_region_squares(labels, features):
@@ -89,12 +89,12 @@ def test_rounds_are_as_good_as_a_heap(seed):
     tree = build_merge_tree(labels, features)
     for n_spixels in (600, 300, 100):
         ours = within_region_squares(tree.cut(n_spixels), features)
-        heap = within_region_squares(merge_with_a_heap(labels, features, n_spixels), features)
+        heap = within_region_squares(merge_with_a_heap(labels.numpy(), features, n_spixels), features)
         assert ours <= 1.01 * heap
 
 
 def test_first_merge_is_wards():
-    labels = np.array([[0, 0, 0, 1, 2, 2]])
+    labels = torch.tensor([[0, 0, 0, 1, 2, 2]])
     features = torch.tensor([[[0.0, 0, 0, 2, 5, 7]]])
     tree = build_merge_tree(labels, features)
     # {0, 0, 0} and {2}: 3 * 1 / 4 * 2^2 = 3. Then {0, 0, 0, 2}, mean 0.5, and {5, 7}, mean 6.
@@ -104,7 +104,7 @@ def test_first_merge_is_wards():
 
 
 def test_costs_never_fall():
-    labels = np.array([[0, 1, 2]])
+    labels = torch.tensor([[0, 1, 2]])
     tree = build_merge_tree(labels, torch.tensor([[[0.0, 10, 0]]]))
     # {0} and {10}: 1 / 2 * 10^2. The merge with the other {0}, 2 / 3 * 5^2, is cheaper but needs the first.
     np.testing.assert_array_equal(tree.costs, [50, 50])
@@ -125,7 +125,7 @@ def test_every_cut_has_its_number_and_nests(height, width, n_labels, masked_shar
     labels, features = random_map(height, width, n_labels, seed=seed)
     mask = np.random.default_rng(seed).random((height, width)) >= masked_share
     mask[0, 0] = True
-    labels = np.where(mask, labels, -1)
+    labels = torch.where(torch.from_numpy(mask), labels, -1)
     tree = build_merge_tree(labels, torch.zeros_like(features) if is_constant else features)
     assert tree.n_pieces == label(mask, connectivity=1).max()
     finer = tree.cut(tree.n_leaves)
@@ -139,7 +139,7 @@ def test_every_cut_has_its_number_and_nests(height, width, n_labels, masked_shar
 
 
 def test_cut_outside_the_tree_is_refused():
-    labels = np.array([[0, 1, -1, 3]])
+    labels = torch.tensor([[0, 1, -1, 3]])
     tree = build_merge_tree(labels, torch.rand(2, 1, 4))
     assert (tree.n_leaves, tree.n_pieces) == (3, 2)
     for n_spixels in (1, 4):
@@ -156,7 +156,7 @@ def test_equal_regions_merge_in_few_rounds(device, monkeypatch):
         return _ward_costs(*args)
 
     monkeypatch.setattr("lib.superpixels.merge_tree._ward_costs", counting)
-    labels = np.arange(1200).reshape(30, 40)
+    labels = torch.arange(1200, device=device).view(30, 40)
     trees = [build_merge_tree(labels, torch.zeros(2, 30, 40, device=device)) for _ in range(2)]
     assert len(rounds) < 2 * 40  # one pair a round would take 1199
     np.testing.assert_array_equal(trees[0].merges, trees[1].merges)
@@ -165,7 +165,7 @@ def test_equal_regions_merge_in_few_rounds(device, monkeypatch):
 
 def test_infinite_features_are_refused():
     with pytest.raises(InputError, match=r"too large .*`merge_pos_scale`"):
-        build_merge_tree(np.array([[0, 1]]), torch.tensor([[[np.inf, 1.0]]]))
+        build_merge_tree(torch.tensor([[0, 1]]), torch.tensor([[[np.inf, 1.0]]]))
 
 
 def test_threads_do_not_change_the_tree():
@@ -185,6 +185,6 @@ def test_threads_do_not_change_the_tree():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_builds_the_same_tree():
     labels, features = random_map(120, 190, 400, seed=0)
-    on_cpu, on_cuda = (build_merge_tree(labels, features.to(device)) for device in ("cpu", "cuda"))
+    on_cpu, on_cuda = (build_merge_tree(labels.to(device), features.to(device)) for device in ("cpu", "cuda"))
     np.testing.assert_array_equal(on_cpu.merges, on_cuda.merges)
-    np.testing.assert_allclose(on_cpu.costs, on_cuda.costs, rtol=1e-12)
+    np.testing.assert_allclose(on_cpu.costs, on_cuda.costs, rtol=1e-4)  # the CPU adds pixels in float32

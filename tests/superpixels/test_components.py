@@ -1,0 +1,62 @@
+"""Connected components and touching pairs: the forms for a GPU against those for a CPU."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import DEVICES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib.superpixels.components import (
+    components_by_hooking,
+    connected_components,
+    pairs_by_sorting,
+    touching_pairs,
+    unique_pairs,
+)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_components_and_pairs_of_a_small_map(device):
+    labels = torch.tensor([[5, 5, -1, 2], [5, 2, 2, 2], [-1, 5, 7, 7]], device=device)
+    components = connected_components(labels)
+    expected = [[0, 0, -1, 1], [0, 1, 1, 1], [-1, 2, 3, 3]]
+    np.testing.assert_array_equal(components.cpu().numpy(), expected)
+    np.testing.assert_array_equal(touching_pairs(components, 4), [[0, 1, 1, 2], [1, 2, 3, 3]])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    n_labels=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+def test_forms_for_a_gpu_equal_those_for_a_cpu(height, width, n_labels, seed):
+    labels = torch.from_numpy(np.random.default_rng(seed).integers(-1, n_labels, (height, width)))
+    components = connected_components(labels)
+    torch.testing.assert_close(components_by_hooking(labels), components)
+    n_components = int(components.max()) + 1
+    pairs = touching_pairs(components, n_components)
+    np.testing.assert_array_equal(pairs_by_sorting(components, n_components), pairs)
+
+
+def test_component_that_winds():
+    """A spiral is one component although most of its rows hold many separate runs of it."""
+    size = 61
+    labels = np.zeros((size, size), dtype=np.int64)
+    row, col, step = 0, -1, (0, 1)
+    for length in [size, *(n for n in range(size - 1, 1, -2) for _ in range(2))]:
+        for _ in range(length):
+            row, col = row + step[0], col + step[1]
+            labels[row, col] = 1
+        step = (step[1], -step[0])
+    components = components_by_hooking(torch.from_numpy(labels)).numpy()
+    assert np.unique(components[labels == 1]).size == 1
+    torch.testing.assert_close(torch.from_numpy(components), connected_components(torch.from_numpy(labels)))
+
+
+def test_pairs_are_found_once_with_the_smaller_number_first():
+    pairs = unique_pairs(np.array([[3, 0, 1, 3], [1, 2, 3, 1]]), 4)
+    np.testing.assert_array_equal(pairs, [[0, 1], [2, 3]])
+    assert unique_pairs(np.empty((2, 0), dtype=np.int32), 4).shape == (2, 0)
