@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import math
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from lib.files.images import count_pixels, read_image, read_mask
@@ -25,11 +28,13 @@ from lib.superpixels.regions import Superpixels
 
 logger = logging.getLogger(__name__)
 
-_N_THREADS = 2  # reading, and as many writing
+# Threads that read, and as many that write: few beside a network that takes all cores of a CPU.
+_N_THREADS_BESIDE_CPU = 2
+_MAX_THREADS_BESIDE_GPU = 8
 
 # Limits on images that are read ahead of a batch, and on images that wait to be written. A larger image waits
 # alone. A pixel takes some 15 bytes before the network, and its features afterwards.
-_MAX_WAITING = 4
+_MAX_WAITING_PER_THREAD = 2
 _MAX_WAITING_PIXELS = 2**25
 
 _BATCH_PIXELS = 2**22  # the image that exceeds it is the last of its batch
@@ -112,8 +117,9 @@ def segment_files(
 ) -> RunSummary:
     """Segment image files, and write the requested files of each.
 
-    Consecutive images of one size form a batch, if they are not too large. If an image cannot be read,
-    segmented or written, the summary reports it and the others continue. Several ranks share the images.
+    Consecutive images of one size form a batch, if they are not too large. A batch that does not fit the
+    memory is split, and later batches are smaller. If an image cannot be read, segmented or written, the
+    summary reports it and the others continue. Several ranks share the images.
 
     Parameters
     ----------
@@ -149,11 +155,13 @@ def segment_files(
             connected=connected,
             exact=exact,
             style=style,
+            batch_size=batch_size,
             progress=progress,
         )
-        with ThreadPoolExecutor(_N_THREADS) as readers, ThreadPoolExecutor(_N_THREADS) as writers:
+        n_threads = _count_threads(segmenter.device)
+        with ThreadPoolExecutor(n_threads) as readers, ThreadPoolExecutor(n_threads) as writers:
             try:
-                pipeline.segment(todo, batch_size, readers, writers)
+                pipeline.segment(todo, readers, writers, max_waiting=_MAX_WAITING_PER_THREAD * n_threads)
             except BaseException:  # such as `Stop`; files in writing are finished first
                 readers.shutdown(cancel_futures=True)
                 writers.shutdown(cancel_futures=True)
@@ -177,22 +185,35 @@ class _Pipeline:
     connected: bool
     exact: bool
     style: OverlayStyle
+    batch_size: int  # halved when a batch does not fit the memory
     progress: tqdm
     failures: list[Failure] = field(default_factory=list)
     n_measured: int = 0
 
     def segment(
-        self, jobs: Sequence[ImageJob], batch_size: int, readers: Executor, writers: Executor
+        self, jobs: Sequence[ImageJob], readers: Executor, writers: Executor, *, max_waiting: int
     ) -> None:
         writing: deque[tuple[Future[int], int]] = deque()  # with the number of pixels
-        for batch in _batches(self._read_ahead(jobs, readers, _MAX_WAITING + batch_size), batch_size):
+        for batch in self._batches(self._read_ahead(jobs, readers, max_waiting + self.batch_size)):
             stop_flag.raise_if_set()
             for job, image, superpixels in self._cluster(batch):
                 future = writers.submit(self._write, job, image, superpixels)
                 writing.append((future, superpixels.labels.size))
-            while len(writing) > _MAX_WAITING or sum(size for _, size in writing) > _MAX_WAITING_PIXELS:
+            while len(writing) > max_waiting or sum(size for _, size in writing) > _MAX_WAITING_PIXELS:
                 self.n_measured += writing.popleft()[0].result()
         self.n_measured += sum(future.result() for future, _ in writing)
+
+    def _batches(self, images: Iterable[_ReadImage]) -> Iterator[list[_ReadImage]]:
+        """Yield batches of consecutive images of one size."""
+        batch: list[_ReadImage] = []
+        for job, image in images:
+            is_full = len(batch) >= self.batch_size or sum(each.n_pixels for _, each in batch) > _BATCH_PIXELS
+            if batch and (is_full or not _fit_one_batch(batch[0][1], image)):
+                yield batch
+                batch = []
+            batch.append((job, image))
+        if batch:
+            yield batch
 
     def _read_ahead(self, jobs: Sequence[ImageJob], readers: Executor, n_ahead: int) -> Iterator[_ReadImage]:
         """Yield the images that can be read, in order, with their jobs; threads read ahead.
@@ -232,12 +253,24 @@ class _Pipeline:
             )
             return list(zip(jobs, images, superpixels, strict=True))
         except Exception as error:
-            failure = _error_of_image(error)
+            failure, does_not_fit = _error_of_image(error), is_out_of_memory(error)
         # Retry outside the handler, where the memory of the failed attempt is free again.
-        if len(batch) > 1:
-            return [result for member in batch for result in self._cluster([member])]
-        self._fail(jobs[0], failure)
-        return []
+        if len(batch) == 1:
+            self._fail(jobs[0], failure)
+            return []
+        size = 1
+        if does_not_fit:
+            size = math.ceil(len(batch) / 2)
+            self._limit_batches(size)
+        parts = (batch[first : first + size] for first in range(0, len(batch), size))
+        return [result for part in parts for result in self._cluster(part)]
+
+    def _limit_batches(self, size: int) -> None:
+        if size < self.batch_size:
+            logger.warning(
+                "a batch of %d images does not fit the memory; going on with %d", self.batch_size, size
+            )
+            self.batch_size = size
 
     def _write(self, job: ImageJob, image: PreprocessedImage, superpixels: Superpixels) -> int:
         """Write the files of an image; return the number of superpixels, 0 if it failed."""
@@ -258,6 +291,13 @@ class _Pipeline:
         self.progress.update()
 
 
+def _count_threads(device: torch.device) -> int:
+    """Return how many threads read images, and how many write; each uses one core at most."""
+    if device.type == "cpu":
+        return _N_THREADS_BESIDE_CPU
+    return min(max(_N_THREADS_BESIDE_CPU, (os.cpu_count() or 1) // 2), _MAX_THREADS_BESIDE_GPU)
+
+
 def _error_of_image(error: Exception) -> Exception:
     """Return the error to report for an image; raise errors that the other images would meet too."""
     if is_out_of_memory(error):
@@ -265,19 +305,6 @@ def _error_of_image(error: Exception) -> Exception:
     if isinstance(error, InputError | RunError | OSError):
         return error
     raise error
-
-
-def _batches(images: Iterable[_ReadImage], batch_size: int) -> Iterator[list[_ReadImage]]:
-    """Yield batches of consecutive images of one size."""
-    batch: list[_ReadImage] = []
-    for job, image in images:
-        is_full = len(batch) == batch_size or sum(member.n_pixels for _, member in batch) > _BATCH_PIXELS
-        if batch and (is_full or not _fit_one_batch(batch[0][1], image)):
-            yield batch
-            batch = []
-        batch.append((job, image))
-    if batch:
-        yield batch
 
 
 def _fit_one_batch(first: PreprocessedImage, second: PreprocessedImage) -> bool:

@@ -169,6 +169,25 @@ def test_batch_that_does_not_fit_the_memory_is_split(photos, in_tmp_path, monkey
     assert len(files_below(in_tmp_path / "overlays")) == 4
 
 
+def test_batches_are_halved_until_they_fit_the_memory(photos, in_tmp_path, monkeypatch, caplog):
+    for idx in range(8):
+        Image.fromarray(make_quadrants(seed=idx)[0]).save(photos / f"same{idx}.png")
+    sizes = []
+    original = Segmenter.segment
+
+    def cluster(self, images, *args, **kwargs):
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(self, images, *args, **kwargs)
+
+    monkeypatch.setattr(Segmenter, "segment", cluster)
+    names = [f"photos/same{idx}.png" for idx in range(8)]
+    assert segment("--image", *names, "--out=overlays", "--batchsize=4").n_done == 8
+    assert sizes == [4, 2, 2, 2, 2]
+    assert caplog.messages.count("a batch of 4 images does not fit the memory; going on with 2") == 1
+
+
 def test_file_name_with_pattern_characters(photos, in_tmp_path):
     (photos / "a.png").rename(in_tmp_path / "photo[1].png")
     segment("--image=photo[1].png", "--out=o.png")
