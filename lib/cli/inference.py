@@ -250,6 +250,9 @@ def _segment_images(
     )
     if not is_single_image(args.image) or n_ranks() > 1 or args.skip_existing:
         _log_profile(args, segmenter)
+        if args.profile:
+            share = 100 * summary.seconds_waited / summary.seconds
+            on_first_rank(lambda: logger.info("%.0f %% of the time waiting for reading and writing", share))
         on_first_rank(lambda: _report(summary))
         return summary
     for failure in summary.failures:

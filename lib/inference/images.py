@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,8 +23,11 @@ from lib.optflow.lookup import FlowOfFrame
 from lib.runtime.errors import InputError, RunError, is_out_of_memory
 from lib.runtime.ranks import gather, is_first_rank, n_ranks, rank
 from lib.runtime.signals import stop_flag
+from lib.runtime.stopwatch import Stopwatch
 from lib.superpixels.counts import check_n_spixels
 from lib.superpixels.regions import Superpixels
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +104,7 @@ class RunSummary(NamedTuple):
     failures: list[Failure]
     seconds: float
     n_measured: int  # superpixels in all images that are done
+    seconds_waited: float  # for reading and writing, on the first rank
 
 
 def segment_files(
@@ -172,7 +176,9 @@ def segment_files(
     n_todo, n_skipped, n_measured, failures = zip(*results, strict=True)
     failures = list(itertools.chain.from_iterable(failures))
     n_done = sum(n_todo) - len(failures)
-    return RunSummary(n_done, sum(n_skipped), failures, time.perf_counter() - start, sum(n_measured))
+    seconds = time.perf_counter() - start
+    seconds_waited = sum(pipeline.waiting.seconds.values())
+    return RunSummary(n_done, sum(n_skipped), failures, seconds, sum(n_measured), seconds_waited)
 
 
 @dataclass
@@ -189,6 +195,7 @@ class _Pipeline:
     progress: tqdm
     failures: list[Failure] = field(default_factory=list)
     n_measured: int = 0
+    waiting: Stopwatch = field(default_factory=Stopwatch)
 
     def segment(
         self, jobs: Sequence[ImageJob], readers: Executor, writers: Executor, *, max_waiting: int
@@ -200,8 +207,12 @@ class _Pipeline:
                 future = writers.submit(self._write, job, image, superpixels)
                 writing.append((future, superpixels.labels.size))
             while len(writing) > max_waiting or sum(size for _, size in writing) > _MAX_WAITING_PIXELS:
-                self.n_measured += writing.popleft()[0].result()
-        self.n_measured += sum(future.result() for future, _ in writing)
+                self.n_measured += self._wait_for(writing.popleft()[0])
+        self.n_measured += sum(self._wait_for(future) for future, _ in writing)
+
+    def _wait_for(self, future: Future[T]) -> T:
+        with self.waiting.stage("files"):
+            return future.result()
 
     def _batches(self, images: Iterable[_ReadImage]) -> Iterator[list[_ReadImage]]:
         """Yield batches of consecutive images of one size."""
@@ -230,7 +241,7 @@ class _Pipeline:
                 job = todo.popleft()
                 reading.append((job, readers.submit(self._read, job), n_pixels))
             job, future, _ = reading.popleft()
-            image = future.result()
+            image = self._wait_for(future)
             if image is not None:
                 yield job, image
 

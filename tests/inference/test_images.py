@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import shutil
 from pathlib import Path
 
@@ -186,6 +187,18 @@ def test_batches_are_halved_until_they_fit_the_memory(photos, in_tmp_path, monke
     assert segment("--image", *names, "--out=overlays", "--batchsize=4").n_done == 8
     assert sizes == [4, 2, 2, 2, 2]
     assert caplog.messages.count("a batch of 4 images does not fit the memory; going on with 2") == 1
+
+
+def test_summary_tells_how_long_files_were_waited_for(photos, in_tmp_path, monkeypatch):
+    original = ImageJob.read
+
+    def read(self, segmenter):
+        time.sleep(0.3)
+        return original(self, segmenter)
+
+    monkeypatch.setattr(ImageJob, "read", read)
+    summary = segment("--image=photos/a.png", "--out=o.png")
+    assert 0.3 <= summary.seconds_waited <= summary.seconds
 
 
 def test_file_name_with_pattern_characters(photos, in_tmp_path):

@@ -547,6 +547,7 @@ def test_profile_logs_every_stage(tmp_path, monkeypatch, caplog):
         caplog.clear()
         inference_base_model.main([f"--image={image}", "--nspix=24", "--profile", "--out=o/{name}.png"])
         assert re.search(stages, caplog.text)
+    assert re.search(r"\d+ % of the time waiting for reading and writing", caplog.text)
 
 
 @pytest.mark.slow
