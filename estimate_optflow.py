@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from lib import cli
 from lib.cli.types import existing_dir, non_negative_int
 from lib.datasets import davis
-from lib.files.atomic import prepare_out_dir
+from lib.files.folder_lock import own_folder
 from lib.files.frames import FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
 from lib.optflow.archive import archive_name
 from lib.optflow.production import ArchiveJob, ArchiveReport, make_archives
@@ -110,10 +110,9 @@ def main(argv: Sequence[str] | None = None) -> list[ArchiveReport]:
         raise InputError(f"several videos would write {', '.join(twice)}; give them in separate runs")
     jobs = [ArchiveJob(source, path, attributes) for source, path in zip(sources, paths, strict=True)]
 
-    prepare_out_dir(args.out_dir)
     reports = []
     progress = tqdm(total=sum(map(len, sources)) or None, desc="estimating flow", unit="pair", disable=None)
-    with progress, logging_redirect_tqdm():
+    with own_folder(args.out_dir), progress, logging_redirect_tqdm():
         for report in make_archives(
             jobs,
             n_workers=args.nworkers,

@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from lib.evaluation.methods import GridMethod, Method, NetworkMethod, SLICMethod
 from lib.evaluation.protocol import EvaluationSet
 from lib.evaluation.run import run_evaluation
 from lib.evaluation.summary import Summary
+from lib.files.folder_lock import own_folder
 from lib.metrics.registry import DEFAULT_METRICS, METRICS
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError
@@ -94,20 +96,21 @@ def evaluate_models(
     metrics = list(args.metrics or DEFAULT_METRICS)
     if args.eval_iou_ignore_background and "mean_iou" in metrics and "mean_iou_foreground" not in metrics:
         metrics.insert(metrics.index("mean_iou"), "mean_iou_foreground")
-    return run_evaluation(
-        methods,
-        sets,
-        n_spixels=args.nspix,
-        metrics=tuple(metrics),
-        device=device,
-        n_workers=args.nworkers,
-        ignore_background=args.eval_iou_ignore_background,
-        out_dir=args.out_dir,
-        resume=args.resume,
-        overwrite=args.overwrite,
-        with_protocol=args.protocol,
-        options=options_as_strings(args),
-    )
+    with own_folder(args.out_dir) if args.out_dir else nullcontext():
+        return run_evaluation(
+            methods,
+            sets,
+            n_spixels=args.nspix,
+            metrics=tuple(metrics),
+            device=device,
+            n_workers=args.nworkers,
+            ignore_background=args.eval_iou_ignore_background,
+            out_dir=args.out_dir,
+            resume=args.resume,
+            overwrite=args.overwrite,
+            with_protocol=args.protocol,
+            options=options_as_strings(args),
+        )
 
 
 def _network_method(

@@ -11,6 +11,7 @@ from torch import nn
 from lib.cli.dataclass_options import add_fields, option_name, read_fields
 from lib.cli.options import add_feature_args, add_merge_args, choose_merging, options_as_strings
 from lib.cli.types import positive_int
+from lib.files.folder_lock import own_folder
 from lib.network.inputs import InputScales
 from lib.runtime.errors import InputError
 from lib.runtime.ranks import on_first_rank
@@ -127,17 +128,18 @@ def train_as_given(
     """
     options = options_as_strings(args)
     logger.info("options: %s", " ".join(f"{name}={value}" for name, value in options.items()))
-    return run_training(
-        model,
-        scales,
-        read_fields(args, Recipe),
-        read_fields(args, RunSettings, with_loader=not getattr(args, "synthetic_data", False)),
-        merging=choose_merging(merging, args),
-        description={**(description or {}), "options": options},
-        resume=resumed_from(args),
-        overwrite=args.resume == AUTO,
-        **data,
-    )
+    with own_folder(args.out_dir):
+        return run_training(
+            model,
+            scales,
+            read_fields(args, Recipe),
+            read_fields(args, RunSettings, with_loader=not getattr(args, "synthetic_data", False)),
+            merging=choose_merging(merging, args),
+            description={**(description or {}), "options": options},
+            resume=resumed_from(args),
+            overwrite=args.resume == AUTO,
+            **data,
+        )
 
 
 def _parse(
