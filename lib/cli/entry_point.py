@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import re
 import signal
 import sys
@@ -50,6 +51,20 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
+class _OutputError(Exception):
+    """Standard output is closed, or its disk is full."""
+
+
+class _OutputHandler(logging.StreamHandler):
+    """Log to standard output; if that fails, end the program in place of a traceback for each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the name is from logging
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            raise _OutputError from error
+        super().handleError(record)
+
+
 def run(main: Callable[[], object]) -> NoReturn:
     """Run a script; exit with status 2 after bad input and status 1 after a failed run.
 
@@ -65,11 +80,15 @@ def _exit_status(main: Callable[[], object], program: str) -> int:
     try:
         with joined_ranks(), stop_flag.set_by_signals():
             level = logging.INFO if is_first_rank() else logging.ERROR
-            handler = logging.StreamHandler(sys.stdout)
+            handler = _OutputHandler(sys.stdout)
             handler.addFilter(_name_options)
             logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
             main()
     except OtherRankError:
+        return 1
+    except _OutputError:
+        # What is still buffered must not fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (InputError, OSError) as error:
         return _report_error(program, error, 2)

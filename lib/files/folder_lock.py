@@ -4,7 +4,7 @@ import logging
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -21,8 +21,9 @@ LOCK = ".lock"  # file in the folder that names the process; it exists while the
 
 @contextmanager
 def own_folder(folder: Path) -> Iterator[None]:
-    """Own a folder during a block; it is made if it is missing. The first rank owns it for all.
+    """Own a folder during a block; the first rank owns it for all.
 
+    A missing folder is made, and removed if it is empty at the end, as after an error in the input.
     The operating system frees the folder when the process ends, even if it is killed. On file systems without
     locks, a warning is logged.
 
@@ -32,6 +33,7 @@ def own_folder(folder: Path) -> Iterator[None]:
         If another process owns the folder, or it cannot be written to.
     """
     lock = FileLock(folder / LOCK)
+    is_new = not folder.exists()
     on_first_rank(lambda: _acquire(lock, folder))
     try:
         yield
@@ -39,6 +41,9 @@ def own_folder(folder: Path) -> Iterator[None]:
         if is_first_rank() and lock.is_locked:
             (folder / LOCK).unlink(missing_ok=True)  # before it is free: then the file may be another's
             lock.release()
+            if is_new:
+                with suppress(OSError):  # not empty
+                    folder.rmdir()
 
 
 def _acquire(lock: FileLock, folder: Path) -> None:

@@ -551,6 +551,22 @@ def test_profile_logs_every_stage(tmp_path, monkeypatch, caplog):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_full", [True, False])
+def test_closed_or_full_output_ends_the_script_quietly(tmp_path, is_full):
+    if is_full:
+        output = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, output = os.pipe()
+        os.close(reader)
+    command = [sys.executable, inference_base_model.__file__, "--base_model_weights=none"]
+    run = subprocess.run(
+        [*command, f"--out={tmp_path / 'o.png'}"], stdout=output, stderr=subprocess.PIPE, text=True
+    )
+    os.close(output)
+    assert (run.returncode, run.stderr) == (1, "")
+
+
+@pytest.mark.slow
 def test_compiled_inference_makes_the_same_superpixels(base_weights, tmp_path, monkeypatch):
     argv = [f"--base_model_weights={base_weights}", "--device=cpu"]
     plain = segment(argv, tmp_path)
