@@ -36,7 +36,8 @@ def plain_network_cost(device: torch.device, size: tuple[int, int], n_repeats: i
     """Measure the plain network alone."""
     model, scales, *_ = load_model(DEFAULT_BASE_WEIGHTS)
     extractor = model.feature_extract.to(device, memory_format=torch.contiguous_format)
-    image_lab = rgb_to_lab(make_photograph(*size))[None].to(device)
+    image_rgb = torch.from_numpy(make_photograph(*size)).to(device)
+    image_lab = rgb_to_lab(image_rgb.movedim(-1, 0)[None])
     labyx = input_channels(image_lab, None, round(DENSITY * size[0] * size[1]), scales)
     with torch.inference_mode():
         return measure(lambda: _plain_forward(extractor, labyx), device, n_repeats)

@@ -105,7 +105,7 @@ class TrainingCrops(Dataset):
         annotations = [image.annotations[idx] for idx in np.resize(shuffled, self.n_annotations)]
         crop = Crop.draw(annotations[0], rng, self.crop_size).apply(image._replace(annotations=annotations))
         gt_labels = torch.from_numpy(np.stack([renumber(labels) for labels in crop.annotations]))
-        sample = {"image_lab": rgb_to_lab(crop.image_rgb), "gt_labels": gt_labels}
+        sample = {"image_lab": rgb_to_lab(channels_first(crop.image_rgb)), "gt_labels": gt_labels}
         if crop.extra is not None:
             sample["extra"] = channels_first(crop.extra)
         return sample

@@ -2,15 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lib.datasets.base import SegmentedImage, channels_first, check_image
+from lib.datasets.base import SegmentedImage, check_image
 from lib.datasets.crops import TrainingCrops
-from lib.network.inputs import rgb_to_lab
 from lib.runtime.errors import RunError
 from lib.runtime.ranks import n_ranks, rank
 from lib.runtime.signals import start_worker
@@ -19,31 +16,18 @@ from lib.runtime.workers import LOST_WORKER, usable_workers
 PREFETCHED_BATCHES = 4  # per worker
 
 
-class EvaluationImage(NamedTuple):
-    """Whole image with all its annotations."""
-
-    name: str
-    image_rgb: np.ndarray  # (H, W, 3), uint8
-    image_lab: Tensor  # (1, 3, H, W), float32
-    annotations: list[np.ndarray]  # each (H, W), int32
-    extra: Tensor | None  # (1, n_extra_channels, H, W), float32
-
-
 @dataclass(eq=False)
 class EvaluationImages(Dataset):
-    """Images of a dataset, checked and converted for a network."""
+    """Whole images of a dataset with all their annotations, checked."""
 
     dataset: Dataset[SegmentedImage]
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, idx: int) -> EvaluationImage:
+    def __getitem__(self, idx: int) -> SegmentedImage:
         """Return an image; raises `InputError` as `TrainingCrops` does."""
-        image = check_image(self.dataset[idx])
-        extra = None if image.extra is None else channels_first(image.extra)[None]
-        image_lab = rgb_to_lab(image.image_rgb)[None]
-        return EvaluationImage(image.name, image.image_rgb, image_lab, image.annotations, extra)
+        return check_image(self.dataset[idx])
 
 
 def training_loader(
@@ -73,7 +57,7 @@ def training_loader(
 
 
 def evaluation_loader(dataset: Dataset[SegmentedImage], *, n_workers: int, first_idx: int = 0) -> DataLoader:
-    """Load one `EvaluationImage` at a time, in order from `first_idx`; each of n ranks loads every n-th."""
+    """Load `EvaluationImages` one at a time, in order from `first_idx`; each of n ranks loads every n-th."""
     return _Loader(
         EvaluationImages(dataset),
         batch_size=None,
@@ -124,5 +108,5 @@ def _start_worker(worker_idx: int) -> None:
     start_worker()
 
 
-def _identity(image: EvaluationImage) -> EvaluationImage:
+def _identity(image: SegmentedImage) -> SegmentedImage:
     return image

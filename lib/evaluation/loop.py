@@ -58,7 +58,7 @@ def check_first_image(
     """
     _check_not_empty(dataset)
     image = EvaluationImages(dataset)[0]
-    check_n_spixels(max(n_spixels), image.image_lab[0, 0].numel(), image.name, parameter=parameter)
+    check_n_spixels(max(n_spixels), image.image_rgb[..., 0].size, image.name, parameter=parameter)
 
 
 def evaluate(
@@ -135,7 +135,7 @@ def _evaluate_own_share(
     with _metric_workers(n_workers) as submit:
         for image in loader:
             stop_flag.raise_if_set()
-            check_n_spixels(max(n_spixels), image.image_lab[0, 0].numel(), image.name, parameter=parameter)
+            check_n_spixels(max(n_spixels), image.image_rgb[..., 0].size, image.name, parameter=parameter)
             label_maps = []
             for method in methods:
                 label_maps += method.segment(image, list_settings(method, n_spixels))

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from skimage.segmentation import slic
 
-from lib.datasets.loaders import EvaluationImage
-from lib.inference.segmenter import PreprocessedImage, Segmenter
+from lib.datasets.base import SegmentedImage
+from lib.inference.segmenter import Segmenter
 from lib.slic.grid import compute_grid_shape
 from lib.superpixels.connectivity import enforce_connectivity
 
@@ -30,7 +30,7 @@ class Method(Protocol):
     pos_scales: Sequence[float | None]  # position scales to evaluate; (None,) for a method without one
     description: Mapping[str, Any]  # settings in plain types, for the evaluation record
 
-    def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[np.ndarray]:
+    def segment(self, image: SegmentedImage, settings: Sequence[Setting]) -> list[np.ndarray]:
         """Return the labels of connected superpixels, (H, W) int32, for each setting."""
 
 
@@ -73,9 +73,8 @@ class NetworkMethod:
             "precision": "bf16" if segmenter.with_bfloat16 else "fp32",
         }
 
-    def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[np.ndarray]:
-        extra = None if image.extra is None else image.extra[0]
-        prepared = PreprocessedImage(image.image_rgb, image.image_lab[0], extra, None, image.name)
+    def segment(self, image: SegmentedImage, settings: Sequence[Setting]) -> list[np.ndarray]:
+        prepared = self.segmenter.preprocess(image.image_rgb, image.extra, name=image.name)
         return [superpixels.labels for superpixels in self.segmenter.sweep(prepared, settings)]
 
 
@@ -89,7 +88,7 @@ class SLICMethod:
     pos_scales = (None,)
     description: Mapping[str, Any] = {"method": "skimage.segmentation.slic", "compactness": SLIC_COMPACTNESS}
 
-    def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[np.ndarray]:
+    def segment(self, image: SegmentedImage, settings: Sequence[Setting]) -> list[np.ndarray]:
         options = {"compactness": SLIC_COMPACTNESS, "start_label": 0}
         counts = [setting.n_spixels for setting in settings]
         return [enforce_connectivity(slic(image.image_rgb, count, **options), count) for count in counts]
@@ -102,7 +101,7 @@ class GridMethod:
     pos_scales = (None,)
     description: Mapping[str, Any] = {"method": "regular grid"}
 
-    def segment(self, image: EvaluationImage, settings: Sequence[Setting]) -> list[np.ndarray]:
+    def segment(self, image: SegmentedImage, settings: Sequence[Setting]) -> list[np.ndarray]:
         shape = image.image_rgb.shape[:2]
         counts = [setting.n_spixels for setting in settings]
         return [enforce_connectivity(_grid_labels(*shape, count), count) for count in counts]

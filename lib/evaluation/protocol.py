@@ -42,8 +42,7 @@ of counts. "own" is the part of {COUNT_RANGE[0]} to {COUNT_RANGE[1]} that the cu
 part that all these curves cover. Curves that cover no part are left out, and nothing is extrapolated.
 
 Seconds: the median time of the first {N_TIMED_IMAGES} images, segmented one by one while nothing else runs,
-with merges and connectivity. Networks start from the image in CIELAB; SLIC includes its own colour
-conversion.
+with colour conversion, merges and connectivity.
 
 Chance: no random number is drawn."""
 

@@ -22,12 +22,12 @@ def seconds_per_image(
 ) -> dict[Run, float]:
     """Return the median time in seconds of every method with every setting.
 
-    Networks start from the CIELAB image, other methods from the RGB image. The first five images are timed,
-    after an untimed warm-up on the first. Raises `InputError` if one cannot be used or has too few pixels.
+    Every method starts from the RGB image. The first five images are timed, after an untimed warm-up on the
+    first. Raises `InputError` if one cannot be used or has too few pixels.
     """
     images = [EvaluationImages(dataset)[idx] for idx in range(min(N_TIMED_IMAGES, len(dataset)))]
     for image in images:
-        check_n_spixels(max(n_spixels), image.image_lab[0, 0].numel(), image.name)
+        check_n_spixels(max(n_spixels), image.image_rgb[..., 0].size, image.name)
     work = [(method, setting) for method in methods for setting in list_settings(method, n_spixels)]
     medians = {}
     for method, setting in tqdm(work, desc="timing", unit="setting", leave=False, disable=None):

@@ -38,7 +38,7 @@ class PreprocessedImage(NamedTuple):
     """An image ready for a network; see `Segmenter.preprocess`."""
 
     image_rgb: np.ndarray  # (H, W, 3), uint8
-    image_lab: Tensor  # (3, H, W), float32, on the CPU
+    pixels: Tensor  # (3, H, W), uint8, or float32 in [0, 1], on the CPU: what the network reads
     extra: Tensor | None  # (n_extra_channels, H, W), float32, on the CPU
     mask: np.ndarray | None  # (H, W), bool: pixels to segment; None for all
     name: str  # for error messages
@@ -46,11 +46,19 @@ class PreprocessedImage(NamedTuple):
     @property
     def n_pixels(self) -> int:
         """Number of pixels to segment."""
-        return self.image_lab[0].numel() if self.mask is None else np.count_nonzero(self.mask)
+        return self.pixels[0].numel() if self.mask is None else np.count_nonzero(self.mask)
 
     def on_grid(self, n_spixels: int) -> int:
         """Return how many superpixels to request for the whole image to get about `n_spixels` in the mask."""
         return n_spixels if self.mask is None else fit_grid_to_mask(self.mask, n_spixels)
+
+
+class _Inputs(NamedTuple):
+    """Images of one size on the device."""
+
+    image_lab: Tensor  # (B, 3, H, W), float32
+    extra: Tensor | None  # (B, n_extra_channels, H, W), float32
+    name: str  # for error messages
 
 
 class Segmenter:
@@ -282,9 +290,10 @@ class Segmenter:
             pixels, is_known = to_rgb_array(image, name=name)
             mask = _combine_masks(_as_array(mask), is_known, pixels.shape[:2], name=name)
             # A copy: statistics of superpixels, computed later, must not change with the caller's array.
-            as_bytes = pixels.copy() if pixels.dtype == np.uint8 else np.rint(255 * pixels).astype(np.uint8)
+            pixels = pixels.copy()
+            as_bytes = pixels if pixels.dtype == np.uint8 else np.rint(255 * pixels).astype(np.uint8)
             channels = _extra_channels(_as_array(extra), pixels.shape[:2], name=name)
-            return PreprocessedImage(as_bytes, rgb_to_lab(pixels), channels, mask, name)
+            return PreprocessedImage(as_bytes, torch.from_numpy(pixels).movedim(-1, 0), channels, mask, name)
 
     @torch.no_grad()
     def segment(
@@ -309,9 +318,10 @@ class Segmenter:
         if merged and images[0].mask is not None and self._n_fine(images[0], n_spixels) is not None:
             _check_parts(images[0], n_spixels)
         n_on_grid = images[0].on_grid(n_spixels)
+        inputs = self._upload(images)
         with self.stopwatch.stage("network", on_device=True):
-            pixel_features, known = self._features(images, n_on_grid)
-            learned = self._position_invariant(images, n_on_grid, known) if with_features else None
+            pixel_features, known = self._features(inputs, n_on_grid)
+            learned = self._position_invariant(inputs, n_on_grid, known) if with_features else None
         results = self._cluster(images, pixel_features, n_spixels, merged, with_soft_assignment)
         if learned is None:
             return results
@@ -352,9 +362,9 @@ class Segmenter:
             scale = pixel_pos_scale(image.image_rgb.shape[:2], *setting)
             by_scale.setdefault(scale, []).append(setting)
         found: dict[tuple[int, float], Superpixels] = {}
-        learned = None
+        inputs, learned = self._upload([image]), None
         for group in by_scale.values():
-            features, learned = self._features([image], *group[0], known=learned)
+            features, learned = self._features(inputs, *group[0], known=learned)
             clustered: dict[int, Superpixels] = {}
             for setting in group:
                 n_spixels = setting[0]
@@ -376,8 +386,9 @@ class Segmenter:
         if image.mask is not None:
             raise InputError(f"{image.name} has a mask or NaN pixels, which a video cannot have")
         check_n_spixels(n_spixels, image.n_pixels, image.name)
+        inputs = self._upload([image])
         with self.stopwatch.stage("network", on_device=True):
-            pixel_features, _ = self._features([image], n_spixels)
+            pixel_features, _ = self._features(inputs, n_spixels)
         with self.stopwatch.stage("clustering", on_device=True):
             start = None if start is None else start[None]
             output = cluster(pixel_features, n_spixels, **self._clustering(), start=start)
@@ -388,22 +399,34 @@ class Segmenter:
         """Return the factor from pixels to the position channels that are clustered."""
         return self.pos_scale_dist * pixel_pos_scale(image_shape, n_spixels, self.scales.pos_scale)
 
+    def _upload(self, images: Sequence[PreprocessedImage]) -> _Inputs:
+        """Copy images to the device, as they were read, and convert them there."""
+
+        def batch(parts: Sequence[Tensor]) -> Tensor:
+            return parts[0][None] if len(parts) == 1 else torch.stack(parts)
+
+        with self.stopwatch.stage("conversion", on_device=True):
+            image_lab = batch([rgb_to_lab(image.pixels.to(self.device)) for image in images])
+            has_extra = images[0].extra is not None
+            extra = batch([image.extra for image in images]).to(self.device) if has_extra else None
+        return _Inputs(image_lab, extra, images[0].name if len(images) == 1 else "a batch")
+
     def _features(
         self,
-        images: Sequence[PreprocessedImage],
+        inputs: _Inputs,
         n_spixels: int,
         pos_scale: float | None = None,
         *,
         known: LearnedFeatures | None = None,
     ) -> tuple[Tensor, LearnedFeatures]:
         """Return what is clustered, (B, C, H, W), and the learned features in it."""
-        channels = self._channels(images, n_spixels, pos_scale)
+        channels = self._channels(inputs, n_spixels, pos_scale)
         with self._numerics():
             learned = self.model.encode(channels, known)
             pixel_features = self.model.assemble(learned, channels)
         if self.pos_scale_dist != 1:
             pixel_features[:, self.model.position_channels] *= self.pos_scale_dist
-        check_features(pixel_features, images[0].name if len(images) == 1 else "a batch")
+        check_features(pixel_features, inputs.name)
         return pixel_features, learned
 
     def _cluster(
@@ -477,14 +500,12 @@ class Segmenter:
         yield
         position.copy_(original)
 
-    def _position_invariant(
-        self, images: Sequence[PreprocessedImage], n_spixels: int, known: LearnedFeatures
-    ) -> np.ndarray:
+    def _position_invariant(self, inputs: _Inputs, n_spixels: int, known: LearnedFeatures) -> np.ndarray:
         """Return learned features that do not depend on the position, (B, C, H, W)."""
         if not self.learns_features:
             raise InputError("a model without a network has no learned features")
         with self._numerics():
-            learned = self.model.encode(without_position(self._channels(images, n_spixels)), known)
+            learned = self.model.encode(without_position(self._channels(inputs, n_spixels)), known)
         parts = [learned.base[:, : self.model.n_learned_features]]
         parts += [] if learned.extra is None else [learned.extra]
         return torch.cat(parts, dim=1).float().contiguous().cpu().numpy()
@@ -494,16 +515,9 @@ class Segmenter:
         mask = None if mask is None else torch.from_numpy(mask)[None].to(self.device)
         return {"n_iter": self.n_iter, "distance": self.model.distance, "mask": mask}
 
-    def _channels(
-        self, images: Sequence[PreprocessedImage], n_spixels: int, pos_scale: float | None = None
-    ) -> Tensor:
-        def batch(parts: Sequence[Tensor]) -> Tensor:
-            return (parts[0][None] if len(parts) == 1 else torch.stack(parts)).to(self.device)
-
-        image_lab = batch([image.image_lab for image in images])
-        extra = None if images[0].extra is None else batch([image.extra for image in images])
+    def _channels(self, inputs: _Inputs, n_spixels: int, pos_scale: float | None = None) -> Tensor:
         scales = self.scales if pos_scale is None else self.scales._replace(pos_scale=pos_scale)
-        return model_input(self.model, image_lab, n_spixels, scales, extra=extra)
+        return model_input(self.model, inputs.image_lab, n_spixels, scales, extra=inputs.extra)
 
     @contextmanager
     def _numerics(self) -> Iterator[None]:

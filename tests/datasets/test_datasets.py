@@ -170,8 +170,8 @@ def test_flow_is_read_in_worker_processes(davis_with_flow):
         for name in ("image_lab", "gt_labels", "extra"):
             assert batch[name].equal(torch.stack([plain[2 * step][name], plain[2 * step + 1][name]]))
     image = next(iter(evaluation_loader(davis_with_flow, n_workers=2)))
-    assert image.extra.shape == (1, 4, 60, 92)
-    assert image.extra[0, :, 20, 50].tolist() == [0, 5, 0, 0]
+    assert image.extra.shape == (60, 92, 4)
+    assert image.extra[20, 50].tolist() == [0, 5, 0, 0]
 
 
 def test_crops_of_flow_are_scaled_and_flipped_with_the_image(davis_with_flow):
@@ -321,7 +321,7 @@ def test_evaluation_sees_all_images_in_order(bsds_root):
     loader = evaluation_loader(BSDSDataset(bsds_root, "val"), n_workers=2)
     images = list(loader)
     assert [image.name for image in images] == ["100", "101", "102"]
-    assert images[0].image_lab.shape == (1, 3, 60, 92)
+    assert images[0].image_rgb.shape == (60, 92, 3)
     assert all(len(image.annotations) == 2 for image in images)
 
 
@@ -341,9 +341,9 @@ class OneImage(torch.utils.data.Dataset):
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64])
 def test_annotations_and_channels_of_any_type(dtype):
     dataset = OneImage(make_quadrants()[1].astype(dtype), extra=np.ones((60, 92, 1)))
-    for sample in (TrainingCrops(dataset, n_annotations=1, seed=0)[0], next(iter(loaded(dataset)))._asdict()):
-        assert sample["extra"].dtype == torch.float32
-    assert next(iter(loaded(dataset))).annotations[0].dtype == np.int32
+    assert TrainingCrops(dataset, n_annotations=1, seed=0)[0]["extra"].dtype == torch.float32
+    image = next(iter(loaded(dataset)))
+    assert (image.extra.dtype, image.annotations[0].dtype) == (np.float32, np.int32)
 
 
 def loaded(dataset):

@@ -87,6 +87,18 @@ def test_kinds_of_images_agree():
         np.testing.assert_array_equal(superpixels.image_rgb, image_rgb)
 
 
+def test_bytes_stay_bytes_and_floats_are_not_rounded():
+    image_rgb = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
+    segmenter = Segmenter(SSNPix(), SCALES)
+    pixels = segmenter.preprocess(image_rgb).pixels
+    assert pixels.dtype == torch.uint8
+    np.testing.assert_array_equal(pixels.movedim(0, -1), image_rgb)
+    between = np.minimum(image_rgb + 0.4, 255) / 255
+    image = segmenter.preprocess(between)
+    np.testing.assert_array_equal(image.image_rgb, image_rgb)
+    np.testing.assert_array_equal(image.pixels.movedim(0, -1), between.astype(np.float32))
+
+
 def test_grey_images():
     grey = make_quadrants()[0][..., 0]
     segmenter = Segmenter(SSNPix(), SCALES)

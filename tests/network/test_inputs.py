@@ -3,16 +3,45 @@
 import numpy as np
 import pytest
 import torch
+from skimage.color import rgb2lab
 
 from lib.network.inputs import InputScales, input_channels, labyx_features, pixel_positions, rgb_to_lab
 
 
 def test_lab_of_known_colours():
-    image_rgb = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0]]], dtype=np.uint8)
-    lab = rgb_to_lab(image_rgb)
+    colours = torch.tensor([[0, 0, 0], [255, 255, 255], [255, 0, 0]], dtype=torch.uint8)
+    lab = rgb_to_lab(colours.T[:, None])
     assert lab.dtype == torch.float32
     expected = torch.tensor([[0, 0, 0], [100, 0, 0], [53.24, 80.09, 67.20]])
     torch.testing.assert_close(lab[:, 0].T, expected, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_lab_is_that_of_scikit_image(device, dtype):
+    # Every 251st of all colours in order, all greys, and the corners, edges and dark colours of the cube.
+    every = np.arange(0, 2**24, 251)
+    sampled = np.stack([every >> 16, every >> 8 & 255, every & 255], axis=1)
+    greys = np.arange(256)[:, None].repeat(3, axis=1)
+    levels = [*range(12), 127, 128, 254, 255]
+    grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3)
+    colours = np.concatenate([sampled, greys, grid]).astype(np.uint8)[None]  # (1, N, 3)
+    image_rgb = torch.from_numpy(colours).movedim(-1, 0).to(device)
+    if dtype != torch.uint8:
+        image_rgb = image_rgb.to(dtype) / 255
+    lab = rgb_to_lab(image_rgb)
+    assert (lab.device, lab.dtype) == (image_rgb.device, torch.float32)
+    np.testing.assert_allclose(lab.movedim(0, -1).cpu(), rgb2lab(colours), atol=1e-4, rtol=0)
+
+
+def test_lab_of_batches_and_strips(monkeypatch):
+    images_rgb = torch.randint(256, (2, 3, 20, 31), dtype=torch.uint8)
+    lab = rgb_to_lab(images_rgb)
+    assert lab.shape == images_rgb.shape
+    assert lab.is_contiguous()
+    for n_pixels in (1, 2 * 31 * 7, 2 * 31 * 20):
+        monkeypatch.setattr("lib.network.inputs._STRIP_PIXELS", n_pixels)
+        torch.testing.assert_close(rgb_to_lab(images_rgb), lab, atol=5e-5, rtol=0)
+        torch.testing.assert_close(rgb_to_lab(images_rgb[1]), lab[1], atol=5e-5, rtol=0)
 
 
 def test_positions_are_row_then_column():
