@@ -81,27 +81,37 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move each weight that has a gradient."""
+        """Move all weights that have a gradient, together and without waiting for the device."""
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._move(weight, **group)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                self._move(weights, **group)
 
-    def _move(self, weight: Tensor, *, lr: float, momentum: float, weight_decay: float, **_: object) -> None:
+    def _move(
+        self, weights: list[Tensor], *, lr: float, momentum: float, weight_decay: float, **_: object
+    ) -> None:
+        # Like PyTorch's optimizers, use `_foreach` functions: on a GPU, most need one launch for all weights.
+        gradients = [weight.grad for weight in weights]
+        averages = [self._average(weight) for weight in weights]
+        torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        steps = orthogonalize_together(torch._foreach_lerp(gradients, averages, momentum))
+        torch._foreach_mul_(steps, [lr * _ADAMW_RMS * math.sqrt(max(_matrix_shape(step))) for step in steps])
+        torch._foreach_mul_(weights, 1 - lr * weight_decay)
+        torch._foreach_sub_(weights, steps)
+
+    def _average(self, weight: Tensor) -> Tensor:
+        """Return the averaged gradient of a weight, zero before its first step."""
         state = self.state[weight]
         if not state:
             state["average"] = torch.zeros_like(weight)
-        average = state["average"].lerp_(weight.grad, 1 - momentum)
-        direction = orthogonalize(weight.grad.lerp(average, momentum).flatten(1))
-        size = _ADAMW_RMS * math.sqrt(max(direction.shape))
-        weight.mul_(1 - lr * weight_decay)
-        weight.sub_(direction.view(weight.shape), alpha=lr * size)
+        return state["average"]
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
     """Return a matrix (M, N) with the same singular vectors and singular values of about 0.7 to 1.2.
 
-    Singular values far below the largest one of `matrix` stay smaller. A zero matrix stays zero.
+    Singular values far below the largest one of `matrix` stay smaller. A zero matrix stays zero. This is the
+    plain form; `Muon` uses `orthogonalize_together`.
     """
     a, b, c = _NEWTON_SCHULZ_COEFFICIENTS
     is_tall = matrix.shape[0] > matrix.shape[1]
@@ -111,3 +121,40 @@ def orthogonalize(matrix: Tensor) -> Tensor:
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.T if is_tall else x
+
+
+def orthogonalize_together(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return `orthogonalize` of every weight as a matrix (outputs, inputs x kernel), in the weight's shape.
+
+    All matrices go into one batch; padding with zeros changes no singular vector. The number of launches on a
+    GPU no longer grows with the number of weights: 15 products in place of 20 for each weight. On a CPU it
+    takes as long as one by one, or less. The results are views of the batch.
+    """
+    a, b, c = _NEWTON_SCHULZ_COEFFICIENTS
+    shapes = [_matrix_shape(weight) for weight in weights]
+    # All matrices are wide: tall ones are transposed.
+    x = weights[0].new_zeros(len(weights), max(map(min, shapes)), max(map(max, shapes)))
+    torch._foreach_copy_(_unpadded(x, weights), weights)
+    norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+    x = x / norm.clamp(min=torch.finfo(x.dtype).tiny)
+    for _ in range(_N_NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return _unpadded(x, weights)
+
+
+def _matrix_shape(weight: Tensor) -> tuple[int, int]:
+    """Return the shape (outputs, inputs x kernel) of a weight as a matrix."""
+    return weight.shape[0], math.prod(weight.shape[1:])
+
+
+def _unpadded(batch: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return views of the matrices in a padded batch, in the shapes of the weights."""
+    views = []
+    for matrix, weight in zip(batch.unbind(), weights, strict=True):
+        n_rows, n_cols = _matrix_shape(weight)
+        is_tall = n_rows > n_cols
+        view = matrix[:n_cols, :n_rows].T if is_tall else matrix[:n_rows, :n_cols]
+        views.append(view.unflatten(1, weight.shape[1:]))
+    return views

@@ -1,9 +1,10 @@
 """Moving average of a model's weights; it scores better than the weights of any single step."""
 
 import copy
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class WeightAverage:
@@ -26,9 +27,13 @@ class WeightAverage:
     def update(self, model: nn.Module, step: int) -> None:
         """Add the weights after a step; steps count from 1."""
         decay = min(self.decay, step / (10 + step))
-        current = model.state_dict()
-        for name, average in self.model.state_dict().items():
-            if average.is_floating_point():
-                average.lerp_(current[name], 1 - decay)
-            else:
-                average.copy_(current[name])
+        averages, current = self.model.state_dict(), model.state_dict()
+        floats = [name for name, average in averages.items() if average.is_floating_point()]
+        counts = [name for name, average in averages.items() if not average.is_floating_point()]
+        torch._foreach_lerp_(_values(averages, floats), _values(current, floats), 1 - decay)
+        if counts:
+            torch._foreach_copy_(_values(averages, counts), _values(current, counts))
+
+
+def _values(state: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor]:
+    return [state[name] for name in names]

@@ -1,12 +1,19 @@
 """Optimizers: the steps of Muon, and the weights it trains."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from lib.training.optimizers import OPTIMIZERS, Muon, build_optimizers, orthogonalize
+from lib.training.optimizers import (
+    OPTIMIZERS,
+    Muon,
+    build_optimizers,
+    orthogonalize,
+    orthogonalize_together,
+)
 from model import CompositeSSNModel, SSNModel
 
 # Names within a scale of the network. Batch norm is the second layer of a block; each scale after the first
@@ -16,6 +23,15 @@ HIDDEN = {
     2: (".1.0.weight", ".2.0.weight"),
     3: (".1.0.weight", ".2.0.weight"),
 }
+
+
+# Wide, tall and square matrices, among them convolutions with few input channels.
+MIXED_SHAPES = [(6, 5, 3, 3), (4, 1, 1, 2), (40, 6), (9, 2, 2, 2), (8, 8), (1, 5)]
+
+
+def random_weights(shapes, device, *, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=dtype).to(device) for shape in shapes]
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (6, 40), (40, 6), (1, 5)])
@@ -36,6 +52,81 @@ def test_orthogonalize_keeps_singular_vectors_and_levels_singular_values(shape):
 
 def test_orthogonalize_of_zeros_is_zero():
     assert (orthogonalize(torch.zeros(3, 4)) == 0).all()
+
+
+def test_orthogonalize_together_equals_one_by_one(device):
+    weights = random_weights(MIXED_SHAPES, device, dtype=torch.float64)
+    weights[0] *= 1e6  # the size of one matrix does not affect the others
+    for weight, result in zip(weights, orthogonalize_together(weights), strict=True):
+        assert result.shape == weight.shape
+        torch.testing.assert_close(
+            result.flatten(1), orthogonalize(weight.flatten(1)), rtol=1e-10, atol=1e-12
+        )
+
+
+def test_orthogonalize_together_takes_channels_last(device):
+    weights = random_weights([(6, 5, 3, 3), (30, 2, 2, 2)], device)
+    expected = orthogonalize_together(weights)
+    results = orthogonalize_together([w.contiguous(memory_format=torch.channels_last) for w in weights])
+    assert all(map(torch.equal, results, expected))
+
+
+def test_orthogonalize_together_keeps_zeros():
+    weights = [torch.zeros(3, 4), torch.ones(5, 2)]
+    zeros, ones = orthogonalize_together(weights)
+    assert (zeros == 0).all()
+    torch.testing.assert_close(ones, orthogonalize(weights[1]))
+
+
+def test_muon_step_equals_the_step_weight_by_weight(device):
+    lr, momentum, decay, n_steps = 0.02, 0.9, 0.1, 3
+    weights = [nn.Parameter(weight) for weight in random_weights(MIXED_SHAPES, device)]
+    expected = [weight.detach().clone() for weight in weights]
+    averages = [torch.zeros_like(weight) for weight in weights]
+    muon = Muon(weights, lr=lr, momentum=momentum, weight_decay=decay)
+    for step in range(n_steps):
+        gradients = random_weights(MIXED_SHAPES, device, seed=1 + step)
+        gradients[1] = None
+        for idx, gradient in enumerate(gradients):
+            weights[idx].grad = gradient
+            if gradient is not None:
+                averages[idx] = momentum * averages[idx] + (1 - momentum) * gradient
+                matrix = ((1 - momentum) * gradient + momentum * averages[idx]).flatten(1)
+                size = 0.2 * math.sqrt(max(matrix.shape))
+                expected[idx] *= 1 - lr * decay
+                expected[idx] -= lr * size * orthogonalize(matrix).view_as(gradient)
+        muon.step()
+    assert torch.equal(weights[1], expected[1])  # had no gradient
+    for weight, value in zip(weights, expected, strict=True):
+        error = torch.linalg.vector_norm(weight.detach() - value) / torch.linalg.vector_norm(value)
+        assert error < 2e-7
+
+
+def test_muon_continues_from_a_checkpoint_of_single_weights():
+    """Checkpoints hold the averaged gradient by weight, as they did when Muon moved one weight at a time."""
+    weights = [nn.Parameter(weight) for weight in random_weights([(2, 3), (4, 2)], "cpu")]
+    checkpoint = {
+        "state": {0: {"average": torch.ones(2, 3)}, 1: {"average": torch.eye(4, 2)}},
+        "param_groups": [{"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "params": [0, 1]}],
+    }
+    before = copy.deepcopy(weights)
+    muon = Muon(weights, lr=0.5)
+    muon.load_state_dict(checkpoint)
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    muon.step()
+    torch.testing.assert_close(muon.state_dict()["state"][0]["average"], torch.full((2, 3), 0.9))
+    for weight, earlier, average in zip(weights, before, (torch.ones(2, 3), torch.eye(4, 2)), strict=True):
+        step = 0.1 * 0.2 * math.sqrt(max(weight.shape)) * orthogonalize(average)
+        torch.testing.assert_close(earlier - weight, step)
+
+
+def test_muon_computes_the_products_of_all_weights_at_once(monkeypatch):
+    calls = []
+    original = torch.baddbmm
+    monkeypatch.setattr(torch, "baddbmm", lambda *args, **kw: calls.append(args) or original(*args, **kw))
+    orthogonalize_together(random_weights(MIXED_SHAPES, "cpu"))
+    assert {len(batch) for batch, *_ in calls} == {len(MIXED_SHAPES)}
 
 
 def test_muon_step_length_is_independent_of_gradient_size():

@@ -8,16 +8,23 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from helpers import LineFit, in_thread
 from lib.files.atomic import atomic_path
+from lib.losses import RECONSTRUCTION_LOSSES
+from lib.network.inputs import InputScales
+from lib.runtime.device import resolve_precision
 from lib.runtime.errors import InputError, RunError
 from lib.runtime.signals import stop_flag
 from lib.training import Recipe, RunSettings
+from lib.training.recipe import CountRange
+from lib.training.run import _make_loss_function
 from lib.training.run_folder import RunFolder, Validation, find_resumable, has_best_model, prepare_run_folder
 from lib.training.trainer import Trainer, TrainingState, learning_rate_share
 from lib.training.weight_average import WeightAverage
 from lib.weights import read_checkpoint
+from model import CompositeSSNModel
 
 N_STEPS = 10
 
@@ -435,3 +442,72 @@ def test_resumed_run_writes_the_periodic_checkpoint_it_was_stopped_before(tmp_pa
     assert resumed.step == 4
     run(tmp_path, resumed, save_interval=4)
     assert read_checkpoint(tmp_path / "checkpoint_00000004.pth")["validated_step"] == 4
+
+
+# Functions that return values of a tensor to Python, or a result whose shape depends on them. On a GPU they
+# wait until all earlier work is done.
+WAITING = {
+    *("item", "tolist", "numpy", "cpu", "equal", "allclose"),
+    *("__bool__", "__int__", "__float__", "__index__", "__contains__", "__repr__", "__format__"),
+    *("nonzero", "argwhere", "unique", "masked_select", "repeat_interleave", "bincount", "synchronize"),
+}
+
+
+class WaitingCalls(TorchFunctionMode):
+    """Collect the names of the functions called within the block that would wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        is_mask = name in ("__getitem__", "__setitem__") and any(
+            isinstance(idx, torch.Tensor) and idx.dtype == torch.bool
+            for idx in (args[1] if isinstance(args[1], tuple) else (args[1],))
+        )
+        if name in WAITING or is_mask:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def make_small_training(device, **recipe):
+    """Return a trainer of a small composite, and a batch as a loader yields it."""
+    model = CompositeSSNModel(3, 2).to(device, memory_format=torch.channels_last)
+    settings = {"n_spixels": CountRange(12, 12), "n_iter": 2, "batch_size": 2, "n_steps": 3}
+    state = TrainingState(model, Recipe(**{**settings, **recipe}))
+    batch = {
+        "image_lab": 100 * torch.rand(2, 3, 20, 31),
+        "extra": torch.randn(2, 4, 20, 31),
+        "gt_labels": torch.randint(0, 5, (2, 2, 20, 31)),
+    }
+    if device.type == "cuda":
+        batch = {name: value.pin_memory() for name, value in batch.items()}
+    with_bfloat16 = resolve_precision("auto", device) == "bf16"
+    compute_losses = _make_loss_function(
+        state, InputScales(0.3, 10.0, 2.0), device, with_bfloat16=with_bfloat16
+    )
+    trainer = Trainer(state, RunSettings(**INTERVALS), compute_losses, validate_model=None, run_folder=None)
+    return trainer, batch
+
+
+@pytest.mark.parametrize("loss", RECONSTRUCTION_LOSSES)
+def test_step_reads_no_values_from_the_device(loss):
+    trainer, batch = make_small_training(torch.device("cpu"), loss=loss)
+    with WaitingCalls() as calls:
+        trainer.step(batch)
+    assert calls.names == ["__int__"]  # the largest label of the batch, which is not on the GPU yet
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("loss", RECONSTRUCTION_LOSSES)
+def test_step_does_not_wait_for_the_gpu(loss):
+    trainer, batch = make_small_training(torch.device("cuda"), loss=loss)
+    trainer.step(batch)  # builds the grid and the states of the optimizers
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.step(batch)
+        with pytest.raises(RuntimeError, match="synchron"):
+            trainer.state.model.feature_extract_optflow.output_conv[0].bias.sum().item()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
