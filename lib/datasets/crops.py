@@ -1,5 +1,6 @@
 """Random crops for training."""
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple, Self
 
@@ -77,35 +78,57 @@ class Crop(NamedTuple):
 
 
 @dataclass(eq=False)
-class TrainingCrops(Dataset):
-    """Endless stream of random crops for a training run.
+class CropStream(Dataset):
+    """Random choices of an endless stream of training samples: image, annotations and crop.
 
-    Sample i depends only on the seed and on i: neither the number of workers nor an interruption changes it.
-    Every epoch visits all images in a new order.
+    They depend only on the seed and on the sample's number: neither the number of workers or ranks, nor the
+    size of a batch, nor an interruption changes them. Every epoch visits all images in a new order.
     """
 
-    dataset: Dataset[SegmentedImage]
     _: KW_ONLY
     n_annotations: int  # per sample; none is repeated until all annotations of the image are drawn
     seed: int
     crop_size: int = DEFAULT_CROP_SIZE  # rows and columns, in pixels
 
+    def image_idx(self, sample_idx: int, n_images: int) -> int:
+        """Return the image of a sample."""
+        epoch, position = divmod(sample_idx, n_images)
+        order = np.random.default_rng([self.seed, 0, epoch]).permutation(n_images)
+        return int(order[position])
+
+    def draw(self, sample_idx: int, annotations: Sequence[np.ndarray]) -> tuple[np.ndarray, Crop]:
+        """Draw the indices of a sample's annotations, and its crop, from all annotations of its image.
+
+        Labels may be numbered in any way; only their borders matter.
+        """
+        rng = np.random.default_rng([self.seed, 1, sample_idx])
+        drawn = np.resize(rng.permutation(len(annotations)), self.n_annotations)
+        return drawn, Crop.draw(annotations[drawn[0]], rng, self.crop_size)
+
+
+@dataclass(eq=False)
+class TrainingCrops(CropStream):
+    """Samples of a `CropStream`, read from the dataset one by one."""
+
+    dataset: Dataset[SegmentedImage]
+
     def __getitem__(self, sample_idx: int) -> dict[str, Tensor]:
         """Return the tensors of a sample; H and W are the crop size.
 
         `image_lab` is (3, H, W) float32. `gt_labels` is (n_annotations, H, W) int64, each annotation numbered
-        from 0 without gaps. `extra` is (n_extra_channels, H, W) float32, if the dataset has extra channels.
-        Raises `InputError` if the image has no annotation, one of another size, or unusable values.
+        from 0 without gaps; `n_labels` is their largest number of labels. `extra` is (n_extra_channels, H, W)
+        float32, if the dataset has extra channels. Raises `InputError` if the image has no annotation, one of
+        another size, or unusable values.
         """
-        epoch, position = divmod(sample_idx, len(self.dataset))
-        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
-        rng = np.random.default_rng([self.seed, 1, sample_idx])
-        image = check_image(self.dataset[int(order[position])])
-        shuffled = rng.permutation(len(image.annotations))
-        annotations = [image.annotations[idx] for idx in np.resize(shuffled, self.n_annotations)]
-        crop = Crop.draw(annotations[0], rng, self.crop_size).apply(image._replace(annotations=annotations))
-        gt_labels = torch.from_numpy(np.stack([renumber(labels) for labels in crop.annotations]))
-        sample = {"image_lab": rgb_to_lab(crop.image_rgb), "gt_labels": gt_labels}
-        if crop.extra is not None:
-            sample["extra"] = channels_first(crop.extra)
+        image = check_image(self.dataset[self.image_idx(sample_idx, len(self.dataset))])
+        drawn, crop = self.draw(sample_idx, image.annotations)
+        image = crop.apply(image._replace(annotations=[image.annotations[idx] for idx in drawn]))
+        gt_labels = torch.from_numpy(np.stack([renumber(labels) for labels in image.annotations]))
+        sample = {
+            "image_lab": rgb_to_lab(image.image_rgb),
+            "gt_labels": gt_labels,
+            "n_labels": gt_labels.max() + 1,
+        }
+        if image.extra is not None:
+            sample["extra"] = channels_first(image.extra)
         return sample

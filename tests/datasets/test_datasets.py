@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from helpers import make_quadrants
-from lib.datasets.base import SegmentedImage
+from lib.datasets.base import SegmentedImage, renumber
 from lib.datasets.bsds import BSDSDataset
 from lib.datasets.crops import DEFAULT_CROP_SIZE, Crop, TrainingCrops
 from lib.datasets.davis import SPLITS, DAVISDataset, read_split
@@ -197,6 +197,21 @@ def test_crops_without_a_border_are_drawn_again():
     crops = [Crop.draw(labels, rng).apply(image) for _ in range(100)]
     n_with_border = sum(len(np.unique(crop.annotations[0])) == 2 for crop in crops)
     assert n_with_border > 60  # about 15 at the first draw
+
+
+@pytest.mark.parametrize(
+    "labels", [[[3, 0], [3, 9]], [[7, 7], [7, 7]], [[2, 1], [3, 2]], [[-5, 2**31], [0, 8]]]
+)
+def test_renumbering_closes_gaps_and_keeps_the_order(labels):
+    renumbered = renumber(np.array(labels))
+    rank = sorted(np.unique(labels).tolist()).index
+    assert renumbered.tolist() == [[rank(value) for value in row] for row in labels]
+    assert renumbered.dtype == np.int64
+
+
+def test_annotations_are_counted_before_images_are_read(bsds_root, davis_root):
+    assert BSDSDataset(bsds_root, "val").annotation_counts() == [2, 2, 2]
+    assert DAVISDataset(davis_root, str(davis_root / "both.txt")).annotation_counts() == [1, 1, 1, 1]
 
 
 def test_davis_unknown_split():
