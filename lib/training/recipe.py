@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from lib.datasets.crops import DEFAULT_CROP_SIZE
+from lib.datasets.resident import AutoBool
 from lib.losses import RECONSTRUCTION_LOSSES
 from lib.runtime.device import PRECISIONS
 from lib.runtime.errors import InputError
@@ -117,6 +118,11 @@ class RunSettings:
         4,
         "worker processes that read images; evaluation starts the same number again to compute metrics",
         low=0,
+    )
+    data_on_device: AutoBool = _setting(
+        "auto",
+        "keep all training images and annotations in the memory of the device, and cut the crops there; auto "
+        "does so on a GPU if they take at most half of its free memory",
     )
     ignore_background: bool = _setting(
         False, "leave segment 0 out of the mean IoU; it is the background in DAVIS, BSDS500 has no background"
