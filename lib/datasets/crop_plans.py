@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -38,9 +38,8 @@ class ImagePlace(NamedTuple):
 class CropPlan(NamedTuple):
     """Pixels to look up for a crop, or with a leading axis for a batch of crops.
 
-    A position in a tensor of `ResidentData` is the sum of one number for the row and one for the column. In
-    front of the rows and columns of a crop, an axis of 2 holds rows first. R is the side of a square of
-    pixels that contains the crop.
+    A position in a tensor of `ResidentData` is the sum of one number for the row and one for the column of
+    the crop. An axis of 2 holds rows first. R is the side of a square of pixels that contains the crop.
     """
 
     region: Tensor  # (2, R), int64, pixels of the square
@@ -67,46 +66,56 @@ class CropPlans(CropStream):
         height, width = place.shape
         annotations = self.labels[place.first_label : place.end_label].view(-1, height, width).numpy()
         drawn, crop = self.draw(sample_idx, annotations)
-        region_side = math.ceil(crop.size / SCALE_MIN) + 2
-        rows = _bilinear(crop.top, crop.extent, crop.size, height, region_side)
-        columns = _bilinear(crop.left, crop.extent, crop.size, width, region_side)
-        label_rows = _nearest(crop.top, crop.extent, crop.size, height)
-        label_columns = _nearest(crop.left, crop.extent, crop.size, width)
-        if crop.is_flipped:
-            columns = _Axis(columns.region, columns.taps[::-1], columns.weights[::-1])
-            label_columns = label_columns[::-1]
-        found = [annotations[idx].take(label_rows, 0).take(label_columns, 1) for idx in drawn]
+        rows = _Axis.of(crop.top, crop.extent, crop.size, height)
+        columns = _Axis.of(crop.left, crop.extent, crop.size, width)
+        found = [annotations[idx].take(rows.nearest, 0).take(columns.nearest, 1) for idx in drawn]
         numbers = np.stack([label_numbers(labels, self._n_labels) for labels in found])
+        rows = rows._replace(region=width * rows.region, nearest=width * rows.nearest)
+        if crop.is_flipped:
+            columns = columns.reversed()
+        if crop.is_upside_down:
+            rows = rows.reversed()
+        for _ in range(crop.n_quarter_turns):
+            rows, columns = columns.reversed(), rows
+        first_labels = place.first_label + height * width * drawn
         return CropPlan(
-            region=_tensor([place.first_pixel + width * rows.region, columns.region]),
+            region=_tensor([place.first_pixel + rows.region, columns.region]),
             taps=_tensor([rows.taps, columns.taps]),
             weights=_tensor([rows.weights, columns.weights]).float(),
-            label_rows=_tensor(place.first_label + width * (height * drawn[:, None] + label_rows)),
-            label_columns=_tensor(label_columns),
+            label_rows=_tensor(first_labels[:, None] + rows.nearest),
+            label_columns=_tensor(columns.nearest),
             numbers=_tensor(numbers),
             n_labels=int(numbers.max()) + 1,
         )
 
 
 class _Axis(NamedTuple):
-    """Rows or columns of a crop, resized bilinearly with antialiasing as Pillow does it."""
+    """Rows or columns of a crop, resized as Pillow does it: colours bilinearly with antialiasing."""
 
-    region: np.ndarray  # (R,), rows or columns of the image
-    taps: np.ndarray  # (size, N_TAPS), index in `region`
+    region: np.ndarray  # (R,), rows or columns of the image, or their positions in memory
+    taps: np.ndarray  # (size, N_TAPS), index in `region` of the pixels to average
     weights: np.ndarray  # (size, N_TAPS), sums to 1 over the taps
+    nearest: np.ndarray  # (size,), nearest neighbours, for labels; numbered as `region` is
 
+    @classmethod
+    def of(cls, start: float, extent: float, size: int, n_pixels: int) -> Self:
+        """Resize `extent` of `n_pixels` pixels, from `start` on, to `size`."""
+        scale = extent / size  # pixels of the image in a pixel of the crop
+        support = max(scale, 1)  # half the width of the triangular filter
+        centers = start + scale * (np.arange(size) + 0.5)
+        first = np.maximum(np.floor(centers - support + 0.5), 0).astype(np.int64)
+        taps = first[:, None] + np.arange(_N_TAPS)
+        weights = np.maximum(1 - np.abs(taps + 0.5 - centers[:, None]) / support, 0)
+        weights[taps >= n_pixels] = 0
+        weights /= weights.sum(axis=1, keepdims=True)
+        region_side = math.ceil(size / SCALE_MIN) + 2
+        region = np.minimum(first[0] + np.arange(region_side), n_pixels - 1)
+        taps = np.minimum(taps - first[0], region_side - 1)
+        return cls(region, taps, weights, _nearest(start, extent, size, n_pixels))
 
-def _bilinear(start: float, extent: float, size: int, n_pixels: int, region_side: int) -> _Axis:
-    scale = extent / size  # pixels of the image in a pixel of the crop
-    support = max(scale, 1)  # half the width of the triangular filter
-    centers = start + scale * (np.arange(size) + 0.5)
-    first = np.maximum(np.floor(centers - support + 0.5), 0).astype(np.int64)
-    taps = first[:, None] + np.arange(_N_TAPS)
-    weights = np.maximum(1 - np.abs(taps + 0.5 - centers[:, None]) / support, 0)
-    weights[taps >= n_pixels] = 0
-    weights /= weights.sum(axis=1, keepdims=True)
-    region = np.minimum(first[0] + np.arange(region_side), n_pixels - 1)
-    return _Axis(region, np.minimum(taps - first[0], region_side - 1), weights)
+    def reversed(self) -> Self:
+        """Return the axis in the opposite direction."""
+        return self._replace(taps=self.taps[::-1], weights=self.weights[::-1], nearest=self.nearest[::-1])
 
 
 def _nearest(start: float, extent: float, size: int, n_pixels: int) -> np.ndarray:

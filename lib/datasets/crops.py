@@ -22,7 +22,7 @@ MAX_REDRAWS = 9
 
 
 class Crop(NamedTuple):
-    """Square region of an image, resized to `size` x `size` pixels and optionally flipped left to right.
+    """Square region of an image, resized to `size` x `size` pixels, then flipped, then turned.
 
     Only the region is resized, never the whole image.
     """
@@ -30,8 +30,10 @@ class Crop(NamedTuple):
     top: float  # pixels of the image
     left: float
     extent: float  # side of the square
-    is_flipped: bool
+    is_flipped: bool  # left to right
     size: int = DEFAULT_CROP_SIZE
+    is_upside_down: bool = False  # flipped top to bottom
+    n_quarter_turns: int = 0  # counterclockwise
 
     @classmethod
     def draw(cls, gt_labels: np.ndarray, rng: np.random.Generator, size: int = DEFAULT_CROP_SIZE) -> Self:
@@ -56,7 +58,7 @@ class Crop(NamedTuple):
         """Crop the image, its annotations and its extra channels.
 
         Colours and extra channels are resized bilinearly with antialiasing, labels by nearest neighbour.
-        Vectors are scaled with the image, and a flip negates their dx.
+        Vectors are scaled, flipped and turned with the image.
         """
         image_rgb = self._resize(image.image_rgb, Image.Resampling.BILINEAR)
         annotations = [self._resize(labels, Image.Resampling.NEAREST) for labels in image.annotations]
@@ -67,14 +69,20 @@ class Crop(NamedTuple):
         extra = np.stack([self._resize(c, Image.Resampling.BILINEAR) for c in channels], axis=-1)
         vectors = extra[..., : image.n_vector_channels]
         vectors *= self.size / self.extent
+        dy, dx = vectors[..., ::2], vectors[..., 1::2]
         if self.is_flipped:
-            vectors[..., 1::2] *= -1
+            dx *= -1
+        if self.is_upside_down:
+            dy *= -1
+        for _ in range(self.n_quarter_turns):
+            dy[:], dx[:] = -dx, dy.copy()
         return image._replace(extra=extra)
 
     def _resize(self, pixels: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
         box = (self.left, self.top, self.left + self.extent, self.top + self.extent)
         resized = Image.fromarray(pixels).resize((self.size, self.size), resampling, box=box)
-        return np.asarray(resized)[:, :: -1 if self.is_flipped else 1]
+        flipped = np.asarray(resized)[:: -1 if self.is_upside_down else 1, :: -1 if self.is_flipped else 1]
+        return np.rot90(flipped, self.n_quarter_turns)
 
 
 @dataclass(eq=False)
@@ -89,6 +97,8 @@ class CropStream(Dataset):
     n_annotations: int  # per sample; none is repeated until all annotations of the image are drawn
     seed: int
     crop_size: int = DEFAULT_CROP_SIZE  # rows and columns, in pixels
+    vertical_flips: bool = False  # flip half of the crops top to bottom
+    quarter_turns: bool = False  # turn crops by 0 to 3 quarters
 
     def image_idx(self, sample_idx: int, n_images: int) -> int:
         """Return the image of a sample."""
@@ -99,11 +109,18 @@ class CropStream(Dataset):
     def draw(self, sample_idx: int, annotations: Sequence[np.ndarray]) -> tuple[np.ndarray, Crop]:
         """Draw the indices of a sample's annotations, and its crop, from all annotations of its image.
 
-        Labels may be numbered in any way; only their borders matter.
+        Labels may be numbered in any way; only their borders matter. Vertical flips and turns do not change
+        the other choices.
         """
         rng = np.random.default_rng([self.seed, 1, sample_idx])
         drawn = np.resize(rng.permutation(len(annotations)), self.n_annotations)
-        return drawn, Crop.draw(annotations[drawn[0]], rng, self.crop_size)
+        crop = Crop.draw(annotations[drawn[0]], rng, self.crop_size)
+        is_upside_down, n_quarter_turns = bool(rng.random() < 0.5), int(rng.integers(4))
+        if self.vertical_flips:
+            crop = crop._replace(is_upside_down=is_upside_down)
+        if self.quarter_turns:
+            crop = crop._replace(n_quarter_turns=n_quarter_turns)
+        return drawn, crop
 
 
 @dataclass(eq=False)

@@ -7,7 +7,7 @@ Drawing a crop stays on the CPU, so that both have the same samples.
 import logging
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -43,11 +43,9 @@ class ResidentData(NamedTuple):
     host_labels: Tensor  # the same on the CPU, where crops are drawn
     places: list[ImagePlace]
 
-    def plans(self, *, n_annotations: int, seed: int, crop_size: int) -> CropPlans:
-        """Return the stream of samples; see `CropStream`."""
-        return CropPlans(
-            self.host_labels, self.places, n_annotations=n_annotations, seed=seed, crop_size=crop_size
-        )
+    def plans(self, **drawing: Any) -> CropPlans:
+        """Return the stream of samples; `drawing` are fields of `CropStream`."""
+        return CropPlans(self.host_labels, self.places, **drawing)
 
     def cut(self, plan: CropPlan) -> dict[str, Tensor]:
         """Return a batch of `TrainingCrops` from the plans of its samples.

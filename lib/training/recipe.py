@@ -48,6 +48,9 @@ class Recipe:
         "height and width of a crop, in pixels; `n_spixels` counts the superpixels of one crop",
         low=1,
     )
+    # No run has measured the gain of the next two, so both are off.
+    vertical_flips: bool = _setting(False, "flip half of the crops top to bottom, as half are left to right")
+    quarter_turns: bool = _setting(False, "turn each crop by 0, 1, 2 or 3 quarters, at random")
     n_annotations: int = _setting(4, "annotations per crop; the loss is averaged over them", low=1)
     n_iter: int = _setting(
         5, "clustering iterations in training; validation and inference have their own number", low=1

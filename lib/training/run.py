@@ -238,11 +238,8 @@ def _remaining_batches(
     Data that is kept on the device is read before the first batch.
     """
     recipe = state.recipe
-    drawing = {
-        "n_annotations": recipe.n_annotations,
-        "seed": recipe.seed,
-        "crop_size": recipe.crop_size,
-    }
+    names = ("n_annotations", "seed", "crop_size", "vertical_flips", "quarter_turns")
+    drawing = {name: getattr(recipe, name) for name in names}
     resident = load_resident(train_set, places, device, n_workers=settings.n_workers) if places else None
     loader = training_loader(
         resident.plans(**drawing) if resident else TrainingCrops(train_set, **drawing),

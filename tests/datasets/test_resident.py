@@ -71,16 +71,18 @@ def resize_by_pillow(image_lab, crop):
         np.asarray(Image.fromarray(channel.numpy()).resize(size, Image.Resampling.BILINEAR, box=box))
         for channel in image_lab
     ]
-    return torch.from_numpy(np.stack(cut)[..., :: -1 if crop.is_flipped else 1].copy())
+    flipped = np.stack(cut)[:, :: -1 if crop.is_upside_down else 1, :: -1 if crop.is_flipped else 1]
+    return torch.from_numpy(np.rot90(flipped, crop.n_quarter_turns, axes=(1, 2)).copy())
 
 
+@pytest.mark.parametrize("turns", [{}, {"vertical_flips": True, "quarter_turns": True}])
 @pytest.mark.parametrize("crop_size", [1, 40, 75])
-def test_crops_are_those_of_the_loader(folder, device, crop_size):
+def test_crops_are_those_of_the_loader(folder, device, crop_size, turns):
     dataset = FolderDataset(folder)
-    drawing = {"n_annotations": 2, "seed": 4, "crop_size": crop_size}
+    drawing = {"n_annotations": 2, "seed": 4, "crop_size": crop_size, **turns}
     crops, data = TrainingCrops(dataset, **drawing), load(dataset, device)
     samples = collect(training_loader(data.plans(**drawing), batch_size=5, n_steps=8, n_workers=0), data)
-    reductions, flips = [], set()
+    reductions, directions = [], set()
     for sample_idx, sample in enumerate(samples):
         expected = crops[sample_idx]
         assert sample["gt_labels"].dtype == torch.int64
@@ -92,10 +94,10 @@ def test_crops_are_those_of_the_loader(folder, device, crop_size):
         assert ours.dtype == torch.float32
         torch.testing.assert_close(ours, resize_by_pillow(image_lab, crop), rtol=0, atol=0.05)  # float16
         reductions.append(crop.extent / crop.size)
-        flips.add(crop.is_flipped)
+        directions.add((crop.is_flipped, crop.is_upside_down, crop.n_quarter_turns))
     assert min(reductions) < 0.8 or crop_size == 1  # which is at least one pixel of the image
     assert max(reductions) == pytest.approx(1 / 0.75)
-    assert flips == {True, False}
+    assert len(directions) > 12 if turns else len(directions) == 2
 
 
 def test_colours_are_within_two_steps_of_the_loader_unless_reduced(tmp_path, device):

@@ -263,6 +263,8 @@ def test_resume_after_the_data_moved(bsds_root, tmp_path):
         "--nspix=60",
         "--nspix=10-60",
         "--nannotations=1",
+        "--vertical_flips",
+        "--quarter_turns",
         "--distance=squared",
         "--sees_position=False",
         "--max_grad_norm=0.001",
