@@ -6,7 +6,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lib.cli.types import BOOL, count_range, number
+from lib.cli.types import AUTO_BOOL, BOOL, count_range, number
+from lib.datasets.resident import AutoBool
 from lib.training.recipe import CountRange
 
 Settings = TypeVar("Settings")
@@ -39,6 +40,7 @@ _OPTIONS = {
 
 _TYPES = {
     bool: BOOL,
+    AutoBool: AUTO_BOOL,
     CountRange: {"type": count_range, "metavar": "N|LOW-HIGH"},
     Path: {"type": Path},
     str: {},

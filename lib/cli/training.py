@@ -25,9 +25,11 @@ from lib.weights import read_checkpoint
 logger = logging.getLogger(__name__)
 
 # Options that may change when a run is resumed, because they affect neither the score nor a training step.
-# Exception: a new train_iter changes the learning rate, which continues on the curve of the new length.
+# Exceptions: a new train_iter changes the learning rate, which continues on the curve of the new length.
+# data_on_device changes the rounding of colours.
 _FREE_ON_RESUME = {
     "compile",
+    "data_on_device",
     "davis2017_root",
     "davis_optflow_folder",
     "davis_split",

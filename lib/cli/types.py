@@ -19,8 +19,19 @@ def parse_bool(text: str) -> bool:
     return lowered == "true"
 
 
+def parse_auto_bool(text: str) -> bool | str:
+    """Parse True, False or auto, ignoring case."""
+    if text.lower() == "auto":
+        return "auto"
+    try:
+        return parse_bool(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected auto, True or False, got {text!r}") from None
+
+
 # Arguments of a boolean option: the bare flag means True.
 BOOL = {"type": parse_bool, "nargs": "?", "const": True, "metavar": "True|False"}
+AUTO_BOOL = {**BOOL, "type": parse_auto_bool, "metavar": "auto|True|False"}
 
 
 def number(

@@ -43,6 +43,10 @@ class FileDataset(Dataset[SegmentedImage], ABC):
         Raises `InputError` if an annotation has another size than its image, or a file cannot be read.
         """
 
+    @abstractmethod
+    def annotation_counts(self) -> list[int]:
+        """Return the number of annotations of every image, in the order of the images."""
+
     def __len__(self) -> int:
         return len(self.image_files)
 
@@ -82,8 +86,19 @@ def check_image(image: SegmentedImage) -> SegmentedImage:
 
 
 def renumber(labels: np.ndarray) -> np.ndarray:
-    """Number labels from 0 without gaps, in ascending order; the result is int64."""
+    """Number integer labels from 0 without gaps, in ascending order; the result is int64."""
+    if labels.min() >= 0 and labels.max() < labels.size:  # a table is over twice as fast as sorting
+        return label_numbers(labels, int(labels.max()) + 1)[labels]
     return np.unique(labels, return_inverse=True)[1].reshape(labels.shape)  # flat before NumPy 2
+
+
+def label_numbers(labels: np.ndarray, n_labels: int) -> np.ndarray:
+    """Return the new number of each label 0 to `n_labels` - 1, counted from 0 without gaps, int64.
+
+    Labels that do not occur get the number of the next lower label that does, or -1.
+    """
+    occurs = np.bincount(labels.ravel(), minlength=n_labels) > 0
+    return np.cumsum(occurs) - 1
 
 
 def channels_first(channels: np.ndarray) -> Tensor:

@@ -60,6 +60,9 @@ class BSDSDataset(FileDataset):
             _read_annotations(annotation_file, shapes[image_file.stem])
         return shapes
 
+    def annotation_counts(self) -> list[int]:
+        return [len(_read_cells(file)) for file in self.annotation_files]
+
     def __getitem__(self, idx: int) -> SegmentedImage:
         image_rgb = read_image(self.image_files[idx])
         annotations = _read_annotations(self.annotation_files[idx], image_rgb.shape[:2])
@@ -68,6 +71,17 @@ class BSDSDataset(FileDataset):
 
 def _read_annotations(file: Path, image_shape: tuple[int, int]) -> list[np.ndarray]:
     """Read all segmentations of a .mat file, each (H, W) int32 of the size of the image."""
+    annotations = _read_cells(file)
+    for annotation in annotations:
+        if annotation.shape != image_shape:
+            raise InputError(
+                f"{file} holds an annotation of shape {annotation.shape}, but the image has {image_shape}"
+            )
+    return annotations
+
+
+def _read_cells(file: Path) -> list[np.ndarray]:
+    """Read all segmentations of a .mat file, each (H, W) int32 of any size."""
     try:
         cells = loadmat(file)["groundTruth"].ravel()
         annotations = [cell["Segmentation"][0, 0].astype(np.int32) for cell in cells]
@@ -75,9 +89,4 @@ def _read_annotations(file: Path, image_shape: tuple[int, int]) -> list[np.ndarr
         raise InputError(f"{file} is not a readable BSDS500 annotation file ({error})") from error
     if not annotations:
         raise InputError(f"{file} holds no annotation")
-    for annotation in annotations:
-        if annotation.shape != image_shape:
-            raise InputError(
-                f"{file} holds an annotation of shape {annotation.shape}, but the image has {image_shape}"
-            )
     return annotations

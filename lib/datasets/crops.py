@@ -1,5 +1,6 @@
 """Random crops for training."""
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple, Self
 
@@ -21,7 +22,7 @@ MAX_REDRAWS = 9
 
 
 class Crop(NamedTuple):
-    """Square region of an image, resized to `size` x `size` pixels and optionally flipped left to right.
+    """Square region of an image, resized to `size` x `size` pixels, then flipped, then turned.
 
     Only the region is resized, never the whole image.
     """
@@ -29,8 +30,10 @@ class Crop(NamedTuple):
     top: float  # pixels of the image
     left: float
     extent: float  # side of the square
-    is_flipped: bool
+    is_flipped: bool  # left to right
     size: int = DEFAULT_CROP_SIZE
+    is_upside_down: bool = False  # flipped top to bottom
+    n_quarter_turns: int = 0  # counterclockwise
 
     @classmethod
     def draw(cls, gt_labels: np.ndarray, rng: np.random.Generator, size: int = DEFAULT_CROP_SIZE) -> Self:
@@ -55,7 +58,7 @@ class Crop(NamedTuple):
         """Crop the image, its annotations and its extra channels.
 
         Colours and extra channels are resized bilinearly with antialiasing, labels by nearest neighbour.
-        Vectors are scaled with the image, and a flip negates their dx.
+        Vectors are scaled, flipped and turned with the image.
         """
         image_rgb = self._resize(image.image_rgb, Image.Resampling.BILINEAR)
         annotations = [self._resize(labels, Image.Resampling.NEAREST) for labels in image.annotations]
@@ -66,46 +69,83 @@ class Crop(NamedTuple):
         extra = np.stack([self._resize(c, Image.Resampling.BILINEAR) for c in channels], axis=-1)
         vectors = extra[..., : image.n_vector_channels]
         vectors *= self.size / self.extent
+        dy, dx = vectors[..., ::2], vectors[..., 1::2]
         if self.is_flipped:
-            vectors[..., 1::2] *= -1
+            dx *= -1
+        if self.is_upside_down:
+            dy *= -1
+        for _ in range(self.n_quarter_turns):
+            dy[:], dx[:] = -dx, dy.copy()
         return image._replace(extra=extra)
 
     def _resize(self, pixels: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
         box = (self.left, self.top, self.left + self.extent, self.top + self.extent)
         resized = Image.fromarray(pixels).resize((self.size, self.size), resampling, box=box)
-        return np.asarray(resized)[:, :: -1 if self.is_flipped else 1]
+        flipped = np.asarray(resized)[:: -1 if self.is_upside_down else 1, :: -1 if self.is_flipped else 1]
+        return np.rot90(flipped, self.n_quarter_turns)
 
 
 @dataclass(eq=False)
-class TrainingCrops(Dataset):
-    """Endless stream of random crops for a training run.
+class CropStream(Dataset):
+    """Random choices of an endless stream of training samples: image, annotations and crop.
 
-    Sample i depends only on the seed and on i: neither the number of workers nor an interruption changes it.
-    Every epoch visits all images in a new order.
+    They depend only on the seed and on the sample's number: neither the number of workers or ranks, nor the
+    size of a batch, nor an interruption changes them. Every epoch visits all images in a new order.
     """
 
-    dataset: Dataset[SegmentedImage]
     _: KW_ONLY
     n_annotations: int  # per sample; none is repeated until all annotations of the image are drawn
     seed: int
     crop_size: int = DEFAULT_CROP_SIZE  # rows and columns, in pixels
+    vertical_flips: bool = False  # flip half of the crops top to bottom
+    quarter_turns: bool = False  # turn crops by 0 to 3 quarters
+
+    def image_idx(self, sample_idx: int, n_images: int) -> int:
+        """Return the image of a sample."""
+        epoch, position = divmod(sample_idx, n_images)
+        order = np.random.default_rng([self.seed, 0, epoch]).permutation(n_images)
+        return int(order[position])
+
+    def draw(self, sample_idx: int, annotations: Sequence[np.ndarray]) -> tuple[np.ndarray, Crop]:
+        """Draw the indices of a sample's annotations, and its crop, from all annotations of its image.
+
+        Labels may be numbered in any way; only their borders matter. Vertical flips and turns do not change
+        the other choices.
+        """
+        rng = np.random.default_rng([self.seed, 1, sample_idx])
+        drawn = np.resize(rng.permutation(len(annotations)), self.n_annotations)
+        crop = Crop.draw(annotations[drawn[0]], rng, self.crop_size)
+        is_upside_down, n_quarter_turns = bool(rng.random() < 0.5), int(rng.integers(4))
+        if self.vertical_flips:
+            crop = crop._replace(is_upside_down=is_upside_down)
+        if self.quarter_turns:
+            crop = crop._replace(n_quarter_turns=n_quarter_turns)
+        return drawn, crop
+
+
+@dataclass(eq=False)
+class TrainingCrops(CropStream):
+    """Samples of a `CropStream`, read from the dataset one by one."""
+
+    dataset: Dataset[SegmentedImage]
 
     def __getitem__(self, sample_idx: int) -> dict[str, Tensor]:
         """Return the tensors of a sample; H and W are the crop size.
 
         `image_lab` is (3, H, W) float32. `gt_labels` is (n_annotations, H, W) int64, each annotation numbered
-        from 0 without gaps. `extra` is (n_extra_channels, H, W) float32, if the dataset has extra channels.
-        Raises `InputError` if the image has no annotation, one of another size, or unusable values.
+        from 0 without gaps; `n_labels` is their largest number of labels. `extra` is (n_extra_channels, H, W)
+        float32, if the dataset has extra channels. Raises `InputError` if the image has no annotation, one of
+        another size, or unusable values.
         """
-        epoch, position = divmod(sample_idx, len(self.dataset))
-        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
-        rng = np.random.default_rng([self.seed, 1, sample_idx])
-        image = check_image(self.dataset[int(order[position])])
-        shuffled = rng.permutation(len(image.annotations))
-        annotations = [image.annotations[idx] for idx in np.resize(shuffled, self.n_annotations)]
-        crop = Crop.draw(annotations[0], rng, self.crop_size).apply(image._replace(annotations=annotations))
-        gt_labels = torch.from_numpy(np.stack([renumber(labels) for labels in crop.annotations]))
-        sample = {"image_lab": rgb_to_lab(channels_first(crop.image_rgb)), "gt_labels": gt_labels}
-        if crop.extra is not None:
-            sample["extra"] = channels_first(crop.extra)
+        image = check_image(self.dataset[self.image_idx(sample_idx, len(self.dataset))])
+        drawn, crop = self.draw(sample_idx, image.annotations)
+        image = crop.apply(image._replace(annotations=[image.annotations[idx] for idx in drawn]))
+        gt_labels = torch.from_numpy(np.stack([renumber(labels) for labels in image.annotations]))
+        sample = {
+            "image_lab": rgb_to_lab(channels_first(image.image_rgb)),
+            "gt_labels": gt_labels,
+            "n_labels": gt_labels.max() + 1,
+        }
+        if image.extra is not None:
+            sample["extra"] = channels_first(image.extra)
         return sample

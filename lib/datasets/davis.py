@@ -90,6 +90,9 @@ class DAVISDataset(FileDataset):
         """Return `FRAME_SHAPE` for every frame; reading resizes frames and masks of another size."""
         return dict.fromkeys(map(_frame_name, self.image_files), FRAME_SHAPE)
 
+    def annotation_counts(self) -> list[int]:
+        return [1] * len(self)
+
     def __getitem__(self, idx: int) -> SegmentedImage:
         frame_file = self.image_files[idx]
         image_rgb = resize_image(read_image(frame_file), FRAME_SHAPE)

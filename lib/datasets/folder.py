@@ -67,6 +67,9 @@ class FolderDataset(FileDataset):
     def image_shapes(self) -> dict[str, tuple[int, int]]:
         return {file.stem: shape for file, shape in zip(self.image_files, self._shapes, strict=True)}
 
+    def annotation_counts(self) -> list[int]:
+        return [len(files) for files in self.label_files]
+
     def subset(self, indices: Sequence[int]) -> Self:
         """Return a dataset of some of the images."""
         subset = copy.copy(self)

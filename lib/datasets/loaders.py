@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
 from lib.datasets.base import SegmentedImage, check_image
-from lib.datasets.crops import TrainingCrops
+from lib.datasets.crops import CropStream
 from lib.runtime.errors import RunError
 from lib.runtime.ranks import n_ranks, rank
 from lib.runtime.signals import start_worker
 from lib.runtime.workers import LOST_WORKER, usable_workers
+
+T = TypeVar("T")
 
 PREFETCHED_BATCHES = 4  # per worker
 
@@ -31,7 +33,7 @@ class EvaluationImages(Dataset):
 
 
 def training_loader(
-    crops: TrainingCrops,
+    crops: CropStream,
     *,
     batch_size: int,
     n_steps: int,
@@ -58,10 +60,16 @@ def training_loader(
 
 def evaluation_loader(dataset: Dataset[SegmentedImage], *, n_workers: int, first_idx: int = 0) -> DataLoader:
     """Load `EvaluationImages` one at a time, in order from `first_idx`; each of n ranks loads every n-th."""
+    order = range(first_idx + rank(), len(dataset), n_ranks())
+    return item_loader(EvaluationImages(dataset), order, n_workers=n_workers)
+
+
+def item_loader(items: Dataset, order: range, *, n_workers: int) -> DataLoader:
+    """Load single items of a dataset in this order."""
     return _Loader(
-        EvaluationImages(dataset),
+        items,
         batch_size=None,
-        sampler=range(first_idx + rank(), len(dataset), n_ranks()),
+        sampler=order,
         num_workers=usable_workers(n_workers),
         worker_init_fn=_start_worker,
         collate_fn=_identity,
@@ -108,5 +116,5 @@ def _start_worker(worker_idx: int) -> None:
     start_worker()
 
 
-def _identity(image: SegmentedImage) -> SegmentedImage:
-    return image
+def _identity(item: T) -> T:
+    return item

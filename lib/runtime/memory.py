@@ -1,7 +1,13 @@
-"""Settings of the memory allocator in the C library."""
+"""Free memory of a device, and settings of the memory allocator in the C library."""
 
 import ctypes
+import re
 import sys
+from pathlib import Path
+
+import torch
+
+_MEMORY_INFO = Path("/proc/meminfo")
 
 # Parameters of `mallopt` in glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -24,3 +30,12 @@ def keep_freed_memory() -> None:
         if not mallopt(_M_MMAP_THRESHOLD, _LARGEST):
             mallopt(_M_MMAP_THRESHOLD, _LARGEST_IN_OLD_GLIBC)
         mallopt(_M_TRIM_THRESHOLD, _LARGEST)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the free memory of a device in bytes; None if it is not known, as for a CPU outside Linux."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if not _MEMORY_INFO.exists():
+        return None
+    return 1024 * int(re.search(r"MemAvailable: *(\d+) kB", _MEMORY_INFO.read_text())[1])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from lib.datasets.crops import DEFAULT_CROP_SIZE
+from lib.datasets.resident import AutoBool
 from lib.losses import RECONSTRUCTION_LOSSES
 from lib.runtime.device import PRECISIONS
 from lib.runtime.errors import InputError
@@ -47,6 +48,9 @@ class Recipe:
         "height and width of a crop, in pixels; `n_spixels` counts the superpixels of one crop",
         low=1,
     )
+    # No run has measured the gain of the next two, so both are off.
+    vertical_flips: bool = _setting(False, "flip half of the crops top to bottom, as half are left to right")
+    quarter_turns: bool = _setting(False, "turn each crop by 0, 1, 2 or 3 quarters, at random")
     n_annotations: int = _setting(4, "annotations per crop; the loss is averaged over them", low=1)
     n_iter: int = _setting(
         5, "clustering iterations in training; validation and inference have their own number", low=1
@@ -117,6 +121,11 @@ class RunSettings:
         4,
         "worker processes that read images; evaluation starts the same number again to compute metrics",
         low=0,
+    )
+    data_on_device: AutoBool = _setting(
+        "auto",
+        "keep all training images and annotations in the memory of the device, and cut the crops there; auto "
+        "does so on a GPU if they take at most half of its free memory",
     )
     ignore_background: bool = _setting(
         False, "leave segment 0 out of the mean IoU; it is the background in DAVIS, BSDS500 has no background"

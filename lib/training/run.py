@@ -3,7 +3,7 @@
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -17,8 +17,10 @@ from torch.backends import cudnn
 from torch.utils.data import Dataset
 
 from lib.datasets.base import FileDataset, SegmentedImage, fingerprint
+from lib.datasets.crop_plans import ImagePlace
 from lib.datasets.crops import TrainingCrops
 from lib.datasets.loaders import EvaluationImages, training_loader
+from lib.datasets.resident import find_places, load_resident
 from lib.evaluation.loop import check_first_image, evaluate, list_runs
 from lib.evaluation.methods import NetworkMethod, Setting
 from lib.evaluation.summary import summarize
@@ -119,6 +121,7 @@ def run_training(
     state = TrainingState(model.to(device, memory_format=torch.channels_last), recipe)
     if resume:
         _restore(state, resume, fingerprints, score, settings.out_dir)
+    places = find_places(train_set, device, data_on_device=settings.data_on_device)
     on_first_rank(lambda: prepare_run_folder(settings.out_dir, is_resumed=bool(resume), overwrite=overwrite))
     _log_start(state, datasets, device, with_bfloat16=with_bfloat16)
     entries = {"image_names_sha256": fingerprints, **(description or {})}
@@ -134,7 +137,7 @@ def run_training(
     # All crops have one size, so benchmark mode pays off; TF32 is precise enough for gradients.
     fast = cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
     with closing(run_folder) if run_folder else nullcontext(), fast:
-        trainer.run(_remaining_batches(train_set, state, settings, device))
+        trainer.run(_remaining_batches(train_set, places, state, settings, device))
     if state.is_finished and state.best_score > -math.inf:
         logger.info("best validation score: %.4f, %s", state.best_score, settings.out_dir / BEST_MODEL)
     return state
@@ -224,22 +227,30 @@ def _open_run_folder(
 
 
 def _remaining_batches(
-    train_set: Dataset[SegmentedImage], state: TrainingState, settings: RunSettings, device: torch.device
-) -> Iterable[dict[str, Tensor]]:
-    """Return this rank's batches, beginning at `state.step`."""
+    train_set: Dataset[SegmentedImage],
+    places: list[ImagePlace] | None,
+    state: TrainingState,
+    settings: RunSettings,
+    device: torch.device,
+) -> Iterator[dict[str, Tensor]]:
+    """Yield this rank's batches, beginning at `state.step`; `places` are from `find_places`.
+
+    Data that is kept on the device is read before the first batch.
+    """
     recipe = state.recipe
-    crops = TrainingCrops(
-        train_set, n_annotations=recipe.n_annotations, seed=recipe.seed, crop_size=recipe.crop_size
-    )
+    names = ("n_annotations", "seed", "crop_size", "vertical_flips", "quarter_turns")
+    drawing = {name: getattr(recipe, name) for name in names}
+    resident = load_resident(train_set, places, device, n_workers=settings.n_workers) if places else None
     loader = training_loader(
-        crops,
+        resident.plans(**drawing) if resident else TrainingCrops(train_set, **drawing),
         batch_size=recipe.batch_size,
         n_steps=recipe.n_steps - state.step,
         first_sample=state.n_samples,
         n_workers=settings.n_workers,
         pin_memory=device.type == "cuda",
     )
-    return loader if settings.with_loader else itertools.repeat(next(iter(loader), None))
+    batches = map(resident.cut, loader) if resident else loader
+    yield from batches if settings.with_loader else itertools.repeat(next(iter(batches)))
 
 
 def _make_loss_function(
@@ -250,7 +261,7 @@ def _make_loss_function(
     forward = data_parallel(model)
 
     def compute_losses(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        n_labels = int(batch["gt_labels"].max()) + 1  # on the CPU, as reading it from the GPU would block
+        n_labels = int(batch["n_labels"].max())  # on the CPU, as reading it from the GPU would block
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         n_spixels = recipe.draw_n_spixels(state.step)
         channels = model_input(model, batch["image_lab"], n_spixels, scales, extra=batch.get("extra"))

@@ -11,18 +11,20 @@ from lib.cli.types import (
     non_negative_float,
     non_negative_int,
     number,
+    parse_auto_bool,
     parse_bool,
     port_int,
     positive_float,
     positive_int,
 )
-from lib.training.recipe import CountRange, Recipe
+from lib.training.recipe import CountRange, Recipe, RunSettings
 
 
 @pytest.mark.parametrize(
     ("parse", "text"),
     [
         (parse_bool, "yes"),
+        (parse_auto_bool, "automatic"),
         (positive_int, "0"),
         (positive_int, "-4"),
         (positive_int, "2.5"),
@@ -63,6 +65,21 @@ def test_options_build_a_dataclass(argv, expected):
     parser = argparse.ArgumentParser()
     add_fields(parser, Recipe, n_annotations=1)
     assert read_fields(parser.parse_args(argv), Recipe) == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], "auto"),
+        (["--data_on_device"], True),
+        (["--data_on_device=false"], False),
+        (["--data_on_device=Auto"], "auto"),
+    ],
+)
+def test_option_of_three_values(argv, expected):
+    parser = argparse.ArgumentParser()
+    add_fields(parser, RunSettings, "data_on_device")
+    assert parser.parse_args(argv).data_on_device == expected
 
 
 def test_recipe_round_trips_through_plain_types():

@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from helpers import make_quadrants
-from lib.datasets.base import SegmentedImage
+from lib.datasets.base import SegmentedImage, renumber
 from lib.datasets.bsds import BSDSDataset
 from lib.datasets.crops import DEFAULT_CROP_SIZE, Crop, TrainingCrops
 from lib.datasets.davis import SPLITS, DAVISDataset, read_split
@@ -189,6 +189,51 @@ def test_crops_of_flow_are_scaled_and_flipped_with_the_image(davis_with_flow):
     assert directions == {-1.0, 1.0}
 
 
+@pytest.mark.parametrize("is_flipped", [False, True])
+@pytest.mark.parametrize("is_upside_down", [False, True])
+@pytest.mark.parametrize("n_quarter_turns", [0, 1, 2, 3])
+def test_vectors_point_to_the_same_pixel_after_flips_and_turns(is_flipped, is_upside_down, n_quarter_turns):
+    start, end = (2, 5), (11, 8)
+    labels = np.zeros((16, 16), np.int32)
+    labels[start], labels[end] = 1, 2
+    flow = np.zeros((16, 16, 4), np.float32)
+    flow[start] = [*np.subtract(end, start), *np.subtract(start, end)]
+    image = SegmentedImage("a", np.zeros((16, 16, 3), np.uint8), [labels], flow, n_vector_channels=4)
+    crop = Crop(0, 0, 16, is_flipped, 16, is_upside_down, n_quarter_turns).apply(image)
+    (labels,) = crop.annotations
+    start, end = np.argwhere(labels == 1)[0], np.argwhere(labels == 2)[0]
+    assert crop.extra[tuple(start)].tolist() == [*(end - start), *(start - end)]
+
+
+def test_turns_are_counterclockwise_after_flips():
+    labels = np.arange(9, dtype=np.int32).reshape(3, 3)
+    image = SegmentedImage("a", np.zeros((3, 3, 3), np.uint8), [labels])
+    crop = Crop(0, 0, 3, is_flipped=False, size=3, is_upside_down=True, n_quarter_turns=1).apply(image)
+    assert crop.annotations[0].tolist() == [[8, 5, 2], [7, 4, 1], [6, 3, 0]]
+
+
+def test_vertical_flips_and_turns_change_no_other_choice(bsds_root):
+    dataset = BSDSDataset(bsds_root, "train")
+    annotations = dataset[0].annotations
+    plain, flipped, turned = (
+        TrainingCrops(dataset, n_annotations=2, seed=0, **more)
+        for more in ({}, {"vertical_flips": True}, {"quarter_turns": True})
+    )
+    flips, turns = set(), set()
+    for idx in range(30):
+        drawn, crop = plain.draw(idx, annotations)
+        assert not crop.is_upside_down
+        assert crop.n_quarter_turns == 0
+        for crops in (flipped, turned):
+            also_drawn, changed = crops.draw(idx, annotations)
+            assert drawn.tolist() == also_drawn.tolist()
+            assert changed[:5] == crop[:5]
+            flips.add((crops is flipped, changed.is_upside_down))
+            turns.add((crops is turned, changed.n_quarter_turns))
+    assert flips == {(True, False), (True, True), (False, False)}
+    assert turns == {(False, 0), (True, 0), (True, 1), (True, 2), (True, 3)}
+
+
 def test_crops_without_a_border_are_drawn_again():
     labels = np.zeros((400, 600), dtype=np.int32)
     labels[180:200, 280:300] = 1
@@ -197,6 +242,21 @@ def test_crops_without_a_border_are_drawn_again():
     crops = [Crop.draw(labels, rng).apply(image) for _ in range(100)]
     n_with_border = sum(len(np.unique(crop.annotations[0])) == 2 for crop in crops)
     assert n_with_border > 60  # about 15 at the first draw
+
+
+@pytest.mark.parametrize(
+    "labels", [[[3, 0], [3, 9]], [[7, 7], [7, 7]], [[2, 1], [3, 2]], [[-5, 2**31], [0, 8]]]
+)
+def test_renumbering_closes_gaps_and_keeps_the_order(labels):
+    renumbered = renumber(np.array(labels))
+    rank = sorted(np.unique(labels).tolist()).index
+    assert renumbered.tolist() == [[rank(value) for value in row] for row in labels]
+    assert renumbered.dtype == np.int64
+
+
+def test_annotations_are_counted_before_images_are_read(bsds_root, davis_root):
+    assert BSDSDataset(bsds_root, "val").annotation_counts() == [2, 2, 2]
+    assert DAVISDataset(davis_root, str(davis_root / "both.txt")).annotation_counts() == [1, 1, 1, 1]
 
 
 def test_davis_unknown_split():

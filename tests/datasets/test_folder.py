@@ -40,6 +40,7 @@ def test_images_are_sorted_by_name_and_have_their_labels(tmp_path):
     dataset = FolderDataset(tmp_path)
     assert len(dataset) == 3
     assert [dataset[idx].name for idx in range(3)] == ["a", "b", "c"]
+    assert dataset.annotation_counts() == [1, 1, 1]
     for idx in range(3):
         _, image_rgb, annotations, extra, _ = dataset[idx]
         assert np.abs(image_rgb.astype(int) - make_quadrants(*SHAPE)[0]).mean() < 10  # JPEG

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lib.runtime import memory
-from lib.runtime.memory import keep_freed_memory
+from lib.runtime.memory import free_memory, keep_freed_memory
 
 
 def resident_pages_after_large_array(is_kept):
@@ -59,3 +60,18 @@ def test_systems_without_mallopt_are_unchanged(system, n_opened, monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: opened.append(name) or object())
     keep_freed_memory()
     assert opened == n_opened * [None]
+
+
+def test_free_memory_of_a_cpu(tmp_path, monkeypatch):
+    info = tmp_path / "meminfo"
+    info.write_text("MemTotal:       16000 kB\nMemFree:          300 kB\nMemAvailable:    5000 kB\n")
+    monkeypatch.setattr(memory, "_MEMORY_INFO", info)
+    assert free_memory(torch.device("cpu")) == 5000 * 1024
+    info.unlink()
+    assert free_memory(torch.device("cpu")) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_free_memory_of_a_gpu():
+    device = torch.device("cuda", 0)
+    assert 0 < free_memory(device) < torch.cuda.get_device_properties(device).total_memory

@@ -23,6 +23,7 @@ from helpers import SHORT_TRAINING, ctrl_c_in_second_step, fails_with, make_quad
 from lib import cli
 from lib.datasets.bsds import BSDSDataset
 from lib.inference import Segmenter
+from lib.losses import compute_loss_terms
 from lib.network.inputs import InputScales, model_input
 from lib.runtime.errors import InputError
 from lib.superpixels.merge_settings import MergeSettings
@@ -137,6 +138,46 @@ def test_resumed_run_equals_uninterrupted(bsds_root, tmp_path, monkeypatch):
     assert losses[0] == losses[1]
 
 
+def training_losses(out_dir):
+    entries = map(json.loads, (out_dir / "log.jsonl").read_text().splitlines())
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+@pytest.mark.slow
+def test_training_on_the_device_has_the_samples_of_the_loader(bsds_root, tmp_path, monkeypatch, caplog):
+    labels_of_steps = {}
+
+    def record(assignment, labels, gt_labels, n_labels, **settings):
+        assert n_labels == gt_labels.max() + 1
+        labels_of_steps[run].append(gt_labels)
+        return compute_loss_terms(assignment, labels, gt_labels, n_labels, **settings)
+
+    monkeypatch.setattr(training_run, "compute_loss_terms", record)
+    for run in ("True", "False"):
+        labels_of_steps[run] = []
+        with caplog.at_level("INFO"):
+            argv = train_argv(bsds_root, tmp_path / run, f"--data_on_device={run}", "--nannotations=2")
+            train_base_model.main(argv)
+        assert ("training data on cpu: 4 images, 0.00 GB" in caplog.messages) == (run == "True")
+        caplog.clear()
+    assert len(labels_of_steps["True"]) == 2
+    assert torch.stack(labels_of_steps["True"]).equal(torch.stack(labels_of_steps["False"]))
+
+
+@pytest.mark.slow
+def test_training_on_the_device_is_resumed_with_or_without_it(bsds_root, tmp_path, monkeypatch):
+    argv = ("--train_iter=4", "--data_on_device")
+    train_base_model.main(train_argv(bsds_root, tmp_path / "whole", *argv))
+    with ctrl_c_in_second_step(monkeypatch):
+        train_base_model.main(train_argv(bsds_root, tmp_path / "parts", *argv))
+    shutil.copytree(tmp_path / "parts", tmp_path / "changed")
+    train_base_model.main([f"--resume={tmp_path / 'parts' / 'last_model.pth'}"])
+    assert training_losses(tmp_path / "parts") == training_losses(tmp_path / "whole")
+    train_base_model.main([f"--resume={tmp_path / 'changed' / 'last_model.pth'}", "--data_on_device=False"])
+    assert training_losses(tmp_path / "changed")[:2] == training_losses(tmp_path / "whole")[:2]
+    assert training_losses(tmp_path / "changed")[2:] != training_losses(tmp_path / "whole")[2:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_to_all_processes_saves_and_exits_quietly(bsds_root, tmp_path, number):
@@ -222,6 +263,8 @@ def test_resume_after_the_data_moved(bsds_root, tmp_path):
         "--nspix=60",
         "--nspix=10-60",
         "--nannotations=1",
+        "--vertical_flips",
+        "--quarter_turns",
         "--distance=squared",
         "--sees_position=False",
         "--max_grad_norm=0.001",
@@ -709,6 +752,14 @@ def test_batch_may_be_larger_than_the_dataset(bsds_root, tmp_path):
     assert state.n_samples == 10  # of 4 images
 
 
+def test_data_that_do_not_fit_end_a_run_before_it_starts(bsds_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lib.datasets.resident.free_memory", lambda device: 1000)
+    argv = train_argv(bsds_root, tmp_path / "run", "--data_on_device=True")
+    error = fails_with(train_base_model.main, argv, capsys)
+    assert "error: --data_on_device True: needs 0.00 GB, 0.00 GB are free on cpu" in error
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
@@ -729,6 +780,7 @@ def test_batch_may_be_larger_than_the_dataset(bsds_root, tmp_path):
         (["--nspix=10-"], "argument --nspix: .*''"),
         (["--precision=fp8"], "argument --precision"),
         (["--ema_decay=1"], "argument --ema_decay: .*1"),
+        (["--data_on_device=gpu"], "argument --data_on_device: expected auto, True or False, got 'gpu'"),
         (["--synthetic_data"], "--bsds_root, --data_root and --synthetic_data"),
         (["--val_data_root={tmp}"], "--val_data_root .*--data_root"),
         (["--val_nspix=6000"], "--val_nspix 6000 .*5520 pixels of 100"),

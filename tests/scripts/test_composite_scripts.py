@@ -186,6 +186,7 @@ def test_training_options_have_an_effect(train_argv, tmp_path, option):
         (["--resume={base}"], "--resume {base} "),
         (["--optflow_deepfdim=0"], "argument --optflow_deepfdim"),
         (["--nspix=4097"], "--nspix 4097 .*4096 pixels"),
+        (["--data_on_device"], "--data_on_device True: .*extra channels"),
     ],
 )
 def test_bad_training_options(train_argv, more, expected, base_weights, composite_weights, tmp_path, capsys):
