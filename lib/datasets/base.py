@@ -102,4 +102,4 @@ def label_numbers(labels: np.ndarray, n_labels: int) -> np.ndarray:
 
 
 def channels_first(channels: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)))
+    return torch.from_numpy(channels.transpose(2, 0, 1).copy())  # flipped arrays have negative strides
