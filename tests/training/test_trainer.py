@@ -480,6 +480,7 @@ def make_small_training(device, **recipe):
         "image_lab": 100 * torch.rand(2, 3, 20, 31),
         "extra": torch.randn(2, 4, 20, 31),
         "gt_labels": torch.randint(0, 5, (2, 2, 20, 31)),
+        "n_labels": torch.tensor([5, 5]),
     }
     if device.type == "cuda":
         batch = {name: value.pin_memory() for name, value in batch.items()}
