@@ -7,8 +7,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from skimage.measure import label
 from torch.backends import cudnn
@@ -28,6 +26,7 @@ from lib.superpixels.merge_settings import MergeSettings, setting_at
 from lib.superpixels.merge_tree import build_merge_tree
 from lib.weights import read_checkpoint, save_checkpoint
 from model import CompositeSSNModel, SSNModel, SSNPix
+from properties import given, settings, st
 
 SCALES = InputScales(0.26, 2.5)
 WITH_EXTRA = SCALES._replace(extra_scale=1.0)

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEVICES
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from skimage.measure import label
 
 from helpers import agreement
 from lib.runtime.errors import InputError
 from lib.superpixels.merge_tree import _ward_costs, build_merge_tree
+from properties import given, settings, st
 
 
 def random_map(height, width, n_labels, *, seed):
