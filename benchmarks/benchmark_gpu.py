@@ -31,6 +31,7 @@ from lib.inference import Segmenter
 from lib.inference.images import ImageJob, segment_files
 from lib.inference.outputs import OutputFiles, write_outputs
 from lib.network.inputs import InputScales
+from lib.runtime.device import resolve_precision
 from lib.runtime.stopwatch import Stopwatch
 from lib.training.recipe import CountRange, Recipe, RunSettings
 from lib.training.run import run_training
@@ -143,7 +144,8 @@ def _write_jpegs(folder: Path, size: tuple[int, int], n_images: int) -> list[Ima
 
 
 def training_time(device: torch.device, sizes: Sizes, bsds_root: Path) -> str:
-    """Measure training steps on crops of BSDS500 from the data loader, convolutions in bfloat16."""
+    """Measure training steps on crops of BSDS500 from the data loader, on a GPU in bfloat16."""
+    precision = resolve_precision("bf16" if device.type == "cuda" else "auto", device)
     with tempfile.TemporaryDirectory() as folder:
         settings = RunSettings(
             out_dir=Path(folder),
@@ -158,7 +160,7 @@ def training_time(device: torch.device, sizes: Sizes, bsds_root: Path) -> str:
             batch_size=sizes.n_crops,
             crop_size=sizes.crop_size,
             n_spixels=CountRange(50, 300),
-            precision="bf16",
+            precision=precision,
         )
         run_training(
             SSNModel(n_iter=7),
@@ -174,7 +176,7 @@ def training_time(device: torch.device, sizes: Sizes, bsds_root: Path) -> str:
     figures = [line for line in lines if "loader_share" in line][-1]
     peak = f"{torch.cuda.max_memory_allocated(device) / MIB:.0f} MiB" if device.type == "cuda" else "unknown"
     return (
-        f"training, {sizes.n_crops} crops of {sizes.crop_size}x{sizes.crop_size} in bf16, "
+        f"training, {sizes.n_crops} crops of {sizes.crop_size}x{sizes.crop_size} in {precision}, "
         f"{settings.n_workers} workers: {1000 * sizes.n_crops / figures['images_per_s']:.1f} ms a step, "
         f"{figures['images_per_s']:.0f} crops/s, loader_share {figures['loader_share']:.2f}, "
         f"peak memory {peak}"
