@@ -51,10 +51,15 @@ class Sizes(NamedTuple):
     n_crops: int  # in a training step
     crop_size: int
     n_steps: int
+    max_workers: int  # that read crops
 
 
-FULL = Sizes((480, 854), (321, 481), n_repeats=20, batch_size=8, n_crops=32, crop_size=256, n_steps=60)
-QUICK = Sizes((120, 212), (81, 121), n_repeats=2, batch_size=2, n_crops=2, crop_size=64, n_steps=4)
+FULL = Sizes(
+    (480, 854), (321, 481), n_repeats=20, batch_size=8, n_crops=32, crop_size=256, n_steps=60, max_workers=12
+)
+QUICK = Sizes(
+    (60, 92), (41, 61), n_repeats=1, batch_size=2, n_crops=2, crop_size=32, n_steps=4, max_workers=0
+)
 
 
 def image_time(device: torch.device, sizes: Sizes) -> str:
@@ -153,7 +158,7 @@ def training_time(device: torch.device, sizes: Sizes, bsds_root: Path) -> str:
             test_interval=sizes.n_steps,
             log_interval=sizes.n_steps // 2,  # the first interval holds the start of workers and kernels
             save_interval=sizes.n_steps,
-            n_workers=min(os.cpu_count() or 1, 12),
+            n_workers=min(os.cpu_count() or 1, sizes.max_workers),
         )
         recipe = Recipe(
             n_steps=sizes.n_steps,
