@@ -3,6 +3,7 @@
 Weight files depend on the module names, which come from the published PyTorch weights.
 """
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from lib.network.bands import extract_in_bands
 from lib.network.convolution import ConvBlock, InputConvBlock, convolve_concatenation
+from lib.runtime.device import full_precision
 from lib.slic import DISTANCES, SoftAssignment, slic, slic_labels
+from lib.slic.grid import check_devices
 
 N_BASE_CHANNELS = 5  # L, a, b, y, x: see lib/network/inputs.py
 N_FLOW_CHANNELS = 4  # fwd_dy, fwd_dx, bwd_dy, bwd_dx: see lib/optflow/archive.py
@@ -111,9 +114,12 @@ class SuperpixelModel(nn.Module):
     def forward(self, channels: Tensor, n_spixels: int, *, n_iter: int | None = None) -> SSNOutput:
         """Segment scaled channels (B, 5 + n_extra_channels, H, W); see `lib.network.inputs.input_channels`.
 
-        `n_iter` overrides the model's number of iterations.
+        `n_iter` overrides the model's number of iterations. Only a network in training mode may use TF32.
+        Raises a ValueError if the channels are on another device than the model.
         """
-        features = self.pixel_features(channels)
+        check_devices(channels=channels, model=next(self.parameters(), None))
+        with nullcontext() if self.training else full_precision():
+            features = self.pixel_features(channels)
         n_iter = self.n_iter if n_iter is None else n_iter
         return cluster(features, n_spixels, n_iter=n_iter, distance=self.distance)
 
@@ -290,8 +296,11 @@ def cluster(
     mask: Tensor | None = None,
     start: Tensor | None = None,
 ) -> SSNOutput:
-    """Cluster pixel features (B, C, H, W); see `slic`. Autocast is off, so the result is float32 or wider."""
-    with torch.autocast(pixel_features.device.type, enabled=False):
+    """Cluster pixel features (B, C, H, W); see `slic`.
+
+    Autocast and TF32 are off, so that labels do not depend on the caller's settings.
+    """
+    with full_precision(), torch.autocast(pixel_features.device.type, enabled=False):
         assignment = slic(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask, start=start)
         return SSNOutput(assignment, assignment.labels(), pixel_features)
 
@@ -300,5 +309,5 @@ def cluster_labels(
     pixel_features: Tensor, n_spixels: int, *, n_iter: int, distance: str, mask: Tensor | None = None
 ) -> Tensor:
     """Return only the labels of `cluster`, (B, H, W) int64; see `slic_labels`."""
-    with torch.autocast(pixel_features.device.type, enabled=False):
+    with full_precision(), torch.autocast(pixel_features.device.type, enabled=False):
         return slic_labels(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask)

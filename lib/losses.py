@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib.network.inputs import pixel_positions
+from lib.slic.grid import check_devices
 from lib.slic.soft_assignment import SoftAssignment
 
 _MIN_PROBABILITY = 1e-8  # keeps the logarithm and its gradient finite
@@ -44,7 +45,13 @@ def compute_loss_terms(
     -------
     dict of str to Tensor
         Weighted scalars "reconstruction" and "position".
+
+    Raises
+    ------
+    ValueError
+        If the tensors are on several devices.
     """
+    check_devices(affinity=assignment.affinity, labels=labels, gt_labels=gt_labels)
     if reconstruction not in RECONSTRUCTION_LOSSES:
         raise ValueError(f"reconstruction must be one of {RECONSTRUCTION_LOSSES}, got {reconstruction!r}")
     loss_fn = _LOSSES[reconstruction]

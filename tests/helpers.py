@@ -43,6 +43,17 @@ def make_quadrants(height=60, width=92, *, seed=0):
     return image_rgb, labels
 
 
+def agreement(labels, expected):
+    """Return the share of pixels in the same region of two label maps, whatever the regions' numbers."""
+    pairs, counts = np.unique(np.stack([labels.ravel(), expected.ravel()]), axis=1, return_counts=True)
+    shares = []
+    for side in pairs:
+        largest = np.zeros(side.max() + 2)
+        np.maximum.at(largest, side + 1, counts)  # number -1 is outside the mask
+        shares.append(largest.sum() / labels.size)
+    return min(shares)
+
+
 # Options of a training run that takes a second.
 SHORT_TRAINING = (
     "--train_iter=2",

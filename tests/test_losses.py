@@ -164,3 +164,12 @@ def test_expected_error_is_mean_share_of_wrong_labels():
         grads = [torch.autograd.grad(loss, features, retain_graph=True)[0] for loss in (ours, theirs)]
         assert grads[0].abs().max() > 1e-6
         torch.testing.assert_close(*grads, rtol=0, atol=1e-9)
+
+
+def test_labels_on_another_device_are_refused():
+    assignment = slic(torch.rand(1, 3, 8, 9), 4)
+    gt_labels = torch.empty(1, 1, 8, 9, dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match="affinity on cpu, labels on cpu, gt_labels on meta"):
+        compute_loss_terms(
+            assignment, assignment.labels(), gt_labels, 3, reconstruction="expected_error", compactness=1e-5
+        )

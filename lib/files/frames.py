@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 
 from lib.files.images import read_image, resize_image
 from lib.files.opencv import cv2
+from lib.files.pyav import import_av
 from lib.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ class VideoFile:
 
 def _read_stored_count(path: Path) -> int:
     """Read the number of frames from a video's header; 0 if the header has none, as in Matroska."""
+    av = import_av()
     try:
         with av.open(str(path)) as container:
             return container.streams.video[0].frames

@@ -22,7 +22,7 @@ from lib.network.inputs import (
     pixel_pos_scale,
     rgb_to_lab,
 )
-from lib.runtime.device import precise_convolutions
+from lib.runtime.device import full_precision
 from lib.runtime.errors import InputError
 from lib.runtime.stopwatch import Stopwatch
 from lib.superpixels.connectivity import OUTSIDE
@@ -389,11 +389,12 @@ class Segmenter:
         inputs = self._upload([image])
         with self.stopwatch.stage("network", on_device=True):
             pixel_features, _ = self._features(inputs, n_spixels)
-        with self.stopwatch.stage("clustering", on_device=True):
+        with self.stopwatch.stage("clustering", on_device=True), full_precision():
             start = None if start is None else start[None]
             output = cluster(pixel_features, n_spixels, **self._clustering(), start=start)
             labels = output.labels[0].to(torch.int32).cpu().numpy()
-        return Superpixels(labels, image.image_rgb, n_spixels), output.spixel_features[0]
+            features = output.spixel_features[0]
+        return Superpixels(labels, image.image_rgb, n_spixels), features
 
     def position_scale(self, image_shape: tuple[int, int], n_spixels: int) -> float:
         """Return the factor from pixels to the position channels that are clustered."""
@@ -522,7 +523,7 @@ class Segmenter:
     @contextmanager
     def _numerics(self) -> Iterator[None]:
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.with_bfloat16)
-        with precise_convolutions(), autocast:
+        with full_precision(), autocast:
             yield
 
     def _preprocess_batch(

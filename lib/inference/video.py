@@ -9,13 +9,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple, Self
 
-import av
 import numpy as np
 from tqdm import tqdm
 
 from lib.files.atomic import atomic_path, real_path
 from lib.files.frames import DEFAULT_FRAME_RATE, FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
 from lib.files.hdf5 import write_hdf5
+from lib.files.pyav import import_av
 from lib.inference.outputs import DEFAULT_STYLE, OverlayStyle
 from lib.inference.segmenter import Segmenter
 from lib.inference.tracking import TrackedSuperpixels, Tracker, share_that_follows
@@ -284,6 +284,7 @@ def _open_files(
 @contextmanager
 def _write_video(path: Path, shape: tuple[int, int], frame_rate: float) -> Iterator[_Append]:
     """Encode pictures of one size as H.264 in MP4."""
+    av = import_av()
     # The codec halves the resolution of colours, which needs even sides. An odd side loses a pixel.
     height, width = (max(2, side - side % 2) for side in shape)
     rate = Fraction(frame_rate).limit_denominator(1001)

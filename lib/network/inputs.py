@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.runtime.errors import InputError
+from lib.slic.grid import check_devices
 
 # Scales of the published weights; weight files that store none imply them.
 DEFAULT_COLOR_SCALE = 0.26
@@ -156,7 +157,10 @@ def model_input(
     ------
     InputError
         If the model reads extra channels, but their number differs or their scale is missing.
+    ValueError
+        If the model, the images and the extra channels are not on one device.
     """
+    check_devices(image_lab=image_lab, extra=extra, model=next(model.parameters(), None))
     n_extra_channels = 0 if extra is None else extra.shape[1]
     if model.n_extra_channels == 0:
         extra = None

@@ -1,18 +1,24 @@
-"""Choice of the device and of the number format of the convolutions."""
+"""Choice of the device and of the number formats of convolutions and matrix products."""
 
 import logging
 import platform
 import re
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
 
 import torch
-from torch.backends import cudnn
+from torch.backends import cuda, cudnn, mkldnn
 
 from lib.runtime.errors import InputError
 from lib.runtime.ranks import local_rank, n_ranks
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PRECISIONS = ("fp32", "bf16", "auto")
 
@@ -46,12 +52,80 @@ def _has_bfloat16(device: torch.device) -> bool:
     return re.search(_CPU_FLAGS, _CPU_INFO.read_text()) is not None
 
 
-def precise_convolutions() -> AbstractContextManager[None]:
-    """Keep all bits of float32 in the convolutions of a block.
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Keep all bits of float32 in convolutions and matrix products of a block, whatever the caller allows.
 
-    By default cuDNN rounds their input to the 11 bits of TF32, too few for positions.
+    By default cuDNN rounds the input of convolutions to the 11 bits of TF32, too few for positions. Callers
+    may allow the same, or bfloat16, in matrix products. The settings belong to the process: the first open
+    block of all threads stores the caller's, and the last one to end restores them. Benchmark mode of cuDNN
+    is off too, as images differ in size.
     """
-    return cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
+    global _n_blocks, _callers
+    with _lock:
+        if _n_blocks == 0:
+            _callers = _Precision()
+            _Precision.set_full()
+        _n_blocks += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _n_blocks -= 1
+            if _n_blocks == 0:
+                _callers.restore()
+
+
+class _Precision:
+    """Settings of convolutions and matrix products in float32 at the time of construction.
+
+    From version 2.9 on, PyTorch has two interfaces. A caller that mixes them makes the older one raise a
+    RuntimeError, in `torch.compile` too. `set_full` therefore uses both, so that they agree.
+    """
+
+    def __init__(self) -> None:
+        self._benchmark = cudnn.benchmark
+        self._convolutions = _unless_mixed(lambda: cudnn.allow_tf32)
+        self._products = _unless_mixed(torch.get_float32_matmul_precision)
+        self._by_backend = [(backend, backend.fp32_precision) for backend in _backends()]
+
+    @staticmethod
+    def set_full() -> None:
+        """Keep all bits from now on."""
+        cudnn.benchmark = False
+        cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+        for backend in _backends():
+            backend.fp32_precision = "ieee"
+
+    def restore(self) -> None:
+        """Set what was set at the time of construction."""
+        cudnn.benchmark = self._benchmark
+        if self._convolutions is not None:
+            cudnn.allow_tf32 = self._convolutions
+        if self._products is not None:
+            torch.set_float32_matmul_precision(self._products)
+        for backend, precision in self._by_backend:
+            backend.fp32_precision = precision
+
+
+_lock = threading.Lock()
+_n_blocks = 0  # open blocks of `full_precision`, in all threads
+_callers: _Precision  # valid while a block is open
+
+
+def _unless_mixed(setting: Callable[[], T]) -> T | None:
+    try:
+        return setting()
+    except RuntimeError:
+        return None
+
+
+def _backends() -> list[ModuleType]:
+    """Return what has a setting in the interface of PyTorch 2.9; nothing in older versions."""
+    if not hasattr(cuda.matmul, "fp32_precision"):
+        return []
+    return [cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv]
 
 
 def resolve_device(name: str) -> torch.device:

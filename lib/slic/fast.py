@@ -63,7 +63,7 @@ def slic_labels(
     Every step works on chunks of cells, whose tensors stay in the CPU caches; features of large images are
     laid out again in every iteration. It is 1.2 times as fast at 200 superpixels and 1.3 times at 1000.
     """
-    check_arguments(pixel_features, n_iter, distance)
+    check_arguments(pixel_features, n_iter, distance, mask=mask)
     if len(pixel_features) > 1:
         masks = [None] * len(pixel_features) if mask is None else mask.split(1)
         images = zip(pixel_features.split(1), masks, strict=True)

@@ -35,6 +35,14 @@ def compute_grid_shape(height: int, width: int, n_spixels: int) -> tuple[int, in
     return n_rows, n_cols
 
 
+def check_devices(**tensors: Tensor | None) -> None:
+    """Raise a ValueError that names the devices if tensors, by the names of arguments, are on several."""
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    if len(set(devices.values())) > 1:
+        places = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"all tensors must be on one device, got {places}; move them with .to(device)")
+
+
 @dataclass(frozen=True, eq=False)
 class CellGrid:
     """Layout of an image's pixels in S = n_rows * n_cols cells of at most P pixels.

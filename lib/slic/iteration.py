@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lib.slic.grid import CellGrid
+from lib.slic.grid import CellGrid, check_devices
 from lib.slic.soft_assignment import SoftAssignment
 
 DISTANCES = ("euclidean", "squared")
@@ -90,10 +90,10 @@ def slic(
     Raises
     ------
     ValueError
-        If an argument is out of range.
+        If an argument is out of range, or tensors are on several devices.
     """
     assign_step = assign_step or assign
-    check_arguments(pixel_features, n_iter, distance)
+    check_arguments(pixel_features, n_iter, distance, mask=mask, start=start)
     cells = lay_out(pixel_features, n_spixels, mask)
     centroids = first_centroids(cells.origins, start)
     for _ in range(n_iter - 1):
@@ -170,8 +170,15 @@ def first_centroids(origins: Tensor, start: Tensor | None) -> Tensor:
     return torch.where(start.isnan().any(dim=2, keepdim=True), origins, start)
 
 
-def check_arguments(pixel_features: Tensor, n_iter: int, distance: str) -> None:
-    """Raise a ValueError if an argument of `slic` is out of range."""
+def check_arguments(
+    pixel_features: Tensor,
+    n_iter: int,
+    distance: str,
+    *,
+    mask: Tensor | None = None,
+    start: Tensor | None = None,
+) -> None:
+    """Raise a ValueError if an argument of `slic` is out of range or on another device than the features."""
     if pixel_features.ndim != 4 or pixel_features.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             "pixel_features must be float32 or float64 of shape (B, C, H, W), got "
@@ -181,3 +188,4 @@ def check_arguments(pixel_features: Tensor, n_iter: int, distance: str) -> None:
         raise ValueError(f"n_iter must be at least 1, got {n_iter}")
     if distance not in DISTANCES:
         raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
+    check_devices(pixel_features=pixel_features, mask=mask, start=start)

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lib.slic.grid import CellGrid
+from lib.slic.grid import CellGrid, check_devices
 
 _TINY = 1e-16  # added to the total affinity; without it, the mean of a superpixel that has none is NaN
 
@@ -43,8 +43,10 @@ class SoftAssignment:
     def spixel_means(self, values: Tensor) -> Tensor:
         """Average per-pixel values in each superpixel, weighted by affinity: (B, K, H, W) to (B, K, S).
 
-        `values` have the affinity's dtype. The result is differentiable in them and in the affinity.
+        `values` have the affinity's dtype. The result is differentiable in them and in the affinity. Raises a
+        ValueError if they are on another device.
         """
+        check_devices(affinity=self.affinity, values=values)
         cells = self.grid.to_cells(values)
         occupied = self.grid.pixel_mask.to(cells.dtype)[None, :, None].expand(len(cells), -1, -1, -1)
         cells = torch.cat([cells, occupied], dim=2)  # (B, S, K+1, P)
@@ -53,7 +55,11 @@ class SoftAssignment:
         return (sums / (weight + _TINY)).transpose(1, 2)
 
     def to_pixels(self, spixel_values: Tensor) -> Tensor:
-        """Blend superpixel values by affinity: (B, K, S) to (B, K, H, W), differentiable."""
+        """Blend superpixel values by affinity: (B, K, S) to (B, K, H, W), differentiable.
+
+        Raises a ValueError if the values are on another device.
+        """
+        check_devices(affinity=self.affinity, spixel_values=spixel_values)
         candidates = self.grid.to_candidates(spixel_values.transpose(1, 2))  # (B, S, 9, K)
         return self.grid.to_pixels(candidates.transpose(2, 3) @ self.affinity)
 

@@ -7,8 +7,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from skimage.measure import label
 from torch.backends import cudnn
@@ -22,11 +20,13 @@ from lib.metrics.boundary import Boundary
 from lib.metrics.definitions import compactness
 from lib.network.inputs import InputScales
 from lib.runtime.errors import InputError
+from lib.slic import SoftAssignment, slic, slic_labels
 from lib.slic.grid import compute_grid_shape
 from lib.superpixels.merge_settings import MergeSettings, setting_at
 from lib.superpixels.merge_tree import build_merge_tree
 from lib.weights import read_checkpoint, save_checkpoint
 from model import CompositeSSNModel, SSNModel, SSNPix
+from properties import given, settings, st
 
 SCALES = InputScales(0.26, 2.5)
 WITH_EXTRA = SCALES._replace(extra_scale=1.0)
@@ -50,13 +50,6 @@ def test_superpixels_follow_the_quadrants():
         counts = np.bincount(quadrants[labels == idx])
         assert counts.max() > 0.95 * counts.sum()
     np.testing.assert_array_equal(superpixels.image_rgb, image_rgb)
-
-
-def test_superpixels_on_any_device(device):
-    model, image_rgb = SSNModel(4), make_quadrants()[0]
-    expected = Segmenter(model, SCALES)(image_rgb, 24).labels
-    labels = Segmenter(model, SCALES, device=device)(image_rgb, 24).labels
-    assert np.mean(labels == expected) > 0.99
 
 
 def test_bfloat16_changes_features_a_little():
@@ -128,14 +121,33 @@ def test_copies_segment_alike(copied):
     np.testing.assert_array_equal(copied(segmenter)(image_rgb, 24).labels, segmenter(image_rgb, 24).labels)
 
 
-def test_convolutions_keep_all_bits_whatever_the_caller_allows():
+def test_nothing_is_rounded_whatever_the_caller_allows(monkeypatch):
     seen = []
-    model = SSNModel(4)
-    model.feature_extract.register_forward_hook(lambda *_: seen.append((cudnn.allow_tf32, cudnn.benchmark)))
-    with cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
-        Segmenter(model, SCALES)(make_quadrants()[0], 24, with_features=True)
-        assert (cudnn.allow_tf32, cudnn.benchmark) == (True, True)
-    assert set(seen) == {(False, False)}
+
+    def record(function):
+        def recording(*args, **options):
+            seen.append((cudnn.allow_tf32, cudnn.benchmark, torch.get_float32_matmul_precision()))
+            return function(*args, **options)
+
+        return recording
+
+    model, image_rgb = SSNModel(4), make_quadrants()[0]
+    monkeypatch.setattr(model, "encode", record(model.encode))
+    monkeypatch.setattr("model.slic", record(slic))
+    monkeypatch.setattr("model.slic_labels", record(slic_labels))
+    monkeypatch.setattr(SoftAssignment, "spixel_means", record(SoftAssignment.spixel_means))
+    segmenter = Segmenter(model, SCALES)
+    torch.set_float32_matmul_precision("high")
+    try:
+        with cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
+            segmenter(image_rgb, 24, with_features=True)
+            segmenter.segment_from(segmenter.preprocess(image_rgb), 24, None)
+            assert (cudnn.allow_tf32, cudnn.benchmark) == (True, True)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert len(seen) == 6
+    assert set(seen) == {(False, False, "highest")}
 
 
 def test_batch_equals_one_by_one():
@@ -441,26 +453,6 @@ def test_one_level_of_any_size_and_count(shape, share, exact, is_masked):
 def test_without_a_network_there_are_no_features():
     with pytest.raises(InputError, match="without a network has no learned features"):
         Segmenter(SSNPix(), SCALES)(make_quadrants()[0], 24, with_features=True)
-
-
-def test_features_of_a_composite_and_of_its_base(device):
-    image_rgb, quadrants = make_quadrants()
-    base = SSNModel(4)
-    for module in base.modules():  # statistics that are not those of an untrained network
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_()
-    model = CompositeSSNModel.on_top_of(base, 3, n_extra_channels=4)
-    extra = np.random.default_rng(0).normal(size=(*quadrants.shape, 4)).astype(np.float32)
-    segmenter = Segmenter(model, WITH_EXTRA, device=device)
-    superpixels = segmenter(image_rgb, 24, extra=extra, with_features=True)
-    assert superpixels.pixel_features.shape == (7, 60, 92)
-    assert superpixels.features.shape == (superpixels.n_measured, 7)
-    assert superpixels.n_base_features == 4
-    of_base = Segmenter(base, SCALES, device=device)(image_rgb, 24, with_features=True)
-    np.testing.assert_allclose(superpixels.pixel_features[:4], of_base.pixel_features, rtol=1e-5, atol=1e-5)
-    for idx in range(superpixels.n_measured):
-        expected = superpixels.pixel_features[:, superpixels.labels == idx].mean(axis=1)
-        np.testing.assert_allclose(superpixels.features[idx], expected, rtol=1e-4, atol=1e-5)
 
 
 # Merging

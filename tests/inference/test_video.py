@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import sys
 import tracemalloc
 from contextlib import contextmanager
 
@@ -21,7 +22,7 @@ from lib.inference.segmenter import Segmenter
 from lib.inference.video import VideoFrame, segment_video
 from lib.network.inputs import InputScales
 from lib.optflow.archive import write_flow_archive
-from lib.runtime.errors import RunError
+from lib.runtime.errors import InputError, RunError
 from lib.runtime.signals import stop_flag
 from model import SSNPix
 
@@ -308,3 +309,10 @@ def test_bad_options(clip, tmp_path, argv, message, monkeypatch, capsys):
     (tmp_path / "text.mp4").write_text("no video")
     assert message in fails_with(inference_base_model.main, ["--base_model_weights=none", *argv], capsys)
     assert not (tmp_path / "results.mp4").exists()
+
+
+def test_video_without_pyav_names_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)  # cannot be imported
+    frames = iter([VideoFrame(np.zeros((20, 30, 3), np.uint8), None)])
+    with pytest.raises(InputError, match="pip install av"):
+        segment_video(Segmenter(SSNPix(), InputScales()), frames, 4, overlay_file=tmp_path / "o.mp4")

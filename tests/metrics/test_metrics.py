@@ -4,9 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 
 from lib.metrics.boundary import Boundary
 from lib.metrics.definitions import (
@@ -28,6 +25,7 @@ from lib.metrics.definitions import (
     undersegmentation_error_np,
 )
 from lib.metrics.registry import DEFAULT_METRICS, METRICS, PAIR_METRICS, score_label_maps
+from properties import array_shapes, arrays, given, settings, st
 
 GT = np.array([[0, 0, 0, 1, 1], [0, 0, 2, 1, 1]], dtype=np.int32)
 LABELS = np.array([[0, 0, 1, 1, 1], [0, 0, 1, 1, 1]], dtype=np.int64)

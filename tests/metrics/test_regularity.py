@@ -4,14 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from skimage.measure import label
 
 from lib.metrics import registry
 from lib.metrics.registry import DEFAULT_METRICS, METRICS, score_label_maps
 from lib.metrics.regularity import shape_regularity, smooth_matching
+from properties import arrays, given, settings, st
 
 DIAGONAL = math.sqrt(0.5)  # distance of neighbouring diagonals
 

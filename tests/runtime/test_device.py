@@ -1,11 +1,14 @@
-"""The number format of the convolutions."""
+"""The number formats of convolutions and matrix products."""
 
 import logging
+import operator
 
 import pytest
 import torch
 
-from lib.runtime.device import resolve_precision
+from helpers import in_thread
+from lib.runtime import device
+from lib.runtime.device import full_precision, resolve_precision
 from lib.runtime.errors import InputError
 
 CPU = torch.device("cpu")
@@ -48,3 +51,70 @@ def test_bfloat16_on_a_gpu_without_it_is_refused(monkeypatch):
     with pytest.raises(InputError, match="`precision` bf16: an old GPU has no bfloat16; use fp32"):
         resolve_precision("bf16", torch.device("cuda", 0))
     assert resolve_precision("auto", torch.device("cuda", 0)) == "fp32"
+
+
+def read_settings():
+    settings = {
+        "convolutions": torch.backends.cudnn.allow_tf32,
+        "benchmark": torch.backends.cudnn.benchmark,
+        "products": torch.get_float32_matmul_precision(),
+    }
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        for name in ("cuda.matmul", "cudnn.conv", "mkldnn.matmul", "mkldnn.conv"):
+            settings[name] = operator.attrgetter(name)(torch.backends).fp32_precision
+    return settings
+
+
+@pytest.fixture
+def restored():
+    before = device._Precision()
+    yield
+    before.restore()
+
+
+def check_full_precision():
+    """Check the settings in blocks, and that the caller's come back."""
+    with full_precision():
+        pass
+    with full_precision(), full_precision():
+        inside = read_settings()
+        assert not inside["convolutions"]
+        assert not inside["benchmark"]
+        assert inside["products"] == "highest"
+        assert {value for name, value in inside.items() if "." in name} <= {"ieee"}
+
+
+@pytest.mark.parametrize("products", ["highest", "high", "medium"])
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.usefixtures("restored")
+def test_block_keeps_all_bits_and_restores_settings(allowed, products):
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = allowed
+    torch.set_float32_matmul_precision(products)
+    before = read_settings()
+    check_full_precision()
+    assert read_settings() == before
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="needs the settings of PyTorch 2.9"
+)
+@pytest.mark.parametrize("name", ["cuda.matmul", "cudnn.conv", "mkldnn.conv"])
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+@pytest.mark.usefixtures("restored")
+def test_callers_may_use_the_newer_settings(name, precision):
+    backend = operator.attrgetter(name)(torch.backends)
+    backend.fp32_precision = precision  # makes some of the older settings unreadable
+    check_full_precision()
+    assert backend.fp32_precision == precision
+
+
+@pytest.mark.usefixtures("restored")
+def test_last_of_several_threads_restores_settings():
+    torch.set_float32_matmul_precision("high")
+    first, second = full_precision(), full_precision()
+    first.__enter__()
+    in_thread(second.__enter__)
+    first.__exit__(None, None, None)
+    assert torch.get_float32_matmul_precision() == "highest"
+    in_thread(second.__exit__, None, None, None)
+    assert torch.get_float32_matmul_precision() == "high"

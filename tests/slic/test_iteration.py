@@ -11,7 +11,7 @@ from lib.losses import true_label_share
 from lib.slic import fast, iteration, reference, slic, slic_labels
 from lib.slic.fast import _nearest
 from lib.slic.grid import compute_grid_shape
-from lib.slic.iteration import DISTANCES
+from lib.slic.iteration import DISTANCES, MIN_SQUARED_DISTANCE
 
 
 def make_features(shape, *, batch=2, channels=4, requires_grad=False, dtype=torch.float64):
@@ -85,7 +85,7 @@ def masked_by_loop(features, mask, n_spixels, *, n_iter, distance):
             near = [(row + dy, col + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
             near = [cell for cell in near if cell in means]
             squared = torch.stack([(features[:, y, x] - means[cell]).square().sum() for cell in near])
-            distances = squared if distance == "squared" else squared.sqrt()
+            distances = squared if distance == "squared" else squared.clamp(min=MIN_SQUARED_DISTANCE).sqrt()
             for cell, share in zip(near, torch.softmax(-distances, 0), strict=True):
                 affinity[cell[0] * n_cols + cell[1], y * width + x] = share
         flat = features.flatten(1)
@@ -268,6 +268,25 @@ def test_impossible_count_is_rejected(n_spixels):
 def test_bad_argument_is_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         slic(make_features((20, 31)), 12, **arguments)
+
+
+@pytest.mark.parametrize("function", [slic, slic_labels])
+def test_tensors_on_two_devices_are_refused(function):
+    features = torch.empty(1, 3, 20, 31, device="meta")
+    mask = torch.ones(1, 20, 31, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"one device, got pixel_features on meta, mask on cpu; move them"):
+        function(features, 12, mask=mask)
+
+
+def test_start_and_values_on_another_device_are_refused():
+    features = torch.rand(1, 3, 20, 31)
+    with pytest.raises(ValueError, match="pixel_features on cpu, start on meta"):
+        slic(features, 12, start=torch.empty(1, 3, 8, device="meta"))
+    assignment = slic(features, 12)
+    with pytest.raises(ValueError, match="affinity on cpu, values on meta"):
+        assignment.reconstruct(features.to("meta"))
+    with pytest.raises(ValueError, match="affinity on cpu, spixel_values on meta"):
+        assignment.to_pixels(torch.empty(1, 3, 8, device="meta"))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float16])

@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from skimage.measure import label
 
 from lib.superpixels.connectivity import MIN_SIZE_SHARE, enforce_connectivity, enforce_count
+from properties import arrays, given, settings, st
 
 
 def test_connected_map_is_unchanged():

@@ -4,14 +4,12 @@ import json
 import xml.etree.ElementTree as ET
 
 import numpy as np
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
 
 from lib.superpixels.connectivity import enforce_connectivity
 from lib.superpixels.outlines import to_geojson, to_svg, trace_outlines
 from lib.superpixels.regions import Superpixels
+from properties import arrays, given, settings, st
 
 
 def signed_area(ring):

@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from lib.superpixels.regions import Superpixels
+from properties import arrays, given, st
 
 LABELS = np.array([[0, 0, 2], [2, 2, -1]], dtype=np.int32)  # label 1 does not occur
 IMAGE_RGB = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)

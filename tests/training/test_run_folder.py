@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.summary.writer.event_file_writer import AtomicCounter
 
 from helpers import make_quadrants
 from lib.runtime.errors import RunError
 from lib.training.run_folder import RunFolder, Validation
+
+accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+writer = pytest.importorskip("tensorboard.summary.writer.event_file_writer")
 
 
 def open_folder(path, *, step=0):
@@ -25,7 +26,7 @@ def open_folder(path, *, step=0):
 
 
 def read_events(folder):
-    return EventAccumulator(str(folder / "tensorboard")).Reload()
+    return accumulator.EventAccumulator(str(folder / "tensorboard")).Reload()
 
 
 def scalars_of(folder, tag):
@@ -71,7 +72,7 @@ def test_events_are_grouped_and_flushed(tmp_path):
 
 def test_resumed_run_discards_later_events(tmp_path, monkeypatch):
     # Names of event files hold the second and a count, as text: within a second, 10 would come before 9.
-    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer._global_uid", AtomicCounter(10))
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer._global_uid", writer.AtomicCounter(10))
     folder = open_folder(tmp_path)
     for step in (2, 4, 6, 8):
         folder.add_interval(step, {"loss": 1.0, "gone": 1.0})
