@@ -1,27 +1,42 @@
 """Read images and masks in any common format."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
+from lib.files.opencv import cv2
+from lib.files.value_range import ValueRange, check_value_range, scale_to_8_bits, scale_to_unit
 from lib.runtime.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")  # accepted in folders
 
-_ONE_CHANNEL_MODES = ("1", "L", "I", "I;16", "F")
+_BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 258, 284  # tags of TIFF
 
 _UNKNOWN = 0.5  # mid-grey, replaces NaN pixels in the input of the network
 
+# By the value of the EXIF orientation: an array (H, W, ...) as it is to be seen.
+_TURNS: Mapping[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: np.swapaxes(pixels, 0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(np.swapaxes(pixels, 0, 1), 2),
+    8: np.rot90,
+}
 
-def read_image(path: Path) -> np.ndarray:
+
+def read_image(path: Path, *, value_range: ValueRange | None = None) -> np.ndarray:
     """Read an image in any format of Pillow as RGB, (H, W, 3) uint8, and apply its EXIF orientation.
 
-    Greyscale, palette, CMYK and 16-bit images are converted. Transparent images are placed on white. Raises
+    Greyscale, palette and CMYK images are converted. Transparent images are placed on white. `value_range` is
+    the range of pixels of more than 8 bits, as in `scale_to_8_bits`; 32-bit floats need it. Raises
     `InputError` if the file is missing or not a readable image.
     """
-    return _read_upright(path, "image", lambda image: np.asarray(_to_rgb(image)))
+    return _read_upright(path, "image", lambda pixels: _to_rgb(pixels, value_range, name=str(path)))
 
 
 def read_image_shape(path: Path) -> tuple[int, int]:
@@ -61,7 +76,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def to_rgb_array(
-    image: np.ndarray | Image.Image, *, name: str = "the image"
+    image: np.ndarray | Image.Image, *, value_range: ValueRange | None = None, name: str = "the image"
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Convert an image in memory to RGB.
 
@@ -69,8 +84,11 @@ def to_rgb_array(
     ----------
     image : ndarray or PIL image
         An array (H, W) or (H, W, 1) of grey, (H, W, 3) of RGB, or with a last channel of opacity (H, W, 2 or
-        4), of uint8, uint16 or floats in [0, 1], NaN where unknown; or any PIL image. It becomes what
-        `read_image` makes of its file.
+        4), of integers or floats in [0, 1], NaN where unknown; or any PIL image. It becomes what `read_image`
+        makes of its file.
+    value_range : pair of float, optional
+        Values that become black and white, for integers of more than 8 bits, see `scale_to_8_bits`, and for
+        floats.
     name : str
         Name in error messages.
 
@@ -86,31 +104,21 @@ def to_rgb_array(
     InputError
         If the image has another type, shape, dtype or range.
     """
-    if isinstance(image, Image.Image):
-        try:
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image))), None
-        except InputError as error:
-            raise InputError(f"{name} {error}") from error
-    if not isinstance(image, np.ndarray):
-        raise InputError(f"{name} must be an array or a PIL image, got {type(image)}")
-    if image.size == 0 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (2,), (3,), (4,)):
-        raise InputError(f"{name} must be (H, W) or (H, W, 1 to 4), got {image.shape}")
-    pixels = image[..., None] if image.ndim == 2 else image
-    if pixels.dtype == np.uint16:  # grey is scaled, colour loses its low byte, as Pillow reads files
-        pixels = (pixels // 257 if pixels.shape[2] < 3 else pixels >> 8).astype(np.uint8)
-    if pixels.dtype == np.uint8:
-        picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-        return np.asarray(_to_rgb(picture)), None
-    if pixels.dtype.kind != "f":
-        raise InputError(f"{name} must be of uint8, uint16, or floats in [0, 1], got {image.dtype}")
-    is_known = ~np.isnan(pixels).any(axis=2)
-    pixels = np.where(is_known[..., None], pixels, _UNKNOWN)
-    if pixels.min() < 0 or pixels.max() > 1:
-        raise InputError(f"{name} must have floats in [0, 1], got {pixels.min()} to {pixels.max()}")
-    if pixels.shape[2] in (2, 4):  # the last channel is opacity, over white
-        pixels = pixels[..., :-1] * pixels[..., -1:] + 1 - pixels[..., -1:]
-    pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3)).astype(np.float32)
-    return pixels, None if is_known.all() else is_known
+    try:
+        if isinstance(image, Image.Image):
+            return _turn(_to_rgb(_pixels_of(image), value_range, name=name), _orientation(image)), None
+        if not isinstance(image, np.ndarray):
+            raise InputError(f"must be an array or a PIL image, got {type(image)}")
+        if image.size == 0 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (2,), (3,), (4,)):
+            raise InputError(f"must be (H, W) or (H, W, 1 to 4), got {image.shape}")
+        pixels = image[..., None] if image.ndim == 2 else image
+        if pixels.dtype.kind in "iu":
+            return _to_rgb(pixels, value_range, name=name), None
+        if pixels.dtype.kind != "f":
+            raise InputError(f"must be of integers, or floats in [0, 1], got {image.dtype}")
+        return _floats_to_rgb(pixels, value_range)
+    except InputError as error:
+        raise InputError(f"{name} {error}") from error
 
 
 def resize_image(image_rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -125,37 +133,143 @@ def size_text(shape: tuple[int, ...]) -> str:
     return f"{shape[1]}x{shape[0]}"
 
 
-def _read_upright(path: Path, kind: str, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    """Read an image file, apply its EXIF orientation and convert it; `kind` names it in error messages."""
+def _read_upright(
+    path: Path, kind: str, convert: Callable[[Image.Image | np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Read an image file, convert its pixels, see `_pixels_of`, and apply its EXIF orientation.
+
+    `kind` names the file in error messages.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no {kind} file {path}")
     try:
         with Image.open(path) as image:
-            image.load()
-            return convert(ImageOps.exif_transpose(image))
+            has_wide_colors = _has_wide_colors(image)
+            pixels = _read_wide_colors(path, image) if has_wide_colors else _pixels_of(image)
+            return _turn(convert(pixels), _orientation(image))
     except InputError as error:
         raise InputError(f"{path} {error}") from error
     except Exception as error:  # broken files make Pillow raise many kinds of errors
         raise InputError(f"{path} is not a readable {kind} ({error})") from error
 
 
-def _to_mask(image: Image.Image) -> np.ndarray:
+def _pixels_of(image: Image.Image) -> Image.Image | np.ndarray:
+    """Return the image, or an array (H, W, 1) if it has more than 8 bits, as stored."""
+    range_of_header = _range_of_header(image)
+    if range_of_header is None:
+        is_wide = image.mode.startswith("I") or image.mode == "F"
+        return np.asarray(image)[..., None] if is_wide else image
+    return scale_to_8_bits(np.asarray(image)[..., None], range_of_header, name="")
+
+
+def _range_of_header(image: Image.Image) -> ValueRange | None:
+    """Return the range of a greyscale image that declares fewer than 16 bits; None for others."""
+    arguments = image.tile[0][3] if getattr(image, "tile", None) else None
+    if isinstance(arguments, tuple) and arguments[0] == "I;12":
+        return 0, 2**12 - 1
+    is_scaled = image.format == "PPM" and image.mode == "I" and isinstance(arguments, tuple)
+    return (0, 2**16 - 1) if is_scaled and arguments[1] < 2**16 - 1 else None
+
+
+def _has_wide_colors(image: Image.Image) -> bool:
+    """Return True for 16-bit colours, before the pixels are read; Pillow keeps 8 bits of them."""
+    if not image.tile:
+        return False
+    codec, _, _, arguments = image.tile[0]
+    is_wide_tiff = image.format == "TIFF" and max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8
+    if is_wide_tiff and codec == "raw" and image.tag_v2.get(_PLANAR_CONFIGURATION) == 2:
+        raise InputError("has colours of more than 8 bits in separate planes; convert it to PNG")
+    first, *others = arguments if isinstance(arguments, tuple) else (arguments,)
+    is_wide_ppm = image.format == "PPM" and image.mode == "RGB" and others == [2**16 - 1]
+    return is_wide_ppm or re.fullmatch(r"(RGB\w*|LA);16[BLN]", str(first)) is not None
+
+
+def _read_wide_colors(path: Path, image: Image.Image) -> np.ndarray:
+    """Read 16-bit colours, (H, W, 3 or 4) uint16."""
+    # OpenCV versions differ in the orientation of TIFF, and mix up separate planes.
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    is_plain = tags.get(ExifTags.Base.Orientation, 1) == 1 and tags.get(_PLANAR_CONFIGURATION, 1) == 1
+    high_bytes = np.asarray(image)
+    pixels = _read_with_opencv(path) if is_plain else None
+    if pixels is not None and pixels.shape == high_bytes.shape:
+        difference = (pixels >> 8).astype(np.int16) - high_bytes
+        if np.abs(difference).max() <= 1:  # Pillow rounds some formats
+            return pixels
+    if high_bytes.max() < 64:  # the values may fit in 14 bits
+        raise InputError("has 16-bit colours in a layout of which only 8 bits can be read; convert it to PNG")
+    return high_bytes.astype(np.uint16) * 257
+
+
+def _read_with_opencv(path: Path) -> np.ndarray | None:
+    """Read pixels as stored, (H, W, 3 or 4) in RGB or RGBA; None if OpenCV cannot."""
+    try:
+        pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+    if pixels is None or pixels.dtype != np.uint16 or pixels.shape[2:] not in ((3,), (4,)):
+        return None
+    return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+
+
+def _orientation(image: Image.Image) -> int | None:
+    return image.getexif().get(ExifTags.Base.Orientation)
+
+
+def _turn(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
+    """Apply an EXIF orientation to an array (H, W, ...)."""
+    turn = _TURNS.get(orientation)
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+
+
+def _to_mask(pixels: Image.Image | np.ndarray) -> np.ndarray:
     # Palette and transparent images are judged by their colours, not by palette index or alpha.
-    values = np.asarray(image if image.mode in _ONE_CHANNEL_MODES else image.convert("RGB"))
-    return values.astype(bool) if values.ndim == 2 else values.any(axis=2)
+    if isinstance(pixels, Image.Image):
+        pixels = np.asarray(pixels if pixels.mode in ("1", "L") else pixels.convert("RGB"))
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return pixels[..., :3].astype(bool).any(axis=2)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise InputError("has 32-bit float pixels of unknown range; convert it to 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16-bit greyscale; Pillow itself converts 16-bit colour to 8 bits
-        values = np.asarray(image).astype(np.int64)
-        may_be_8_bit = image.mode == "I" and 0 < values.max() < 256
-        if values.min() < 0 or values.max() > 65535 or may_be_8_bit:
-            raise InputError("has integer pixels of unknown range; convert it to unsigned 8 or 16 bits")
-        return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+def _to_rgb(pixels: Image.Image | np.ndarray, value_range: ValueRange | None, *, name: str) -> np.ndarray:
+    """Convert an image of 8 bits, or an array (H, W, C), to RGB, on white if it has opacity."""
+    if isinstance(pixels, np.ndarray):
+        if pixels.dtype.kind == "f":
+            return _float_file_to_rgb(pixels, value_range)
+        if pixels.dtype != np.uint8:
+            pixels = scale_to_8_bits(pixels, value_range, name=name)
+        pixels = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    if pixels.has_transparency_data:
+        white = Image.new("RGBA", pixels.size, "white")
+        pixels = Image.alpha_composite(white, pixels.convert("RGBA"))
+    return np.asarray(pixels.convert("RGB"))
+
+
+def _float_file_to_rgb(pixels: np.ndarray, value_range: ValueRange | None) -> np.ndarray:
+    if value_range is None:
+        raise InputError(
+            "has 32-bit float pixels of unknown range; give `value_range`, or convert it to 8 or 16 bits"
+        )
+    rgb, is_known = _floats_to_rgb(pixels, value_range)
+    if is_known is not None:
+        raise InputError("has NaN pixels")
+    return np.rint(255 * rgb).astype(np.uint8)
+
+
+def _floats_to_rgb(
+    pixels: np.ndarray, value_range: ValueRange | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Convert floats (H, W, 1 to 4) to RGB in [0, 1], as `to_rgb_array` does."""
+    check_value_range(value_range)
+    n_colors = pixels.shape[2] - (pixels.shape[2] in (2, 4))
+    if value_range is not None:
+        colors = scale_to_unit(pixels[..., :n_colors], value_range)
+        pixels = np.concatenate([colors, pixels[..., n_colors:]], axis=2)
+    is_known = ~np.isnan(pixels).any(axis=2)
+    pixels = np.where(is_known[..., None], pixels, _UNKNOWN)
+    if pixels.min() < 0 or pixels.max() > 1:
+        raise InputError(f"must have floats in [0, 1], got {pixels.min()} to {pixels.max()}")
+    colors, opacity = pixels[..., :n_colors], pixels[..., n_colors:]
+    if opacity.size:  # over white
+        colors = colors * opacity + 1 - opacity
+    rgb = np.broadcast_to(colors, (*colors.shape[:2], 3)).astype(np.float32)
+    return rgb, None if is_known.all() else is_known

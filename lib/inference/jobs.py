@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from lib.files.atomic import check_output_file, prepare_out_dir, real_path
 from lib.files.images import IMAGE_SUFFIXES
+from lib.files.value_range import ValueRange, check_value_range
 from lib.inference.images import ImageJob
 from lib.inference.outputs import (
     FEATURE_SUFFIXES,
@@ -59,6 +60,7 @@ def plan_jobs(
     *,
     nested: bool = False,
     mask: str | None = None,
+    value_range: ValueRange | None = None,
     flows_of: Callable[[Sequence[Path]], Sequence[FlowOfFrame]] | None = None,
 ) -> list[ImageJob]:
     """Find images, and plan the output files of each.
@@ -73,14 +75,17 @@ def plan_jobs(
         Label maps are of nested levels.
     mask : str, optional
         Picture of the pixels to segment; for several images, a folder or a template.
+    value_range : pair of float, optional
+        Range of pixels of more than 8 bits, for all images; by default, each image has its own.
     flows_of : callable, optional
         Returns the flow of each image; by default, images have no flow.
 
     Raises
     ------
     InputError
-        If no image is found, a file cannot be written, or two files are the same.
+        If no image is found, a file cannot be written, two files are the same, or the range is empty.
     """
+    check_value_range(value_range)
     is_single = is_single_image(images)
     mask_template = _mask_template(mask, is_single=is_single)
     kinds = OUTPUTS | {"labels": _NESTED_LABELS} if nested else OUTPUTS
@@ -104,7 +109,7 @@ def plan_jobs(
             users.setdefault(real_path(mask_file), f"`mask` of {file}")
         for source in flow.files if flow else []:
             users.setdefault(real_path(source), f"{source}, for the flow of {file},")
-        jobs.append(ImageJob(file, files, mask_file, flow))
+        jobs.append(ImageJob(file, files, mask_file, flow, value_range))
     for job in jobs:
         for path in job.files.paths:
             user = f"an output of {job.image}"

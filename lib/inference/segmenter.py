@@ -14,6 +14,7 @@ from skimage.measure import label
 from torch import Tensor, nn
 
 from lib.files.images import to_rgb_array
+from lib.files.value_range import ValueRange
 from lib.network.inputs import (
     InputScales,
     check_features,
@@ -172,6 +173,7 @@ class Segmenter:
         *,
         extra: np.ndarray | Tensor | None = None,
         mask: np.ndarray | Tensor | None = None,
+        value_range: ValueRange | None = None,
         connected: bool = True,
         exact: bool = False,
         with_features: bool = False,
@@ -182,8 +184,8 @@ class Segmenter:
         Parameters
         ----------
         image : ndarray or PIL image
-            An array (H, W), (H, W, 1), (H, W, 3), or with a last channel of opacity (H, W, 2 or 4), of uint8,
-            of uint16 or of floats in [0, 1]; or any PIL image. It is taken as its file would be read. NaN
+            An array (H, W), (H, W, 1), (H, W, 3), or with a last channel of opacity (H, W, 2 or 4), of
+            integers or of floats in [0, 1]; or any PIL image. It is taken as its file would be read. NaN
             pixels are left out, as pixels outside a mask are.
         n_spixels : int
             Requested number of superpixels; with a mask, the number within it.
@@ -191,6 +193,10 @@ class Segmenter:
             Extra channels of a composite model, such as the optical flow of the frame.
         mask : ndarray or Tensor, shape (H, W), bool, optional
             Pixels to segment; the others get the label -1. The network reads them nevertheless.
+        value_range : pair of float, optional
+            Values of `image` that are black and white, for floats and for integers of more than 8 bits; those
+            beyond are clipped. Default: [0, 1] for floats, and 0 to the largest number of the fewest bits, of
+            8, 10, 12, 14 and 16, that hold the values for integers.
         connected : bool
             Make superpixels connected. Otherwise nothing is merged: labels are the most likely superpixel of
             each pixel, with numbers below n_rows * n_cols that need not all occur.
@@ -208,7 +214,7 @@ class Segmenter:
             more parts than the requested superpixels.
         """
         (superpixels,) = self._run(
-            [self.preprocess(image, extra, mask)],
+            [self.preprocess(image, extra, mask, value_range=value_range)],
             n_spixels,
             connected=connected,
             exact=exact,
@@ -224,6 +230,7 @@ class Segmenter:
         *,
         extra: np.ndarray | Tensor | None = None,
         mask: np.ndarray | Tensor | None = None,
+        value_range: ValueRange | None = None,
         **options: bool,
     ) -> list[Superpixels]:
         """Cut each image of a batch into superpixels.
@@ -238,6 +245,8 @@ class Segmenter:
             Extra channels.
         mask : ndarray or Tensor, shape (B, H, W), bool, optional
             Pixels to segment.
+        value_range : pair of float, optional
+            As for the call; by default, each image has its own.
         **options
             `connected`, `exact`, `with_features` and `with_soft_assignment` of the call.
 
@@ -246,7 +255,7 @@ class Segmenter:
         InputError
             If an image, extra channels or a mask cannot be used, as for the call.
         """
-        return self._run(self._preprocess_batch(images, extra, mask), n_spixels, **options)
+        return self._run(self._preprocess_batch(images, extra, mask, value_range), n_spixels, **options)
 
     def _run(
         self,
@@ -272,6 +281,7 @@ class Segmenter:
         extra: np.ndarray | Tensor | None = None,
         mask: np.ndarray | Tensor | None = None,
         *,
+        value_range: ValueRange | None = None,
         name: str = "the image",
     ) -> PreprocessedImage:
         """Prepare an image for the network. Needs no device and may run in another thread.
@@ -279,7 +289,7 @@ class Segmenter:
         `name` is used in error messages; the other parameters are the same as for the call.
         """
         with self.stopwatch.stage("conversion"):
-            pixels, is_known = to_rgb_array(image, name=name)
+            pixels, is_known = to_rgb_array(image, value_range=value_range, name=name)
             mask = _combine_masks(_as_array(mask), is_known, pixels.shape[:2], name=name)
             # A copy: statistics of superpixels, computed later, must not change with the caller's array.
             as_bytes = pixels.copy() if pixels.dtype == np.uint8 else np.rint(255 * pixels).astype(np.uint8)
@@ -512,7 +522,11 @@ class Segmenter:
             yield
 
     def _preprocess_batch(
-        self, images: Tensor, extra: np.ndarray | Tensor | None, mask: np.ndarray | Tensor | None
+        self,
+        images: Tensor,
+        extra: np.ndarray | Tensor | None,
+        mask: np.ndarray | Tensor | None,
+        value_range: ValueRange | None,
     ) -> list[PreprocessedImage]:
         if images.ndim != 4 or len(images) == 0:
             raise InputError(f"a batch must be a tensor (B, 3, H, W), got {tuple(images.shape)}")
@@ -526,7 +540,8 @@ class Segmenter:
         arrays = _as_array(images.movedim(1, -1))
         extras = nothing if extra is None else np.moveaxis(_as_array(extra), 1, -1)
         masks = nothing if mask is None else _as_array(mask)
-        return [self.preprocess(*parts) for parts in zip(arrays, extras, masks, strict=True)]
+        parts = zip(arrays, extras, masks, strict=True)
+        return [self.preprocess(*each, value_range=value_range) for each in parts]
 
 
 def _check_parts(image: PreprocessedImage, n_spixels: int) -> None:

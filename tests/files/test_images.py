@@ -1,12 +1,18 @@
 """Test reading images and masks of all supported kinds."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from helpers import make_quadrants
 from lib.files.images import read_image, read_mask
+from lib.files.opencv import cv2
 from lib.runtime.errors import InputError
+from lib.runtime.notices import forget_logged
 
 IMAGE_RGB, LABELS = make_quadrants(20, 31)
 
@@ -27,6 +33,120 @@ def test_16_bit_greyscale_keeps_its_range(tmp_path):
     for name in ("grey16.png", "grey16.tif"):
         Image.fromarray(grey).save(tmp_path / name)
         np.testing.assert_array_equal(read_image(tmp_path / name)[..., 1], IMAGE_RGB[..., 0])
+
+
+RAMP = np.arange(20 * 31).reshape(20, 31) / (20 * 31 - 1)  # 0 to 1
+
+
+def write_color_16(path, values):
+    """Write values (H, W, 3 or 4) uint16, RGB or RGBA."""
+    assert cv2.imwrite(str(path), values[..., [2, 1, 0, 3][: values.shape[2]]])
+
+
+@pytest.mark.parametrize("n_bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "grey.pgm", "int32.tif"])
+def test_grey_values_fill_their_bits(name, n_bits, tmp_path):
+    values = np.rint(RAMP * (2**n_bits - 1)).astype(np.int32 if name == "int32.tif" else np.uint16)
+    Image.fromarray(values).save(tmp_path / name)
+    expected = np.rint(values / (2**n_bits - 1) * 255)
+    np.testing.assert_array_equal(read_image(tmp_path / name)[..., 2], expected)
+
+
+@pytest.mark.parametrize("n_bits", [8, 12, 16])
+@pytest.mark.parametrize("name", ["rgb.png", "rgb.tif", "rgb.ppm", "rgba.png", "rgba.tif"])
+def test_colors_fill_their_bits(name, n_bits, tmp_path):
+    colors = np.stack([RAMP, 1 - RAMP, RAMP**2], axis=2)
+    values = np.rint(colors * (2**n_bits - 1)).astype(np.uint16)
+    expected = np.rint(values / (2**n_bits - 1) * 255)
+    if "rgba" in name:  # the left column is transparent
+        values = np.dstack([values, np.full((20, 31), 65535, np.uint16)])
+        values[:, 0, 3] = 0
+        expected[:, 0] = 255
+    write_color_16(tmp_path / name, values)
+    np.testing.assert_array_equal(read_image(tmp_path / name), expected)
+
+
+def test_16_bit_colors_are_turned(tmp_path):
+    values = np.rint(np.stack([RAMP, 1 - RAMP, RAMP**2], axis=2) * 4095).astype(np.uint16)
+    write_color_16(tmp_path / "a.png", values)
+    upright = read_image(tmp_path / "a.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    insert_chunk(tmp_path / "a.png", b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(upright, -1))
+
+
+def insert_chunk(path, kind, data, *, before=b"IDAT"):
+    """Insert a chunk into a PNG file."""
+    content = path.read_bytes()
+    at = content.index(before) - 4
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    path.write_bytes(content[:at] + chunk + content[at:])
+
+
+def test_value_range_clips(tmp_path):
+    values = np.rint(RAMP * 4095).astype(np.uint16)
+    expected = np.rint((values.clip(500, 1500) - 500.0) / 1000 * 255)
+    Image.fromarray(values).save(tmp_path / "grey.png")
+    write_color_16(tmp_path / "rgb.png", np.stack([values] * 3, axis=2))
+    Image.fromarray(values.astype(np.int32) - 1000).save(tmp_path / "signed.tif")
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "float.tif")
+    for name, value_range in [
+        ("grey.png", (500, 1500)),
+        ("rgb.png", (500, 1500)),
+        ("signed.tif", (-500, 500)),
+        ("float.tif", (500, 1500)),
+    ]:
+        image_rgb = read_image(tmp_path / name, value_range=value_range)
+        np.testing.assert_array_equal(image_rgb[..., 0], expected)
+    with pytest.raises(InputError, match="`value_range` 5 5: "):
+        read_image(tmp_path / "grey.png", value_range=(5, 5))
+
+
+def test_value_range_leaves_8_bits_alone(tmp_path):
+    Image.fromarray(IMAGE_RGB).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", value_range=(0, 4095)), IMAGE_RGB)
+
+
+def test_range_of_the_header_counts(tmp_path):
+    values = np.rint(RAMP * 900).astype(">u2")  # would fit in 10 bits
+    (tmp_path / "a.pgm").write_bytes(b"P5 31 20 4095\n" + values.tobytes())
+    (tmp_path / "a.ppm").write_bytes(b"P6 31 20 4095\n" + np.repeat(values, 3).tobytes())
+    for name in ("a.pgm", "a.ppm"):
+        np.testing.assert_allclose(read_image(tmp_path / name)[..., 0], values / 4095 * 255, atol=1)
+
+
+@pytest.mark.parametrize(("planes", "compression"), [("separate", None), ("separate", "zlib"), (None, None)])
+def test_16_bit_colors_that_would_lose_bits_are_refused(planes, compression, tmp_path):
+    values = np.full((3, 20, 31) if planes else (20, 31, 3), 1000, np.uint16)
+    orientation = (0x0112, "H", 1, 1 if planes else 6, True)
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        values,
+        photometric="rgb",
+        planarconfig=planes,
+        compression=compression,
+        extratags=[orientation],
+    )
+    with pytest.raises(InputError, match=r"a\.tif has .* convert it to PNG"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_range_is_logged_once(tmp_path, caplog):
+    forget_logged()
+    for idx, top in enumerate([4000, 3000, 900, 800]):
+        Image.fromarray(np.full((2, 3), top, np.uint16)).save(tmp_path / f"{idx}.png")
+        read_image(tmp_path / f"{idx}.png")
+    first, second = caplog.messages
+    assert "0.png has values up to 4000: read as 12 bits, 0 to 4095" in first
+    assert "2.png has values up to 900: read as 10 bits, 0 to 1023" in second
+
+
+def test_16_bit_color_mask_of_small_values(tmp_path):
+    values = np.zeros((20, 31, 3), np.uint16)
+    values[:5, 3:, 1] = 1
+    write_color_16(tmp_path / "mask.png", values)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), values.any(axis=2))
 
 
 def test_palette_is_applied(tmp_path):
@@ -87,9 +207,9 @@ def test_masks_of_all_modes(mode, tmp_path):
     np.testing.assert_array_equal(read_mask(path), expected)
 
 
-@pytest.mark.parametrize("brightest", [200, 70_000])
-def test_integers_of_unknown_range_are_rejected(tmp_path, brightest):
+@pytest.mark.parametrize("outermost", [-1, 70_000])
+def test_integers_of_unknown_range_are_rejected(tmp_path, outermost):
     path = tmp_path / "image.tif"
-    Image.fromarray(np.array([[0, brightest]], dtype=np.int32)).save(path)
+    Image.fromarray(np.array([[0, outermost]], dtype=np.int32)).save(path)
     with pytest.raises(InputError, match=r"image\.tif has integer pixels"):
         read_image(path)

@@ -279,6 +279,22 @@ def test_single_image_into_a_folder_and_skipped(photos, in_tmp_path):
     assert files_below(in_tmp_path / "o") == ["a/overlay.png"]
 
 
+def test_value_range_of_a_folder(in_tmp_path, capsys):
+    (in_tmp_path / "photos").mkdir()
+    for name, top in (("bright", 4000), ("dim", 500)):
+        values = np.linspace(0, top, 60 * 92).reshape(60, 92).astype(np.uint16)
+        Image.fromarray(values).save(in_tmp_path / "photos" / f"{name}.png")
+    argv = ["--image=photos", "--overlay=mean_colors"]
+    brightest = {}
+    for key, more in {"own": [], "fixed": ["--value_range", "0", "4095"]}.items():
+        segment(*argv, f"--out={key}", *more)
+        brightest[key] = np.asarray(Image.open(in_tmp_path / key / "dim.png")).max()
+    assert brightest["own"] > 110
+    assert 20 < brightest["fixed"] < 35
+    argv = ["--base_model_weights=none", *argv, "--value_range", "9", "9"]
+    assert "--value_range 9 9: " in fails_with(inference_base_model.main, argv, capsys)
+
+
 def test_skip_existing(photos, in_tmp_path):
     argv = ["--image", str(photos), "--out=overlays", "--save_labels=labels", "--skip_existing"]
     segment(*argv)

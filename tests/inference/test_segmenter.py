@@ -126,6 +126,31 @@ def test_convolutions_keep_all_bits_whatever_the_caller_allows():
     assert set(seen) == {(False, False)}
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.uint32, np.int64])
+def test_value_range_of_integers(dtype):
+    values = np.linspace(0, 4095, 60 * 92).reshape(60, 92).astype(dtype)
+    segmenter = Segmenter(SSNPix(), SCALES)
+    by_bits, by_range = segmenter(values, 24), segmenter(values, 24, value_range=(1000, 2000))
+    np.testing.assert_array_equal(by_bits.image_rgb[..., 0], np.rint(values / 4095 * 255))
+    expected = np.rint((values.clip(1000, 2000) - 1000.0) / 1000 * 255)
+    np.testing.assert_array_equal(by_range.image_rgb[..., 0], expected)
+    if dtype != np.uint32:  # PyTorch cannot stack it in its oldest version
+        batch = torch.from_numpy(np.stack([values, values // 8]))[:, None]
+        _, dim = segmenter.segment_batch(batch, 24)
+        assert dim.image_rgb.max() == 127  # 511 of 10 bits
+        _, dim = segmenter.segment_batch(batch, 24, value_range=(0, 4095))
+        assert dim.image_rgb.max() == 32
+
+
+def test_value_range_of_floats():
+    values = np.linspace(-3, 5, 60 * 92).reshape(60, 92)
+    values[:30] = np.nan
+    superpixels = Segmenter(SSNPix(), SCALES)(values, 24, value_range=(0, 4))
+    np.testing.assert_array_equal(superpixels.labels == -1, np.isnan(values))
+    expected = np.rint(values[30:].clip(0, 4) / 4 * 255)
+    np.testing.assert_allclose(superpixels.image_rgb[30:, :, 1], expected, atol=1)
+
+
 def test_batch_equals_one_by_one():
     images = [make_quadrants(seed=seed)[0] for seed in range(3)]
     segmenter = Segmenter(SSNModel(4), SCALES)
@@ -211,7 +236,8 @@ def test_extra_channels_need_a_scale():
         (np.zeros((0, 9, 3), np.uint8), r"got \(0, 9, 3\)"),
         (np.zeros((8, 9, 5), np.uint8), r"got \(8, 9, 5\)"),
         (np.zeros(9, np.uint8), r"got \(9,\)"),
-        (np.zeros((8, 9, 3), np.int64), "got int64"),
+        (np.zeros((8, 9, 3), bool), "got bool"),
+        (np.full((8, 9, 3), -1), "the image has integer pixels of unknown range, here -1 to -1"),
         (np.full((8, 9, 3), 200.0), r"must have floats in \[0, 1\], got 200.0 to 200.0"),
         (np.full((8, 9, 3), np.nan), "the mask of the image leaves no pixel to segment"),
         ("photo.jpg", "the image must be an array or a PIL image, got <class 'str'>"),
