@@ -84,8 +84,8 @@ def to_rgb_array(
     ----------
     image : ndarray or PIL image
         An array (H, W) or (H, W, 1) of grey, (H, W, 3) of RGB, or with a last channel of opacity (H, W, 2 or
-        4), of integers or floats in [0, 1], NaN where unknown; or any PIL image. It becomes what `read_image`
-        makes of its file.
+        4), of integers or floats in [0, 1]; unknown values are masked or NaN. Or any PIL image. It becomes
+        what `read_image` makes of its file.
     value_range : pair of float, optional
         Values that become black and white, for integers of more than 8 bits, see `scale_to_8_bits`, and for
         floats.
@@ -95,9 +95,9 @@ def to_rgb_array(
     Returns
     -------
     image_rgb : ndarray, shape (H, W, 3)
-        uint8, or float32 in [0, 1]; mid-grey replaces NaN.
+        uint8, or float32 in [0, 1]; mid-grey replaces NaN and masked pixels.
     is_known : ndarray, shape (H, W), bool, or None
-        False where the image is NaN; None if no pixel is NaN.
+        False where a channel of the image is NaN or masked; None if there is no such pixel.
 
     Raises
     ------
@@ -112,11 +112,13 @@ def to_rgb_array(
         if image.size == 0 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (2,), (3,), (4,)):
             raise InputError(f"must be (H, W) or (H, W, 1 to 4), got {image.shape}")
         pixels = image[..., None] if image.ndim == 2 else image
+        if pixels.dtype.kind in "iu" and isinstance(pixels, np.ma.MaskedArray):
+            return _masked_integers_to_rgb(pixels, value_range, name=name)
         if pixels.dtype.kind in "iu":
             return _to_rgb(pixels, value_range, name=name), None
         if pixels.dtype.kind != "f":
             raise InputError(f"must be of integers, or floats in [0, 1], got {image.dtype}")
-        return _floats_to_rgb(pixels, value_range)
+        return _floats_to_rgb(np.ma.filled(pixels, np.nan), value_range)
     except InputError as error:
         raise InputError(f"{name} {error}") from error
 
@@ -255,6 +257,27 @@ def _float_file_to_rgb(pixels: np.ndarray, value_range: ValueRange | None) -> np
     return np.rint(255 * rgb).astype(np.uint8)
 
 
+def _masked_integers_to_rgb(
+    pixels: np.ma.MaskedArray, value_range: ValueRange | None, *, name: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Convert integers (H, W, 1 to 4) to RGB, as `to_rgb_array` does."""
+    is_known = find_unmasked(pixels)
+    if is_known is None:
+        return _to_rgb(pixels.data, value_range, name=name), None
+    if not is_known.any():
+        raise InputError("has no unmasked pixel")
+    values = pixels.data.copy()
+    values[~is_known] = values[is_known][0]  # must not change the range
+    rgb = _to_rgb(values, value_range, name=name)
+    return np.where(is_known[..., None], rgb, np.uint8(255 * _UNKNOWN)), is_known
+
+
+def find_unmasked(values: np.ndarray) -> np.ndarray | None:
+    """Return where no channel of an array (H, W, C) is masked, (H, W) bool; None if that is everywhere."""
+    is_masked = np.ma.getmaskarray(values).any(axis=2) if np.ma.is_masked(values) else None
+    return None if is_masked is None else ~is_masked
+
+
 def _floats_to_rgb(
     pixels: np.ndarray, value_range: ValueRange | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -270,6 +293,6 @@ def _floats_to_rgb(
         raise InputError(f"must have floats in [0, 1], got {pixels.min()} to {pixels.max()}")
     colors, opacity = pixels[..., :n_colors], pixels[..., n_colors:]
     if opacity.size:  # over white
-        colors = colors * opacity + 1 - opacity
+        colors = np.where(is_known[..., None], colors * opacity + 1 - opacity, _UNKNOWN)
     rgb = np.broadcast_to(colors, (*colors.shape[:2], 3)).astype(np.float32)
     return rgb, None if is_known.all() else is_known

@@ -13,7 +13,7 @@ from PIL import Image
 from skimage.measure import label
 from torch import Tensor, nn
 
-from lib.files.images import to_rgb_array
+from lib.files.images import find_unmasked, to_rgb_array
 from lib.files.value_range import ValueRange
 from lib.network.inputs import (
     InputScales,
@@ -186,11 +186,12 @@ class Segmenter:
         image : ndarray or PIL image
             An array (H, W), (H, W, 1), (H, W, 3), or with a last channel of opacity (H, W, 2 or 4), of
             integers or of floats in [0, 1]; or any PIL image. It is taken as its file would be read. NaN
-            pixels are left out, as pixels outside a mask are.
+            and masked pixels, of `numpy.ma`, are left out, as pixels outside a mask are.
         n_spixels : int
             Requested number of superpixels; with a mask, the number within it.
         extra : ndarray or Tensor, shape (H, W, n_extra_channels), optional
-            Extra channels of a composite model, such as the optical flow of the frame.
+            Extra channels of a composite model, such as the optical flow of the frame. Masked pixels are left
+            out; the network reads the mean of the channel there.
         mask : ndarray or Tensor, shape (H, W), bool, optional
             Pixels to segment; the others get the label -1. The network reads them nevertheless.
         value_range : pair of float, optional
@@ -290,10 +291,13 @@ class Segmenter:
         """
         with self.stopwatch.stage("conversion"):
             pixels, is_known = to_rgb_array(image, value_range=value_range, name=name)
-            mask = _combine_masks(_as_array(mask), is_known, pixels.shape[:2], name=name)
+            extra = _as_array(extra)
+            channels = _extra_channels(extra, pixels.shape[:2], name=name)
+            mask = _combine_masks(
+                _as_array(mask), [is_known, find_unmasked(extra)], pixels.shape[:2], name=name
+            )
             # A copy: statistics of superpixels, computed later, must not change with the caller's array.
             as_bytes = pixels.copy() if pixels.dtype == np.uint8 else np.rint(255 * pixels).astype(np.uint8)
-            channels = _extra_channels(_as_array(extra), pixels.shape[:2], name=name)
             return PreprocessedImage(as_bytes, rgb_to_lab(pixels), channels, mask, name)
 
     @torch.no_grad()
@@ -556,7 +560,7 @@ def _check_parts(image: PreprocessedImage, n_spixels: int) -> None:
 
 def _as_array(values: np.ndarray | Tensor | None) -> np.ndarray | None:
     if not isinstance(values, Tensor):
-        return None if values is None else np.asarray(values)
+        return None if values is None else np.asanyarray(values)
     values = values.detach().cpu()
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
@@ -566,6 +570,8 @@ def _extra_channels(extra: np.ndarray | None, image_shape: tuple[int, int], *, n
         return None
     if extra.ndim != 3 or extra.shape[:2] != image_shape:
         raise InputError(f"extra channels are {extra.shape}, but {name} is {image_shape}")
+    if np.ma.is_masked(extra):
+        extra = np.where(extra.mask, extra.mean(axis=(0, 1)).filled(0), extra.data)
     with np.errstate(over="ignore"):  # values beyond float32 become infinite
         channels = np.ascontiguousarray(extra.transpose(2, 0, 1), dtype=np.float32)
     if not np.isfinite(channels).all():
@@ -574,12 +580,16 @@ def _extra_channels(extra: np.ndarray | None, image_shape: tuple[int, int], *, n
 
 
 def _combine_masks(
-    mask: np.ndarray | None, is_known: np.ndarray | None, image_shape: tuple[int, int], *, name: str
+    mask: np.ndarray | None,
+    known: Sequence[np.ndarray | None],
+    image_shape: tuple[int, int],
+    *,
+    name: str,
 ) -> np.ndarray | None:
-    """Return the known pixels in the mask; None for all."""
+    """Return the pixels in the mask that are known everywhere in `known`; None for all."""
     if mask is not None and mask.shape != image_shape:
         raise InputError(f"the mask is {mask.shape}, but {name} is {image_shape}")
-    given = [each.astype(bool) for each in (mask, is_known) if each is not None]
+    given = [np.nan_to_num(np.ma.filled(each, 0)) != 0 for each in (mask, *known) if each is not None]
     if not given:
         return None
     combined = np.logical_and.reduce(given)
