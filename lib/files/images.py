@@ -1,5 +1,6 @@
 """Read images and masks in any common format."""
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,8 +11,20 @@ from PIL import ExifTags, Image
 from lib.files.opencv import cv2
 from lib.files.value_range import ValueRange, check_value_range, scale_to_8_bits, scale_to_unit
 from lib.runtime.errors import InputError
+from lib.runtime.notices import log_once
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")  # accepted in folders
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")  # of training data
+
+# Formats that Pillow recognises by their first bytes, and reads without other programs.
+_FORMATS_BY_CONTENT = (
+    *("AVIF", "BMP", "DDS", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD"),
+    *("QOI", "SGI", "SUN", "TIFF", "WEBP", "XPM"),
+)
+_FORMATS_BY_SUFFIX = (*_FORMATS_BY_CONTENT, "DIB", "TGA", "XBM")
+# Raw files of cameras. Pillow takes them for TIFF, and reads a thumbnail or values of the sensor.
+_RAW_SUFFIXES = (".3fr", ".arw", ".cr2", ".dng", ".erf", ".iiq", ".kdc", ".nef", ".nrw", ".pef", ".srw")
 
 _BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 258, 284  # tags of TIFF
 
@@ -56,6 +69,24 @@ def read_image_shape(path: Path) -> tuple[int, int]:
             return image.height, image.width
     except Exception as error:  # broken files make Pillow raise many kinds of errors
         raise InputError(f"{path} is not a readable image ({error})") from error
+
+
+def is_image(path: Path) -> bool:
+    """Return True if a file is an image by its suffix, or by its content if the suffix is unknown.
+
+    Raw files of cameras are not.
+    """
+    suffix = path.suffix.lower()
+    if suffix in _RAW_SUFFIXES:
+        return False
+    Image.init()
+    if suffix in Image.EXTENSION:
+        return Image.EXTENSION[suffix] in _FORMATS_BY_SUFFIX
+    try:
+        with Image.open(path, formats=[name for name in _FORMATS_BY_CONTENT if name in Image.OPEN]):
+            return True
+    except Exception:  # other files make Pillow raise many kinds of errors
+        return False
 
 
 def count_pixels(path: Path) -> int:
@@ -147,6 +178,10 @@ def _read_upright(
         raise InputError(f"no {kind} file {path}")
     try:
         with Image.open(path) as image:
+            # MPO holds previews, and PSD layers, beside the image.
+            if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):
+                text = "%s holds several pages or frames: the first is read, as in other such files"
+                log_once(logger, "pages", text, path)
             has_wide_colors = _has_wide_colors(image)
             pixels = _read_wide_colors(path, image) if has_wide_colors else _pixels_of(image)
             return _turn(convert(pixels), _orientation(image))

@@ -9,7 +9,7 @@ import tifffile
 from PIL import Image
 
 from helpers import make_quadrants
-from lib.files.images import read_image, read_mask
+from lib.files.images import is_image, read_image, read_mask
 from lib.files.opencv import cv2
 from lib.runtime.errors import InputError
 from lib.runtime.notices import forget_logged
@@ -147,6 +147,39 @@ def test_16_bit_color_mask_of_small_values(tmp_path):
     values[:5, 3:, 1] = 1
     write_color_16(tmp_path / "mask.png", values)
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), values.any(axis=2))
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG"])
+def test_first_of_several_pages_is_read(kind, tmp_path, caplog):
+    forget_logged()
+    colors = (255, 0, 0), (0, 0, 255), (0, 255, 0)
+    pages = [Image.new("RGB", (31, 20), color) for color in colors]
+    for idx in range(2):
+        path = tmp_path / f"{idx}.{kind.lower()}"
+        pages[0].save(path, kind, save_all=True, append_images=pages[1:])
+        np.testing.assert_allclose(read_image(path)[3:5, 7], [(255, 0, 0)] * 2, atol=2)
+    (message,) = caplog.messages
+    assert f"0.{kind.lower()} holds several pages or frames: the first is read" in message
+    pages[0].save(path, kind)
+    forget_logged()
+    read_image(path)
+    assert len(caplog.messages) == 1
+
+
+def test_images_by_suffix_or_content(tmp_path):
+    saved = "PNG", "JPEG", "PPM", "GIF", "TIFF", "BMP", "WEBP", "JPEG2000", "SGI", "PCX"
+    for kind in saved:
+        Image.fromarray(IMAGE_RGB).save(tmp_path / kind, kind)
+        assert is_image(tmp_path / kind)
+    for name in ("a.txt", "a.h5", "a.mpg", "a.pdf", "noise", "a.dng"):
+        assert not is_image(write(tmp_path / name, np.random.default_rng(0).bytes(2000)))
+    assert not is_image(write(tmp_path / "a.cr2", (tmp_path / "TIFF").read_bytes()))
+    assert is_image(write(tmp_path / "broken.Tga", b""))
+
+
+def write(path, content):
+    path.write_bytes(content)
+    return path
 
 
 def test_palette_is_applied(tmp_path):

@@ -75,6 +75,40 @@ def test_folder_keeps_its_structure(photos, in_tmp_path, caplog):
     assert "5 images segmented, 0 skipped, 0 failed" in caplog.text
 
 
+KINDS = {
+    "ppm": "PPM",
+    "pgm": "PPM",
+    "gif": "GIF",
+    "jfif": "JPEG",
+    "jp2": "JPEG2000",
+    "tga": "TGA",
+    "mpo": "MPO",
+    "webp": "WEBP",
+    "odd": "PNG",
+}
+
+
+def test_folder_of_all_formats(in_tmp_path, caplog):
+    caplog.set_level("INFO")
+    (in_tmp_path / "photos" / ".ipynb_checkpoints").mkdir(parents=True)
+    image_rgb = make_quadrants()[0]
+    for suffix, kind in KINDS.items():
+        image = Image.fromarray(image_rgb[..., 0] if suffix == "pgm" else image_rgb)
+        image.save(in_tmp_path / "photos" / f"a_{suffix}.{suffix}", kind)
+    shutil.copy("photos/a_odd.odd", "photos/no_suffix")
+    for hidden in (".a.png", ".ipynb_checkpoints/a.png", "Thumbs.db", "a_ppm.ppm~"):
+        shutil.copy("photos/a_odd.odd", in_tmp_path / "photos" / hidden)
+    for name in ("notes.txt", "more.TXT", "camera.cr2", "README"):
+        Path("photos", name).write_text("no image")
+    for _ in range(2):  # outputs of the first run are no images that are left out by the second
+        caplog.clear()
+        argv = ["--image=photos", "--out=photos/overlays", "--save_labels=photos/{name}_l.npy"]
+        assert segment(*argv, "--save_outlines=photos/{name}.svg").n_done == len(KINDS) + 1
+        assert "4 files are left out, which are no images that can be read: .cr2, .txt, readme" in caplog.text
+    overlays = files_below(in_tmp_path / "photos" / "overlays")
+    assert overlays == sorted([f"a_{suffix}.png" for suffix in KINDS] + ["no_suffix.png"])
+
+
 def test_files_and_patterns(photos, in_tmp_path):
     segment("--image", str(photos / "**" / "?.png"), "--out=by_pattern")
     assert files_below(in_tmp_path / "by_pattern") == ["a.png", "trip/d.png", "trip/day 1/e.png"]
