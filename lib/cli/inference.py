@@ -88,7 +88,11 @@ def _add_input_args(parser: argparse.ArgumentParser, demo_image: Path) -> None:
         metavar="FILE|FOLDER",
         help="video to segment: a file, or a folder of its frames",
     )
-    parser.add_argument("--mask", help=f"mask image; pixels that are not black are segmented{_FOR_SEVERAL}")
+    parser.add_argument(
+        "--mask",
+        help="mask image; pixels are left out that are black, transparent or NaN, or of less than half the "
+        f"brightness if the mask is a JPEG file{_FOR_SEVERAL}",
+    )
     parser.add_argument(
         "--value_range",
         type=float,

@@ -28,6 +28,9 @@ _RAW_SUFFIXES = (".3fr", ".arw", ".cr2", ".dng", ".erf", ".iiq", ".kdc", ".nef",
 
 _BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 258, 284  # tags of TIFF
 
+_LOSSY_FORMATS = ("JPEG", "MPO", "AVIF")
+_MANY_GREY_PIXELS = 0.05  # share of a mask; blurred borders have less
+
 _UNKNOWN = 0.5  # mid-grey, replaces NaN pixels in the input of the network
 
 # By the value of the EXIF orientation: an array (H, W, ...) as it is to be seen.
@@ -99,11 +102,13 @@ def count_pixels(path: Path) -> int:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read an image as a mask, (H, W) bool: True where a pixel is not black.
+    """Read an image as a mask, (H, W) bool: True where a pixel is neither black, transparent nor NaN.
 
-    Raises `InputError` if the file is missing or not a readable image.
+    Pixels of less than half the largest opacity count as transparent. As JPEG does not keep black, pixels of
+    less than half the brightness count as black there. Raises `InputError` if the file is missing or not a
+    readable image.
     """
-    return _read_upright(path, "mask", _to_mask)
+    return _read_upright(path, "mask", lambda pixels: _to_mask(pixels, name=str(path)))
 
 
 def to_rgb_array(
@@ -259,12 +264,29 @@ def _turn(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
-def _to_mask(pixels: Image.Image | np.ndarray) -> np.ndarray:
-    # Palette and transparent images are judged by their colours, not by palette index or alpha.
-    if isinstance(pixels, Image.Image):
-        pixels = np.asarray(pixels if pixels.mode in ("1", "L") else pixels.convert("RGB"))
-        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    return pixels[..., :3].astype(bool).any(axis=2)
+def _to_mask(pixels: Image.Image | np.ndarray, *, name: str) -> np.ndarray:
+    is_lossy = isinstance(pixels, Image.Image) and pixels.format in _LOSSY_FORMATS
+    if isinstance(pixels, Image.Image):  # palettes are judged by their colours
+        pixels = np.asarray(pixels.convert("RGBA" if pixels.has_transparency_data else "RGB"))
+    n_colors = min(pixels.shape[2], 3)
+    colors, opacity = pixels[..., :n_colors], pixels[..., n_colors:]
+    is_inside = ((colors != 0) & ~np.isnan(colors)).any(axis=2)
+    if is_lossy:
+        brightness = colors.max(axis=2)
+        share_between = ((brightness >= 64) & (brightness < 192)).mean()
+        if share_between > _MANY_GREY_PIXELS:
+            log_once(
+                logger,
+                "grey mask",
+                "%s: %.0f %% of the pixels of this mask are neither dark nor bright; those of at least half "
+                "the brightness are inside, as in other JPEG masks",
+                name,
+                100 * share_between,
+            )
+        is_inside = brightness >= 128
+    if opacity.size:
+        is_inside &= opacity[..., 0] > opacity.max() / 2
+    return is_inside
 
 
 def _to_rgb(pixels: Image.Image | np.ndarray, value_range: ValueRange | None, *, name: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Test reading images and masks of all supported kinds."""
 
+import re
 import struct
 import zlib
 
@@ -238,6 +239,52 @@ def test_masks_of_all_modes(mode, tmp_path):
     path = tmp_path / ("mask.tif" if mode == "CMYK" else "mask.png")
     image.save(path)
     np.testing.assert_array_equal(read_mask(path), expected)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "RGBA;16"])
+def test_transparent_pixels_are_outside_a_mask(mode, tmp_path):
+    color, opacity = np.full((20, 31, 3), 200, np.uint8), np.full((20, 31), 255, np.uint8)
+    color[:2] = 0
+    opacity[:, :4] = 0
+    opacity[5:9, 9:12] = 100
+    expected = np.ones((20, 31), dtype=bool)
+    expected[:2] = expected[:, :4] = expected[5:9, 9:12] = False
+    rgba = np.dstack([color, opacity])
+    if mode == "RGBA;16":
+        write_color_16(tmp_path / "mask.png", rgba.astype(np.uint16) * 16)  # 12 bits
+    elif mode == "P":
+        colors = np.array([[200, 0, 0, 255], [0, 0, 0, 255], [200, 0, 0, 0], [200, 0, 0, 100]])
+        index = np.zeros((20, 31), np.uint8)
+        index[:2], index[:, :4], index[5:9, 9:12] = 1, 2, 3
+        image = Image.fromarray(index).convert("P")
+        image.putpalette(colors[:, :3].ravel().tolist())
+        image.save(tmp_path / "mask.png", transparency=bytes(colors[:, 3].tolist()))
+    else:
+        Image.fromarray(rgba).convert(mode).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), expected)
+
+
+def test_nan_is_outside_a_mask(tmp_path):
+    values = np.array([[0, 0.1, np.nan], [-1, np.inf, 0]], dtype=np.float32)
+    Image.fromarray(values).save(tmp_path / "mask.tif")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.tif"), [[0, 1, 0], [1, 1, 0]])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "avif"])
+@pytest.mark.parametrize("color", ["white", "red"])
+def test_lossy_masks_are_cut_at_half_of_the_range(suffix, color, tmp_path, caplog):
+    forget_logged()
+    expected = np.add.outer(np.arange(60) ** 2, np.arange(92) ** 2) < 50**2
+    picture = Image.new("RGB", (92, 60))
+    picture.paste(color, mask=Image.fromarray(expected))
+    picture.save(tmp_path / f"mask.{suffix}", quality=60)
+    assert (np.asarray(Image.open(tmp_path / f"mask.{suffix}")).any(axis=2) != expected).sum() > 100
+    assert (read_mask(tmp_path / f"mask.{suffix}") != expected).sum() < 15
+    assert caplog.messages == []
+    Image.fromarray(np.uint8(255 * RAMP)).save(tmp_path / f"ramp.{suffix}", quality=95)
+    assert abs(read_mask(tmp_path / f"ramp.{suffix}").mean() - 0.5) < 0.01
+    (message,) = caplog.messages
+    assert re.search(rf"ramp\.{suffix}: (49|50|51) % of the pixels of this mask", message)
 
 
 @pytest.mark.parametrize("outermost", [-1, 70_000])
