@@ -9,6 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from lib.files.opencv import cv2
+from lib.files.repair import has_late_metadata, use_image
 from lib.files.value_range import ValueRange, check_value_range, scale_to_8_bits, scale_to_unit
 from lib.runtime.errors import InputError
 from lib.runtime.notices import log_once
@@ -26,7 +27,8 @@ _FORMATS_BY_SUFFIX = (*_FORMATS_BY_CONTENT, "DIB", "TGA", "XBM")
 # Raw files of cameras. Pillow takes them for TIFF, and reads a thumbnail or values of the sensor.
 _RAW_SUFFIXES = (".3fr", ".arw", ".cr2", ".dng", ".erf", ".iiq", ".kdc", ".nef", ".nrw", ".pef", ".srw")
 
-_BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 258, 284  # tags of TIFF
+# Tags of TIFF.
+_BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _PLANAR_CONFIGURATION = 258, 262, 284
 
 _LOSSY_FORMATS = ("JPEG", "MPO", "AVIF")
 _MANY_GREY_PIXELS = 0.05  # share of a mask; blurred borders have less
@@ -52,7 +54,7 @@ def read_image(path: Path, *, value_range: ValueRange | None = None) -> np.ndarr
     the range of pixels of more than 8 bits, as in `scale_to_8_bits`; 32-bit floats need it. Raises
     `InputError` if the file is missing or not a readable image.
     """
-    return _read_upright(path, "image", lambda pixels: _to_rgb(pixels, value_range, name=str(path)))
+    return _read_upright(path, "image", lambda *pixels: _to_rgb(*pixels, value_range, name=str(path)))
 
 
 def read_image_shape(path: Path) -> tuple[int, int]:
@@ -61,17 +63,22 @@ def read_image_shape(path: Path) -> tuple[int, int]:
     Raises `InputError` if the file is missing or its header cannot be read.
     """
     try:
-        with Image.open(path) as image:
-            # The getexif of PNG files decodes the pixels to search for EXIF after them, which is slow.
-            orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-            if orientation not in (5, 6, 7, 8):
-                return image.height, image.width
-            if image.format != "TIFF":
-                return image.width, image.height
-            image.load()  # Pillow itself rotates TIFF files, in some versions only here
-            return image.height, image.width
+        return use_image(path, lambda image: _upright_shape(image, path))
     except Exception as error:  # broken files make Pillow raise many kinds of errors
         raise InputError(f"{path} is not a readable image ({error})") from error
+
+
+def _upright_shape(image: Image.Image, path: Path) -> tuple[int, int]:
+    if image.format == "PNG" and has_late_metadata(path):
+        image.load()
+    # The getexif of PNG files decodes the pixels to search for EXIF after them, which is slow.
+    orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    if orientation not in (5, 6, 7, 8):
+        return image.height, image.width
+    if image.format != "TIFF":
+        return image.width, image.height
+    image.load()  # Pillow itself rotates TIFF files, in some versions only here
+    return image.height, image.width
 
 
 def is_image(path: Path) -> bool:
@@ -95,8 +102,7 @@ def is_image(path: Path) -> bool:
 def count_pixels(path: Path) -> int:
     """Read the number of pixels from an image's header; 0 if the header cannot be read."""
     try:
-        with Image.open(path) as image:
-            return image.width * image.height
+        return use_image(path, lambda image: image.width * image.height)
     except Exception:  # broken files make Pillow raise many kinds of errors
         return 0
 
@@ -108,7 +114,7 @@ def read_mask(path: Path) -> np.ndarray:
     less than half the brightness count as black there. Raises `InputError` if the file is missing or not a
     readable image.
     """
-    return _read_upright(path, "mask", lambda pixels: _to_mask(pixels, name=str(path)))
+    return _read_upright(path, "mask", lambda *pixels: _to_mask(*pixels, name=str(path)))
 
 
 def to_rgb_array(
@@ -142,7 +148,8 @@ def to_rgb_array(
     """
     try:
         if isinstance(image, Image.Image):
-            return _turn(_to_rgb(_pixels_of(image), value_range, name=name), _orientation(image)), None
+            rgb = _to_rgb(_pixels_of(image), _is_white_zero(image), value_range, name=name)
+            return _turn(rgb, _orientation(image)), None
         if not isinstance(image, np.ndarray):
             raise InputError(f"must be an array or a PIL image, got {type(image)}")
         if image.size == 0 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (2,), (3,), (4,)):
@@ -151,7 +158,7 @@ def to_rgb_array(
         if pixels.dtype.kind in "iu" and isinstance(pixels, np.ma.MaskedArray):
             return _masked_integers_to_rgb(pixels, value_range, name=name)
         if pixels.dtype.kind in "iu":
-            return _to_rgb(pixels, value_range, name=name), None
+            return _to_rgb(pixels, False, value_range, name=name), None
         if pixels.dtype.kind != "f":
             raise InputError(f"must be of integers, or floats in [0, 1], got {image.dtype}")
         return _floats_to_rgb(np.ma.filled(pixels, np.nan), value_range)
@@ -172,37 +179,61 @@ def size_text(shape: tuple[int, ...]) -> str:
 
 
 def _read_upright(
-    path: Path, kind: str, convert: Callable[[Image.Image | np.ndarray], np.ndarray]
+    path: Path, kind: str, convert: Callable[[Image.Image | np.ndarray, bool], np.ndarray]
 ) -> np.ndarray:
     """Read an image file, convert its pixels, see `_pixels_of`, and apply its EXIF orientation.
 
-    `kind` names the file in error messages.
+    The second argument of `convert` is True if white is zero. `kind` names the file in error messages.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no {kind} file {path}")
     try:
-        with Image.open(path) as image:
-            # MPO holds previews, and PSD layers, beside the image.
-            if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):
-                text = "%s holds several pages or frames: the first is read, as in other such files"
-                log_once(logger, "pages", text, path)
-            has_wide_colors = _has_wide_colors(image)
-            pixels = _read_wide_colors(path, image) if has_wide_colors else _pixels_of(image)
-            return _turn(convert(pixels), _orientation(image))
+        return use_image(path, lambda image: _convert_upright(image, path, convert))
     except InputError as error:
         raise InputError(f"{path} {error}") from error
     except Exception as error:  # broken files make Pillow raise many kinds of errors
         raise InputError(f"{path} is not a readable {kind} ({error})") from error
 
 
+def _convert_upright(
+    image: Image.Image, path: Path, convert: Callable[[Image.Image | np.ndarray, bool], np.ndarray]
+) -> np.ndarray:
+    # MPO holds previews, and PSD layers, beside the image.
+    if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):
+        text = "%s holds several pages or frames: the first is read, as in other such files"
+        log_once(logger, "pages", text, path)
+    has_wide_colors = _has_wide_colors(image)
+    pixels = _read_wide_colors(path, image) if has_wide_colors else _pixels_of(image)
+    return _turn(convert(pixels, _is_white_zero(image)), _orientation(image))
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    """Return True if the largest value of a greyscale image is black; Pillow inverts only 8-bit images."""
+    tags = getattr(image, "tag_v2", {})
+    return image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC_INTERPRETATION) == 0
+
+
 def _pixels_of(image: Image.Image) -> Image.Image | np.ndarray:
-    """Return the image, or an array (H, W, 1) if it has more than 8 bits, as stored."""
+    """Return the image, or an array (H, W, 1 or 2) if it has more than 8 bits, as stored."""
+    if not image.mode.startswith("I") and image.mode != "F":
+        return image
     range_of_header = _range_of_header(image)
-    if range_of_header is None:
-        is_wide = image.mode.startswith("I") or image.mode == "F"
-        return np.asarray(image)[..., None] if is_wide else image
-    return scale_to_8_bits(np.asarray(image)[..., None], range_of_header, name="")
+    values = np.asarray(image)[..., None]
+    if range_of_header is not None:
+        values = scale_to_8_bits(values, range_of_header, name="")
+    return _with_transparency(values, image)
+
+
+def _with_transparency(values: np.ndarray, image: Image.Image) -> np.ndarray:
+    """Add opacity to 16-bit pixels (H, W, 1 or 3) if a value is declared transparent."""
+    transparent = image.info.get("transparency")
+    if transparent is None or isinstance(transparent, bytes) or values.dtype != np.uint16:
+        return values
+    is_transparent = (values == np.array(transparent)).all(axis=2, keepdims=True)
+    opacity = np.where(is_transparent, 0, 2**16 - 1).astype(np.uint16)
+    # The transparent value is outside the range of the others as a rule, and must not change it.
+    return np.concatenate([np.where(is_transparent, 0, values), opacity], axis=2, dtype=np.uint16)
 
 
 def _range_of_header(image: Image.Image) -> ValueRange | None:
@@ -234,10 +265,12 @@ def _read_wide_colors(path: Path, image: Image.Image) -> np.ndarray:
     is_plain = tags.get(ExifTags.Base.Orientation, 1) == 1 and tags.get(_PLANAR_CONFIGURATION, 1) == 1
     high_bytes = np.asarray(image)
     pixels = _read_with_opencv(path) if is_plain else None
+    if pixels is not None:  # OpenCV may add opacity
+        pixels = pixels[..., : high_bytes.shape[2]]
     if pixels is not None and pixels.shape == high_bytes.shape:
         difference = (pixels >> 8).astype(np.int16) - high_bytes
         if np.abs(difference).max() <= 1:  # Pillow rounds some formats
-            return pixels
+            return _with_transparency(pixels, image)
     if high_bytes.max() < 64:  # the values may fit in 14 bits
         raise InputError("has 16-bit colours in a layout of which only 8 bits can be read; convert it to PNG")
     return high_bytes.astype(np.uint16) * 257
@@ -264,11 +297,13 @@ def _turn(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
-def _to_mask(pixels: Image.Image | np.ndarray, *, name: str) -> np.ndarray:
+def _to_mask(pixels: Image.Image | np.ndarray, is_white_zero: bool, *, name: str) -> np.ndarray:
+    if is_white_zero:
+        pixels = 255 - scale_to_8_bits(pixels, None, name=name)
     is_lossy = isinstance(pixels, Image.Image) and pixels.format in _LOSSY_FORMATS
     if isinstance(pixels, Image.Image):  # palettes are judged by their colours
         pixels = np.asarray(pixels.convert("RGBA" if pixels.has_transparency_data else "RGB"))
-    n_colors = min(pixels.shape[2], 3)
+    n_colors = pixels.shape[2] - (pixels.shape[2] in (2, 4))
     colors, opacity = pixels[..., :n_colors], pixels[..., n_colors:]
     is_inside = ((colors != 0) & ~np.isnan(colors)).any(axis=2)
     if is_lossy:
@@ -289,13 +324,16 @@ def _to_mask(pixels: Image.Image | np.ndarray, *, name: str) -> np.ndarray:
     return is_inside
 
 
-def _to_rgb(pixels: Image.Image | np.ndarray, value_range: ValueRange | None, *, name: str) -> np.ndarray:
+def _to_rgb(
+    pixels: Image.Image | np.ndarray, is_white_zero: bool, value_range: ValueRange | None, *, name: str
+) -> np.ndarray:
     """Convert an image of 8 bits, or an array (H, W, C), to RGB, on white if it has opacity."""
     if isinstance(pixels, np.ndarray):
         if pixels.dtype.kind == "f":
             return _float_file_to_rgb(pixels, value_range)
         if pixels.dtype != np.uint8:
             pixels = scale_to_8_bits(pixels, value_range, name=name)
+            pixels = 255 - pixels if is_white_zero else pixels
         pixels = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     if pixels.has_transparency_data:
         white = Image.new("RGBA", pixels.size, "white")
@@ -320,12 +358,12 @@ def _masked_integers_to_rgb(
     """Convert integers (H, W, 1 to 4) to RGB, as `to_rgb_array` does."""
     is_known = find_unmasked(pixels)
     if is_known is None:
-        return _to_rgb(pixels.data, value_range, name=name), None
+        return _to_rgb(pixels.data, False, value_range, name=name), None
     if not is_known.any():
         raise InputError("has no unmasked pixel")
     values = pixels.data.copy()
     values[~is_known] = values[is_known][0]  # must not change the range
-    rgb = _to_rgb(values, value_range, name=name)
+    rgb = _to_rgb(values, False, value_range, name=name)
     return np.where(is_known[..., None], rgb, np.uint8(255 * _UNKNOWN)), is_known
 
 

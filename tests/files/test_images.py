@@ -1,15 +1,13 @@
 """Test reading images and masks of all supported kinds."""
 
 import re
-import struct
-import zlib
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
-from helpers import make_quadrants
+from helpers import insert_png_chunk, make_quadrants
 from lib.files.images import is_image, read_image, read_mask
 from lib.files.opencv import cv2
 from lib.runtime.errors import InputError
@@ -73,16 +71,8 @@ def test_16_bit_colors_are_turned(tmp_path):
     upright = read_image(tmp_path / "a.png")
     exif = Image.Exif()
     exif[0x0112] = 6
-    insert_chunk(tmp_path / "a.png", b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    insert_png_chunk(tmp_path / "a.png", b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(upright, -1))
-
-
-def insert_chunk(path, kind, data, *, before=b"IDAT"):
-    """Insert a chunk into a PNG file."""
-    content = path.read_bytes()
-    at = content.index(before) - 4
-    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    path.write_bytes(content[:at] + chunk + content[at:])
 
 
 def test_value_range_clips(tmp_path):
