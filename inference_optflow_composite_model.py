@@ -64,7 +64,11 @@ def _find_flows(args: argparse.Namespace, images: Sequence[Path]) -> list[FlowOf
             "the flow between the images of a folder"
         )
     return flows_of_images(
-        images, optflow_data, frame_idx=args.optflow_data_fr_idx, method=args.optflow_method
+        images,
+        optflow_data,
+        frame_idx=args.optflow_data_fr_idx,
+        method=args.optflow_method,
+        value_range=args.value_range,
     )
 
 

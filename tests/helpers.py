@@ -2,6 +2,8 @@
 
 import os
 import signal
+import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -166,3 +168,11 @@ def write_flo(path, flow):
     height, width, _ = flow.shape
     header = np.float32(202021.25).tobytes() + np.array([width, height], dtype="<i4").tobytes()
     path.write_bytes(header + flow[..., ::-1].astype("<f4").tobytes())
+
+
+def insert_png_chunk(path, kind, data, *, before=b"IDAT"):
+    """Insert a chunk into a PNG file."""
+    content = path.read_bytes()
+    at = content.index(before) - 4
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    path.write_bytes(content[:at] + chunk + content[at:])

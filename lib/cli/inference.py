@@ -14,6 +14,7 @@ from lib.cli.dataclass_options import add_fields, option_name
 from lib.cli.options import SEVERAL, add_bool, add_shared, add_spixel_args, open_segmenter
 from lib.cli.types import positive_int
 from lib.files.atomic import check_output_file, real_path
+from lib.files.value_range import check_value_range
 from lib.inference.images import ImageJob, RunSummary, segment_files
 from lib.inference.jobs import NAME, OUTPUTS, is_single_image, plan_jobs
 from lib.inference.outputs import LABEL_SUFFIXES, NESTED_LABEL_SUFFIXES, OVERLAYS, OverlayStyle
@@ -30,6 +31,7 @@ from lib.optflow.archive import FlowArchive
 from lib.optflow.lookup import FlowOfFrame
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError, RunError
+from lib.runtime.notices import forget_logged
 from lib.runtime.ranks import n_ranks, on_first_rank
 from lib.runtime.stopwatch import Stopwatch
 from lib.training.recipe import Recipe
@@ -86,7 +88,20 @@ def _add_input_args(parser: argparse.ArgumentParser, demo_image: Path) -> None:
         metavar="FILE|FOLDER",
         help="video to segment: a file, or a folder of its frames",
     )
-    parser.add_argument("--mask", help=f"mask image; pixels that are not black are segmented{_FOR_SEVERAL}")
+    parser.add_argument(
+        "--mask",
+        help="mask image; pixels are left out that are black, transparent or NaN, or of less than half the "
+        f"brightness if the mask is a JPEG file{_FOR_SEVERAL}",
+    )
+    parser.add_argument(
+        "--value_range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values of images of more than 8 bits that become black and white; those beyond are clipped. "
+        "32-bit floats need it; default: for each image, 0 to the largest number of the fewest bits, of 8, "
+        "10, 12, 14 and 16, that hold its values",
+    )
     add_bool(parser, "--skip_existing", help="skip images whose outputs all exist")
     parser.add_argument(
         "--batchsize",
@@ -184,7 +199,14 @@ def plan_given_images(
     if args.temporal:
         raise InputError("--temporal needs a --video")
     outputs = {kind: getattr(args, option_name(kind), None) for kind in OUTPUTS}
-    return plan_jobs(args.image, outputs, nested=bool(args.levels), mask=args.mask, flows_of=flows_of)
+    return plan_jobs(
+        args.image,
+        outputs,
+        nested=bool(args.levels),
+        mask=args.mask,
+        value_range=args.value_range,
+        flows_of=flows_of,
+    )
 
 
 def _check_levels(args: argparse.Namespace) -> None:
@@ -220,6 +242,7 @@ def segment_inputs(
     RunError
         If files cannot be written, or one of several images failed.
     """
+    forget_logged()
     device = resolve_device(args.device)
     stopwatch = Stopwatch(device if args.profile else None)
     segmenter = open_segmenter(args, loaded, device, stopwatch=stopwatch)
@@ -306,7 +329,8 @@ def _segment_video(
         check_output_file("labels", labels, VIDEO_LABEL_SUFFIXES)
     flow = archive.path if archive else None
     _check_distinct({"video": args.video, "optflow_data": flow, "out": out, "save_labels": labels})
-    video = open_video(args.video)
+    check_value_range(args.value_range)
+    video = open_video(args.video, value_range=args.value_range)
     with_flow = args.temporal or segmenter.model.n_extra_channels > 0
     start = time.perf_counter()
     summary = segment_video(

@@ -11,6 +11,7 @@ import numpy as np
 from lib.files.images import read_image, resize_image
 from lib.files.opencv import cv2
 from lib.files.pyav import import_av
+from lib.files.value_range import ValueRange
 from lib.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class FrameFolder:
     files: list[Path]
     frame_shape: tuple[int, int] | None = None  # (H, W); frames of another size are resized to it
     frame_rate: float = DEFAULT_FRAME_RATE
+    value_range: ValueRange | None = None  # of frames of more than 8 bits; see `read_image`
 
     def __len__(self) -> int:
         return len(self.files)
@@ -38,7 +40,7 @@ class FrameFolder:
     def read(self) -> Iterator[np.ndarray]:
         """Yield the frames, each (H, W, 3) uint8 RGB."""
         for file in self.files:
-            image_rgb = read_image(file)
+            image_rgb = read_image(file, value_range=self.value_range)
             yield resize_image(image_rgb, self.frame_shape) if self.frame_shape else image_rgb
 
 

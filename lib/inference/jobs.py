@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lib.files.atomic import check_output_file, prepare_out_dir, real_path
-from lib.files.images import IMAGE_SUFFIXES
+from lib.files.images import is_image
+from lib.files.value_range import ValueRange, check_value_range
 from lib.inference.images import ImageJob
 from lib.inference.outputs import (
     FEATURE_SUFFIXES,
@@ -23,6 +24,9 @@ from lib.optflow.lookup import FlowOfFrame
 from lib.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+_HIDDEN_FILES = ("thumbs.db", "desktop.ini")  # of Windows, in lower case
+_N_SHOWN = 5  # suffixes of files that are left out
 
 NAME = "{name}"  # in a template: path of the image below the given folder, without its suffix
 
@@ -43,6 +47,7 @@ OUTPUTS = {
     "outlines": Output(OUTLINE_SUFFIXES),
     "flow": Output(PICTURE_SUFFIXES),
 }
+_OUTPUT_SUFFIXES = {suffix for output in OUTPUTS.values() for suffix in output.suffixes}
 _NESTED_LABELS = Output(NESTED_LABEL_SUFFIXES)
 
 
@@ -59,6 +64,7 @@ def plan_jobs(
     *,
     nested: bool = False,
     mask: str | None = None,
+    value_range: ValueRange | None = None,
     flows_of: Callable[[Sequence[Path]], Sequence[FlowOfFrame]] | None = None,
 ) -> list[ImageJob]:
     """Find images, and plan the output files of each.
@@ -73,14 +79,17 @@ def plan_jobs(
         Label maps are of nested levels.
     mask : str, optional
         Picture of the pixels to segment; for several images, a folder or a template.
+    value_range : pair of float, optional
+        Range of pixels of more than 8 bits, for all images; by default, each image has its own.
     flows_of : callable, optional
         Returns the flow of each image; by default, images have no flow.
 
     Raises
     ------
     InputError
-        If no image is found, a file cannot be written, or two files are the same.
+        If no image is found, a file cannot be written, two files are the same, or the range is empty.
     """
+    check_value_range(value_range)
     is_single = is_single_image(images)
     mask_template = _mask_template(mask, is_single=is_single)
     kinds = OUTPUTS | {"labels": _NESTED_LABELS} if nested else OUTPUTS
@@ -104,7 +113,7 @@ def plan_jobs(
             users.setdefault(real_path(mask_file), f"`mask` of {file}")
         for source in flow.files if flow else []:
             users.setdefault(real_path(source), f"{source}, for the flow of {file},")
-        jobs.append(ImageJob(file, files, mask_file, flow))
+        jobs.append(ImageJob(file, files, mask_file, flow, value_range))
     for job in jobs:
         for path in job.files.paths:
             user = f"an output of {job.image}"
@@ -121,18 +130,31 @@ def _find_images(given: Sequence[str], templates: Sequence[str]) -> list[tuple[P
     """
     skipped_folders = [real_path(_fixed_folder(template)) for template in templates if NAME in template]
     images: dict[tuple[Path, Path], tuple[Path, Path]] = {}
+    left_out: set[Path] = set()
     n_skipped = 0
     for value in given:
         root, files = _match(value)
         for file in files:
             parents = real_path(file).parents
-            if any(folder in parents and real_path(root) in folder.parents for folder in skipped_folders):
+            is_skipped = any(
+                folder in parents and real_path(root) in folder.parents for folder in skipped_folders
+            )
+            if root == Path(value) and not is_image(file):
+                left_out |= set() if is_skipped or file.suffix.lower() in _OUTPUT_SUFFIXES else {file}
+                continue
+            if is_skipped:
                 n_skipped += 1
                 continue
             name = file.relative_to(root)
             images.setdefault((real_path(file), name), (file, name))
     if n_skipped:
         logger.info("%d images are skipped: they lie in a folder of outputs or masks", n_skipped)
+    if left_out:
+        kinds = sorted({file.suffix.lower() or file.name.lower() for file in left_out})
+        shown = ", ".join(kinds[:_N_SHOWN]) + (", ..." if len(kinds) > _N_SHOWN else "")
+        logger.info("%d files are left out, which are no images that can be read: %s", len(left_out), shown)
+    if not images and n_skipped == 0:
+        raise InputError(f"{' '.join(given)}: holds no image", parameter="images")
     if not images:
         raise InputError(
             f"{' '.join(given)}: all images lie in folders of outputs or masks", parameter="images"
@@ -141,16 +163,11 @@ def _find_images(given: Sequence[str], templates: Sequence[str]) -> list[tuple[P
 
 
 def _match(given: str) -> tuple[Path, list[Path]]:
-    """Return the images that a name, folder or pattern matches, after the folder that it starts with."""
+    """Return the files that a name, folder or pattern matches, after the folder that it starts with."""
     path = Path(given)
     if path.is_dir():
-        files = (file for file in sorted(path.rglob("*")) if _is_image(file.relative_to(path)))
-        found = [file for file in files if file.is_file()]
-        if not found:
-            raise InputError(
-                f"{given}: the folder holds no image ({', '.join(IMAGE_SUFFIXES)})", parameter="images"
-            )
-        return path, found
+        files = (file for file in sorted(path.rglob("*")) if not _is_hidden(file.relative_to(path)))
+        return path, [file for file in files if file.is_file()]
     if path.exists() or not glob.has_magic(given):
         if not path.is_file():
             raise InputError(f"no image file {given}")
@@ -162,9 +179,9 @@ def _match(given: str) -> tuple[Path, list[Path]]:
     return root, found
 
 
-def _is_image(file: Path) -> bool:
-    is_hidden = any(part.startswith(".") for part in file.parts)
-    return file.suffix.lower() in IMAGE_SUFFIXES and not is_hidden
+def _is_hidden(file: Path) -> bool:
+    has_hidden_part = any(part.startswith(".") for part in file.parts)
+    return has_hidden_part or file.name.lower() in _HIDDEN_FILES or file.name.endswith("~")
 
 
 def _make_template(kind: str, output: Output, given: str | None, *, is_single: bool) -> str | None:

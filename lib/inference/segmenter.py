@@ -13,7 +13,8 @@ from PIL import Image
 from skimage.measure import label
 from torch import Tensor, nn
 
-from lib.files.images import to_rgb_array
+from lib.files.images import find_unmasked, to_rgb_array
+from lib.files.value_range import ValueRange
 from lib.network.inputs import (
     InputScales,
     check_features,
@@ -180,6 +181,7 @@ class Segmenter:
         *,
         extra: np.ndarray | Tensor | None = None,
         mask: np.ndarray | Tensor | None = None,
+        value_range: ValueRange | None = None,
         connected: bool = True,
         exact: bool = False,
         with_features: bool = False,
@@ -190,15 +192,20 @@ class Segmenter:
         Parameters
         ----------
         image : ndarray or PIL image
-            An array (H, W), (H, W, 1), (H, W, 3), or with a last channel of opacity (H, W, 2 or 4), of uint8,
-            of uint16 or of floats in [0, 1]; or any PIL image. It is taken as its file would be read. NaN
-            pixels are left out, as pixels outside a mask are.
+            An array (H, W), (H, W, 1), (H, W, 3), or with a last channel of opacity (H, W, 2 or 4), of
+            integers or of floats in [0, 1]; or any PIL image. It is taken as its file would be read. NaN
+            and masked pixels, of `numpy.ma`, are left out, as pixels outside a mask are.
         n_spixels : int
             Requested number of superpixels; with a mask, the number within it.
         extra : ndarray or Tensor, shape (H, W, n_extra_channels), optional
-            Extra channels of a composite model, such as the optical flow of the frame.
+            Extra channels of a composite model, such as the optical flow of the frame. Masked pixels are left
+            out; the network reads the mean of the channel there.
         mask : ndarray or Tensor, shape (H, W), bool, optional
             Pixels to segment; the others get the label -1. The network reads them nevertheless.
+        value_range : pair of float, optional
+            Values of `image` that are black and white, for floats and for integers of more than 8 bits; those
+            beyond are clipped. Default: [0, 1] for floats, and 0 to the largest number of the fewest bits, of
+            8, 10, 12, 14 and 16, that hold the values for integers.
         connected : bool
             Make superpixels connected. Otherwise nothing is merged: labels are the most likely superpixel of
             each pixel, with numbers below n_rows * n_cols that need not all occur.
@@ -216,7 +223,7 @@ class Segmenter:
             more parts than the requested superpixels.
         """
         (superpixels,) = self._run(
-            [self.preprocess(image, extra, mask)],
+            [self.preprocess(image, extra, mask, value_range=value_range)],
             n_spixels,
             connected=connected,
             exact=exact,
@@ -232,6 +239,7 @@ class Segmenter:
         *,
         extra: np.ndarray | Tensor | None = None,
         mask: np.ndarray | Tensor | None = None,
+        value_range: ValueRange | None = None,
         **options: bool,
     ) -> list[Superpixels]:
         """Cut each image of a batch into superpixels.
@@ -246,6 +254,8 @@ class Segmenter:
             Extra channels.
         mask : ndarray or Tensor, shape (B, H, W), bool, optional
             Pixels to segment.
+        value_range : pair of float, optional
+            As for the call; by default, each image has its own.
         **options
             `connected`, `exact`, `with_features` and `with_soft_assignment` of the call.
 
@@ -254,7 +264,7 @@ class Segmenter:
         InputError
             If an image, extra channels or a mask cannot be used, as for the call.
         """
-        return self._run(self._preprocess_batch(images, extra, mask), n_spixels, **options)
+        return self._run(self._preprocess_batch(images, extra, mask, value_range), n_spixels, **options)
 
     def _run(
         self,
@@ -280,6 +290,7 @@ class Segmenter:
         extra: np.ndarray | Tensor | None = None,
         mask: np.ndarray | Tensor | None = None,
         *,
+        value_range: ValueRange | None = None,
         name: str = "the image",
     ) -> PreprocessedImage:
         """Prepare an image for the network. Needs no device and may run in another thread.
@@ -287,12 +298,15 @@ class Segmenter:
         `name` is used in error messages; the other parameters are the same as for the call.
         """
         with self.stopwatch.stage("conversion"):
-            pixels, is_known = to_rgb_array(image, name=name)
-            mask = _combine_masks(_as_array(mask), is_known, pixels.shape[:2], name=name)
+            pixels, is_known = to_rgb_array(image, value_range=value_range, name=name)
+            extra = _as_array(extra)
+            channels = _extra_channels(extra, pixels.shape[:2], name=name)
+            mask = _combine_masks(
+                _as_array(mask), [is_known, find_unmasked(extra)], pixels.shape[:2], name=name
+            )
             # A copy: statistics of superpixels, computed later, must not change with the caller's array.
             pixels = pixels.copy()
             as_bytes = pixels if pixels.dtype == np.uint8 else np.rint(255 * pixels).astype(np.uint8)
-            channels = _extra_channels(_as_array(extra), pixels.shape[:2], name=name)
             return PreprocessedImage(as_bytes, torch.from_numpy(pixels).movedim(-1, 0), channels, mask, name)
 
     @torch.no_grad()
@@ -527,7 +541,11 @@ class Segmenter:
             yield
 
     def _preprocess_batch(
-        self, images: Tensor, extra: np.ndarray | Tensor | None, mask: np.ndarray | Tensor | None
+        self,
+        images: Tensor,
+        extra: np.ndarray | Tensor | None,
+        mask: np.ndarray | Tensor | None,
+        value_range: ValueRange | None,
     ) -> list[PreprocessedImage]:
         if images.ndim != 4 or len(images) == 0:
             raise InputError(f"a batch must be a tensor (B, 3, H, W), got {tuple(images.shape)}")
@@ -541,7 +559,8 @@ class Segmenter:
         arrays = _as_array(images.movedim(1, -1))
         extras = nothing if extra is None else np.moveaxis(_as_array(extra), 1, -1)
         masks = nothing if mask is None else _as_array(mask)
-        return [self.preprocess(*parts) for parts in zip(arrays, extras, masks, strict=True)]
+        parts = zip(arrays, extras, masks, strict=True)
+        return [self.preprocess(*each, value_range=value_range) for each in parts]
 
 
 def _check_parts(image: PreprocessedImage, n_spixels: int) -> None:
@@ -556,7 +575,7 @@ def _check_parts(image: PreprocessedImage, n_spixels: int) -> None:
 
 def _as_array(values: np.ndarray | Tensor | None) -> np.ndarray | None:
     if not isinstance(values, Tensor):
-        return None if values is None else np.asarray(values)
+        return None if values is None else np.asanyarray(values)
     values = values.detach().cpu()
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
@@ -566,6 +585,8 @@ def _extra_channels(extra: np.ndarray | None, image_shape: tuple[int, int], *, n
         return None
     if extra.ndim != 3 or extra.shape[:2] != image_shape:
         raise InputError(f"extra channels are {extra.shape}, but {name} is {image_shape}")
+    if np.ma.is_masked(extra):
+        extra = np.where(extra.mask, extra.mean(axis=(0, 1)).filled(0), extra.data)
     with np.errstate(over="ignore"):  # values beyond float32 become infinite
         channels = np.ascontiguousarray(extra.transpose(2, 0, 1), dtype=np.float32)
     if not np.isfinite(channels).all():
@@ -574,12 +595,16 @@ def _extra_channels(extra: np.ndarray | None, image_shape: tuple[int, int], *, n
 
 
 def _combine_masks(
-    mask: np.ndarray | None, is_known: np.ndarray | None, image_shape: tuple[int, int], *, name: str
+    mask: np.ndarray | None,
+    known: Sequence[np.ndarray | None],
+    image_shape: tuple[int, int],
+    *,
+    name: str,
 ) -> np.ndarray | None:
-    """Return the known pixels in the mask; None for all."""
+    """Return the pixels in the mask that are known everywhere in `known`; None for all."""
     if mask is not None and mask.shape != image_shape:
         raise InputError(f"the mask is {mask.shape}, but {name} is {image_shape}")
-    given = [each.astype(bool) for each in (mask, is_known) if each is not None]
+    given = [np.nan_to_num(np.ma.filled(each, 0)) != 0 for each in (mask, *known) if each is not None]
     if not given:
         return None
     combined = np.logical_and.reduce(given)

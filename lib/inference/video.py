@@ -16,6 +16,7 @@ from lib.files.atomic import atomic_path, real_path
 from lib.files.frames import DEFAULT_FRAME_RATE, FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
 from lib.files.hdf5 import write_hdf5
 from lib.files.pyav import import_av
+from lib.files.value_range import ValueRange
 from lib.inference.outputs import DEFAULT_STYLE, OverlayStyle
 from lib.inference.segmenter import Segmenter
 from lib.inference.tracking import TrackedSuperpixels, Tracker, share_that_follows
@@ -48,10 +49,11 @@ class VideoSummary(NamedTuple):
     share_that_follows: float | None  # mean share of pixels whose label follows the flow; None without flow
 
 
-def open_video(path: Path) -> FrameFolder | VideoFile:
-    """Open a video file or a folder of frames."""
+def open_video(path: Path, *, value_range: ValueRange | None = None) -> FrameFolder | VideoFile:
+    """Open a video file or a folder of frames; `value_range` is of frames of more than 8 bits."""
     if path.is_dir():
-        return FrameFolder(real_path(path).name, list_in_order(path, FRAME_SUFFIXES))
+        files = list_in_order(path, FRAME_SUFFIXES)
+        return FrameFolder(real_path(path).name, files, value_range=value_range)
     return VideoFile(path.stem, path)
 
 

@@ -123,18 +123,36 @@ class Superpixels:
     def mean_of(self, values: np.ndarray) -> np.ndarray:
         """Average per-pixel numbers or bools in each superpixel: (H, W[, K]) to (S[, K]), float32.
 
-        Raises a ValueError if the height or width of `values` differs.
+        NaN and masked values are left out; `valid_share_of` returns how much is left. A superpixel without
+        any valid value is NaN. Raises a ValueError if the height or width of `values` differs.
         """
-        values = np.asarray(values)
+        channels, is_valid = self._values_inside(values)
+        n_valid = self._sums(is_valid)
+        with np.errstate(invalid="ignore"):  # labels that do not occur, or without a valid value
+            means = self._sums(np.where(is_valid, channels, 0)) / n_valid
+        return means.astype(np.float32).reshape(-1, *np.shape(values)[2:])
+
+    def valid_share_of(self, values: np.ndarray) -> np.ndarray:
+        """Share of each superpixel's pixels that `mean_of` uses, 0 to 1: (H, W[, K]) to (S[, K]), float32."""
+        _, is_valid = self._values_inside(values)
+        with np.errstate(invalid="ignore"):  # labels that do not occur
+            shares = self._sums(is_valid) / self.sizes[:, None]
+        return shares.astype(np.float32).reshape(-1, *np.shape(values)[2:])
+
+    def _values_inside(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the values of the labelled pixels, (N, K), and where they are valid."""
+        is_masked, values = np.ma.getmaskarray(values), np.ma.getdata(values)
         if values.shape[:2] != self.labels.shape or values.ndim > 3:
             raise ValueError(
                 f"values must be (H, W) or (H, W, K) of an image {self.labels.shape}, got {values.shape}"
             )
-        channels = values[self.labels != OUTSIDE].reshape(len(self._flat_labels), -1)
-        sums = np.stack([np.bincount(self._flat_labels, channel) for channel in channels.T], axis=-1)
-        with np.errstate(invalid="ignore"):  # labels that do not occur
-            means = (sums / self.sizes[:, None]).astype(np.float32)
-        return means.reshape(-1, *values.shape[2:])
+        is_valid = ~(is_masked | np.isnan(values))
+        inside, n_pixels = self.labels != OUTSIDE, len(self._flat_labels)
+        return values[inside].reshape(n_pixels, -1), is_valid[inside].reshape(n_pixels, -1)
+
+    def _sums(self, channels: np.ndarray) -> np.ndarray:
+        """Sum values (N, K) in each superpixel, (S, K)."""
+        return np.stack([np.bincount(self._flat_labels, channel) for channel in channels.T], axis=-1)
 
     @cached_property
     def _flat_labels(self) -> np.ndarray:

@@ -75,6 +75,40 @@ def test_folder_keeps_its_structure(photos, in_tmp_path, caplog):
     assert "5 images segmented, 0 skipped, 0 failed" in caplog.text
 
 
+KINDS = {
+    "ppm": "PPM",
+    "pgm": "PPM",
+    "gif": "GIF",
+    "jfif": "JPEG",
+    "jp2": "JPEG2000",
+    "tga": "TGA",
+    "mpo": "MPO",
+    "webp": "WEBP",
+    "odd": "PNG",
+}
+
+
+def test_folder_of_all_formats(in_tmp_path, caplog):
+    caplog.set_level("INFO")
+    (in_tmp_path / "photos" / ".ipynb_checkpoints").mkdir(parents=True)
+    image_rgb = make_quadrants()[0]
+    for suffix, kind in KINDS.items():
+        image = Image.fromarray(image_rgb[..., 0] if suffix == "pgm" else image_rgb)
+        image.save(in_tmp_path / "photos" / f"a_{suffix}.{suffix}", kind)
+    shutil.copy("photos/a_odd.odd", "photos/no_suffix")
+    for hidden in (".a.png", ".ipynb_checkpoints/a.png", "Thumbs.db", "a_ppm.ppm~"):
+        shutil.copy("photos/a_odd.odd", in_tmp_path / "photos" / hidden)
+    for name in ("notes.txt", "more.TXT", "camera.cr2", "README"):
+        Path("photos", name).write_text("no image")
+    for _ in range(2):  # outputs of the first run are no images that are left out by the second
+        caplog.clear()
+        argv = ["--image=photos", "--out=photos/overlays", "--save_labels=photos/{name}_l.npy"]
+        assert segment(*argv, "--save_outlines=photos/{name}.svg").n_done == len(KINDS) + 1
+        assert "4 files are left out, which are no images that can be read: .cr2, .txt, readme" in caplog.text
+    overlays = files_below(in_tmp_path / "photos" / "overlays")
+    assert overlays == sorted([f"a_{suffix}.png" for suffix in KINDS] + ["no_suffix.png"])
+
+
 def test_files_and_patterns(photos, in_tmp_path):
     segment("--image", str(photos / "**" / "?.png"), "--out=by_pattern")
     assert files_below(in_tmp_path / "by_pattern") == ["a.png", "trip/d.png", "trip/day 1/e.png"]
@@ -277,6 +311,22 @@ def test_single_image_into_a_folder_and_skipped(photos, in_tmp_path):
     assert segment(*argv).n_skipped == 1
     assert segment(*argv[:-1]).n_done == 1
     assert files_below(in_tmp_path / "o") == ["a/overlay.png"]
+
+
+def test_value_range_of_a_folder(in_tmp_path, capsys):
+    (in_tmp_path / "photos").mkdir()
+    for name, top in (("bright", 4000), ("dim", 500)):
+        values = np.linspace(0, top, 60 * 92).reshape(60, 92).astype(np.uint16)
+        Image.fromarray(values).save(in_tmp_path / "photos" / f"{name}.png")
+    argv = ["--image=photos", "--overlay=mean_colors"]
+    brightest = {}
+    for key, more in {"own": [], "fixed": ["--value_range", "0", "4095"]}.items():
+        segment(*argv, f"--out={key}", *more)
+        brightest[key] = np.asarray(Image.open(in_tmp_path / key / "dim.png")).max()
+    assert brightest["own"] > 110
+    assert 20 < brightest["fixed"] < 35
+    argv = ["--base_model_weights=none", *argv, "--value_range", "9", "9"]
+    assert "--value_range 9 9: " in fails_with(inference_base_model.main, argv, capsys)
 
 
 def test_skip_existing(photos, in_tmp_path):

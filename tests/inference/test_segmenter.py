@@ -150,6 +150,75 @@ def test_nothing_is_rounded_whatever_the_caller_allows(monkeypatch):
     assert set(seen) == {(False, False, "highest")}
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.uint32, np.int64])
+def test_value_range_of_integers(dtype):
+    values = np.linspace(0, 4095, 60 * 92).reshape(60, 92).astype(dtype)
+    segmenter = Segmenter(SSNPix(), SCALES)
+    by_bits, by_range = segmenter(values, 24), segmenter(values, 24, value_range=(1000, 2000))
+    np.testing.assert_array_equal(by_bits.image_rgb[..., 0], np.rint(values / 4095 * 255))
+    expected = np.rint((values.clip(1000, 2000) - 1000.0) / 1000 * 255)
+    np.testing.assert_array_equal(by_range.image_rgb[..., 0], expected)
+    if dtype != np.uint32:  # PyTorch cannot stack it in its oldest version
+        batch = torch.from_numpy(np.stack([values, values // 8]))[:, None]
+        _, dim = segmenter.segment_batch(batch, 24)
+        assert dim.image_rgb.max() == 127  # 511 of 10 bits
+        _, dim = segmenter.segment_batch(batch, 24, value_range=(0, 4095))
+        assert dim.image_rgb.max() == 32
+
+
+HOLE = np.zeros((60, 92), dtype=bool)
+HOLE[:20, 5:] = True
+
+
+@pytest.mark.parametrize("n_channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
+def test_masked_pixels_of_an_image_are_left_out(dtype, n_channels):
+    is_integer = dtype != np.float32
+    values = np.random.default_rng(0).integers(0, 256, (60, 92, n_channels)) / (1 if is_integer else 255)
+    values[HOLE] = 255 if dtype == np.uint8 else 3000 if is_integer else -9999
+    is_masked = np.zeros(values.shape, bool)
+    is_masked[HOLE, 0] = True  # one channel is enough
+    values = values.astype(dtype)
+    image = np.ma.masked_array(values, is_masked)
+    segmenter = Segmenter(SSNModel(4), SCALES)
+    superpixels = segmenter(image, 24)
+    np.testing.assert_array_equal(superpixels.labels == -1, HOLE)
+    assert set(np.unique(superpixels.image_rgb[HOLE])) <= {127, 128}
+    without_hole = segmenter(np.where(HOLE[..., None], values[-1, -1], values), 24)
+    np.testing.assert_array_equal(superpixels.image_rgb[~HOLE], without_hole.image_rgb[~HOLE])
+    whole = np.ma.masked_array(values[20:], np.zeros((40, 92, n_channels), bool))
+    assert segmenter.preprocess(whole).mask is None
+
+
+def test_masked_pixels_of_extra_channels_and_of_masks_are_left_out():
+    extra = np.random.default_rng(0).normal(size=(60, 92, 4)).astype(np.float32)
+    extra[HOLE, 2] = np.nan
+    masked = np.ma.masked_array(extra, np.isnan(extra))
+    segmenter, image_rgb = Segmenter(CompositeSSNModel(4, 2), WITH_EXTRA), make_quadrants()[0]
+    preprocessed = segmenter.preprocess(image_rgb, masked)
+    np.testing.assert_array_equal(preprocessed.mask, ~HOLE)
+    np.testing.assert_allclose(preprocessed.extra[2][HOLE], extra[~HOLE, 2].mean(), atol=1e-6)
+    np.testing.assert_array_equal(preprocessed.extra[0], extra[..., 0])
+    np.testing.assert_array_equal(segmenter(image_rgb, 24, extra=masked).labels == -1, HOLE)
+    everything = np.ma.masked_array(np.ones(HOLE.shape, bool), HOLE)
+    labels = Segmenter(SSNPix(), SCALES)(image_rgb, 24, mask=everything).labels
+    np.testing.assert_array_equal(labels == -1, HOLE)
+    batch, extras = torch.from_numpy(image_rgb).movedim(-1, 0)[None], np.moveaxis(masked, -1, 0)[None]
+    (superpixels,) = segmenter.segment_batch(batch, 24, extra=extras, mask=everything[None])
+    np.testing.assert_array_equal(superpixels.labels == -1, HOLE)
+    with pytest.raises(InputError, match="the image has no unmasked pixel"):
+        segmenter(np.ma.masked_all((60, 92), np.uint8), 24)
+
+
+def test_value_range_of_floats():
+    values = np.linspace(-3, 5, 60 * 92).reshape(60, 92)
+    values[:30] = np.nan
+    superpixels = Segmenter(SSNPix(), SCALES)(values, 24, value_range=(0, 4))
+    np.testing.assert_array_equal(superpixels.labels == -1, np.isnan(values))
+    expected = np.rint(values[30:].clip(0, 4) / 4 * 255)
+    np.testing.assert_allclose(superpixels.image_rgb[30:, :, 1], expected, atol=1)
+
+
 def test_batch_equals_one_by_one():
     images = [make_quadrants(seed=seed)[0] for seed in range(3)]
     segmenter = Segmenter(SSNModel(4), SCALES)
@@ -235,7 +304,8 @@ def test_extra_channels_need_a_scale():
         (np.zeros((0, 9, 3), np.uint8), r"got \(0, 9, 3\)"),
         (np.zeros((8, 9, 5), np.uint8), r"got \(8, 9, 5\)"),
         (np.zeros(9, np.uint8), r"got \(9,\)"),
-        (np.zeros((8, 9, 3), np.int64), "got int64"),
+        (np.zeros((8, 9, 3), bool), "got bool"),
+        (np.full((8, 9, 3), -1), "the image has integer pixels of unknown range, here -1 to -1"),
         (np.full((8, 9, 3), 200.0), r"must have floats in \[0, 1\], got 200.0 to 200.0"),
         (np.full((8, 9, 3), np.nan), "the mask of the image leaves no pixel to segment"),
         ("photo.jpg", "the image must be an array or a PIL image, got <class 'str'>"),

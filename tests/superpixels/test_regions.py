@@ -23,6 +23,24 @@ def test_means_with_gaps_and_outside_pixels():
     np.testing.assert_allclose(superpixels.mean_of(depth)[[0, 2]], [2, 7])
 
 
+def test_means_leave_out_nan_and_masked_values():
+    superpixels = Superpixels(LABELS, IMAGE_RGB, 2)
+    depth = np.array([[1, np.nan, 5], [7, -9999, 3]])
+    is_masked = np.array([[False, False, False], [False, True, False]])
+    masked = np.ma.masked_array(depth, is_masked)
+    np.testing.assert_array_equal(superpixels.mean_of(masked), [1, np.nan, 6])
+    np.testing.assert_allclose(superpixels.valid_share_of(masked), [0.5, np.nan, 2 / 3])
+    np.testing.assert_allclose(superpixels.mean_of(depth), [1, np.nan, (5 + 7 - 9999) / 3])
+    integers = np.ma.masked_array([[1, 2, 3], [4, 5, 6]], is_masked)
+    np.testing.assert_array_equal(superpixels.mean_of(integers), [1.5, np.nan, 3.5])
+    channels = np.ma.stack([masked, np.ma.masked_array(np.ones((2, 3)))], axis=2)
+    np.testing.assert_array_equal(superpixels.mean_of(channels), [[1, 1], [np.nan, np.nan], [6, 1]])
+    np.testing.assert_allclose(superpixels.valid_share_of(channels)[[0, 2]], [[0.5, 1], [2 / 3, 1]])
+    nothing = np.full((2, 3), np.nan)
+    assert np.isnan(superpixels.mean_of(nothing)).all()
+    np.testing.assert_array_equal(superpixels.valid_share_of(nothing)[[0, 2]], 0)
+
+
 def test_features_are_none_without_pixel_features():
     assert Superpixels(LABELS, IMAGE_RGB, 2).features is None
 

@@ -1,0 +1,18 @@
+"""Log what concerns many files once in a run."""
+
+import logging
+from collections.abc import Hashable
+
+_logged: set[Hashable] = set()
+
+
+def log_once(logger: logging.Logger, key: Hashable, message: str, *args: object) -> None:
+    """Log a message, unless one with the same key was logged since the start of the process."""
+    if key not in _logged:
+        _logged.add(key)
+        logger.warning(message, *args)
+
+
+def forget_logged() -> None:
+    """Start a new run: everything is logged again."""
+    _logged.clear()
