@@ -18,6 +18,7 @@ from lib.cli.types import existing_dir, non_negative_int
 from lib.datasets import davis
 from lib.files.atomic import prepare_out_dir
 from lib.files.frames import FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
+from lib.files.listing import list_folders
 from lib.optflow.archive import archive_name
 from lib.optflow.production import ArchiveJob, ArchiveReport, make_archives
 from lib.optflow.sources import DEFAULT_PRESET, DIS_PRESETS, FLOW_SUFFIXES, DISFlow, FlowFiles, FlowSource
@@ -146,8 +147,7 @@ def _find_videos(
 
 def _find_flow_files(forward_root: Path, backward_root: Path, video_name: str | None) -> list[FlowSource]:
     videos, backward_videos = (
-        sorted(folder.name for folder in root.iterdir() if folder.is_dir())
-        for root in (forward_root, backward_root)
+        [folder.name for folder in list_folders(root)] for root in (forward_root, backward_root)
     )
     if videos != backward_videos:
         odd = sorted(set(videos) ^ set(backward_videos))

@@ -7,6 +7,7 @@ from scipy.io import loadmat
 
 from lib.datasets.base import FileDataset, SegmentedImage
 from lib.files.images import read_image, read_image_shape
+from lib.files.listing import list_visible
 from lib.runtime.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -15,7 +16,7 @@ SPLITS = ("train", "val", "test")
 class BSDSDataset(FileDataset):
     """A split of the Berkeley Segmentation Data Set 500, read lazily, in the order of the file names.
 
-    Expects this tree, with 200, 100 and 200 images; files of other types are ignored::
+    Expects this tree, with 200, 100 and 200 images; hidden files and files of other types are ignored::
 
         <bsds_root>/BSDS500/data/images/{train,val,test}/<name>.jpg
         <bsds_root>/BSDS500/data/groundTruth/{train,val,test}/<name>.mat
@@ -37,7 +38,7 @@ class BSDSDataset(FileDataset):
                     "`bsds_root` must be the folder that holds BSDS500/data/images and .../groundTruth",
                     parameter="bsds_root",
                 )
-        self.image_files = sorted(image_dir.glob("*.jpg"))
+        self.image_files = list_visible(image_dir, "*.jpg")
         if not self.image_files:
             raise InputError(f"{bsds_root}: no *.jpg in {image_dir}", parameter="bsds_root")
         self.annotation_files = [annotation_dir / f"{file.stem}.mat" for file in self.image_files]

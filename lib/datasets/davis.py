@@ -7,6 +7,7 @@ from PIL import Image
 
 from lib.datasets.base import FileDataset, SegmentedImage
 from lib.files.images import read_image, resize_image, size_text
+from lib.files.listing import list_folders, list_visible
 from lib.optflow.archive import FlowArchive, find_archives
 from lib.runtime.errors import InputError
 from model import N_FLOW_CHANNELS
@@ -16,13 +17,13 @@ FRAME_SHAPE = (480, 854)  # rows, columns in pixels; the few frames that differ 
 _TREE = "`davis2017_root` must be the folder that holds DAVIS/JPEGImages/480p and DAVIS/Annotations/480p"
 
 SPLIT_LIST_DIR = Path(__file__).parent / "davis_splits"
-SPLITS = tuple(sorted(file.stem for file in SPLIT_LIST_DIR.glob("*.txt")))
+SPLITS = tuple(file.stem for file in list_visible(SPLIT_LIST_DIR, "*.txt"))
 
 
 class DAVISDataset(FileDataset):
     """Frames of a list of videos, read lazily, video by video.
 
-    Expects this tree; frames and masks are paired by name::
+    Expects this tree; frames and masks are paired by name, and hidden files are ignored::
 
         <davis2017_root>/DAVIS/JPEGImages/480p/<video>/00000.jpg
         <davis2017_root>/DAVIS/Annotations/480p/<video>/00000.png
@@ -111,11 +112,11 @@ def find_frames(
     if not frame_root.is_dir():
         raise InputError(f"{davis2017_root}: no folder {frame_root}; {_TREE}", parameter="davis2017_root")
     if videos is None:
-        videos = sorted(folder.name for folder in frame_root.iterdir() if folder.is_dir())
+        videos = [folder.name for folder in list_folders(frame_root)]
     missing = [video for video in videos if not (frame_root / video).is_dir()]
     if missing:
         raise InputError(f"{named_in} names videos that are not in {frame_root}: {', '.join(missing)}")
-    frames_of_videos = {video: sorted((frame_root / video).glob("*.jpg")) for video in videos}
+    frames_of_videos = {video: list_visible(frame_root / video, "*.jpg") for video in videos}
     for video, frames in frames_of_videos.items():
         if not frames:
             raise InputError(f"no *.jpg in {frame_root / video}")

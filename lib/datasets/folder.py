@@ -13,6 +13,7 @@ from PIL import Image
 
 from lib.datasets.base import FileDataset, SegmentedImage, renumber
 from lib.files.images import IMAGE_SUFFIXES, read_image, read_image_shape
+from lib.files.listing import list_visible
 from lib.runtime.errors import InputError
 
 HOLD_OUT_EVERY = 10  # a tenth of the images is enough to select the best model
@@ -97,11 +98,11 @@ def hold_out(dataset: FolderDataset) -> tuple[FolderDataset, FolderDataset]:
 
 def _find_files(root: Path) -> tuple[list[Path], list[Path]]:
     """Find the images and the label maps of a folder, each in the order of the file names."""
-    files = sorted(
+    files = [
         file
-        for file in root.iterdir()
-        if file.suffix.lower() in (*IMAGE_SUFFIXES, ".npy") and file.name[0] != "." and file.is_file()
-    )
+        for file in list_visible(root)
+        if file.suffix.lower() in (*IMAGE_SUFFIXES, ".npy") and file.is_file()
+    ]
     stems = {file.stem for file in files if file.suffix.lower() not in (".png", ".npy")}  # certainly images
     image_files, label_files = [], []
     for file in files:

@@ -10,6 +10,7 @@ import av
 import numpy as np
 
 from lib.files.images import read_image, resize_image
+from lib.files.listing import list_visible
 from lib.files.opencv import cv2
 from lib.runtime.errors import InputError
 
@@ -112,11 +113,7 @@ def list_in_order(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     Raises `InputError` if no file has one of `suffixes`, or files have different ones, for example frames
     and masks.
     """
-    files = [
-        file
-        for file in folder.iterdir()
-        if file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file()
-    ]
+    files = [file for file in list_visible(folder) if file.suffix.lower() in suffixes and file.is_file()]
     present = sorted({file.suffix.lower() for file in files})
     if not present:
         raise InputError(f"{folder} holds no {', '.join(suffixes)} file")
