@@ -71,7 +71,7 @@ def _read_annotations(file: Path, image_shape: tuple[int, int]) -> list[np.ndarr
     """Read all segmentations of a .mat file, each (H, W) int32 of the size of the image."""
     try:
         cells = loadmat(file)["groundTruth"].ravel()
-        annotations = [cell["Segmentation"][0, 0].astype(np.int32) for cell in cells]
+        annotations = [cell["Segmentation"][0, 0] for cell in cells]
     except Exception as error:  # scipy raises various errors for broken bytes
         raise InputError(f"{file} is not a readable BSDS500 annotation file ({error})") from error
     if not annotations:
@@ -81,4 +81,17 @@ def _read_annotations(file: Path, image_shape: tuple[int, int]) -> list[np.ndarr
             raise InputError(
                 f"{file} holds an annotation of shape {annotation.shape}, but the image has {image_shape}"
             )
-    return annotations
+        _check_labels(annotation, file)
+    return [annotation.astype(np.int32) for annotation in annotations]
+
+
+def _check_labels(annotation: np.ndarray, file: Path) -> None:
+    """Check that labels fit int32; MATLAB stores whole numbers as floats by default."""
+    if annotation.dtype.kind not in "iubf":
+        raise InputError(f"{file} holds labels of type {annotation.dtype}; expected whole numbers")
+    is_whole = annotation == np.floor(annotation)
+    is_label = is_whole & (annotation >= 0) & (annotation <= np.iinfo(np.int32).max)
+    if not is_label.all():
+        raise InputError(
+            f"{file} holds the label {annotation[~is_label][0]}; expected whole numbers from 0 to 2**31 - 1"
+        )

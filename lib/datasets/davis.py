@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from lib.datasets.base import FileDataset, SegmentedImage
+from lib.datasets.masks import read_mask
 from lib.files.images import read_image, resize_image, size_text
 from lib.files.listing import list_folders, list_visible
 from lib.optflow.archive import FlowArchive, find_archives
@@ -23,7 +21,8 @@ SPLITS = tuple(file.stem for file in list_visible(SPLIT_LIST_DIR, "*.txt"))
 class DAVISDataset(FileDataset):
     """Frames of a list of videos, read lazily, video by video.
 
-    Expects this tree; frames and masks are paired by name, and hidden files are ignored::
+    Expects this tree; frames and masks are paired by name, and hidden files are ignored. For the
+    labels of masks see `read_mask`::
 
         <davis2017_root>/DAVIS/JPEGImages/480p/<video>/00000.jpg
         <davis2017_root>/DAVIS/Annotations/480p/<video>/00000.png
@@ -94,7 +93,9 @@ class DAVISDataset(FileDataset):
     def __getitem__(self, idx: int) -> SegmentedImage:
         frame_file = self.image_files[idx]
         image_rgb = resize_image(read_image(frame_file), FRAME_SHAPE)
-        image = SegmentedImage(_frame_name(frame_file), image_rgb, [_read_mask(self.mask_files[idx])])
+        image = SegmentedImage(
+            _frame_name(frame_file), image_rgb, [read_mask(self.mask_files[idx], FRAME_SHAPE)]
+        )
         if self.flows is None:
             return image
         archive, frame_idx = self.flows[idx]
@@ -155,17 +156,3 @@ def _check_archive(archive: FlowArchive, frames: list[Path]) -> None:
 
 def _frame_name(frame_file: Path) -> str:
     return f"{frame_file.parent.name}/{frame_file.stem}"
-
-
-def _read_mask(file: Path) -> np.ndarray:
-    """Read object labels (H, W), int32: palette indices or grey values; 0 and 255 alone become 0 and 1."""
-    try:
-        with Image.open(file) as image:
-            mask = image if image.mode in ("P", "L") else image.convert("L")
-            mask = mask.resize(FRAME_SHAPE[::-1], Image.Resampling.NEAREST)  # a copy if the size is the same
-            labels = np.asarray(mask).astype(np.int32)
-    except Exception as error:  # Pillow raises various errors for broken bytes
-        raise InputError(f"{file} is not a readable mask ({error})") from error
-    if labels.max() == 255 and np.isin(labels, (0, 255)).all():
-        return labels // 255
-    return labels
