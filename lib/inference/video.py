@@ -14,7 +14,14 @@ import numpy as np
 from tqdm import tqdm
 
 from lib.files.atomic import atomic_path, real_path
-from lib.files.frames import DEFAULT_FRAME_RATE, FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
+from lib.files.frames import (
+    DEFAULT_FRAME_RATE,
+    FRAME_SUFFIXES,
+    FrameFolder,
+    VideoFile,
+    is_hd,
+    list_in_order,
+)
 from lib.files.hdf5 import write_hdf5
 from lib.inference.outputs import DEFAULT_STYLE, OverlayStyle
 from lib.inference.segmenter import Segmenter
@@ -30,6 +37,18 @@ VIDEO_SUFFIXES = (".mp4",)
 VIDEO_LABEL_SUFFIXES = (".h5",)
 
 _CODEC, _QUALITY = "libx264", {"crf": "18", "preset": "veryfast"}
+
+
+class _Colors(NamedTuple):
+    """Colour space of a video: name of its matrix in PyAV, and code in ISO/IEC 23091-2."""
+
+    matrix: str
+    code: int
+
+
+_SD_COLORS, _HD_COLORS = _Colors("ITU601", 6), _Colors("ITU709", 1)
+_LIMITED_RANGE = 1  # 16 to 235, in FFmpeg's numbers
+
 _Append = Callable[[np.ndarray], None]  # appends a frame to a file
 
 
@@ -286,15 +305,20 @@ def _write_video(path: Path, shape: tuple[int, int], frame_rate: float) -> Itera
     """Encode pictures of one size as H.264 in MP4."""
     # The codec halves the resolution of colours, which needs even sides. An odd side loses a pixel.
     height, width = (max(2, side - side % 2) for side in shape)
-    rate = Fraction(frame_rate).limit_denominator(1001)
-    with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
-        stream = container.add_stream(_CODEC, rate=rate, options=_QUALITY)
+    # FFmpeg reads a relative name with a colon as a protocol.
+    with atomic_path(path) as temporary, av.open(str(temporary.absolute()), "w") as container:
+        stream = container.add_stream(_CODEC, rate=_to_fraction(frame_rate), options=_QUALITY)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        colors = _HD_COLORS if is_hd((height, width)) else _SD_COLORS
+        codec = stream.codec_context
+        codec.colorspace = codec.color_primaries = codec.color_trc = colors.code
+        codec.color_range = _LIMITED_RANGE
 
         def append(picture: np.ndarray) -> None:
-            picture = np.ascontiguousarray(picture[:height, :width])
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace=colors.matrix)
             try:
-                packets = stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24"))
+                packets = stream.encode(frame)
             except av.FFmpegError as error:
                 if isinstance(error, OSError):
                     raise
@@ -305,6 +329,13 @@ def _write_video(path: Path, shape: tuple[int, int], frame_rate: float) -> Itera
 
         yield append
         container.mux(stream.encode())
+
+
+def _to_fraction(frame_rate: float) -> Fraction:
+    """Return a frame rate as a fraction with small numbers, such as 30000/1001 or 1/60."""
+    if frame_rate < 1:
+        return 1 / Fraction(1 / frame_rate).limit_denominator(1001)
+    return Fraction(frame_rate).limit_denominator(1001)
 
 
 @contextmanager
