@@ -84,7 +84,7 @@ def _add_input_args(parser: argparse.ArgumentParser, demo_image: Path) -> None:
         "--video",
         type=Path,
         metavar="FILE|FOLDER",
-        help="video to segment: a file, or a folder of its frames",
+        help="video to segment: a video file, an animated GIF, WebP or APNG, or a folder of frames",
     )
     parser.add_argument("--mask", help=f"mask image; pixels that are not black are segmented{_FOR_SEVERAL}")
     add_bool(parser, "--skip_existing", help="skip images whose outputs all exist")

@@ -13,6 +13,7 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from lib.files.animation import DEFAULT_FRAME_RATE, AnimatedImage, is_picture
 from lib.files.images import read_image, resize_image
 from lib.files.listing import list_visible
 from lib.runtime.errors import InputError
@@ -23,8 +24,6 @@ FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tif
 
 # Share of the frames listed in the header that must be decoded. Some headers list a few frames too many.
 MIN_DECODED_SHARE = 0.95
-
-DEFAULT_FRAME_RATE = 24.0  # frames per second
 
 _BT709, _UNTAGGED = 1, 2  # colour matrices, in the numbers of ISO/IEC 23091-2
 
@@ -223,6 +222,14 @@ def _turn(image_rgb: np.ndarray, matrix: tuple[int, int, int, int] | None) -> np
     else:
         return image_rgb
     return np.ascontiguousarray(turned)
+
+
+Video = FrameFolder | VideoFile | AnimatedImage
+
+
+def open_video_file(path: Path) -> VideoFile | AnimatedImage:
+    """Open a video file or an animated picture, named after the file; raises `InputError` as they do."""
+    return AnimatedImage(path.stem, path) if is_picture(path) else VideoFile(path.stem, path)
 
 
 def list_in_order(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:

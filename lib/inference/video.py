@@ -18,9 +18,10 @@ from lib.files.frames import (
     DEFAULT_FRAME_RATE,
     FRAME_SUFFIXES,
     FrameFolder,
-    VideoFile,
+    Video,
     is_hd,
     list_in_order,
+    open_video_file,
 )
 from lib.files.hdf5 import write_hdf5
 from lib.inference.outputs import DEFAULT_STYLE, OverlayStyle
@@ -67,16 +68,14 @@ class VideoSummary(NamedTuple):
     share_that_follows: float | None  # mean share of pixels whose label follows the flow; None without flow
 
 
-def open_video(path: Path) -> FrameFolder | VideoFile:
-    """Open a video file or a folder of frames."""
+def open_video(path: Path) -> Video:
+    """Open a video file, an animated picture or a folder of frames."""
     if path.is_dir():
         return FrameFolder(real_path(path).name, list_in_order(path, FRAME_SUFFIXES))
-    return VideoFile(path.stem, path)
+    return open_video_file(path)
 
 
-def read_frames(
-    video: FrameFolder | VideoFile, archive: FlowArchive | None = None, *, with_flow: bool
-) -> Iterator[VideoFrame]:
+def read_frames(video: Video, archive: FlowArchive | None = None, *, with_flow: bool) -> Iterator[VideoFrame]:
     """Yield the frames of a video. Flow is read from `archive`, or estimated if only `with_flow` is set.
 
     Raises
@@ -92,7 +91,7 @@ def read_frames(
     return (VideoFrame(image_rgb, None) for image_rgb in video.read())
 
 
-def _with_estimated_flow(frames: FrameFolder | VideoFile) -> Iterator[VideoFrame]:
+def _with_estimated_flow(frames: Video) -> Iterator[VideoFrame]:
     """Yield frames with flow that DIS estimates on the fly; before an error, yield all earlier frames."""
     estimator = DISEstimator(frames.name, DEFAULT_PRESET)
     waiting, backward, problem = None, None, None
@@ -116,7 +115,7 @@ def _join(forward: np.ndarray, backward: np.ndarray | None) -> np.ndarray:
     return np.concatenate([forward, backward], axis=2)
 
 
-def _with_archived_flow(frames: FrameFolder | VideoFile, archive: FlowArchive) -> Iterator[VideoFrame]:
+def _with_archived_flow(frames: Video, archive: FlowArchive) -> Iterator[VideoFrame]:
     def check_count(n_frames: int) -> None:
         if n_frames != archive.n_frames:
             raise InputError(
