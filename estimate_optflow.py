@@ -17,7 +17,8 @@ from lib import cli
 from lib.cli.types import existing_dir, non_negative_int
 from lib.datasets import davis
 from lib.files.folder_lock import own_folder
-from lib.files.frames import FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
+from lib.files.frames import FRAME_SUFFIXES, FrameFolder, Video, list_in_order, open_video_file
+from lib.files.listing import list_folders
 from lib.optflow.archive import archive_name
 from lib.optflow.production import ArchiveJob, ArchiveReport, make_archives
 from lib.optflow.sources import DEFAULT_PRESET, DIS_PRESETS, FLOW_SUFFIXES, DISFlow, FlowFiles, FlowSource
@@ -131,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> list[ArchiveReport]:
 
 def _find_videos(
     davis2017_root: Path | None, split: str | None, folders: list[Path] | None, files: list[Path] | None
-) -> list[FrameFolder | VideoFile]:
+) -> list[Video]:
     if davis2017_root:
         names = None if split is None else davis.read_split(split)
         videos = davis.find_frames(davis2017_root, names, named_in=f"--davis_split {split}")
@@ -140,13 +141,12 @@ def _find_videos(
         return [
             FrameFolder(folder.resolve().name, list_in_order(folder, FRAME_SUFFIXES)) for folder in folders
         ]
-    return [VideoFile(file.stem, file) for file in files]
+    return [open_video_file(file) for file in files]
 
 
 def _find_flow_files(forward_root: Path, backward_root: Path, video_name: str | None) -> list[FlowSource]:
     videos, backward_videos = (
-        sorted(folder.name for folder in root.iterdir() if folder.is_dir())
-        for root in (forward_root, backward_root)
+        [folder.name for folder in list_folders(root)] for root in (forward_root, backward_root)
     )
     if videos != backward_videos:
         odd = sorted(set(videos) ^ set(backward_videos))

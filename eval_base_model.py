@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data_root", type=existing_dir, help="score your own images; a folder of images with label maps"
     )
+    cli.add_shared(parser, "ignore_label")
     cli.add_shared(parser, "davis2017_root")
     cli.add_shared(parser, "davis_split", default="test")
     cli.add_bool(
@@ -53,10 +54,13 @@ def open_sets(args: argparse.Namespace) -> list[EvaluationSet]:
     if args.bsds_root:
         dataset = BSDSDataset(args.bsds_root, args.bsds_split)
         sets.append(EvaluationSet(f"BSDS500 {args.bsds_split}", f"bsds500_{args.bsds_split}", dataset))
+    if args.ignore_label is not None and not args.data_root:
+        raise InputError("--ignore_label needs --data_root")
     if args.data_root:
         name = args.data_root.resolve().name
         file_name = re.sub(r"[^\w.+-]", "_", name)
-        sets.append(EvaluationSet(name, file_name, FolderDataset(args.data_root)))
+        dataset = FolderDataset(args.data_root, ignore_label=args.ignore_label)
+        sets.append(EvaluationSet(name, file_name, dataset))
     if args.davis2017_root if args.eval_on_davis is None else args.eval_on_davis:
         sets.append(davis_set(cli.open_davis(args), args.davis_split))
     if not sets:

@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=existing_dir,
         help="folder of validation images with label maps; default: every tenth image of --data_root",
     )
+    cli.add_shared(data, "ignore_label")
     cli.add_bool(
         data,
         "--synthetic_data",
@@ -119,15 +120,16 @@ def open_data(args: argparse.Namespace) -> tuple[Dataset, dict[str, Dataset]]:
         raise InputError("give one of --bsds_root, --data_root and --synthetic_data")
     if args.val_data_root and not args.data_root:
         raise InputError("--val_data_root needs --data_root")
+    if args.ignore_label is not None and not args.data_root:
+        raise InputError("--ignore_label needs --data_root")
     if args.bsds_root:
         return BSDSDataset(args.bsds_root, "train"), {"bsds_val": BSDSDataset(args.bsds_root, "val")}
     if args.synthetic_data:
         return SyntheticDataset(N_SYNTHETIC_IMAGES), {"synthetic": SyntheticDataset(1)}
     if args.val_data_root:
-        return FolderDataset(args.data_root), {
-            "val": FolderDataset(args.val_data_root, parameter="val_data_root")
-        }
-    train_set, val_set = hold_out(FolderDataset(args.data_root))
+        val_set = FolderDataset(args.val_data_root, ignore_label=args.ignore_label, parameter="val_data_root")
+        return FolderDataset(args.data_root, ignore_label=args.ignore_label), {"val": val_set}
+    train_set, val_set = hold_out(FolderDataset(args.data_root, ignore_label=args.ignore_label))
     return train_set, {"val": val_set}
 
 

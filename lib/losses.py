@@ -1,4 +1,9 @@
-"""Training losses: a reconstruction loss for segmentations and a position loss for compactness."""
+"""Training losses: a reconstruction loss for segmentations and a position loss for compactness.
+
+Reconstruction losses leave void pixels out: these carry no label into superpixels, and are not compared. If
+all pixels are void, the loss is 0. Void pixels are masked by products, because indexing by a mask would make
+the host wait for the device.
+"""
 
 from collections.abc import Callable
 
@@ -6,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib.metrics.label_map import VOID
 from lib.network.inputs import pixel_positions
 from lib.slic.grid import check_devices
 from lib.slic.soft_assignment import SoftAssignment
@@ -30,9 +36,9 @@ def compute_loss_terms(
     assignment, labels : SoftAssignment; Tensor, shape (B, H, W), int64
         Soft and hard assignment from a model.
     gt_labels : Tensor, shape (B, A, H, W), int64
-        Labels of A annotations of each image, 0 to `n_labels` - 1.
+        Labels of A annotations of each image, 0 to `n_labels` - 1, or `VOID`.
     n_labels : int
-        Number of labels in an annotation, not limited.
+        Number of labels in an annotation, not limited; 0 if all pixels are void.
     reconstruction : {"expected_error", "cross_entropy", "cross_entropy_logsoftmax", "soft_iou"}
         Loss that compares the result of `reconstruct_labels` with the true labels, averaged over the
         annotations. "expected_error" is the mean share of wrong labels in a pixel; it is 0 if each superpixel
@@ -55,65 +61,87 @@ def compute_loss_terms(
     if reconstruction not in RECONSTRUCTION_LOSSES:
         raise ValueError(f"reconstruction must be one of {RECONSTRUCTION_LOSSES}, got {reconstruction!r}")
     loss_fn = _LOSSES[reconstruction]
-    losses = [loss_fn(assignment, annotation, n_labels) for annotation in gt_labels.unbind(1)]
+    losses = [loss_fn(assignment, annotation, max(1, n_labels)) for annotation in gt_labels.unbind(1)]
     position = compactness * position_loss(assignment, labels)
     return {"reconstruction": torch.stack(losses).mean(), "position": position}
 
 
 def reconstruct_labels(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
-    """Average labels (B, H, W), 0 to `n_labels` - 1, into superpixels and spread them back.
+    """Average labels (B, H, W), 0 to `n_labels` - 1 or `VOID`, into superpixels and spread them back.
 
-    Returns the share of each label in each pixel, (B, n_labels, H, W), differentiable; sums to 1 over labels.
+    Returns the share of each label in each pixel, (B, n_labels, H, W), differentiable; sums to 1 over labels
+    unless superpixels hold void pixels only.
     """
-    gt_onehot = F.one_hot(gt_labels, n_labels).permute(0, 3, 1, 2).to(assignment.affinity.dtype)
-    return assignment.reconstruct(gt_onehot)
+    carried = _carried_shares(assignment, gt_labels, n_labels)
+    return assignment.to_pixels(carried.transpose(1, 2))
 
 
 def true_label_share(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
     """Compute the share of the true label in each pixel after the reconstruction, (B, H, W), differentiable.
 
-    Equals `reconstruct_labels` gathered at `gt_labels`, but avoids tensors of size (labels) x (pixels).
+    Equals `reconstruct_labels` gathered at `gt_labels`, but avoids tensors of size (labels) x (pixels). Void
+    pixels have arbitrary shares.
     """
     grid, affinity = assignment.grid, assignment.affinity
-    label_idx = _label_idx(assignment, gt_labels)
-    mass = _label_mass(assignment, label_idx, n_labels)
-    carried = mass / (mass.sum(dim=2, keepdim=True) + _MIN_MASS)
-    carried = grid.to_candidates(carried).gather(3, label_idx)  # (B, S, 9, P)
+    carried = _carried_shares(assignment, gt_labels, n_labels)
+    carried = grid.to_candidates(carried).gather(3, _label_idx(assignment, gt_labels))  # (B, S, 9, P)
     return grid.to_pixels((affinity * carried).sum(dim=2, keepdim=True)).squeeze(1)
 
 
 def expected_error(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
     """Compute the mean share of wrong labels, 1 - mean of `true_label_share`, a scalar in [0, 1].
 
-    Let M[s, l] be the mass of label l in superpixel s, W[s] the total mass of s and N the number of pixels.
-    The mean share of the true label is (1 / N) * sum_s sum_l M[s, l]^2 / W[s]. This form needs no values per
-    pixel.
+    Let M[s, l] be the mass of label l in superpixel s, W[s] its sum over l and N the number of pixels without
+    void. The mean share of the true label is (1 / N) * sum_s sum_l M[s, l]^2 / W[s]. This form needs no
+    values per pixel.
     """
-    mass = _label_mass(assignment, _label_idx(assignment, gt_labels), n_labels)
+    mass = _label_mass(assignment, gt_labels, n_labels)
     share = mass.square().sum(dim=2) / (mass.sum(dim=2) + _MIN_MASS)  # (B, S)
-    return 1 - share.sum() / gt_labels.numel()
+    n_pixels = _is_scored(gt_labels, mass.dtype).sum()
+    return n_pixels.clamp(max=1) - share.sum() / n_pixels.clamp(min=1)
+
+
+def _is_scored(gt_labels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 0 for void pixels and 1 for others, in the shape of `gt_labels`."""
+    return (gt_labels != VOID).to(dtype)
 
 
 def _label_idx(assignment: SoftAssignment, gt_labels: Tensor) -> Tensor:
-    """Return the label of the pixel in each slot, repeated for its candidates, (B, S, 9, P)."""
-    return assignment.grid.to_cells(gt_labels[:, None]).expand_as(assignment.affinity)
+    """Return the label of the pixel in each slot, 0 for void, repeated for its candidates, (B, S, 9, P)."""
+    return assignment.grid.to_cells(gt_labels[:, None].clamp(min=0)).expand_as(assignment.affinity)
 
 
-def _label_mass(assignment: SoftAssignment, label_idx: Tensor, n_labels: int) -> Tensor:
+def _label_mass(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
     """Sum the affinities of each label's pixels to each superpixel, (B, S, L)."""
     grid, affinity = assignment.grid, assignment.affinity
-    shares = affinity * grid.pixel_mask[:, None]
-    mass = affinity.new_zeros(*affinity.shape[:3], n_labels).scatter_add(3, label_idx, shares)
+    is_scored = grid.to_cells(_is_scored(gt_labels, affinity.dtype)[:, None])  # (B, S, 1, P)
+    shares = affinity * (is_scored * grid.pixel_mask[:, None])
+    mass = affinity.new_zeros(*affinity.shape[:3], n_labels)
+    mass = mass.scatter_add(3, _label_idx(assignment, gt_labels), shares)
     return grid.sum_over_candidates(mass)
+
+
+def _carried_shares(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
+    """Return the share of each label in each superpixel, (B, S, L); zeros if all its pixels are void."""
+    mass = _label_mass(assignment, gt_labels, n_labels)
+    return mass / (mass.sum(dim=2, keepdim=True) + _MIN_MASS)
+
+
+def _mean_over_scored(values: Tensor, gt_labels: Tensor) -> Tensor:
+    """Average values (B, H, W) over the pixels that are not void; 0 if all are."""
+    is_scored = _is_scored(gt_labels, values.dtype)
+    return (values * is_scored).sum() / is_scored.sum().clamp(min=1)
 
 
 def _cross_entropy(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
     share = true_label_share(assignment, gt_labels, n_labels)
-    return -share.clamp(min=_MIN_PROBABILITY).log().mean()
+    return _mean_over_scored(-share.clamp(min=_MIN_PROBABILITY).log(), gt_labels)
 
 
 def _cross_entropy_logsoftmax(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
-    return F.cross_entropy(reconstruct_labels(assignment, gt_labels, n_labels), gt_labels)
+    shares = reconstruct_labels(assignment, gt_labels, n_labels)
+    losses = F.cross_entropy(shares, gt_labels, ignore_index=VOID, reduction="none")
+    return _mean_over_scored(losses, gt_labels)
 
 
 def _soft_iou(assignment: SoftAssignment, gt_labels: Tensor, n_labels: int) -> Tensor:
@@ -124,25 +152,29 @@ def soft_iou_loss(reconstructed: Tensor, gt_labels: Tensor) -> Tensor:
     """Compute one minus the soft mean IoU of reconstructed and true labels.
 
     Let r be the reconstructed shares (B, L, H, W), from `reconstruct_labels`, and g the true shares. The
-    intersection sums r*g over an image's pixels, the union r + g - r*g. The mean is over the labels that
-    occur in the image, then over images. The loss lies in [0, 1]. Source: Rahman and Wang, "Optimizing
-    Intersection-Over-Union in Deep Neural Networks for Image Segmentation", ISVC 2016.
+    intersection sums r*g over an image's pixels that are not void, the union r + g - r*g. The mean is over
+    the labels that occur in the image, then over images with labels. The loss lies in [0, 1]. Source: Rahman
+    and Wang, "Optimizing Intersection-Over-Union in Deep Neural Networks for Image Segmentation", ISVC 2016.
     """
-    gt_onehot = F.one_hot(gt_labels, reconstructed.shape[1]).permute(0, 3, 1, 2)
+    is_scored = _is_scored(gt_labels, reconstructed.dtype)[:, None]
+    gt_onehot = F.one_hot(gt_labels.clamp(min=0), reconstructed.shape[1]).permute(0, 3, 1, 2) * is_scored
+    reconstructed = reconstructed * is_scored
     gt_size = gt_onehot.sum(dim=(2, 3))  # (B, L)
     intersection = (reconstructed * gt_onehot).sum(dim=(2, 3))
     union = reconstructed.sum(dim=(2, 3)) + gt_size - intersection
     occurs = gt_size > 0
     # Labels absent from an image are left out; dividing by 1 instead of their union avoids NaN gradients.
     iou = torch.where(occurs, intersection / torch.where(occurs, union, 1), 0)
-    return 1 - (iou.sum(dim=1) / occurs.sum(dim=1)).mean()
+    n_labels = occurs.sum(dim=1)  # (B,)
+    error = n_labels.clamp(max=1) - iou.sum(dim=1) / n_labels.clamp(min=1)
+    return error.sum() / (n_labels > 0).sum().clamp(min=1)
 
 
 def position_loss(assignment: SoftAssignment, labels: Tensor) -> Tensor:
     """Compute the mean squared distance of pixels to their superpixel's mean position, in square pixels.
 
     The mean position is weighted by affinity and therefore differentiable. The hard labels (B, H, W) assign
-    pixels to superpixels.
+    pixels to superpixels. No annotation is read, so void pixels count too.
     """
     yx = pixel_positions(labels[:, None].to(assignment.affinity.dtype))  # (B, 2, H, W)
     means = assignment.spixel_means(yx)  # (B, 2, S)

@@ -14,6 +14,7 @@ from lib.losses import (
     soft_iou_loss,
     true_label_share,
 )
+from lib.metrics.label_map import VOID
 from lib.slic import reference
 from lib.slic.iteration import slic
 
@@ -148,6 +149,53 @@ def test_cross_entropies_equal_reconstruction(reconstruction):
         compactness=0,
     )
     torch.testing.assert_close(terms["reconstruction"], expected)
+
+
+@pytest.mark.parametrize("reconstruction", RECONSTRUCTION_LOSSES)
+def test_void_half_does_not_change_the_loss(reconstruction, device):
+    """The superpixels of the two halves are kept apart by their colours."""
+    torch.manual_seed(0)
+    half = torch.randn(2, 3, 12, 18, dtype=torch.float64, device=device)
+    gt_labels = torch.randint(4, (2, 1, 12, 18), device=device)
+    features = torch.cat([half, 1e3 + torch.randn_like(half)], dim=3).requires_grad_()
+
+    def loss_of(features, gt_labels, n_spixels):
+        assignment = slic(features, n_spixels)
+        terms = compute_loss_terms(
+            assignment, assignment.labels(), gt_labels, 4, reconstruction=reconstruction, compactness=0
+        )
+        return terms["reconstruction"]
+
+    expected = loss_of(half, gt_labels, 6)
+    with_void = torch.cat([gt_labels, torch.full_like(gt_labels, VOID)], dim=3)
+    loss = loss_of(features, with_void, 12)
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, features)
+    assert gradient[..., :18].abs().max() > 1e-5
+    assert gradient[..., 18:].abs().max() < 1e-12
+
+
+def test_expected_error_beside_void_by_hand():
+    # One superpixel holds labels 0, 0, 1 and void: the shares of the true labels are 2/3, 2/3 and 1/3.
+    assignment = slic(torch.zeros(1, 2, 1, 4), 1)
+    loss = expected_error(assignment, torch.tensor([[[0, VOID, 0, 1]]]), 2)
+    assert loss.item() == pytest.approx(1 - (2 / 3 + 2 / 3 + 1 / 3) / 3)
+
+
+@pytest.mark.parametrize("reconstruction", RECONSTRUCTION_LOSSES)
+def test_void_alone_has_neither_loss_nor_gradient(reconstruction):
+    features = torch.randn(2, 3, 12, 15, requires_grad=True)
+    gt_labels = torch.full((2, 2, 12, 15), VOID)
+    for n_void, n_labels in ((2, 0), (1, 3)):
+        gt_labels[n_void:] = torch.randint(3, (2 - n_void, 2, 12, 15))
+        assignment = slic(features, 9)
+        terms = compute_loss_terms(
+            assignment, assignment.labels(), gt_labels, n_labels, reconstruction=reconstruction, compactness=0
+        )
+        assert (terms["reconstruction"] > 0.01) == (n_void == 1)
+        (gradient,) = torch.autograd.grad(terms["reconstruction"], features)
+        assert (gradient[:n_void] == 0).all()
+        assert gradient.isfinite().all()
 
 
 def test_expected_error_is_mean_share_of_wrong_labels():

@@ -86,7 +86,7 @@ def _add_input_args(parser: argparse.ArgumentParser, demo_image: Path) -> None:
         "--video",
         type=Path,
         metavar="FILE|FOLDER",
-        help="video to segment: a file, or a folder of its frames",
+        help="video to segment: a video file, an animated GIF, WebP or APNG, or a folder of frames",
     )
     parser.add_argument(
         "--mask",

@@ -33,6 +33,12 @@ _SHARED = {
         "metavar": "FILE",
         "help": "weight file of the composite model",
     },
+    "ignore_label": {
+        "type": number(int),
+        "metavar": "LABEL",
+        "help": "label in the maps of --data_root that is void, neither scored nor trained on, such as 255; "
+        "default: none",
+    },
     "davis2017_root": {"type": existing_dir, "help": "folder that contains DAVIS/"},
     "davis_split": {
         "help": "DAVIS videos to score: train, val, test, or a text file with one video per line"

@@ -40,7 +40,7 @@ def number(
     """Return an argparse type for finite numbers: at least `low`, above `above`, below `below`."""
     limits = {"of at least": low, "above": above, "below": below}
     bounds = " and ".join(f"{word} {limit}" for word, limit in limits.items() if math.isfinite(limit))
-    expected = f"{'an integer' if kind is int else 'a number'} {bounds}"
+    expected = f"{'an integer' if kind is int else 'a number'} {bounds}".rstrip()
 
     def read(text: str) -> Number:
         try:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lib.metrics.label_map import VOID
 from lib.runtime.errors import InputError
 
 
@@ -19,7 +20,9 @@ class SegmentedImage(NamedTuple):
 
     name: str
     image_rgb: np.ndarray  # (H, W, 3), uint8
-    annotations: list[np.ndarray]  # each (H, W), int32; 0 is the background of DAVIS, BSDS500 starts at 1
+    # Each (H, W), int32. 0 is the background of DAVIS, BSDS500 starts at 1. `VOID` is neither scored nor
+    # trained on.
+    annotations: list[np.ndarray]
     extra: np.ndarray | None = None  # (H, W, n_extra_channels), float32: flow, depth, ...
     # The first n_vector_channels of `extra` are pairs (dy, dx) in pixels of this image, such as flow. Crops
     # flip and scale them with the image.
@@ -73,8 +76,10 @@ def check_image(image: SegmentedImage) -> SegmentedImage:
     for labels in image.annotations:
         if labels.shape != pixels.shape[:2]:
             raise InputError(f"{name}: an annotation is {labels.shape}, but the image is {pixels.shape[:2]}")
-        if labels.dtype.kind not in "iub" or labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
-            raise InputError(f"{name}: the labels of an annotation must be integers from 0 to 2**31 - 1")
+        if labels.dtype.kind not in "iub" or labels.min() < VOID or labels.max() > np.iinfo(np.int32).max:
+            raise InputError(
+                f"{name}: the labels of an annotation must be integers from 0 to 2**31 - 1, or {VOID}, void"
+            )
     image = image._replace(annotations=[labels.astype(np.int32, copy=False) for labels in image.annotations])
     if image.extra is None:
         return image
@@ -86,19 +91,22 @@ def check_image(image: SegmentedImage) -> SegmentedImage:
 
 
 def renumber(labels: np.ndarray) -> np.ndarray:
-    """Number integer labels from 0 without gaps, in ascending order; the result is int64."""
-    if labels.min() >= 0 and labels.max() < labels.size:  # a table is over twice as fast as sorting
-        return label_numbers(labels, int(labels.max()) + 1)[labels]
-    return np.unique(labels, return_inverse=True)[1].reshape(labels.shape)  # flat before NumPy 2
+    """Number labels from 0 without gaps, in ascending order; void stays void. The result is int64."""
+    shifted = labels - VOID
+    if shifted.min() >= 0 and shifted.max() < labels.size:  # a table is over twice as fast as sorting
+        return label_numbers(shifted, int(shifted.max()) + 1)[shifted]
+    numbers, labels_flat = np.unique(labels, return_inverse=True)
+    return labels_flat.reshape(labels.shape) - int(numbers[0] == VOID)  # flat before NumPy 2
 
 
-def label_numbers(labels: np.ndarray, n_labels: int) -> np.ndarray:
-    """Return the new number of each label 0 to `n_labels` - 1, counted from 0 without gaps, int64.
+def label_numbers(shifted: np.ndarray, n_shifted: int) -> np.ndarray:
+    """Return the new number of each shifted label, `label - VOID`, counted from 0 without gaps, int64.
 
-    Labels that do not occur get the number of the next lower label that does, or -1.
+    Void gets `VOID`, and a label that does not occur the number of the next lower label that does.
     """
-    occurs = np.bincount(labels.ravel(), minlength=n_labels) > 0
-    return np.cumsum(occurs) - 1
+    occurs = np.bincount(shifted.ravel(), minlength=n_shifted) > 0
+    occurs[0] = False
+    return np.cumsum(occurs) + VOID
 
 
 def channels_first(channels: np.ndarray) -> Tensor:

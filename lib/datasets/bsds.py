@@ -7,6 +7,7 @@ from scipy.io import loadmat
 
 from lib.datasets.base import FileDataset, SegmentedImage
 from lib.files.images import read_image, read_image_shape
+from lib.files.listing import list_visible
 from lib.runtime.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -15,7 +16,7 @@ SPLITS = ("train", "val", "test")
 class BSDSDataset(FileDataset):
     """A split of the Berkeley Segmentation Data Set 500, read lazily, in the order of the file names.
 
-    Expects this tree, with 200, 100 and 200 images; files of other types are ignored::
+    Expects this tree, with 200, 100 and 200 images; hidden files and files of other types are ignored::
 
         <bsds_root>/BSDS500/data/images/{train,val,test}/<name>.jpg
         <bsds_root>/BSDS500/data/groundTruth/{train,val,test}/<name>.mat
@@ -37,7 +38,7 @@ class BSDSDataset(FileDataset):
                     "`bsds_root` must be the folder that holds BSDS500/data/images and .../groundTruth",
                     parameter="bsds_root",
                 )
-        self.image_files = sorted(image_dir.glob("*.jpg"))
+        self.image_files = list_visible(image_dir, "*.jpg")
         if not self.image_files:
             raise InputError(f"{bsds_root}: no *.jpg in {image_dir}", parameter="bsds_root")
         self.annotation_files = [annotation_dir / f"{file.stem}.mat" for file in self.image_files]
@@ -84,9 +85,23 @@ def _read_cells(file: Path) -> list[np.ndarray]:
     """Read all segmentations of a .mat file, each (H, W) int32 of any size."""
     try:
         cells = loadmat(file)["groundTruth"].ravel()
-        annotations = [cell["Segmentation"][0, 0].astype(np.int32) for cell in cells]
+        annotations = [cell["Segmentation"][0, 0] for cell in cells]
     except Exception as error:  # scipy raises various errors for broken bytes
         raise InputError(f"{file} is not a readable BSDS500 annotation file ({error})") from error
     if not annotations:
         raise InputError(f"{file} holds no annotation")
-    return annotations
+    for annotation in annotations:
+        _check_labels(annotation, file)
+    return [annotation.astype(np.int32) for annotation in annotations]
+
+
+def _check_labels(annotation: np.ndarray, file: Path) -> None:
+    """Check that labels fit int32; MATLAB stores whole numbers as floats by default."""
+    if annotation.dtype.kind not in "iubf":
+        raise InputError(f"{file} holds labels of type {annotation.dtype}; expected whole numbers")
+    is_whole = annotation == np.floor(annotation)
+    is_label = is_whole & (annotation >= 0) & (annotation <= np.iinfo(np.int32).max)
+    if not is_label.all():
+        raise InputError(
+            f"{file} holds the label {annotation[~is_label][0]}; expected whole numbers from 0 to 2**31 - 1"
+        )

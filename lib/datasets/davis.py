@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from lib.datasets.base import FileDataset, SegmentedImage
+from lib.datasets.masks import read_mask
 from lib.files.images import read_image, resize_image, size_text
+from lib.files.listing import list_folders, list_visible
 from lib.optflow.archive import FlowArchive, find_archives
 from lib.runtime.errors import InputError
 from model import N_FLOW_CHANNELS
@@ -16,13 +15,14 @@ FRAME_SHAPE = (480, 854)  # rows, columns in pixels; the few frames that differ 
 _TREE = "`davis2017_root` must be the folder that holds DAVIS/JPEGImages/480p and DAVIS/Annotations/480p"
 
 SPLIT_LIST_DIR = Path(__file__).parent / "davis_splits"
-SPLITS = tuple(sorted(file.stem for file in SPLIT_LIST_DIR.glob("*.txt")))
+SPLITS = tuple(file.stem for file in list_visible(SPLIT_LIST_DIR, "*.txt"))
 
 
 class DAVISDataset(FileDataset):
     """Frames of a list of videos, read lazily, video by video.
 
-    Expects this tree; frames and masks are paired by name::
+    Expects this tree; frames and masks are paired by name, and hidden files are ignored. For the
+    labels of masks see `read_mask`::
 
         <davis2017_root>/DAVIS/JPEGImages/480p/<video>/00000.jpg
         <davis2017_root>/DAVIS/Annotations/480p/<video>/00000.png
@@ -96,7 +96,9 @@ class DAVISDataset(FileDataset):
     def __getitem__(self, idx: int) -> SegmentedImage:
         frame_file = self.image_files[idx]
         image_rgb = resize_image(read_image(frame_file), FRAME_SHAPE)
-        image = SegmentedImage(_frame_name(frame_file), image_rgb, [_read_mask(self.mask_files[idx])])
+        image = SegmentedImage(
+            _frame_name(frame_file), image_rgb, [read_mask(self.mask_files[idx], FRAME_SHAPE)]
+        )
         if self.flows is None:
             return image
         archive, frame_idx = self.flows[idx]
@@ -114,11 +116,11 @@ def find_frames(
     if not frame_root.is_dir():
         raise InputError(f"{davis2017_root}: no folder {frame_root}; {_TREE}", parameter="davis2017_root")
     if videos is None:
-        videos = sorted(folder.name for folder in frame_root.iterdir() if folder.is_dir())
+        videos = [folder.name for folder in list_folders(frame_root)]
     missing = [video for video in videos if not (frame_root / video).is_dir()]
     if missing:
         raise InputError(f"{named_in} names videos that are not in {frame_root}: {', '.join(missing)}")
-    frames_of_videos = {video: sorted((frame_root / video).glob("*.jpg")) for video in videos}
+    frames_of_videos = {video: list_visible(frame_root / video, "*.jpg") for video in videos}
     for video, frames in frames_of_videos.items():
         if not frames:
             raise InputError(f"no *.jpg in {frame_root / video}")
@@ -157,17 +159,3 @@ def _check_archive(archive: FlowArchive, frames: list[Path]) -> None:
 
 def _frame_name(frame_file: Path) -> str:
     return f"{frame_file.parent.name}/{frame_file.stem}"
-
-
-def _read_mask(file: Path) -> np.ndarray:
-    """Read object labels (H, W), int32: palette indices or grey values; 0 and 255 alone become 0 and 1."""
-    try:
-        with Image.open(file) as image:
-            mask = image if image.mode in ("P", "L") else image.convert("L")
-            mask = mask.resize(FRAME_SHAPE[::-1], Image.Resampling.NEAREST)  # a copy if the size is the same
-            labels = np.asarray(mask).astype(np.int32)
-    except Exception as error:  # Pillow raises various errors for broken bytes
-        raise InputError(f"{file} is not a readable mask ({error})") from error
-    if labels.max() == 255 and np.isin(labels, (0, 255)).all():
-        return labels // 255
-    return labels

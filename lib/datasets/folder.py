@@ -11,8 +11,10 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from PIL import Image
 
-from lib.datasets.base import FileDataset, SegmentedImage, renumber
+from lib.datasets.base import FileDataset, SegmentedImage
 from lib.files.images import IMAGE_SUFFIXES, read_image, read_image_shape
+from lib.files.listing import list_visible
+from lib.metrics.label_map import VOID
 from lib.runtime.errors import InputError
 
 HOLD_OUT_EVERY = 10  # a tenth of the images is enough to select the best model
@@ -35,14 +37,16 @@ class FolderDataset(FileDataset):
 
     A label map has the size of its image after EXIF rotation. It is a PNG with one channel (grey values or
     palette indices), or an array (H, W) of integers or bool. Labels from 0 to 2**31 - 1 are kept. If others
-    occur, all labels are renumbered from 0 in ascending order.
+    occur, all labels are renumbered from 0 in ascending order. Pixels of `ignore_label` are void; by default
+    no pixel is.
 
     Raises `InputError` with `parameter` as the name of `root`, if the folder has no image, images and label
     maps do not pair up, or the header of a file shows that it cannot be used. Reading broken pixels later
     raises it too.
     """
 
-    def __init__(self, root: Path, *, parameter: str = "data_root") -> None:
+    def __init__(self, root: Path, *, ignore_label: int | None = None, parameter: str = "data_root") -> None:
+        self.ignore_label = ignore_label
         self.shown_as = f"`{parameter}` {root}"
         if not Path(root).is_dir():
             raise InputError(f"{self.shown_as} is not a folder")
@@ -80,7 +84,9 @@ class FolderDataset(FileDataset):
     def __getitem__(self, idx: int) -> SegmentedImage:
         image_file = self.image_files[idx]
         image_rgb = read_image(image_file)
-        annotations = [_read_labels(file, image_rgb.shape[:2]) for file in self.label_files[idx]]
+        annotations = [
+            _read_labels(file, image_rgb.shape[:2], self.ignore_label) for file in self.label_files[idx]
+        ]
         return SegmentedImage(image_file.stem, image_rgb, annotations)
 
 
@@ -100,11 +106,11 @@ def hold_out(dataset: FolderDataset) -> tuple[FolderDataset, FolderDataset]:
 
 def _find_files(root: Path) -> tuple[list[Path], list[Path]]:
     """Find the images and the label maps of a folder, each in the order of the file names."""
-    files = sorted(
+    files = [
         file
-        for file in root.iterdir()
-        if file.suffix.lower() in (*IMAGE_SUFFIXES, ".npy") and file.name[0] != "." and file.is_file()
-    )
+        for file in list_visible(root)
+        if file.suffix.lower() in (*IMAGE_SUFFIXES, ".npy") and file.is_file()
+    ]
     stems = {file.stem for file in files if file.suffix.lower() not in (".png", ".npy")}  # certainly images
     image_files, label_files = [], []
     for file in files:
@@ -168,10 +174,16 @@ def _open_label_map(file: Path, image_shape: tuple[int, int]) -> Iterator[Image.
         raise InputError(f"{file} is not a readable label map ({error})") from error
 
 
-def _read_labels(file: Path, image_shape: tuple[int, int]) -> np.ndarray:
-    """Read labels (H, W), int32, at least 0."""
+def _read_labels(file: Path, image_shape: tuple[int, int], ignore_label: int | None) -> np.ndarray:
+    """Read labels (H, W), int32, at least 0, and `VOID` in place of `ignore_label`."""
     with _open_label_map(file, image_shape) as opened:
         labels = np.array(opened, order="C")
-    if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
-        labels = renumber(labels)
-    return labels.astype(np.int32)
+    is_void = np.zeros(labels.shape, bool) if ignore_label is None else labels == ignore_label
+    kept = labels[~is_void]
+    if kept.size and (kept.min() < 0 or kept.max() > np.iinfo(np.int32).max):
+        numbers = np.unique(kept, return_inverse=True)[1].ravel()
+        labels = np.empty(image_shape, np.int64)
+        labels[~is_void] = numbers
+    labels = labels.astype(np.int32)
+    labels[is_void] = VOID
+    return labels

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lib.datasets.base import FileDataset, SegmentedImage, channels_first, check_image, renumber
+from lib.datasets.base import VOID, FileDataset, SegmentedImage, channels_first, check_image, renumber
 from lib.datasets.crop_plans import CropPlan, CropPlans, ImagePlace
 from lib.datasets.loaders import item_loader
 from lib.network.inputs import rgb_to_lab
@@ -39,7 +39,7 @@ class ResidentData(NamedTuple):
     """All images and annotations of a dataset, each row after row in one tensor, without padding."""
 
     image_lab: Tensor  # (3, n_pixels), float16 CIELAB, on the device
-    labels: Tensor  # (n_label_pixels,), integers from 0 without gaps in each annotation, on the device
+    labels: Tensor  # (n_label_pixels,), on the device; void is 0, labels count from 1 in each annotation
     host_labels: Tensor  # the same on the CPU, where crops are drawn
     places: list[ImagePlace]
 
@@ -157,6 +157,7 @@ class _CompactImages(Dataset):
     def __getitem__(self, idx: int) -> tuple[Tensor, Tensor]:
         """Return (3, H*W) float16 and (n_annotations*H*W,) uint8 or int32."""
         image = check_image(self.dataset[idx])
-        labels = torch.from_numpy(np.stack([renumber(each) for each in image.annotations]).ravel())
+        shifted = np.stack([renumber(each) for each in image.annotations]) - VOID
+        labels = torch.from_numpy(shifted.ravel())
         labels = labels.to(torch.uint8 if labels.max() < 2**8 else torch.int32)
         return rgb_to_lab(channels_first(image.image_rgb)).flatten(1).half(), labels

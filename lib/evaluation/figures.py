@@ -17,7 +17,7 @@ from lib.evaluation.methods import Method, Setting
 from lib.evaluation.summary import DatasetResults, Summary, group_curves, summarize
 from lib.files.atomic import atomic_path
 from lib.metrics.definitions import ContingencyTable
-from lib.metrics.label_map import check_label_map
+from lib.metrics.label_map import VOID, check_label_map
 from lib.metrics.registry import METRICS, PAIR_METRICS
 from lib.superpixels.drawing import draw_boundaries
 
@@ -175,8 +175,14 @@ def _draw_panel(panel: Axes, summaries: Sequence[Summary], name: str) -> None:
 
 
 def _draw_leaks(image: SheetImage) -> np.ndarray:
-    gt_labels = check_label_map(image.gt_labels)
-    leaks = ContingencyTable(image.labels, gt_labels).majority()[image.labels] != gt_labels
+    gt_labels = check_label_map(image.gt_labels, with_void=True)
+    is_scored = gt_labels != VOID
+    leaks = np.zeros(gt_labels.shape, dtype=bool)
+    if is_scored.any():
+        table = ContingencyTable(image.labels, gt_labels)
+        majority = np.full(image.labels.max() + 1, VOID)
+        majority[table.spixels] = table.majority()
+        leaks = is_scored & (majority[image.labels] != gt_labels)
     picture = image.image_rgb.copy()
     picture[leaks] = (0.3 * picture[leaks] + 0.7 * _LEAK_COLOR).astype(np.uint8)
     return draw_boundaries(picture, image.labels)

@@ -31,7 +31,8 @@ Results are reported against the measured number of superpixels.
 Samples: a sample is a pair of an image and one of its annotations. Metrics are plain means over all samples.
 Metrics that need no annotation (count, spread of sizes, compactness, explained variation, intra-cluster
 variation, contour density, regularity) are means over the images. "Worst annotation" takes the worst value
-among the annotations of each image, and is the mean over the images.
+among the annotations of each image, and is the mean over the images. Void pixels of an annotation, and
+boundaries beside them, count in no metric that compares with it; annotations of void alone have no scores.
 
 Boundaries: a boundary pixel has another label among its four neighbours. Recall and precision accept a
 boundary within round({BOUNDARY_TOLERANCE} * diagonal) pixels, in a square window. The one-sided variants use

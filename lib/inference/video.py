@@ -13,7 +13,15 @@ import numpy as np
 from tqdm import tqdm
 
 from lib.files.atomic import atomic_path, real_path
-from lib.files.frames import DEFAULT_FRAME_RATE, FRAME_SUFFIXES, FrameFolder, VideoFile, list_in_order
+from lib.files.frames import (
+    DEFAULT_FRAME_RATE,
+    FRAME_SUFFIXES,
+    FrameFolder,
+    Video,
+    is_hd,
+    list_in_order,
+    open_video_file,
+)
 from lib.files.hdf5 import write_hdf5
 from lib.files.pyav import import_av
 from lib.files.value_range import ValueRange
@@ -31,6 +39,18 @@ VIDEO_SUFFIXES = (".mp4",)
 VIDEO_LABEL_SUFFIXES = (".h5",)
 
 _CODEC, _QUALITY = "libx264", {"crf": "18", "preset": "veryfast"}
+
+
+class _Colors(NamedTuple):
+    """Colour space of a video: name of its matrix in PyAV, and code in ISO/IEC 23091-2."""
+
+    matrix: str
+    code: int
+
+
+_SD_COLORS, _HD_COLORS = _Colors("ITU601", 6), _Colors("ITU709", 1)
+_LIMITED_RANGE = 1  # 16 to 235, in FFmpeg's numbers
+
 _Append = Callable[[np.ndarray], None]  # appends a frame to a file
 
 
@@ -49,17 +69,18 @@ class VideoSummary(NamedTuple):
     share_that_follows: float | None  # mean share of pixels whose label follows the flow; None without flow
 
 
-def open_video(path: Path, *, value_range: ValueRange | None = None) -> FrameFolder | VideoFile:
-    """Open a video file or a folder of frames; `value_range` is of frames of more than 8 bits."""
+def open_video(path: Path, *, value_range: ValueRange | None = None) -> Video:
+    """Open a video file, an animated picture or a folder of frames.
+
+    `value_range` is of frames in a folder of more than 8 bits.
+    """
     if path.is_dir():
         files = list_in_order(path, FRAME_SUFFIXES)
         return FrameFolder(real_path(path).name, files, value_range=value_range)
-    return VideoFile(path.stem, path)
+    return open_video_file(path)
 
 
-def read_frames(
-    video: FrameFolder | VideoFile, archive: FlowArchive | None = None, *, with_flow: bool
-) -> Iterator[VideoFrame]:
+def read_frames(video: Video, archive: FlowArchive | None = None, *, with_flow: bool) -> Iterator[VideoFrame]:
     """Yield the frames of a video. Flow is read from `archive`, or estimated if only `with_flow` is set.
 
     Raises
@@ -75,7 +96,7 @@ def read_frames(
     return (VideoFrame(image_rgb, None) for image_rgb in video.read())
 
 
-def _with_estimated_flow(frames: FrameFolder | VideoFile) -> Iterator[VideoFrame]:
+def _with_estimated_flow(frames: Video) -> Iterator[VideoFrame]:
     """Yield frames with flow that DIS estimates on the fly; before an error, yield all earlier frames."""
     estimator = DISEstimator(frames.name, DEFAULT_PRESET)
     waiting, backward, problem = None, None, None
@@ -99,7 +120,7 @@ def _join(forward: np.ndarray, backward: np.ndarray | None) -> np.ndarray:
     return np.concatenate([forward, backward], axis=2)
 
 
-def _with_archived_flow(frames: FrameFolder | VideoFile, archive: FlowArchive) -> Iterator[VideoFrame]:
+def _with_archived_flow(frames: Video, archive: FlowArchive) -> Iterator[VideoFrame]:
     def check_count(n_frames: int) -> None:
         if n_frames != archive.n_frames:
             raise InputError(
@@ -289,15 +310,20 @@ def _write_video(path: Path, shape: tuple[int, int], frame_rate: float) -> Itera
     av = import_av()
     # The codec halves the resolution of colours, which needs even sides. An odd side loses a pixel.
     height, width = (max(2, side - side % 2) for side in shape)
-    rate = Fraction(frame_rate).limit_denominator(1001)
-    with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
-        stream = container.add_stream(_CODEC, rate=rate, options=_QUALITY)
+    # FFmpeg reads a relative name with a colon as a protocol.
+    with atomic_path(path) as temporary, av.open(str(temporary.absolute()), "w") as container:
+        stream = container.add_stream(_CODEC, rate=_to_fraction(frame_rate), options=_QUALITY)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        colors = _HD_COLORS if is_hd((height, width)) else _SD_COLORS
+        codec = stream.codec_context
+        codec.colorspace = codec.color_primaries = codec.color_trc = colors.code
+        codec.color_range = _LIMITED_RANGE
 
         def append(picture: np.ndarray) -> None:
-            picture = np.ascontiguousarray(picture[:height, :width])
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace=colors.matrix)
             try:
-                packets = stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24"))
+                packets = stream.encode(frame)
             except av.FFmpegError as error:
                 if isinstance(error, OSError):
                     raise
@@ -308,6 +334,13 @@ def _write_video(path: Path, shape: tuple[int, int], frame_rate: float) -> Itera
 
         yield append
         container.mux(stream.encode())
+
+
+def _to_fraction(frame_rate: float) -> Fraction:
+    """Return a frame rate as a fraction with small numbers, such as 30000/1001 or 1/60."""
+    if frame_rate < 1:
+        return 1 / Fraction(1 / frame_rate).limit_denominator(1001)
+    return Fraction(frame_rate).limit_denominator(1001)
 
 
 @contextmanager

@@ -1,24 +1,40 @@
 """Boundaries of a label map, computed in one pass that all boundary metrics share."""
 
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt, maximum_filter
 
-from lib.metrics.label_map import check_label_map
+from lib.metrics.label_map import VOID, check_label_map
 
 
 class Boundary:
     """Boundary between the regions of a label map, in the 4-neighbourhood.
 
-    Arrays are computed on first access and cached. For labels and errors see `check_label_map`.
+    Void pixels have no boundary. Arrays are computed on first access and cached. For labels and errors see
+    `check_label_map`.
     """
 
     def __init__(self, labels: np.ndarray) -> None:
-        self.labels = check_label_map(labels)  # (H, W), int64
+        self.labels = check_label_map(labels, with_void=True)  # (H, W), int64
         self.differs_right = self.labels[:, :-1] != self.labels[:, 1:]  # from the right neighbour
         self.differs_below = self.labels[:-1] != self.labels[1:]  # from the lower neighbour
+        if self.has_void:
+            is_scored = self.labels != VOID
+            self.differs_right &= is_scored[:, :-1] & is_scored[:, 1:]
+            self.differs_below &= is_scored[:-1] & is_scored[1:]
         self._near: dict[tuple[int, bool], np.ndarray] = {}
+
+    @cached_property
+    def has_void(self) -> bool:
+        return bool(self.labels.min() == VOID)
+
+    def without_void_of(self, other: Self) -> Self:
+        """Return the boundary between pixels that are not void in `other`."""
+        if not other.has_void:
+            return self
+        return type(self)(np.where(other.labels == VOID, VOID, self.labels))
 
     @cached_property
     def one_sided(self) -> np.ndarray:
@@ -60,7 +76,10 @@ class Boundary:
 
     @cached_property
     def perimeters(self) -> np.ndarray:
-        """Perimeter of each region in pixel sides, image border included, (max label + 1,) int64."""
+        """Perimeter of each region in pixel sides, image border included, (max label + 1,) int64.
+
+        Raises a ValueError if pixels are void.
+        """
         labels = self.labels
         outside = [labels[0], labels[-1], labels[:, 0], labels[:, -1]]
         between = [

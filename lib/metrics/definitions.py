@@ -3,9 +3,10 @@
 All metrics follow from three intermediate results: a `ContingencyTable` of superpixels and segments, the
 `Boundary` of each, and the `ColorVariation` within superpixels. Each needs one pass over the pixels.
 
-In formulas, S_j are the superpixels, G_i the segments of the annotation, N the number of pixels. Docstrings
-name details in which implementations differ. Stutz et al., "Superpixels: An Evaluation of the
-State-of-the-Art", CVIU 2018 (arXiv 1612.01601), compare the metrics.
+In formulas, S_j are the superpixels, G_i the segments of the annotation, N the number of pixels. Metrics that
+compare with an annotation leave its void pixels out. Docstrings name details in which implementations differ.
+Stutz et al., "Superpixels: An Evaluation of the State-of-the-Art", CVIU 2018 (arXiv 1612.01601), compare the
+metrics.
 """
 
 import math
@@ -14,7 +15,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from lib.metrics.boundary import Boundary
-from lib.metrics.label_map import check_label_map
+from lib.metrics.label_map import VOID, check_label_map
 
 BOUNDARY_TOLERANCE = 0.0025  # as a share of the image's diagonal
 
@@ -23,32 +24,39 @@ class ContingencyTable:
     """Numbers of pixels that superpixels share with segments; only pairs with shared pixels are stored.
 
     Superpixels are numbered without gaps, in the order of their labels. Segments keep their numbers unless
-    these are too large; see `check_label_map`. Segment 0 stays 0. Raises a ValueError if the shapes differ,
-    or one of the arrays is not a label map.
+    these are too large; see `check_label_map`. Segment 0 stays 0. Void pixels of `gt_labels` are left out,
+    and superpixels without other pixels. Raises a ValueError if the shapes differ, one of the arrays is not a
+    label map, or all pixels are void.
 
     Attributes
     ----------
     spixel_idx, segments, n_shared : ndarray, shape (K,), int64
         Superpixel, segment and number of shared pixels of each pair, ordered by superpixel, then by segment.
-    spixel_sizes, largest_share : ndarray, shape (n_spixels,), int64
-        Number of pixels in each superpixel, and the largest number that it shares with a segment.
+    spixels, spixel_sizes, largest_share : ndarray, shape (n_spixels,), int64
+        Label of each superpixel, its number of pixels, and the largest number that it shares with a segment.
     """
 
     def __init__(self, labels: np.ndarray, gt_labels: np.ndarray) -> None:
-        labels, gt_labels = check_label_map(labels), check_label_map(gt_labels)
+        labels, gt_labels = check_label_map(labels), check_label_map(gt_labels, with_void=True)
         _check_same_shape(labels, gt_labels)
         n_segments = int(gt_labels.max()) + 1
-        pairs, self.n_shared = np.unique(labels.ravel() * n_segments + gt_labels.ravel(), return_counts=True)
+        if n_segments == 0:
+            raise ValueError("all pixels of the annotation are void")
+        is_scored = gt_labels != VOID
+        pairs, self.n_shared = np.unique(
+            labels[is_scored] * n_segments + gt_labels[is_scored], return_counts=True
+        )
         spixels, self.segments = np.divmod(pairs, n_segments)
         is_first = np.diff(spixels, prepend=-1) > 0
         self.spixel_idx = np.cumsum(is_first) - 1
         self._first_pair = np.flatnonzero(is_first)
+        self.spixels = spixels[is_first]
         self.spixel_sizes = np.add.reduceat(self.n_shared, self._first_pair)
         self.largest_share = np.maximum.reduceat(self.n_shared, self._first_pair)
 
     @property
     def n_pixels(self) -> int:
-        """Number of pixels, N."""
+        """Number of pixels that are not void, N."""
         return int(self.n_shared.sum())
 
     def majority(self) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Registry of the metrics by name, and their computation for the label maps of an image."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ import numpy as np
 from lib.metrics import definitions
 from lib.metrics.boundary import Boundary
 from lib.metrics.definitions import ColorVariation, ContingencyTable, boundary_precision, boundary_recall
+from lib.metrics.label_map import check_label_map
 from lib.metrics.regularity import shape_regularity, smooth_matching
 from lib.runtime.errors import InputError
 
@@ -20,7 +22,7 @@ class Spixels:
     def __init__(self, labels: np.ndarray, image_rgb: np.ndarray) -> None:
         self.labels = labels
         self.image_rgb = image_rgb
-        self.boundary = Boundary(labels)
+        self.boundary = Boundary(check_label_map(labels))
 
     @cached_property
     def variation(self) -> ColorVariation:
@@ -36,15 +38,20 @@ class Spixels:
 
 
 class Pair:
-    """Label map and annotation, with intermediate results that metrics share."""
+    """Label map and annotation, with intermediate results that metrics share.
+
+    Boundaries lie between pixels that are not void in the annotation.
+    """
 
     def __init__(self, boundary: Boundary, gt_boundary: Boundary) -> None:
-        self.boundaries = boundary, gt_boundary
+        self.label_maps = boundary.labels, gt_boundary.labels
+        self.boundaries = boundary.without_void_of(gt_boundary), gt_boundary
+        self.is_scored = gt_boundary.labels.max() >= 0
         self.tolerance = definitions.boundary_tolerance(boundary.labels.shape)
 
     @cached_property
     def table(self) -> ContingencyTable:
-        return ContingencyTable(*(boundary.labels for boundary in self.boundaries))
+        return ContingencyTable(*self.label_maps)
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,8 @@ def score_label_maps(
     Parameters
     ----------
     label_maps, annotations : sequence of ndarray, shape (H, W), integer
-        Superpixels, and ground-truth segments of the image.
+        Superpixels, and ground-truth segments of the image. Pixels that are `VOID` in an annotation do not
+        count in its scores; if all are, the scores are NaN.
     image_rgb : ndarray, shape (H, W, 3), uint8
         The image.
     metrics : sequence of str
@@ -168,7 +176,11 @@ def _score(spixels: Spixels, gt_boundaries: Sequence[Boundary], metrics: Sequenc
     return Scores(
         {name: compute(spixels) for name, compute in _SPIXEL_FUNCTIONS.items() if name in metrics},
         [
-            {name: compute(pair) for name, compute in _PAIR_FUNCTIONS.items() if name in metrics}
+            {
+                name: compute(pair) if pair.is_scored else math.nan
+                for name, compute in _PAIR_FUNCTIONS.items()
+                if name in metrics
+            }
             for pair in pairs
         ],
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.files.frames import FrameFolder, VideoFile
+from lib.files.frames import FrameFolder, Video
 from lib.files.images import size_text
 from lib.files.opencv import cv2
 from lib.runtime.errors import InputError
@@ -59,7 +59,7 @@ class DISFlow(FlowSource):
     .. [1] Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016.
     """
 
-    def __init__(self, frames: FrameFolder | VideoFile, preset: str) -> None:
+    def __init__(self, frames: Video, preset: str) -> None:
         self.name = frames.name
         self.frames = frames
         self.preset = preset

@@ -13,6 +13,7 @@ from lib.datasets.bsds import BSDSDataset
 from lib.datasets.crops import DEFAULT_CROP_SIZE, Crop, TrainingCrops
 from lib.datasets.davis import SPLITS, DAVISDataset, read_split
 from lib.datasets.loaders import evaluation_loader, training_loader
+from lib.metrics.label_map import VOID
 from lib.runtime.errors import InputError
 
 
@@ -59,6 +60,47 @@ def test_bsds_bad_annotation_file_is_named(bsds_root, content):
         Image.fromarray(make_quadrants(30, 40)[0]).save(bsds_root / "BSDS500/data/images/val/100.jpg")
     with pytest.raises(InputError, match=str(file)):
         BSDSDataset(bsds_root, "val")[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kept"),
+    [
+        (np.array([[1.0, 2.0]]), [1, 2]),  # MATLAB's default type
+        (np.array([[0, 2**31 - 1]], np.uint64), [0, 2**31 - 1]),
+        (np.array([[True, False]]), [1, 0]),
+        (np.array([[1.0, 1.5]]), "the label 1.5;"),
+        (np.array([[1.0, np.nan]]), "the label nan;"),
+        (np.array([[1.0, np.inf]]), "the label inf;"),
+        (np.array([[1, 2**31]], np.int64), "the label 2147483648;"),
+        (np.array([[1, 2**64 - 1]], np.uint64), "the label 18446744073709551615;"),
+        (np.array([[-1, 1]], np.int16), "the label -1;"),
+        (np.array([[1j, 1]]), "labels of type complex128;"),
+    ],
+)
+def test_bsds_labels_are_whole_numbers_or_refused_by_name(bsds_root, labels, kept):
+    Image.new("RGB", (2, 1)).save(bsds_root / "BSDS500/data/images/val/100.jpg")
+    file = bsds_root / "BSDS500/data/groundTruth/val/100.mat"
+    cells = np.empty((1, 1), dtype=object)
+    cells[0, 0] = {"Segmentation": labels}
+    savemat(file, {"groundTruth": cells})
+    if isinstance(kept, list):
+        (annotation,) = BSDSDataset(bsds_root, "val")[0].annotations
+        assert annotation.dtype == np.int32
+        assert annotation.tolist() == [kept]
+    else:
+        with pytest.raises(InputError, match=f"{file} holds {kept} expected whole numbers"):
+            BSDSDataset(bsds_root, "val")[0]
+
+
+def test_davis_void_is_not_trained_on(davis_root):
+    file = davis_root / "DAVIS/Annotations/480p/dogs/00000.png"
+    labels = make_quadrants()[1]
+    Image.fromarray(np.choose(labels, [0, 4, 255, 7]).astype(np.uint8)).save(file)
+    dataset = DAVISDataset(davis_root, str(davis_root / "both.txt"))
+    np.testing.assert_array_equal(dataset[2].annotations[0], np.choose(labels, [0, 4, VOID, 7]))
+    samples = TrainingCrops(dataset, n_annotations=1, seed=0, crop_size=80)
+    seen = {tuple(samples[idx]["gt_labels"].unique().tolist()) for idx in range(40)}
+    assert (VOID, 0, 1, 2) in seen
 
 
 def test_davis_reads_two_label_and_multi_object_masks(davis_root):
@@ -414,7 +456,7 @@ def loaded(dataset):
     ("labels", "extra"),
     [
         (np.full((60, 92), 2**31), None),
-        (np.full((60, 92), -1), None),
+        (np.full((60, 92), -2), None),
         (np.full((60, 92), 0.5), None),
         (np.zeros((60, 91), int), None),
         (np.zeros((60, 92), int), np.full((60, 92, 1), np.nan)),

@@ -9,6 +9,7 @@ from PIL import ExifTags, Image
 from helpers import make_quadrants
 from lib.datasets.base import fingerprint
 from lib.datasets.folder import FolderDataset, hold_out
+from lib.metrics.label_map import VOID
 from lib.runtime.errors import InputError
 
 SHAPE = (20, 31)
@@ -126,6 +127,27 @@ def test_npy_label_maps_keep_their_labels_or_are_renumbered_in_order(tmp_path, v
     labels = FolderDataset(tmp_path)[0].annotations[0]
     assert labels.dtype == np.int32
     assert labels.flags.c_contiguous
+    np.testing.assert_array_equal(labels, np.array(expected)[LABELS])
+
+
+@pytest.mark.parametrize(
+    ("values", "ignore_label", "expected"),
+    [
+        (np.array([0, 1, 255, 2], np.uint8), 255, [0, 1, VOID, 2]),
+        (np.array([0, 1, 255, 2], np.uint8), None, [0, 1, 255, 2]),
+        (np.array([0, 1, 255, 2], np.uint8), 0, [VOID, 1, 255, 2]),
+        (np.array([0, 1, 3, 2], np.uint8), 300, [0, 1, 3, 2]),
+        (np.array([5, -1, 4, 4]), -1, [5, VOID, 4, 4]),
+        (np.array([5, -1, 4, -7]), -1, [2, VOID, 1, 0]),
+        (np.array([5, 2**40, 4, 0]), 2**40, [5, VOID, 4, 0]),
+        (np.array([9, 9, 9, 9]), 9, [VOID, VOID, VOID, VOID]),
+    ],
+)
+def test_ignored_label_is_void(tmp_path, values, ignore_label, expected):
+    write(tmp_path, "a.jpg")
+    write(tmp_path, "a.npy", labels=values[LABELS])
+    labels = FolderDataset(tmp_path, ignore_label=ignore_label)[0].annotations[0]
+    assert labels.dtype == np.int32
     np.testing.assert_array_equal(labels, np.array(expected)[LABELS])
 
 

@@ -6,7 +6,9 @@ import signal
 import sys
 import tracemalloc
 from contextlib import contextmanager
+from fractions import Fraction
 
+import av
 import h5py
 import numpy as np
 import pytest
@@ -196,6 +198,44 @@ def test_frame_rate_stays(clip, tmp_path, monkeypatch):
     segment_video(SEGMENTER, frames, 24, overlay_file=tmp_path / "fast.mp4", frame_rate=50)
     inference_base_model.main(["--base_model_weights=none", "--video=fast.mp4", "--nspix=24"])
     assert VideoFile("results", tmp_path / "results.mp4").frame_rate == pytest.approx(50)
+
+
+@pytest.mark.parametrize(
+    ("frame_rate", "expected"), [(1000, 1000), (1 / 60, Fraction(1, 60)), (29.97003, Fraction(30000, 1001))]
+)
+def test_unusual_frame_rates_are_written(tmp_path, frame_rate, expected):
+    frames = (VideoFrame(make_quadrants()[0], None) for _ in range(3))
+    segment_video(SEGMENTER, frames, 24, overlay_file=tmp_path / "o.mp4", frame_rate=frame_rate)
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        assert container.streams.video[0].average_rate == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "code", "red_and_blue"),
+    [((720, 1280), 1, (0.2126, 0.0722)), ((480, 640), 6, (0.299, 0.114))],
+)
+def test_overlay_videos_are_tagged_with_their_colours(tmp_path, shape, code, red_and_blue):
+    """Colours are computed from the stored planes, as a player does."""
+    picture = np.broadcast_to(np.uint8((30, 200, 60)), (*shape, 3))
+    with lib.inference.video._write_video(tmp_path / "o.mp4", shape, 24.0) as append:
+        append(picture)
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        frame = next(container.decode(video=0))
+    assert (frame.colorspace, frame.color_range) == (code, 1)
+    y, u, v = (float(np.frombuffer(bytes(plane), np.uint8)[0]) for plane in frame.planes)
+    red_share, blue_share = red_and_blue
+    y, u, v = (y - 16) / 219, (u - 128) / 224, (v - 128) / 224
+    red, blue = y + 2 * (1 - red_share) * v, y + 2 * (1 - blue_share) * u
+    green = (y - red_share * red - blue_share * blue) / (1 - red_share - blue_share)
+    np.testing.assert_allclose([255 * red, 255 * green, 255 * blue], (30, 200, 60), atol=4)
+
+
+def test_relative_names_with_a_colon(clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--base_model_weights=none", "--nspix=24"]
+    inference_base_model.main([*argv, "--video=clip", "--out=take:1.mp4"])
+    assert inference_base_model.main([*argv, "--video=take:1.mp4", "--out=take:2.mp4"]).n_frames == 4
+    assert (tmp_path / "take:2.mp4").is_file()
 
 
 def test_failed_write_leaves_no_file(tmp_path, monkeypatch):

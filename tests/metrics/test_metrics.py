@@ -24,6 +24,7 @@ from lib.metrics.definitions import (
     undersegmentation_error_bergh,
     undersegmentation_error_np,
 )
+from lib.metrics.label_map import VOID
 from lib.metrics.registry import DEFAULT_METRICS, METRICS, PAIR_METRICS, score_label_maps
 from properties import array_shapes, arrays, given, settings, st
 
@@ -436,7 +437,7 @@ def test_image_with_nan_is_rejected():
 )
 @pytest.mark.parametrize(
     "labels",
-    [LABELS - 1, LABELS.astype(float), LABELS[0], LABELS[:0]],
+    [LABELS - 2, LABELS.astype(float), LABELS[0], LABELS[:0]],
     ids=["negative", "float", "1d", "empty"],
 )
 def test_invalid_label_map_is_rejected(compute, labels):
@@ -445,5 +446,54 @@ def test_invalid_label_map_is_rejected(compute, labels):
 
 
 def test_negative_annotation_is_rejected():
+    with pytest.raises(ValueError, match=r"negative.* -2"):
+        score(LABELS, GT - 2, GREY)
+
+
+def test_superpixels_cannot_be_void():
     with pytest.raises(ValueError, match=r"negative.* -1"):
-        score(LABELS, GT - 1, GREY)
+        score(np.where(LABELS == 0, VOID, LABELS), GT, GREY, ["asa"])
+
+
+# Void
+
+
+def test_scores_beside_void_by_hand():
+    gt_labels = np.array([[0, 0, 0, VOID, 1], [0, 0, VOID, VOID, 1]])
+    values = score(LABELS, gt_labels, GREY)
+    # Superpixel 0 has four pixels of segment 0, superpixel 1 one of segment 0 and two of segment 1.
+    assert values["asa"] == pytest.approx(6 / 7)
+    assert values["ue_np"] == pytest.approx(2 / 7)
+    assert values["mean_iou"] == pytest.approx((4 / 5 + 2 / 3) / 2)
+    assert values["n_spixels"] == 2
+    # The annotation has no boundary that is not beside void; the superpixels have one, in the first row.
+    assert values["boundary_recall"] == 1
+    assert values["boundary_precision"] == 0
+    assert values["mean_distance_to_edge"] == 0
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("factor", [1, 10**6])
+def test_void_half_changes_no_score_of_the_other_half(axis, factor):
+    rng = np.random.default_rng(0)
+
+    def draw_label_map():
+        return rng.integers(0, 6, (8, 8)).repeat(4, axis=0).repeat(4, axis=1)
+
+    labels, gt_labels = draw_label_map(), factor * draw_label_map()  # large labels are renumbered
+    void = np.full_like(gt_labels, VOID)
+    compared = [metric.name for metric in PAIR_METRICS]
+    expected = score(labels, gt_labels, metrics=compared)
+    both = np.concatenate([labels, draw_label_map()], axis)
+    values = score(both, np.concatenate([gt_labels, void], axis), metrics=compared)
+    assert 0 < expected["boundary_recall"] < 1
+    assert values == pytest.approx(expected, abs=1e-12)
+
+
+def test_annotation_of_void_alone_has_no_scores():
+    values = score(LABELS, np.full_like(GT, VOID), GREY)
+    assert {metric.name for metric in PAIR_METRICS} == {
+        name for name, value in values.items() if math.isnan(value)
+    }
+    with pytest.raises(ValueError, match="void"):
+        ContingencyTable(LABELS, np.full_like(GT, VOID))

@@ -452,6 +452,32 @@ def test_training_on_a_folder_of_images(tmp_path, base_weights):
     assert (summary.n_images, summary.n_pairs) == (5, 10)
 
 
+def test_ignored_label_is_neither_scored_nor_trained_on(tmp_path, base_weights, capsys):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for idx in range(2):
+        image_rgb, labels = make_quadrants(seed=idx)
+        labels.ravel()[::3] = 255
+        Image.fromarray(image_rgb).save(folder / f"photo{idx}.jpg", quality=95)
+        Image.fromarray(labels.astype(np.uint8)).save(folder / f"photo{idx}.png")
+    argv = [f"--data_root={folder}", "--base_model_weights=none", "--nspix=24", "--nworkers=0"]
+    ignored, scored = (
+        only_summary(eval_base_model.main([*argv, *more])).mean for more in (["--ignore_label=255"], [])
+    )
+    assert ignored["asa"] > 0.98
+    assert scored["asa"] == pytest.approx(2 / 3, abs=0.02)
+
+    argv = [f"--data_root={folder}", *train_argv(None, tmp_path / "run")[1:], "--val_nspix=24"]
+    argv += [f"--init_weights={base_weights}", "--deepfdim=4", "--ignore_label=255"]
+    assert train_base_model.main(argv).is_finished
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert log[0]["reconstruction"] < 0.3
+    assert log[-1]["val_asa"] > 0.9
+    resume = tmp_path / "run" / "last_model.pth"
+    error = fails_with(train_base_model.main, [f"--resume={resume}", "--ignore_label=0"], capsys)
+    assert "--ignore_label 0 contradicts 255" in error
+
+
 def test_training_keeps_the_merge_settings_of_its_start(bsds_root, tmp_path, base_weights):
     merge_args = {"fine_factor": {10: 4.0}, "merge_pos_scale": {10: 0.7}}
     save_checkpoint({**read_checkpoint(base_weights), "merge_args": merge_args}, base_weights)
@@ -705,6 +731,7 @@ def test_cuda_without_cuda(capsys, monkeypatch):
     ("argv", "expected"),
     [
         ([], "--bsds_root, --data_root or --davis2017_root"),
+        (["--ignore_label=255"], "--ignore_label needs --data_root"),
         (["--bsds_root=/no/such/folder"], "argument --bsds_root: .*/no/such/folder"),
         (["--bsds_root={tmp}"], "{tmp}/BSDS500/data/images/test"),
         (["--davis2017_root={tmp}"], "{tmp}/DAVIS/JPEGImages/480p"),
@@ -783,6 +810,8 @@ def test_data_that_do_not_fit_end_a_run_before_it_starts(bsds_root, tmp_path, mo
         (["--data_on_device=gpu"], "argument --data_on_device: expected auto, True or False, got 'gpu'"),
         (["--synthetic_data"], "--bsds_root, --data_root and --synthetic_data"),
         (["--val_data_root={tmp}"], "--val_data_root .*--data_root"),
+        (["--bsds_root={tmp}", "--ignore_label=255"], "--ignore_label needs --data_root"),
+        (["--data_root={tmp}", "--ignore_label=all"], "--ignore_label: expected an integer, got 'all'"),
         (["--val_nspix=6000"], "--val_nspix 6000 .*5520 pixels of 100"),
         (["--init_weights={base}"], "--deepfdim 3 .*{base}.* 4"),
         (

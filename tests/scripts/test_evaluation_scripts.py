@@ -683,6 +683,18 @@ def test_sheet_shows_leaks_in_red(tmp_path, factor):
     assert (tmp_path / "sheet.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.parametrize("first_scored_row", [40, 60])
+def test_void_does_not_leak_in_the_sheet(first_scored_row):
+    image_rgb, labels = make_quadrants()
+    gt_labels = np.arange(92)[None].repeat(60, axis=0)
+    gt_labels[:first_scored_row] = -1  # superpixels 0 and 1 are void
+    figure = draw_sheet([[SheetImage("worst", image_rgb, labels // 2 + 4, gt_labels)]], "title")
+    shown = figure.axes[0].images[0].get_array()
+    np.testing.assert_array_equal(shown[:25], image_rgb[:25])
+    is_red = shown[45:, ..., 0] > shown[45:, ..., 1:].max(axis=-1)
+    assert is_red[:, 50:].all() == (first_scored_row == 40)
+
+
 def test_many_methods_differ_without_colour():
     summaries = [summary_at(f"method{idx}", 100, 0.1 * idx) for idx in range(20)]
     lines = draw_curves(summaries, ["asa"], "many").axes[0].lines
