@@ -30,7 +30,7 @@ AUTO = "auto"
 AutoBool = bool | Literal["auto"]
 
 _LAB_BYTES = 3 * 2  # per pixel, float16: within 0.03 of CIELAB, a tenth of a step in RGB
-_LABEL_BYTES = 1  # per pixel of an annotation of up to 256 segments
+_LABEL_BYTES = 1  # per pixel of an annotation of up to 255 segments
 
 _SHARE_FOR_DATA = 0.5  # of the free memory; training needs the rest
 
@@ -71,7 +71,7 @@ def find_places(
 
     "auto" keeps it on a GPU if it takes at most half of the free memory, so that training has the rest; if it
     does not, the reason is logged. All ranks decide the same. The memory is estimated before images are read:
-    annotations of more than 256 segments take more.
+    annotations of more than 255 segments take more.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def _check_wide_labels(n_labels: int, device: torch.device) -> None:
     n_bytes, free = n_labels * torch.int32.itemsize, free_memory(device)
     if free is not None and n_bytes > free:
         raise InputError(
-            f"`data_on_device`: annotations of more than 256 segments need {n_bytes / 1e9:.2f} GB, "
+            f"`data_on_device`: annotations of more than 255 segments need {n_bytes / 1e9:.2f} GB, "
             f"{free / 1e9:.2f} GB are free on {device}; use False"
         )
 

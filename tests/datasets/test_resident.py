@@ -10,7 +10,7 @@ from PIL import Image
 from skimage.color import lab2rgb
 
 from helpers import make_quadrants, make_texture
-from lib.datasets.base import channels_first, check_image
+from lib.datasets.base import VOID, channels_first, check_image
 from lib.datasets.bsds import BSDSDataset
 from lib.datasets.crops import Crop, TrainingCrops
 from lib.datasets.davis import DAVISDataset
@@ -167,7 +167,25 @@ def test_annotations_of_more_segments_than_a_byte_holds(folder):
     assert data.labels.dtype == torch.int32
     place = data.places[4]
     in_order = data.labels[place.first_label : place.first_label + labels.size]
-    assert in_order.equal(torch.from_numpy(labels.ravel()).int())
+    assert in_order.equal(torch.from_numpy(labels.ravel()).int() + 1)  # 0 is void
+
+
+def test_void_is_that_of_the_loader(folder):
+    for file in folder.glob("*.npy"):
+        labels = np.load(file)
+        labels[: len(labels) // 2, ::3] = 99
+        np.save(file, labels)
+    dataset = FolderDataset(folder, ignore_label=99)
+    drawing = {"n_annotations": 2, "seed": 4, "crop_size": 40}
+    crops, data = TrainingCrops(dataset, **drawing), load(dataset)
+    samples = collect(training_loader(data.plans(**drawing), batch_size=5, n_steps=4, n_workers=0), data)
+    shares = []
+    for sample_idx, sample in enumerate(samples):
+        expected = crops[sample_idx]
+        assert sample["gt_labels"].equal(expected["gt_labels"])
+        assert sample["n_labels"] == expected["n_labels"]
+        shares.append((sample["gt_labels"] == VOID).double().mean())
+    assert 0.1 < np.mean(shares) < 0.3
 
 
 def test_wide_annotations_that_do_not_fit(folder, monkeypatch):
@@ -175,7 +193,7 @@ def test_wide_annotations_that_do_not_fit(folder, monkeypatch):
     dataset = FolderDataset(folder)
     places = find_places(dataset, CPU, data_on_device=True)
     monkeypatch.setattr("lib.datasets.resident.free_memory", lambda device: 4 * places[-1].end_label - 1)
-    with pytest.raises(InputError, match=r"`data_on_device`: .*more than 256 segments need"):
+    with pytest.raises(InputError, match=r"`data_on_device`: .*more than 255 segments need"):
         load_resident(dataset, places, CPU, n_workers=0)
 
 
