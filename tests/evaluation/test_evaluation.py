@@ -135,7 +135,7 @@ def test_only_the_requested_metrics_are_computed():
         (Images(), {"n_spixels": [2, 500]}, "`n_spixels` 500 .*400 .*a"),
         ([SegmentedImage("a", IMAGE_RGB, [])], {}, "a has no annotation"),
         ([SegmentedImage("a", IMAGE_RGB, [LEFT_RIGHT[1:]])], {}, r"a: .*annotation .*\(19, 20\)"),
-        ([SegmentedImage("a", IMAGE_RGB, [LEFT_RIGHT - 1])], {}, "a: .*annotation .*integers"),
+        ([SegmentedImage("a", IMAGE_RGB, [LEFT_RIGHT - 2])], {}, "a: .*annotation .*integers"),
         ([SegmentedImage("a", IMAGE_RGB, [LEFT_RIGHT / 2])], {}, "a: .*annotation .*integers"),
         ([SegmentedImage("a", IMAGE_RGB * np.nan, [LEFT_RIGHT])], {}, "a: .*uint8"),
         ([SegmentedImage("a", IMAGE_RGB[..., 0], [LEFT_RIGHT])], {}, "a: .*uint8"),
