@@ -1,6 +1,7 @@
 """Read the frames of a video one at a time, from a folder of images or from a video file."""
 
 import logging
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,7 +94,12 @@ class VideoFile:
     def _open(self) -> cv2.VideoCapture:
         if not self.path.is_file():
             raise InputError(f"no video file {self.path}")
-        capture = cv2.VideoCapture(str(self.path))
+        try:
+            str(self.path.absolute()).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{self.path}: OpenCV needs a path in UTF-8; rename the video") from error
+        # FFmpeg takes a relative name with a colon for a protocol.
+        capture = cv2.VideoCapture(os.path.abspath(self.path))
         if not capture.isOpened():
             raise InputError(f"{self.path} is not a video that can be decoded")
         return capture
@@ -102,7 +108,7 @@ class VideoFile:
 def _read_stored_count(path: Path) -> int:
     """Read the number of frames from a video's header; 0 if the header has none, as in Matroska."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(os.path.abspath(path)) as container:
             return container.streams.video[0].frames
     except (av.FFmpegError, IndexError):
         return 0

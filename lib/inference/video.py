@@ -289,7 +289,8 @@ def _write_video(path: Path, shape: tuple[int, int], frame_rate: float) -> Itera
     # The codec halves the resolution of colours, which needs even sides. An odd side loses a pixel.
     height, width = (max(2, side - side % 2) for side in shape)
     rate = Fraction(frame_rate).limit_denominator(1001)
-    with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
+    # FFmpeg takes a relative name with a colon for a protocol.
+    with atomic_path(path.absolute()) as temporary, av.open(str(temporary), "w") as container:
         stream = container.add_stream(_CODEC, rate=rate, options=_QUALITY)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
 
