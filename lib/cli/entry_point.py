@@ -109,8 +109,11 @@ def _exit_status(main: Callable[[], object], program: str) -> int:
 
 
 def _report_error(program: str, error: Exception, status: int) -> int:
-    # An error in a data loader worker arrives as the text of a traceback: its last line is the error.
-    message = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    message = str(error).strip() or type(error).__name__
+    if message.startswith("Caught ") and "\nOriginal Traceback" in message:
+        # An error in a data loader worker arrives as the text of a traceback: its last line is the error.
+        message = message.splitlines()[-1]
+    message = _escape(message, control_characters=True)
     message = message.removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")
     print(f"{program}: error: {with_options(message)}", file=sys.stderr)
     return status
@@ -118,5 +121,12 @@ def _report_error(program: str, error: Exception, status: int) -> int:
 
 def _name_options(record: logging.LogRecord) -> bool:
     """Log filter that replaces parameters in messages by their options."""
-    record.msg, record.args = with_options(record.getMessage()), None
+    record.msg, record.args = _escape(with_options(record.getMessage())), None
     return True
+
+
+def _escape(text: str, *, control_characters: bool = False) -> str:
+    """Escape what cannot be printed: bytes of file names that are not UTF-8, and line breaks if wanted."""
+    if control_characters:
+        text = re.sub(r"[\x00-\x1f\x7f]", lambda match: repr(match[0])[1:-1], text)
+    return text.encode("utf-8", "backslashreplace").decode()

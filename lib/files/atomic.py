@@ -1,6 +1,7 @@
 """Write files completely or not at all, and check early that they can be written."""
 
 import errno
+import hashlib
 import os
 import re
 import tempfile
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lib.runtime.errors import InputError, RunError
+
+_MAX_NAME_BYTES = 255  # of a file, on common file systems
 
 
 @contextmanager
@@ -54,13 +57,17 @@ def write_together(writers: Mapping[Path, Callable[[Path], None]]) -> None:
 
 
 def _temporary_path(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    ending = f".partial-{os.getpid()}{path.suffix}"
+    name = f".{path.stem}{ending}"
+    if len(os.fsencode(name)) > _MAX_NAME_BYTES:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}{ending}"
+    return path.with_name(name)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files that `atomic_path` left in a folder when its process was killed."""
     for path in folder.iterdir():
-        if re.fullmatch(r"\..+\.partial-\d+(\.\w+)?", path.name):
+        if re.fullmatch(r"\..+\.partial-\d+(\.\w+)?", path.name, re.DOTALL):
             path.unlink()
 
 

@@ -33,6 +33,8 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _PLANAR_CONFIGURATION = 258, 262,
 _LOSSY_FORMATS = ("JPEG", "MPO", "AVIF")
 _MANY_GREY_PIXELS = 0.05  # share of a mask; blurred borders have less
 
+_MANY_TRANSLUCENT_PIXELS = 0.5  # share of an image; shadows and borders of cut-outs have less
+
 _UNKNOWN = 0.5  # mid-grey, replaces NaN pixels in the input of the network
 
 # By the value of the EXIF orientation: an array (H, W, ...) as it is to be seen.
@@ -336,8 +338,9 @@ def _to_rgb(
             pixels = 255 - pixels if is_white_zero else pixels
         pixels = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     if pixels.has_transparency_data:
-        white = Image.new("RGBA", pixels.size, "white")
-        pixels = Image.alpha_composite(white, pixels.convert("RGBA"))
+        pixels = pixels.convert("RGBA")
+        _report_odd_opacity(np.asarray(pixels.getchannel("A")), name=name)
+        pixels = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels)
     return np.asarray(pixels.convert("RGB"))
 
 
@@ -350,6 +353,20 @@ def _float_file_to_rgb(pixels: np.ndarray, value_range: ValueRange | None) -> np
     if is_known is not None:
         raise InputError("has NaN pixels")
     return np.rint(255 * rgb).astype(np.uint8)
+
+
+def _report_odd_opacity(opacity: np.ndarray, *, name: str) -> None:
+    """Log if opacity (H, W) uint8 looks like data, for example a near-infrared band with a wrong tag."""
+    share_between = ((opacity > 0) & (opacity < 255)).mean()
+    if share_between > _MANY_TRANSLUCENT_PIXELS:
+        log_once(
+            logger,
+            "odd opacity",
+            "%s: the last band is opacity by its tag, and %.0f %% of the pixels are translucent; it is laid "
+            "on white, as are other such images. If the band holds other data, remove it",
+            name,
+            100 * share_between,
+        )
 
 
 def _masked_integers_to_rgb(

@@ -66,7 +66,7 @@ class ImageJob(NamedTuple):
 
     def is_done(self) -> bool:
         """Return True if all files exist."""
-        return all(path.exists() for path in self.files.paths)
+        return all(os.path.exists(path) for path in self.files.paths)  # False for a name that is too long
 
     def write(
         self,

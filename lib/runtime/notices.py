@@ -2,14 +2,18 @@
 
 import logging
 from collections.abc import Hashable
+from threading import Lock
 
 _logged: set[Hashable] = set()
+_lock = Lock()  # several threads read images
 
 
 def log_once(logger: logging.Logger, key: Hashable, message: str, *args: object) -> None:
-    """Log a message, unless one with the same key was logged since the start of the process."""
-    if key not in _logged:
+    """Log a message, unless one with the same key was logged since the start of the run."""
+    with _lock:
+        is_new = key not in _logged
         _logged.add(key)
+    if is_new:
         logger.warning(message, *args)
 
 

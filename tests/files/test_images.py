@@ -188,6 +188,22 @@ def test_transparent_pixels_become_white(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "rgba.png"), expected)
 
 
+def test_opacity_that_looks_like_data_is_reported(tmp_path, caplog):
+    forget_logged()
+    near_infrared = np.random.default_rng(0).integers(0, 256, (20, 31), dtype=np.uint8)
+    for idx in range(2):
+        Image.fromarray(np.dstack([IMAGE_RGB, near_infrared])).save(tmp_path / f"{idx}.tif")
+        read_image(tmp_path / f"{idx}.tif")
+    (message,) = caplog.messages
+    assert re.search(r"0\.tif: the last band is opacity by its tag, and (99|100) % of the pixels", message)
+    forget_logged()
+    near_infrared[:] = np.where(LABELS == 0, 0, 255)
+    near_infrared[5] = 99  # a soft border
+    Image.fromarray(np.dstack([IMAGE_RGB, near_infrared])).save(tmp_path / "cut_out.png")
+    read_image(tmp_path / "cut_out.png")
+    assert len(caplog.messages) == 1
+
+
 def test_exif_orientation_is_applied(tmp_path):
     image = Image.fromarray(IMAGE_RGB)
     exif = image.getexif()

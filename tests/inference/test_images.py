@@ -1,8 +1,11 @@
 """Segmenting image files: pipeline, planned files, options."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -107,6 +110,65 @@ def test_folder_of_all_formats(in_tmp_path, caplog):
         assert "4 files are left out, which are no images that can be read: .cr2, .txt, readme" in caplog.text
     overlays = files_below(in_tmp_path / "photos" / "overlays")
     assert overlays == sorted([f"a_{suffix}.png" for suffix in KINDS] + ["no_suffix.png"])
+
+
+ODD_NAMES = {
+    "255 bytes": "x" * 251 + ".png",
+    "255 bytes of two each": "\u00e4" * 125 + "x.png",
+    "not UTF-8": os.fsdecode(b"caf\xe9.png"),
+    "newline": "a\nb.png",
+    "colon": "12:30.png",
+    "dash": "-a.png",
+    "braces": "{name}.png",
+    "only a suffix": "a.b c.png",
+}
+
+
+@pytest.mark.parametrize("kind", ODD_NAMES)
+def test_odd_names(kind, in_tmp_path):
+    name = ODD_NAMES[kind]
+    stem = name.removesuffix(".png")
+    folder = Path(os.fsdecode(b"f\xe9:\n"))
+    folder.mkdir()
+    Image.fromarray(make_quadrants()[0]).save(folder / name)
+    shutil.copy(folder / name, name)
+    argv = ["--image", str(folder), "--out=o", "--save_labels=o/{name}.h5"]
+    assert segment(*argv, "--save_outlines", str(folder / "{name}.svg")).n_done == 1
+    assert files_below(in_tmp_path / "o") == sorted([f"{stem}.png", f"{stem}.h5"])
+    assert files_below(in_tmp_path / folder) == sorted([f"{stem}.png", f"{stem}.svg"])
+    segment(f"--image={name}", "--out=one/", "--save_labels=one/")
+    assert files_below(in_tmp_path / "one") == sorted([f"{stem}.png", f"{stem}.npy"])
+    segment(f"--image={name}", f"--out={folder / ('y' + name[1:])}")
+    assert (folder / f"y{name[1:]}").is_file()
+
+
+def test_output_whose_name_is_too_long_fails_alone(photos, in_tmp_path, caplog):
+    long_name = "x" * 251 + ".png"
+    shutil.copy(photos / "a.png", photos / long_name)
+    argv = ["--image=photos", "--out=o", "--save_outlines=o", "--skip_existing"]
+    with pytest.raises(RunError, match="1 of the images failed"):
+        segment(*argv)
+    assert len(files_below(in_tmp_path / "o")) == 10
+    assert f"{'x' * 251}.geojson (File name too long)" in caplog.text
+
+
+@pytest.mark.slow
+def test_log_of_a_name_that_is_not_utf_8(photos, in_tmp_path):
+    (photos / "a.png").rename(photos / os.fsdecode(b"caf\xe9.png"))
+    argv = ["--base_model_weights=none", "--nspix=24", "--image", photos / os.fsdecode(b"caf\xe9.png")]
+    script = Path(inference_base_model.__file__)
+    run = subprocess.run([sys.executable, script, *argv], capture_output=True, text=True, check=True)
+    assert "photos/caf\\udce9.png: 24 superpixels requested" in run.stdout
+    assert run.stderr == ""
+
+
+def test_errors_on_odd_names_are_one_whole_line(in_tmp_path, capsys):
+    name = os.fsdecode(b"a\n\xe9.png")
+    Path(name).write_text("no image")
+    argv = ["--base_model_weights=none", f"--image={name}"]
+    assert "error: a\\n\\udce9.png is not a readable image" in fails_with(
+        inference_base_model.main, argv, capsys
+    )
 
 
 def test_files_and_patterns(photos, in_tmp_path):

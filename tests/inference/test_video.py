@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 from contextlib import contextmanager
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import h5py
@@ -29,6 +30,22 @@ from lib.runtime.signals import stop_flag
 from model import SSNPix
 
 SEGMENTER = Segmenter(SSNPix(), InputScales(0.26, 2.5))
+
+
+@pytest.mark.parametrize("name", ["12:30.mp4", "-a.mp4", "a\nb.mp4", "x" * 251 + ".mp4"])
+def test_odd_names(clip, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--base_model_weights=none", "--nspix=24"]
+    inference_base_model.main([*argv, "--video=clip", f"--out={name}"])
+    summary = inference_base_model.main([*argv, f"--video={name}", f"--out=o{name[1:]}"])
+    assert summary.n_frames == len(VideoFile("clip", Path(f"o{name[1:]}"))) == 4
+
+
+def test_name_that_is_not_utf_8_is_refused(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="in UTF-8"):
+        VideoFile("cafe", path)
 
 
 @pytest.fixture

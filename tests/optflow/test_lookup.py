@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from helpers import INSIDE, translated_frames, write_frames
+from lib.files.frames import FrameFolder
 from lib.files.images import read_image
 from lib.optflow.archive import write_flow_archive
 from lib.optflow.lookup import AUTO, flows_of_images
@@ -45,6 +46,19 @@ def test_estimated_flow_leads_to_both_neighbors(clip):
         assert flow.dtype == np.float32
         expected = np.array([*(has_next * np.array(MOTION)), *(-has_previous * np.array(MOTION))])
         assert np.abs(flow[INSIDE] - expected).max() < 0.5
+
+
+def test_value_range_is_of_all_frames(clip):
+    video = FrameFolder("clip", clip[:3], value_range=(0, 510))
+    (expected,) = flows_of_images([clip[1]], Path(AUTO))
+    expected, frames_rgb = expected.read(read_image(clip[1])), [read_image(frame) for frame in clip[:3]]
+    for idx, frame in enumerate(clip[:3]):  # by default, they are read as 0 to 1023
+        values = frames_rgb[idx][..., 0].astype(np.uint16) * 2
+        Image.fromarray(values).save(frame)
+    for image_rgb, expected_rgb in zip(video.read(), frames_rgb, strict=True):
+        np.testing.assert_array_equal(image_rgb, expected_rgb)
+    (flow,) = flows_of_images([clip[1]], Path(AUTO), value_range=(0, 510))
+    np.testing.assert_array_equal(flow.read(frames_rgb[1]), expected)
 
 
 def test_files_of_an_estimate(clip):
