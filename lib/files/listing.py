@@ -14,13 +14,17 @@ _SYSTEM_NAMES = {
 
 
 def is_hidden(path: Path) -> bool:
-    """Return True if a file or folder is hidden, or made by the system; such names are never data."""
-    return path.name.startswith(".") or path.name.lower() in _SYSTEM_NAMES
+    """Return True if a part of a path is hidden or made by the system, or the file is an editor's backup.
+
+    Such names are never data. Give a path relative to the folder that is listed.
+    """
+    has_hidden_part = any(part.startswith(".") or part.lower() in _SYSTEM_NAMES for part in path.parts)
+    return has_hidden_part or path.name.endswith("~")
 
 
 def list_visible(folder: Path, pattern: str = "*") -> list[Path]:
     """List what a folder holds in the order of names, without hidden entries; `pattern` as in `Path.glob`."""
-    return sorted(path for path in folder.glob(pattern) if not is_hidden(path))
+    return sorted(path for path in folder.glob(pattern) if not is_hidden(path.relative_to(folder)))
 
 
 def list_folders(folder: Path) -> list[Path]:

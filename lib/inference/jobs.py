@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from lib.files.atomic import check_output_file, prepare_out_dir, real_path
 from lib.files.images import is_image
+from lib.files.listing import is_hidden
 from lib.files.value_range import ValueRange, check_value_range
 from lib.inference.images import ImageJob
 from lib.inference.outputs import (
@@ -25,7 +26,6 @@ from lib.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-_HIDDEN_FILES = ("thumbs.db", "desktop.ini")  # of Windows, in lower case
 _N_SHOWN = 5  # suffixes of files that are left out
 
 NAME = "{name}"  # in a template: path of the image below the given folder, without its suffix
@@ -166,7 +166,7 @@ def _match(given: str) -> tuple[Path, list[Path]]:
     """Return the files that a name, folder or pattern matches, after the folder that it starts with."""
     path = Path(given)
     if path.is_dir():
-        files = (file for file in sorted(path.rglob("*")) if not _is_hidden(file.relative_to(path)))
+        files = (file for file in sorted(path.rglob("*")) if not is_hidden(file.relative_to(path)))
         return path, [file for file in files if file.is_file()]
     if path.exists() or not glob.has_magic(given):
         if not path.is_file():
@@ -177,11 +177,6 @@ def _match(given: str) -> tuple[Path, list[Path]]:
     if not found:
         raise InputError(f"{given}: no file matches", parameter="images")
     return root, found
-
-
-def _is_hidden(file: Path) -> bool:
-    has_hidden_part = any(part.startswith(".") for part in file.parts)
-    return has_hidden_part or file.name.lower() in _HIDDEN_FILES or file.name.endswith("~")
 
 
 def _make_template(kind: str, output: Output, given: str | None, *, is_single: bool) -> str | None:

@@ -37,7 +37,10 @@ def test_listings_skip_hidden_entries(tmp_path):
     assert [path.name for path in list_visible(tmp_path)] == ["a.jpg", "b.jpg", "c.png", "video"]
     assert [path.name for path in list_visible(tmp_path, "*.jpg")] == ["a.jpg", "b.jpg"]
     assert list_folders(tmp_path) == [tmp_path / "video"]
-    assert not is_hidden(tmp_path / ".config" / "a.jpg")  # chosen by the user
+    assert is_hidden(Path(".config", "a.jpg"))
+    (tmp_path / ".config").mkdir()
+    (tmp_path / ".config" / "a.jpg").touch()
+    assert list_visible(tmp_path / ".config") == [tmp_path / ".config" / "a.jpg"]  # chosen by the user
 
 
 def test_bsds(bsds_root):
