@@ -1,6 +1,7 @@
 """Hidden files and folders are data nowhere."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
