@@ -3,10 +3,12 @@
 import errno
 import hashlib
 import os
+import platform
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from lib.runtime.errors import InputError, RunError
@@ -18,13 +20,15 @@ _MAX_NAME_BYTES = 255  # of a file, on common file systems
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it to `path` on success, remove it on failure.
 
-    The temporary name keeps the suffix, because writers choose the format by it. A failed write, for example
-    on a full disk, raises `RunError`.
+    The temporary name keeps the suffix, because writers choose the format by it. The content is on the disk
+    before the new name is, so a power cut leaves the old file or the new one. A failed write, for example on
+    a full disk, raises `RunError`.
     """
     temporary = _temporary_path(path)
     with name_failed_write(path):
         try:
             yield temporary
+            _sync(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -43,6 +47,7 @@ def write_together(writers: Mapping[Path, Callable[[Path], None]]) -> None:
                 if path.is_dir():
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
                 write(temporaries[path])
+                _sync(temporaries[path])
         for path, temporary in temporaries.items():
             with name_failed_write(path):
                 temporary.replace(path)
@@ -56,8 +61,14 @@ def write_together(writers: Mapping[Path, Callable[[Path], None]]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def _sync(path: Path) -> None:
+    """Wait until the content of a file is on the disk."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
 def _temporary_path(path: Path) -> Path:
-    ending = f".partial-{os.getpid()}{path.suffix}"
+    ending = f".partial-{_host()}-{os.getpid()}{path.suffix}"
     name = f".{path.stem}{ending}"
     if len(os.fsencode(name)) > _MAX_NAME_BYTES:
         name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}{ending}"
@@ -65,10 +76,32 @@ def _temporary_path(path: Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that `atomic_path` left in a folder when its process was killed."""
+    """Remove temporary files that `atomic_path` left in a folder when their process was killed.
+
+    Those of running processes stay, and those of other computers, whose processes cannot be seen.
+    """
     for path in folder.iterdir():
-        if re.fullmatch(r"\..+\.partial-\d+(\.\w+)?", path.name, re.DOTALL):
-            path.unlink()
+        name = re.fullmatch(r"\..+\.partial-(\w+)-(\d+)(\.\w+)?", path.name, re.DOTALL)
+        if name and name[1] == _host() and not _is_running(int(name[2])):
+            path.unlink(missing_ok=True)
+
+
+@cache
+def _host() -> str:
+    """Return a short name of this computer, without characters that file names exclude."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # there, `os.kill` would end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
 
 
 @contextmanager
@@ -86,7 +119,7 @@ def real_path(path: Path) -> Path:
 
 
 def check_output_file(parameter: str, path: Path, suffixes: tuple[str, ...]) -> None:
-    """Check that a file can be written, before any work starts.
+    """Check that a file can be written, before any work starts, and remove leftovers in its folder.
 
     Raises `InputError` if its folder is missing or not writable, or its suffix is not one of `suffixes`.
     """
@@ -103,7 +136,7 @@ def check_output_file(parameter: str, path: Path, suffixes: tuple[str, ...]) -> 
 
 
 def prepare_out_dir(out_dir: Path, *, parameter: str = "out_dir") -> None:
-    """Create a folder and check that it can be written to, else raise `InputError`."""
+    """Create a folder, check that it can be written to, and remove leftovers in it; raises `InputError`."""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         _try_writing_to(out_dir)
@@ -114,3 +147,4 @@ def prepare_out_dir(out_dir: Path, *, parameter: str = "out_dir") -> None:
 def _try_writing_to(folder: Path) -> None:
     with tempfile.TemporaryFile(dir=folder):
         pass
+    remove_leftovers(folder)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lib.files.atomic import remove_leftovers
 from lib.files.images import count_pixels, read_image, read_mask
 from lib.files.value_range import ValueRange
 from lib.inference.outputs import DEFAULT_STYLE, OutputFiles, OverlayStyle, write_outputs
@@ -150,6 +151,9 @@ def segment_files(
     """
     start = time.perf_counter()
     share = jobs[rank() :: n_ranks()]
+    for folder in {path.parent for job in share for path in job.files.paths}:
+        if folder.is_dir():
+            remove_leftovers(folder)
     is_disabled = None if is_first_rank() else True  # None: shown on a terminal
     with tqdm(total=len(share), desc="segmenting", unit="image", disable=is_disabled) as progress:
         todo = [job for job in share if not (skip_existing and job.is_done())]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lib.files.atomic import atomic_path, name_failed_write, prepare_out_dir, remove_leftovers
+from lib.files.atomic import atomic_path, name_failed_write, prepare_out_dir
 from lib.runtime.errors import DamagedFileError, InputError
 from lib.training.curves import draw_training_curves
 from lib.weights import read_checkpoint, save_checkpoint
@@ -53,7 +53,6 @@ class RunFolder:
         self.description = description
         self.n_kept = n_kept
         first_step, validated_step = progress["step"], progress["validated_step"]
-        remove_leftovers(folder)
         if first_step > 0:
             self.save_last(weights, progress)
         for path, step in _periodic_checkpoints(folder):

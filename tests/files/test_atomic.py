@@ -1,10 +1,12 @@
 """Test temporary names of files in writing."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
-from lib.files.atomic import atomic_path, remove_leftovers, write_together
+from lib.files.atomic import atomic_path, prepare_out_dir, write_together
 
 NAMES = [
     "a.png",
@@ -16,18 +18,49 @@ NAMES = [
 ]
 
 
+LEAVE = """
+import os, sys
+from pathlib import Path
+from lib.files.atomic import atomic_path
+for name in sys.argv[1:]:
+    atomic_path(Path(name)).__enter__().write_text("x")
+print(os.getpid())
+sys.stdout.flush()
+os._exit(1)
+"""
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_any_name_can_be_written_and_leftovers_removed(name, tmp_path):
+def test_any_name_can_be_written(name, tmp_path):
     path = tmp_path / name
     with atomic_path(path) as temporary:
         assert temporary.suffix == path.suffix
         temporary.write_text("x")
-        (tmp_path / "leftover").hardlink_to(temporary)
-        leftover = temporary.name
     assert path.read_text() == "x"
-    (tmp_path / "leftover").rename(tmp_path / leftover)
-    remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_leftovers_of_ended_processes_are_removed(tmp_path):
+    paths = [tmp_path / name for name in NAMES]
+    ended = subprocess.run([sys.executable, "-c", LEAVE, *paths], stdout=subprocess.PIPE, text=True).stdout
+    assert len(list(tmp_path.glob(f".*.partial-*-{ended.strip()}.*"))) == len(NAMES)
+    (tmp_path / f".a.partial-0123abcd-{ended.strip()}.png").touch()  # of another computer
+    (tmp_path / ".partial-notes.txt").touch()
+    with atomic_path(tmp_path / "b.png") as temporary:
+        temporary.write_text("x")
+        prepare_out_dir(tmp_path)
+        assert temporary.exists()
+    kept = [f".a.partial-0123abcd-{ended.strip()}.png", ".partial-notes.txt", "b.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+
+
+def test_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    path, synced = tmp_path / "a.txt", []
+    monkeypatch.setattr("os.fsync", lambda file: synced.append((os.fstat(file).st_size, path.exists())))
+    with atomic_path(path) as temporary:
+        temporary.write_text("content")
+    write_together({path: lambda to: to.write_text("new")})
+    assert synced == [(7, False), (3, True)]
 
 
 def test_long_names_that_differ_have_different_temporaries(tmp_path):

@@ -18,6 +18,7 @@ from PIL import Image
 import inference_base_model
 from helpers import fails_with, full_disk, in_thread, make_quadrants
 from lib import cli
+from lib.files.atomic import atomic_path
 from lib.inference.images import ImageJob, segment_files
 from lib.inference.outputs import OutputFiles
 from lib.inference.segmenter import Segmenter
@@ -295,6 +296,19 @@ def test_summary_tells_how_long_files_were_waited_for(photos, in_tmp_path, monke
     monkeypatch.setattr(ImageJob, "read", read)
     summary = segment("--image=photos/a.png", "--out=o.png")
     assert 0.3 <= summary.seconds_waited <= summary.seconds
+
+
+def test_leftovers_of_a_killed_run_are_removed_below_the_folder(photos, in_tmp_path, monkeypatch):
+    segment("--image=photos", "--out=overlays")
+    (folder,) = {path.parent for path in (in_tmp_path / "overlays").rglob("e*.png")}
+    expected = files_below(in_tmp_path / "overlays")
+    with atomic_path(folder / "e.png") as temporary:
+        temporary.write_text("half a picture")
+        (folder / "leftover").hardlink_to(temporary)
+    (folder / "leftover").rename(temporary)
+    monkeypatch.setattr("lib.files.atomic._is_running", lambda process: process != os.getpid())
+    segment("--image=photos", "--out=overlays", "--skip_existing")
+    assert files_below(in_tmp_path / "overlays") == expected
 
 
 def test_file_name_with_pattern_characters(photos, in_tmp_path):
