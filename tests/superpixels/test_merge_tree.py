@@ -1,6 +1,7 @@
 """The merge tree: compared with a heap, cut at any number, on maps with crumbs, islands and ties."""
 
 import heapq
+import warnings
 
 import numpy as np
 import pytest
@@ -191,3 +192,19 @@ def test_tree_equals_exact_tree(device):
     np.testing.assert_allclose(tree.costs, exact.costs, rtol=1e-5)
     for n_spixels in (400, 100):  # merges of nearly equal cost may change places
         assert agreement(tree.cut(n_spixels), exact.cut(n_spixels)) > 0.99
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_is_waited_for_a_few_times_however_many_regions():
+    counts = []
+    for n_labels in (50, 2000):
+        labels, features = (values.cuda() for values in random_map(120, 190, n_labels, seed=0))
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                build_merge_tree(labels, features)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        counts.append(sum("synchron" in str(warning.message) for warning in caught))
+    assert 0 < max(counts) <= 20
