@@ -137,7 +137,7 @@ def run_training(
     # All crops have one size, so benchmark mode pays off; TF32 is precise enough for gradients.
     fast = cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
     with closing(run_folder) if run_folder else nullcontext(), fast:
-        trainer.run(_remaining_batches(train_set, places, state, settings, device))
+        trainer.run(together(lambda: _open_batches(train_set, places, state, settings, device)))
     if state.is_finished and state.best_score > -math.inf:
         logger.info("best validation score: %.4f, %s", state.best_score, settings.out_dir / BEST_MODEL)
     return state
@@ -226,18 +226,20 @@ def _open_run_folder(
     return RunFolder(settings.out_dir, description, state.weights(), state.progress(), n_kept=settings.n_kept)
 
 
-def _remaining_batches(
+def _open_batches(
     train_set: Dataset[SegmentedImage],
     places: list[ImagePlace] | None,
     state: TrainingState,
     settings: RunSettings,
     device: torch.device,
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield this rank's batches, beginning at `state.step`; `places` are from `find_places`.
+    """Return this rank's batches, beginning at `state.step`; `places` are from `find_places`.
 
-    Data that is kept on the device is read before the first batch.
+    Data that is kept on the device is read now, and worker processes start now.
     """
     recipe = state.recipe
+    if state.step == recipe.n_steps:
+        return iter(())
     names = ("n_annotations", "seed", "crop_size", "vertical_flips", "quarter_turns")
     drawing = {name: getattr(recipe, name) for name in names}
     resident = load_resident(train_set, places, device, n_workers=settings.n_workers) if places else None
@@ -249,8 +251,8 @@ def _remaining_batches(
         n_workers=settings.n_workers,
         pin_memory=device.type == "cuda",
     )
-    batches = map(resident.cut, loader) if resident else loader
-    yield from batches if settings.with_loader else itertools.repeat(next(iter(batches)))
+    batches = map(resident.cut, loader) if resident else iter(loader)
+    return batches if settings.with_loader else itertools.repeat(next(batches))
 
 
 def _make_loss_function(
