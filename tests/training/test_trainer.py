@@ -404,10 +404,11 @@ def test_newest_undamaged_checkpoint_is_resumed(tmp_path):
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     with atomic_path(tmp_path / "last_model.pth") as temporary:
         temporary.write_bytes(b"half")
-        temporary.with_name(temporary.name.replace(str(os.getpid()), "123")).write_bytes(b"half")
+        no_process = str(2**30)
+        temporary.with_name(temporary.name.replace(str(os.getpid()), no_process)).write_bytes(b"half")
     for name in (".gitkeep", ".notes.2024.txt"):
         (tmp_path / name).touch()
-    run(tmp_path, make_state())
+    prepare_run_folder(tmp_path, is_resumed=True)
     assert {path.name for path in tmp_path.glob(".*")} == {".gitkeep", ".notes.2024.txt"}
 
 
