@@ -28,7 +28,7 @@ from lib.datasets.bsds import BSDSDataset
 from lib.datasets.synthetic import SyntheticDataset
 from lib.files.images import read_image
 from lib.inference import Segmenter
-from lib.inference.images import ImageJob, segment_files
+from lib.inference.images import ImageJob, count_threads, segment_files
 from lib.inference.outputs import OutputFiles, write_outputs
 from lib.network.inputs import InputScales
 from lib.runtime.device import resolve_precision
@@ -38,7 +38,6 @@ from lib.training.run import run_training
 from model import SSNModel
 
 N_SPIXELS = 200
-N_THREADS = 4  # of the pipeline from files to files: two read, two write
 
 
 class Sizes(NamedTuple):
@@ -109,6 +108,7 @@ def batch_time(device: torch.device, sizes: Sizes) -> str:
 def folder_time(device: torch.device, sizes: Sizes, n_images: int) -> str:
     """Measure a folder of JPEGs to overlays and labels, relative to reading and writing them alone."""
     segmenter = Segmenter.from_checkpoint(DEFAULT_BASE_WEIGHTS, device=device)
+    n_threads = 2 * count_threads(device)  # of the pipeline: half of them read, half write
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         jobs = _write_jpegs(folder, sizes.image, n_images)
@@ -120,7 +120,7 @@ def folder_time(device: torch.device, sizes: Sizes, n_images: int) -> str:
             write_outputs(superpixels, job.files)
 
         start = time.perf_counter()
-        with ThreadPoolExecutor(N_THREADS) as threads:
+        with ThreadPoolExecutor(n_threads) as threads:
             list(threads.map(read_and_write, jobs))
         files_alone = time.perf_counter() - start
         start = time.perf_counter()
@@ -131,7 +131,7 @@ def folder_time(device: torch.device, sizes: Sizes, n_images: int) -> str:
     return (
         f"{n_images} JPEGs of {_size(sizes.image)} to overlays and labels: {seconds:.1f} s, "
         f"{n_images / seconds:.1f} images/s, {seconds / files_alone:.2f} times reading and writing alone "
-        f"in {N_THREADS} threads ({files_alone:.1f} s)"
+        f"in {n_threads} threads ({files_alone:.1f} s)"
     )
 
 
@@ -149,7 +149,7 @@ def _write_jpegs(folder: Path, size: tuple[int, int], n_images: int) -> list[Ima
 
 
 def training_time(device: torch.device, sizes: Sizes, bsds_root: Path) -> str:
-    """Measure training steps on crops of BSDS500 from the data loader, on a GPU in bfloat16."""
+    """Measure training steps on crops of BSDS500; a GPU holds the data and computes in bfloat16."""
     precision = resolve_precision("bf16" if device.type == "cuda" else "auto", device)
     with tempfile.TemporaryDirectory() as folder:
         settings = RunSettings(

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 # Options that may change when a run is resumed, because they affect neither the score nor a training step.
 # Exceptions: a new train_iter changes the learning rate, which continues on the curve of the new length.
-# data_on_device changes the rounding of colours.
+# data_on_device resizes colours in CIELAB instead of RGB.
 _FREE_ON_RESUME = {
     "compile",
     "data_on_device",

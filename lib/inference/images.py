@@ -168,7 +168,7 @@ def segment_files(
             batch_size=batch_size,
             progress=progress,
         )
-        n_threads = _count_threads(segmenter.device)
+        n_threads = count_threads(segmenter.device)
         with ThreadPoolExecutor(n_threads) as readers, ThreadPoolExecutor(n_threads) as writers:
             try:
                 pipeline.segment(todo, readers, writers, max_waiting=_MAX_WAITING_PER_THREAD * n_threads)
@@ -308,7 +308,7 @@ class _Pipeline:
         self.progress.update()
 
 
-def _count_threads(device: torch.device) -> int:
+def count_threads(device: torch.device) -> int:
     """Return how many threads read images, and how many write; each uses one core at most."""
     if device.type == "cpu":
         return _N_THREADS_BESIDE_CPU
