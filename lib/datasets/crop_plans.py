@@ -121,7 +121,7 @@ class _Axis(NamedTuple):
 def _nearest(start: float, extent: float, size: int, n_pixels: int) -> np.ndarray:
     """Return the rows or columns of the image that Pillow takes for the nearest neighbours, (size,) int64.
 
-    Pillow adds up rounded steps, so it is asked itself.
+    Pillow adds up rounded steps, so Pillow itself computes them.
     """
     line = Image.fromarray(np.arange(n_pixels, dtype=np.int32)[None])
     box = (start, 0, start + extent, 1)

@@ -78,7 +78,7 @@ def _temporary_path(path: Path) -> Path:
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files that `atomic_path` left in a folder when their process was killed.
 
-    Those of running processes stay, and those of other computers, whose processes cannot be seen.
+    Files of running processes stay, and files of other computers, whose processes cannot be seen.
     """
     for path in folder.iterdir():
         name = re.fullmatch(r"\..+\.partial-(\w+)-(\d+)(\.\w+)?", path.name, re.DOTALL)

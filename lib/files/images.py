@@ -274,7 +274,9 @@ def _read_wide_colors(path: Path, image: Image.Image) -> np.ndarray:
         if np.abs(difference).max() <= 1:  # Pillow rounds some formats
             return _with_transparency(pixels, image)
     if high_bytes.max() < 64:  # the values may fit in 14 bits
-        raise InputError("has 16-bit colours in a layout of which only 8 bits can be read; convert it to PNG")
+        raise InputError(
+            "has 16-bit colours in a layout that is read with 8 bits only; convert it to PNG"
+        )
     return high_bytes.astype(np.uint16) * 257
 
 
@@ -315,7 +317,7 @@ def _to_mask(pixels: Image.Image | np.ndarray, is_white_zero: bool, *, name: str
             log_once(
                 logger,
                 "grey mask",
-                "%s: %.0f %% of the pixels of this mask are neither dark nor bright; those of at least half "
+                "%s: %.0f %% of the pixels of this mask are neither dark nor bright; pixels of at least half "
                 "the brightness are inside, as in other JPEG masks",
                 name,
                 100 * share_between,

@@ -1,4 +1,4 @@
-"""Tell data apart from what systems and editors leave in folders."""
+"""List the data in folders, without what systems and editors leave there."""
 
 from pathlib import Path
 

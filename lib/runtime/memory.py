@@ -33,7 +33,7 @@ def keep_freed_memory() -> None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the free memory of a device in bytes; None if it is not known, as for a CPU outside Linux."""
+    """Return the free memory of a device in bytes; None if it is unknown, for a CPU outside Linux."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if not _MEMORY_INFO.exists():
