@@ -274,9 +274,7 @@ def _read_wide_colors(path: Path, image: Image.Image) -> np.ndarray:
         if np.abs(difference).max() <= 1:  # Pillow rounds some formats
             return _with_transparency(pixels, image)
     if high_bytes.max() < 64:  # the values may fit in 14 bits
-        raise InputError(
-            "has 16-bit colours in a layout that is read with 8 bits only; convert it to PNG"
-        )
+        raise InputError("has 16-bit colours in a layout that is read with 8 bits only; convert it to PNG")
     return high_bytes.astype(np.uint16) * 257
 
 
