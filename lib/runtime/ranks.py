@@ -40,7 +40,7 @@ def joined_ranks() -> Iterator[None]:
     if not distributed.is_torchelastic_launched():
         yield
         return
-    atexit.register(_skip_teardown)  # runs last: handlers run in reverse order
+    skip_teardown()  # here, to be the last handler: they run in reverse order
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -62,10 +62,16 @@ def end_process(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _skip_teardown() -> None:
-    """Exit a rank without interpreter teardown."""
-    # Threads of gloo outlive the process group of a data-parallel model. If one releases a tensor during the
-    # teardown, it aborts the process.
+def skip_teardown() -> None:
+    """Let this process exit without interpreter teardown, with the status of `end_process`.
+
+    Threads may outlive their use: of gloo, the process group of a data-parallel model; of a server, the
+    server. If one computes or releases a tensor during the teardown, it aborts the process.
+    """
+    atexit.register(_exit_at_once)
+
+
+def _exit_at_once() -> None:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,14 +1,28 @@
-"""The demo page in a real browser, and the label files it writes."""
+"""The demo page in a real browser, and its server as a program."""
 
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import make_quadrants
+from helpers import fails_with, make_quadrants
+from lib import cli
 from lib.files.images import read_image
+from lib.files.sessions import SessionFiles
+from lib.inference.page import Page
 from lib.inference.segmenter import Segmenter
+from lib.runtime.errors import InputError
 
 gradio = pytest.importorskip("gradio", reason="needs requirements-demo.txt")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -27,20 +41,38 @@ _OFFLINE = [
 
 
 @pytest.fixture
-def page(monkeypatch, base_weights):
-    """Open the page with an untrained model."""
+def uploads(tmp_path):
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def address(monkeypatch, base_weights, uploads):
+    """Serve the page with an untrained model; it accepts 0.2 megapixels, and files of 0.1 MB."""
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # restores it
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     import demo_app
 
-    app = demo_app.build_app(base_weights)
-    _, address, _ = app.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    files = SessionFiles(uploads, examples=[demo_app.DEMO_IMAGE])
+    app = demo_app.build_app(Page(base_weights, files, max_megapixels=0.2), files)
+    _, address, _ = app.launch(
+        prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", max_file_size=100_000
+    )
+    yield address
+    app.close(verbose=False)
+
+
+@pytest.fixture
+def page(address):
+    """Open the page."""
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=_OFFLINE)
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
         page.goto(address)
         yield page
         browser.close()
-    app.close()
 
 
 def wait_for_result(page, result):
@@ -83,12 +115,200 @@ def test_drop_an_image_move_a_slider_and_download(page, base_weights, tmp_path):
         playwright.expect(page.locator(f"#{name} img")).to_be_visible(timeout=10_000)
 
 
-def test_newest_label_files_are_kept(monkeypatch):
+def drop(page, path):
+    page.locator("#image input[type=file]").set_input_files(path)
+
+
+def list_files(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def wait_until(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert condition()
+
+
+@pytest.mark.slow
+@needs_browser
+def test_refusals_clear_the_result(page, uploads, tmp_path, capfd):
+    broken, large, heavy = (tmp_path / name for name in ("broken.jpg", "large.png", "heavy.bmp"))
+    broken.write_text("This is no image.")
+    Image.new("RGB", (500, 500)).save(large)
+    Image.new("RGB", (200, 200)).save(heavy)
+    pictures, labels = page.locator("#overlay img"), page.locator("#labels")
+    for path, reason in (
+        (broken, "broken.jpg is not a readable image (cannot identify image file 'broken.jpg')"),
+        (large, "large.png has more than 0.2 megapixels, the limit of this page"),
+    ):
+        page.reload()
+        wait_for_result(page, "200 superpixels")
+        playwright.expect(pictures).to_have_count(1)
+        playwright.expect(labels).to_be_enabled()
+        drop(page, path)
+        wait_for_result(page, reason)
+        playwright.expect(pictures).to_have_count(0)
+        playwright.expect(labels).to_be_disabled()
+    drop(page, heavy)  # the browser shows a message of Gradio, and the page stays as it is
+    playwright.expect(page.get_by_text('"heavy.bmp"')).to_be_visible()
+    wait_for_result(page, "large.png has more than 0.2 megapixels, the limit of this page")
+    set_slider(page, "count", 5000)
+    playwright.expect(pictures).to_have_count(0)
+    page.close()
+    wait_until(lambda: not list_files(uploads), 10)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def post(url, body, content_type="application/json"):
+    """Return the status of an HTTP request, and the answer."""
+    request = urllib.request.Request(url, body, {"Content-Type": content_type})
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, None
+
+
+def upload(address, content):
+    """Upload a file as the browser does; return the status, and a list of its path on the server."""
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + content
+    url = f"{address}gradio_api/upload"
+    return post(url, body + b"\r\n--x--\r\n", "multipart/form-data; boundary=x")
+
+
+def start_segmentation(address, image):
+    """Request a segmentation as a program would; return the address of its events."""
+    url = f"{address}gradio_api/call/segment"
+    _, answer = post(url, json.dumps({"data": [image, 20, 1, 3]}).encode())
+    return f"{url}/{answer['event_id']}"
+
+
+META = {"meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.mark.slow
+def test_only_uploads_are_read(address, tmp_path):
+    secret = tmp_path / "secret.png"
+    Image.fromarray(make_quadrants(60, 92)[0]).save(secret)
+    _, (path,) = upload(address, secret.read_bytes())
+
+    def segment(image):
+        with urllib.request.urlopen(start_segmentation(address, image)) as events:
+            return events.read().decode()
+
+    assert "20 superpixels" in segment({"path": path, **META})
+    for image in ({"path": str(secret), **META}, {"path": str(secret)}, str(secret)):
+        events = segment(image)
+        assert "event: error" in events or '"secret.png is not an upload"' in events
+        assert "labels.npy" not in events
+
+
+# The page, with a segmentation that never ends.
+_BUSY_PAGE = """
+import sys, torch
+import demo_app
+from lib import cli
+from lib.inference import page
+
+def compute(path):
+    print("computing", flush=True)
+    while True:
+        torch.rand(1000, 1000) @ torch.rand(1000, 1000)
+
+page.read_image = compute
+cli.run(lambda: demo_app.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_deletes_uploads(base_weights, tmp_path):
+    folder, log = tmp_path / "temporary", tmp_path / "log"
+    folder.mkdir()
+    options = ("--base_model_weights", base_weights, "--max_megapixels=0.1", "--port=7893", "--device=cpu")
+    environment = os.environ | {"TMPDIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
+    environment.pop("GRADIO_TEMP_DIR", None)
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _BUSY_PAGE, *options],
+            cwd=cli.REPO_ROOT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_until(lambda: process.poll() is not None or "page at" in log.read_text(), 60)
+        address = "http://127.0.0.1:7893/"
+        (own,) = folder.glob("superpixels_page_*")
+        status, (path,) = upload(address, b"content")
+        assert status == 200
+        assert Path(path).read_bytes() == b"content"
+        assert Path(path).is_relative_to(own)
+        assert upload(address, bytes(1_700_000))[0] == 200
+        assert upload(address, bytes(1_900_000))[0] == 413
+        assert len(list_files(own)) == 3  # with the lock
+        start_segmentation(address, {"path": path, **META})
+        wait_until(lambda: "computing" in log.read_text(), 10)
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+        assert not own.exists()
+        assert list_files(folder) == []
+        assert log.read_text() == f"page at {address}, Ctrl-C stops it\ncomputing\n"
+    finally:
+        process.kill()
+
+
+@pytest.fixture
+def launches(monkeypatch, tmp_path):
+    """Options of each launch of the page, which then fails."""
+    calls = []
+
+    def fail(app, **options):
+        calls.append(options)
+        raise OSError("Cannot find empty port; set `server_port`")
+
+    monkeypatch.setattr(gradio.Blocks, "launch", fail)
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # restores it
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("::1", True),
+        ("0.0.0.0", False),
+        ("192.168.0.2", False),
+        ("lab", False),
+    ],
+)
+def test_warning_on_an_open_page(launches, base_weights, caplog, host, is_local):
     import demo_app
 
-    files = demo_app.LabelFiles(n_kept=2)
-    paths = [files.save(np.full((2, 3), value)) for value in range(4)]
-    assert [path.exists() for path in paths] == [False, False, True, True]
-    assert [int(np.load(path)[0, 0]) for path in paths[2:]] == [2, 3]
-    assert len(list(paths[3].parent.parent.iterdir())) == 2
+    with pytest.raises(InputError, match=f"--host {host} --port 7860 is taken"):
+        demo_app.main(["--base_model_weights", str(base_weights), "--host", host])
+    assert launches[0]["server_name"] == host
+    warning = f"--host {host}: anyone on the network can open this page and upload images"
+    assert (warning in caplog.messages) == (not is_local)
+
+
+def test_default_options_and_taken_port(launches, base_weights, tmp_path, capsys):
+    import demo_app
+
+    error = fails_with(demo_app.main, ["--base_model_weights", str(base_weights), "--port", "99"], capsys)
+    assert "--host 127.0.0.1 --port 99 is taken or may not be used; choose another" in error
+    assert launches == [
+        {
+            "server_name": "127.0.0.1",
+            "server_port": 99,
+            "max_file_size": 401_000_000,
+            "prevent_thread_lock": True,
+            "quiet": True,
+        }
+    ]
+    assert Image.MAX_IMAGE_PIXELS == 25e6  # Pillow refuses twice as many
+    assert list(tmp_path.glob("superpixels_page_*")) == []
