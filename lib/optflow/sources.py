@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from lib.files.frames import FrameFolder, Video
 from lib.files.images import size_text
@@ -186,6 +187,11 @@ def _read_flo(path: Path) -> np.ndarray:
 
 
 def _read_kitti(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()  # OpenCV prints a line about a damaged file, or reads it
+    except Exception as error:  # Pillow raises various errors for broken bytes
+        raise InputError(f"{path} is not a readable PNG ({error})") from error
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(f"{path} is not a 16-bit colour PNG, the KITTI format of flow")
