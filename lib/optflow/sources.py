@@ -14,6 +14,7 @@ from PIL import Image
 
 from lib.files.frames import FrameFolder, Video
 from lib.files.images import size_text
+from lib.files.native_output import native_output_hidden
 from lib.files.opencv import cv2
 from lib.runtime.errors import InputError
 
@@ -189,10 +190,11 @@ def _read_flo(path: Path) -> np.ndarray:
 def _read_kitti(path: Path) -> np.ndarray:
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            image.verify()  # OpenCV prints a line about a damaged file, or reads it
+            image.verify()  # OpenCV may read a damaged file
     except Exception as error:  # Pillow raises various errors for broken bytes
         raise InputError(f"{path} is not a readable PNG ({error})") from error
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    with native_output_hidden():
+        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(f"{path} is not a 16-bit colour PNG, the KITTI format of flow")
     is_known, flow = image[..., 0], image[..., 1:]  # OpenCV reads BGR, which is (is_known, dy, dx)

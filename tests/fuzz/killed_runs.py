@@ -18,7 +18,7 @@ import torch
 
 from lib import cli
 
-_WITH_TIMES = ("results.json", "run.json", "scores.jsonl", "seconds.csv")
+_WITH_TIMES = ("results.json", "run.json", "scores.jsonl", "seconds.csv", "summary.csv", "summary.md")
 
 
 def start(run: Callable[[], object]) -> int:
