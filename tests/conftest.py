@@ -20,6 +20,15 @@ DEVICES = [
 ]
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fuzz",
+        type=int,
+        metavar="N",
+        help="number of damaged files of each kind and of killed runs in tests/fuzz; default: a few",
+    )
+
+
 @pytest.fixture(params=DEVICES)
 def device(request):
     return torch.device(request.param)

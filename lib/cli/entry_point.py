@@ -16,6 +16,7 @@ from lib.cli.dataclass_options import with_options
 from lib.datasets.loaders import is_lost_worker
 from lib.runtime.errors import InputError, OtherRankError, RunError, is_out_of_memory
 from lib.runtime.memory import keep_freed_memory
+from lib.runtime.notices import silence_readers
 from lib.runtime.ranks import end_process, is_first_rank, joined_ranks
 from lib.runtime.signals import Stop, stop_flag
 from lib.runtime.workers import LOST_WORKER
@@ -71,6 +72,7 @@ def run(main: Callable[[], object]) -> NoReturn:
     An error is reported in one line. Under `torchrun` only rank 0 logs; every rank reports its own errors.
     """
     keep_freed_memory()
+    silence_readers()
     Image.MAX_IMAGE_PIXELS = _LARGEST_SAFE_IMAGE
     end_process(_exit_status(main, Path(sys.argv[0]).name))
 

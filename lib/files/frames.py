@@ -123,8 +123,9 @@ def _open_stream(path: Path, **options: str) -> Iterator[tuple["InputContainer",
         try:
             # FFmpeg gets an open file: it would read a name with a colon as a protocol, and without protocols
             # it opens no other file.
+            options = {"protocol_whitelist": "none", **options}
             file = stack.enter_context(path.open("rb"))
-            container = stack.enter_context(av.open(file, options={"protocol_whitelist": "none", **options}))
+            container = stack.enter_context(av.open(file, options=options, metadata_errors="replace"))
             stream = container.streams.video[0]
         except (av.FFmpegError, OSError, IndexError) as error:
             raise InputError(f"{path} is not a video that can be decoded") from error

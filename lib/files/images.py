@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
+from lib.files.native_output import native_output_hidden
 from lib.files.opencv import cv2
 from lib.files.repair import has_late_metadata, use_image
 from lib.files.value_range import ValueRange, check_value_range, scale_to_8_bits, scale_to_unit
@@ -281,7 +282,8 @@ def _read_wide_colors(path: Path, image: Image.Image) -> np.ndarray:
 def _read_with_opencv(path: Path) -> np.ndarray | None:
     """Read pixels as stored, (H, W, 3 or 4) in RGB or RGBA; None if OpenCV cannot."""
     try:
-        pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+        with native_output_hidden():
+            pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         return None
     if pixels is None or pixels.dtype != np.uint16 or pixels.shape[2:] not in ((3,), (4,)):

@@ -2,12 +2,14 @@
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from lib.files.native_output import native_output_hidden
 from lib.runtime.errors import InputError
 
 T = TypeVar("T")
@@ -27,7 +29,7 @@ def use_image(path: Path, use: Callable[[Image.Image], T]) -> T:
     the end marker only. Errors of Pillow, and of `use`, are raised.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as image, native_output_hidden() if image.format == "TIFF" else nullcontext():
             return use(image)
     except InputError:
         raise

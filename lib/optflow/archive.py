@@ -48,7 +48,7 @@ class FlowArchive:
             if missing:
                 raise InputError(
                     f"{path} is no flow archive: it lacks the dataset {' and '.join(missing)} "
-                    f"and holds {', '.join(file) or 'nothing'}"
+                    f"and holds {', '.join(map(str, file)) or 'nothing'}"
                 )
             for name in (FORWARD, BACKWARD):
                 shape, dtype = file[name].shape, file[name].dtype

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from lib.files.frames import FrameFolder, Video
 from lib.files.images import size_text
+from lib.files.native_output import native_output_hidden
 from lib.files.opencv import cv2
 from lib.runtime.errors import InputError
 
@@ -186,7 +188,13 @@ def _read_flo(path: Path) -> np.ndarray:
 
 
 def _read_kitti(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()  # OpenCV may read a damaged file
+    except Exception as error:  # Pillow raises various errors for broken bytes
+        raise InputError(f"{path} is not a readable PNG ({error})") from error
+    with native_output_hidden():
+        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(f"{path} is not a 16-bit colour PNG, the KITTI format of flow")
     is_known, flow = image[..., 0], image[..., 1:]  # OpenCV reads BGR, which is (is_known, dy, dx)

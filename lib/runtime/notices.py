@@ -1,6 +1,7 @@
-"""Log what concerns many files once in a run."""
+"""Log what concerns many files once in a run, and switch off the warnings of other libraries."""
 
 import logging
+import warnings
 from collections.abc import Hashable
 from threading import Lock
 
@@ -15,6 +16,11 @@ def log_once(logger: logging.Logger, key: Hashable, message: str, *args: object)
         _logged.add(key)
     if is_new:
         logger.warning(message, *args)
+
+
+def silence_readers() -> None:
+    """Switch off warnings of Pillow and SciPy about files, as our errors name the file and the reason."""
+    warnings.filterwarnings("ignore", module=r"(PIL|scipy\.io)\.")
 
 
 def forget_logged() -> None:

@@ -52,7 +52,8 @@ def _find_border(labels: np.ndarray, width: int) -> np.ndarray:
     is_first[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     is_first[:-1] |= labels[:-1] != labels[1:]
     is_border = is_first if width % 2 else find_boundaries(labels, mode="thick")
-    return binary_dilation(is_border, iterations=(width - 1) // 2) if width > 2 else is_border
+    n_steps = min((width - 1) // 2, sum(labels.shape))  # more reach no further pixel
+    return binary_dilation(is_border, iterations=n_steps) if n_steps > 0 else is_border
 
 
 def draw_mean_colors(image_rgb: np.ndarray, labels: np.ndarray, colors: np.ndarray) -> np.ndarray:

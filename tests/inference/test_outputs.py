@@ -124,6 +124,12 @@ def test_styles_of_overlays(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
 
 
+def test_a_border_wider_than_the_image_covers_it():
+    superpixels = make_superpixels()
+    overlay = draw_boundaries(superpixels.image_rgb, superpixels.labels, color=(1, 2, 3), width=10**20)
+    np.testing.assert_array_equal(overlay, np.full_like(overlay, 1) * [1, 2, 3])
+
+
 LEVELS = (3, 10, 24)
 
 
