@@ -1,6 +1,5 @@
 """Superpixels of images that visitors of a page upload: pictures and labels, or the reason for a refusal."""
 
-import warnings
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from lib.files.sessions import SessionFiles
 from lib.inference.outputs import DEFAULT_STYLE, OverlayStyle
 from lib.inference.segmenter import Segmenter
 from lib.runtime.errors import InputError, is_out_of_memory
+from lib.runtime.notices import silence_readers
 from lib.superpixels.regions import Superpixels
 from lib.weights import BASE, expect, load_model
 
@@ -78,7 +78,7 @@ class Page:
         # Pillow compares sizes in headers, also of images in an image, before it decodes pixels. It warns
         # above this number, and refuses more than twice as many pixels.
         Image.MAX_IMAGE_PIXELS = 1e6 * max_megapixels / 2
-        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+        silence_readers()
 
     @property
     def n_iter(self) -> int:
