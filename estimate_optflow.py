@@ -18,6 +18,7 @@ from lib.cli.types import existing_dir, non_negative_int
 from lib.datasets import davis
 from lib.files.folder_lock import own_folder
 from lib.files.frames import FRAME_SUFFIXES, FrameFolder, Video, list_in_order, open_video_file
+from lib.files.images import DEFAULT_READER, ImageReader
 from lib.files.listing import list_folders
 from lib.optflow.archive import archive_name
 from lib.optflow.production import ArchiveJob, ArchiveReport, make_archives
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=DIS_PRESETS,
         help=f"set the accuracy of DIS, fastest first; default: {DEFAULT_PRESET}",
     )
+    cli.add_reading_args(parser, of="--frames")
     cli.add_bool(
         parser,
         "--consistency_check",
@@ -91,6 +93,10 @@ def main(argv: Sequence[str] | None = None) -> list[ArchiveReport]:
     args = build_parser().parse_args(argv)
     if args.davis_split is not None and args.davis2017_root is None:
         raise InputError("--davis_split needs --davis2017_root")
+    reader = cli.image_reader(args)
+    reader.check()
+    if reader != DEFAULT_READER and args.frames is None:
+        raise InputError("--value_range and --bands need --frames")
     if args.flow_files:
         if args.preset is not None:
             raise InputError("--preset is for DIS flow, not for --flow_files")
@@ -98,9 +104,10 @@ def main(argv: Sequence[str] | None = None) -> list[ArchiveReport]:
             raise InputError("--flow_files needs --method, the name of the flow method, such as gma")
         sources, attributes = _find_flow_files(*args.flow_files, args.video_name), {}
     else:
-        videos = _find_videos(args.davis2017_root, args.davis_split, args.frames, args.video)
+        videos = _find_videos(args.davis2017_root, args.davis_split, args.frames, args.video, reader)
         preset = args.preset or DEFAULT_PRESET
-        sources, attributes = [DISFlow(video, preset) for video in videos], {"preset": preset}
+        sources = [DISFlow(video, preset) for video in videos]
+        attributes = {"preset": preset, **reader.described()}
     if args.video_name is not None:
         if len(sources) != 1:
             raise InputError(f"--video_name {args.video_name} needs a single video, got {len(sources)}")
@@ -131,7 +138,11 @@ def main(argv: Sequence[str] | None = None) -> list[ArchiveReport]:
 
 
 def _find_videos(
-    davis2017_root: Path | None, split: str | None, folders: list[Path] | None, files: list[Path] | None
+    davis2017_root: Path | None,
+    split: str | None,
+    folders: list[Path] | None,
+    files: list[Path] | None,
+    reader: ImageReader,
 ) -> list[Video]:
     if davis2017_root:
         names = None if split is None else davis.read_split(split)
@@ -139,7 +150,8 @@ def _find_videos(
         return [FrameFolder(name, frames, davis.FRAME_SHAPE) for name, frames in videos.items()]
     if folders:
         return [
-            FrameFolder(folder.resolve().name, list_in_order(folder, FRAME_SUFFIXES)) for folder in folders
+            FrameFolder(folder.resolve().name, list_in_order(folder, FRAME_SUFFIXES), reader=reader)
+            for folder in folders
         ]
     return [open_video_file(file) for file in files]
 

@@ -13,6 +13,7 @@ from lib.datasets.folder import FolderDataset
 from lib.evaluation.loop import Run
 from lib.evaluation.protocol import EvaluationSet
 from lib.evaluation.summary import Summary
+from lib.files.images import DEFAULT_READER
 from lib.runtime.errors import InputError
 from lib.weights import BASE, NO_NETWORK
 
@@ -27,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--data_root", type=existing_dir, help="score your own images; a folder of images with label maps"
     )
     cli.add_shared(parser, "ignore_label")
+    cli.add_reading_args(parser, of="--data_root images")
     cli.add_shared(parser, "davis2017_root")
     cli.add_shared(parser, "davis_split", default="test")
     cli.add_bool(
@@ -56,10 +58,13 @@ def open_sets(args: argparse.Namespace) -> list[EvaluationSet]:
         sets.append(EvaluationSet(f"BSDS500 {args.bsds_split}", f"bsds500_{args.bsds_split}", dataset))
     if args.ignore_label is not None and not args.data_root:
         raise InputError("--ignore_label needs --data_root")
+    reader = cli.image_reader(args)
+    if reader != DEFAULT_READER and not args.data_root:
+        raise InputError("--value_range and --bands need --data_root")
     if args.data_root:
         name = args.data_root.resolve().name
         file_name = re.sub(r"[^\w.+-]", "_", name)
-        dataset = FolderDataset(args.data_root, ignore_label=args.ignore_label)
+        dataset = FolderDataset(args.data_root, ignore_label=args.ignore_label, reader=reader)
         sets.append(EvaluationSet(name, file_name, dataset))
     if args.davis2017_root if args.eval_on_davis is None else args.eval_on_davis:
         sets.append(davis_set(cli.open_davis(args), args.davis_split))

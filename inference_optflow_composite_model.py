@@ -68,7 +68,7 @@ def _find_flows(args: argparse.Namespace, images: Sequence[Path]) -> list[FlowOf
         optflow_data,
         frame_idx=args.optflow_data_fr_idx,
         method=args.optflow_method,
-        value_range=args.value_range,
+        reader=cli.image_reader(args),
     )
 
 

@@ -13,6 +13,7 @@ from lib.cli.types import existing_dir
 from lib.datasets.bsds import BSDSDataset
 from lib.datasets.folder import FolderDataset, hold_out
 from lib.datasets.synthetic import SyntheticDataset
+from lib.files.images import DEFAULT_READER
 from lib.network.inputs import DEFAULT_COLOR_SCALE, InputScales
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of validation images with label maps; default: every tenth image of --data_root",
     )
     cli.add_shared(data, "ignore_label")
+    cli.add_reading_args(data, of="--data_root images")
     cli.add_bool(
         data,
         "--synthetic_data",
@@ -122,14 +124,18 @@ def open_data(args: argparse.Namespace) -> tuple[Dataset, dict[str, Dataset]]:
         raise InputError("--val_data_root needs --data_root")
     if args.ignore_label is not None and not args.data_root:
         raise InputError("--ignore_label needs --data_root")
+    reader = cli.image_reader(args)
+    if reader != DEFAULT_READER and not args.data_root:
+        raise InputError("--value_range and --bands need --data_root")
     if args.bsds_root:
         return BSDSDataset(args.bsds_root, "train"), {"bsds_val": BSDSDataset(args.bsds_root, "val")}
     if args.synthetic_data:
         return SyntheticDataset(N_SYNTHETIC_IMAGES), {"synthetic": SyntheticDataset(1)}
+    options = {"ignore_label": args.ignore_label, "reader": reader}
+    data = FolderDataset(args.data_root, **options)
     if args.val_data_root:
-        val_set = FolderDataset(args.val_data_root, ignore_label=args.ignore_label, parameter="val_data_root")
-        return FolderDataset(args.data_root, ignore_label=args.ignore_label), {"val": val_set}
-    train_set, val_set = hold_out(FolderDataset(args.data_root, ignore_label=args.ignore_label))
+        return data, {"val": FolderDataset(args.val_data_root, parameter="val_data_root", **options)}
+    train_set, val_set = hold_out(data)
     return train_set, {"val": val_set}
 
 

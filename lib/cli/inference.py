@@ -11,10 +11,18 @@ from pathlib import Path
 from PIL import ImageColor
 
 from lib.cli.dataclass_options import add_fields, option_name
-from lib.cli.options import SEVERAL, add_bool, add_shared, add_spixel_args, open_segmenter
+from lib.cli.options import (
+    SEVERAL,
+    add_bool,
+    add_reading_args,
+    add_shared,
+    add_spixel_args,
+    image_reader,
+    open_segmenter,
+)
 from lib.cli.types import positive_int
 from lib.files.atomic import check_output_file, real_path
-from lib.files.value_range import check_value_range
+from lib.files.images import DEFAULT_READER
 from lib.inference.images import ImageJob, RunSummary, segment_files
 from lib.inference.jobs import NAME, OUTPUTS, is_single_image, plan_jobs
 from lib.inference.outputs import LABEL_SUFFIXES, NESTED_LABEL_SUFFIXES, OVERLAYS, OverlayStyle
@@ -93,15 +101,7 @@ def _add_input_args(parser: argparse.ArgumentParser, demo_image: Path) -> None:
         help="mask image; pixels are left out that are black, transparent or NaN, or of less than half the "
         f"brightness if the mask is a JPEG file{_FOR_SEVERAL}",
     )
-    parser.add_argument(
-        "--value_range",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="values of images of more than 8 bits that become black and white; those beyond are clipped. "
-        "32-bit floats need it; default: for each image, 0 to the largest number of the fewest bits, of 8, "
-        "10, 12, 14 and 16, that hold its values",
-    )
+    add_reading_args(parser)
     add_bool(parser, "--skip_existing", help="skip images whose outputs all exist")
     parser.add_argument(
         "--batchsize",
@@ -204,7 +204,7 @@ def plan_given_images(
         outputs,
         nested=bool(args.levels),
         mask=args.mask,
-        value_range=args.value_range,
+        reader=image_reader(args),
         flows_of=flows_of,
     )
 
@@ -329,8 +329,13 @@ def _segment_video(
         check_output_file("labels", labels, VIDEO_LABEL_SUFFIXES)
     flow = archive.path if archive else None
     _check_distinct({"video": args.video, "optflow_data": flow, "out": out, "save_labels": labels})
-    check_value_range(args.value_range)
-    video = open_video(args.video, value_range=args.value_range)
+    reader = image_reader(args)
+    reader.check()
+    if reader != DEFAULT_READER and not args.video.is_dir():
+        raise InputError(
+            "--value_range and --bands are for images and folders of frames, not for video files"
+        )
+    video = open_video(args.video, reader=reader)
     with_flow = args.temporal or segmenter.model.n_extra_channels > 0
     start = time.perf_counter()
     summary = segment_video(

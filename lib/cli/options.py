@@ -11,6 +11,7 @@ from lib import weights
 from lib.cli.dataclass_options import option_name
 from lib.cli.types import BOOL, existing_dir, non_negative_float, number, positive_float, positive_int
 from lib.datasets.davis import DAVISDataset
+from lib.files.images import ImageReader
 from lib.inference import Segmenter
 from lib.network.inputs import DEFAULT_COLOR_SCALE, DEFAULT_OPTFLOW_SCALE, DEFAULT_POS_SCALE, InputScales
 from lib.runtime.device import resolve_precision
@@ -78,6 +79,33 @@ def add_bool(
 ) -> None:
     """Add a boolean option: the bare flag means True; it also takes True or False."""
     group.add_argument(name, default=default, help=help, **BOOL)
+
+
+def add_reading_args(group: argparse._ActionsContainer, *, of: str = "images") -> None:
+    """Add the options of reading images; `of` says in words which images these are."""
+    group.add_argument(
+        "--value_range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help=f"values of {of} of more than 8 bits that become black and white; those beyond are clipped. "
+        "Floats need it; default: for each image, 0 to the largest number of the fewest bits, of 8, 10, 12, "
+        "14 and 16, that hold its values",
+    )
+    group.add_argument(
+        "--bands",
+        type=positive_int,
+        nargs="+",
+        metavar="BAND",
+        help=f"bands of {of} to read, from 1: red, green and blue, such as 4 3 2, or one of grey; opacity is "
+        "ignored then. Images of more bands, such as those of satellites, need it",
+    )
+
+
+def image_reader(args: argparse.Namespace) -> ImageReader:
+    """Return the settings of reading that the options of `add_reading_args` describe."""
+    value_range, bands = (values and tuple(values) for values in (args.value_range, args.bands))
+    return ImageReader(value_range, bands)
 
 
 def add_spixel_args(parser: argparse.ArgumentParser, *, swept: bool = False) -> None:

@@ -47,6 +47,8 @@ _FREE_ON_RESUME = {
 # Folders that may have moved when a run is resumed. An unset option must stay unset, and a set one set.
 _MOVABLE = {"bsds_root", "data_root", "val_data_root"}
 
+_SEVERAL_NUMBERS = {"bands", "value_range"}  # options whose value is a list
+
 AUTO = "auto"  # value of --resume: find the last checkpoint
 
 _NOT_GIVEN = object()
@@ -168,11 +170,19 @@ def _read_options(
     if unknown:
         found = f"--{unknown[0]}={options[unknown[0]]}"
         raise InputError(f"{path} is from another model or version: it has {found}", parameter="resume")
-    stored = _parse(parser, [f"--{name}={value}" for name, value in options.items()], defaults)
+    arguments = [argument for name, value in options.items() for argument in _as_arguments(name, str(value))]
+    stored = _parse(parser, arguments, defaults)
     if "recipe" in checkpoint:  # older checkpoints hold these values in their options
         recipe = vars(Recipe.from_plain(checkpoint["recipe"]))
         stored |= {option_name(name): value for name, value in recipe.items()}
     return stored
+
+
+def _as_arguments(name: str, value: str) -> list[str]:
+    """Return the command line of an option that was stored as a string."""
+    if name in _SEVERAL_NUMBERS:
+        return [f"--{name}", *value.strip("[]").split(", ")]
+    return [f"--{name}={value}"]
 
 
 def _resolved(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Dataset of your own images: a folder of images with one or more label maps each."""
 
 import copy
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,10 +13,12 @@ from numpy.lib.format import open_memmap
 from PIL import Image
 
 from lib.datasets.base import FileDataset, SegmentedImage
-from lib.files.images import IMAGE_SUFFIXES, read_image, read_image_shape
-from lib.files.listing import list_visible
+from lib.files.images import DEFAULT_READER, ImageReader, is_image
+from lib.files.listing import list_visible, log_left_out
 from lib.metrics.label_map import VOID
 from lib.runtime.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 HOLD_OUT_EVERY = 10  # a tenth of the images is enough to select the best model
 
@@ -25,12 +28,12 @@ _NUMBER = re.compile(r"\.\d+\Z")  # number of an annotation, at the end of the f
 class FolderDataset(FileDataset):
     """Images of a folder with their label maps, read lazily, in the order of the file names.
 
-    Expects a flat folder; hidden files and files of other types are ignored::
+    Expects a flat folder. Hidden files are ignored; other files that are no images are counted in the log::
 
-        <root>/<name>.{jpg,jpeg,png,bmp,tif,tiff,webp}  an image, and either
-        <root>/<name>.{png,npy}                         its label map, or
-        <root>/<name>.0.{png,npy}                       its label maps, if it has several; any
-        <root>/<name>.1.{png,npy}                       numbers, which sort the annotations
+        <root>/<name>.{jpg,png,tif,...}  an image in any format of `is_image`, and either
+        <root>/<name>.{png,npy}          its label map, or
+        <root>/<name>.0.{png,npy}        its label maps, if it has several; any
+        <root>/<name>.1.{png,npy}        numbers, which sort the annotations
 
     If an image `<name>` of another type exists, `<name>.png` is its label map, else an image.
     `<name>.<number>.png` is always a label map. The case of suffixes is ignored.
@@ -38,14 +41,23 @@ class FolderDataset(FileDataset):
     A label map has the size of its image after EXIF rotation. It is a PNG with one channel (grey values or
     palette indices), or an array (H, W) of integers or bool. Labels from 0 to 2**31 - 1 are kept. If others
     occur, all labels are renumbered from 0 in ascending order. Pixels of `ignore_label` are void; by default
-    no pixel is.
+    no pixel is. `reader` holds the settings of reading the images.
 
     Raises `InputError` with `parameter` as the name of `root`, if the folder has no image, images and label
     maps do not pair up, or the header of a file shows that it cannot be used. Reading broken pixels later
     raises it too.
     """
 
-    def __init__(self, root: Path, *, ignore_label: int | None = None, parameter: str = "data_root") -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        ignore_label: int | None = None,
+        reader: ImageReader = DEFAULT_READER,
+        parameter: str = "data_root",
+    ) -> None:
+        reader.check()
+        self.reader = reader
         self.ignore_label = ignore_label
         self.shown_as = f"`{parameter}` {root}"
         if not Path(root).is_dir():
@@ -53,11 +65,10 @@ class FolderDataset(FileDataset):
         self.image_files, unpaired = _find_files(Path(root))
         if not self.image_files:
             raise InputError(
-                f"{self.shown_as} holds no image with the suffix {', '.join(IMAGE_SUFFIXES)} "
-                "(<name>.<number>.png is a label map)"
+                f"{self.shown_as} holds no image that can be read (<name>.<number>.png is a label map)"
             )
         self.label_files = _pair(self.image_files, unpaired, shown_as=self.shown_as)
-        self._shapes = [read_image_shape(image_file) for image_file in self.image_files]
+        self._shapes = [reader.read_shape(image_file) for image_file in self.image_files]
         for image_shape, label_files in zip(self._shapes, self.label_files, strict=True):
             for label_file in label_files:
                 with _open_label_map(label_file, image_shape):
@@ -83,7 +94,7 @@ class FolderDataset(FileDataset):
 
     def __getitem__(self, idx: int) -> SegmentedImage:
         image_file = self.image_files[idx]
-        image_rgb = read_image(image_file)
+        image_rgb = self.reader.read(image_file)
         annotations = [
             _read_labels(file, image_rgb.shape[:2], self.ignore_label) for file in self.label_files[idx]
         ]
@@ -106,11 +117,9 @@ def hold_out(dataset: FolderDataset) -> tuple[FolderDataset, FolderDataset]:
 
 def _find_files(root: Path) -> tuple[list[Path], list[Path]]:
     """Find the images and the label maps of a folder, each in the order of the file names."""
-    files = [
-        file
-        for file in list_visible(root)
-        if file.suffix.lower() in (*IMAGE_SUFFIXES, ".npy") and file.is_file()
-    ]
+    visible = [file for file in list_visible(root) if file.is_file()]
+    files = [file for file in visible if file.suffix.lower() == ".npy" or is_image(file)]
+    log_left_out(logger, set(visible) - set(files))
     stems = {file.stem for file in files if file.suffix.lower() not in (".png", ".npy")}  # certainly images
     image_files, label_files = [], []
     for file in files:

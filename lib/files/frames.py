@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lib.files.animation import DEFAULT_FRAME_RATE, AnimatedImage, is_picture
-from lib.files.images import read_image, resize_image
+from lib.files.images import DEFAULT_READER, ImageReader, resize_image
 from lib.files.listing import list_visible
 from lib.files.pyav import import_av
-from lib.files.value_range import ValueRange
 from lib.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class FrameFolder:
     files: list[Path]
     frame_shape: tuple[int, int] | None = None  # (H, W); frames of another size are resized to it
     frame_rate: float = DEFAULT_FRAME_RATE
-    value_range: ValueRange | None = None  # of frames of more than 8 bits; see `read_image`
+    reader: ImageReader = DEFAULT_READER
 
     def __len__(self) -> int:
         return len(self.files)
@@ -48,7 +47,7 @@ class FrameFolder:
     def read(self) -> Iterator[np.ndarray]:
         """Yield the frames, each (H, W, 3) uint8 RGB."""
         for file in self.files:
-            image_rgb = read_image(file, value_range=self.value_range)
+            image_rgb = self.reader.read(file)
             yield resize_image(image_rgb, self.frame_shape) if self.frame_shape else image_rgb
 
 

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -11,13 +12,21 @@ from PIL import ExifTags, Image
 from lib.files.native_output import native_output_hidden
 from lib.files.opencv import cv2
 from lib.files.repair import has_late_metadata, use_image
-from lib.files.value_range import ValueRange, check_value_range, scale_to_8_bits, scale_to_unit
+from lib.files.tiff import TiffLayout, read_bands, read_layout
+from lib.files.value_range import (
+    ValueRange,
+    check_value_range,
+    divide_by_opacity,
+    scale_to_8_bits,
+    scale_to_unit,
+)
 from lib.runtime.errors import InputError
 from lib.runtime.notices import log_once
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")  # of training data
+Bands = tuple[int, ...]  # of a file, from 1: red, green and blue, or one of grey
+UNSET = "default"  # a setting that is not given, in `ImageReader.described`
 
 # Formats that Pillow recognises by their first bytes, and reads without other programs.
 _FORMATS_BY_CONTENT = (
@@ -50,14 +59,70 @@ _TURNS: Mapping[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def read_image(path: Path, *, value_range: ValueRange | None = None) -> np.ndarray:
-    """Read an image in any format of Pillow as RGB, (H, W, 3) uint8, and apply its EXIF orientation.
+class ImageReader(NamedTuple):
+    """Settings of `read_image` that the images of a run share."""
 
-    Greyscale, palette and CMYK images are converted. Transparent images are placed on white. `value_range` is
-    the range of pixels of more than 8 bits, as in `scale_to_8_bits`; 32-bit floats need it. Raises
-    `InputError` if the file is missing or not a readable image.
+    value_range: ValueRange | None = None
+    bands: Bands | None = None
+
+    def check(self) -> None:
+        """Raise `InputError` if a setting cannot be used for any image."""
+        check_value_range(self.value_range)
+        _check_bands(self.bands)
+
+    def read(self, path: Path) -> np.ndarray:
+        return read_image(path, value_range=self.value_range, bands=self.bands)
+
+    def read_shape(self, path: Path) -> tuple[int, int]:
+        """Read a shape as `read_image_shape`; raise `InputError` too if `read` would refuse the bands."""
+        layout = read_layout(path)
+        if layout is not None:
+            try:
+                _check_layout(layout, self.bands)
+            except InputError as error:
+                raise InputError(f"{path} {error}") from error
+        return read_image_shape(path)
+
+    def described(self) -> dict[str, str]:
+        """Return the settings as text by name, to compare runs."""
+        return {
+            name: UNSET if values is None else " ".join(map(str, values))
+            for name, values in self._asdict().items()
+        }
+
+
+DEFAULT_READER = ImageReader()
+
+
+def read_image(
+    path: Path, *, value_range: ValueRange | None = None, bands: Bands | None = None
+) -> np.ndarray:
+    """Read an image as RGB, (H, W, 3) uint8, and apply its EXIF orientation.
+
+    Any format of Pillow is read, and TIFF of any number of bands. Greyscale, palette and CMYK images are
+    converted. Transparent images are placed on white.
+
+    Parameters
+    ----------
+    path : Path
+        File to read.
+    value_range : pair of float, optional
+        Range of pixels of more than 8 bits, as in `scale_to_8_bits`; floats need it.
+    bands : tuple of one or three int, optional
+        Bands to read, counted from 1: red, green and blue, or one of grey. Opacity is ignored then. Files of
+        more than three bands need it, unless the fourth is opacity by its tag.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is not a readable image or lacks a band, or a setting cannot be used.
     """
-    return _read_upright(path, "image", lambda *pixels: _to_rgb(*pixels, value_range, name=str(path)))
+    _check_bands(bands)
+
+    def convert(pixels: Image.Image | np.ndarray, is_white_zero: bool) -> np.ndarray:
+        return _to_rgb(_choose_bands(pixels, bands), is_white_zero, value_range, name=str(path))
+
+    return _read_upright(path, "image", convert, bands=bands)
 
 
 def read_image_shape(path: Path) -> tuple[int, int]:
@@ -65,6 +130,9 @@ def read_image_shape(path: Path) -> tuple[int, int]:
 
     Raises `InputError` if the file is missing or its header cannot be read.
     """
+    layout = read_layout(path)
+    if layout is not None and layout.is_beyond_pillow:
+        return layout.upright_shape
     try:
         return use_image(path, lambda image: _upright_shape(image, path))
     except Exception as error:  # broken files make Pillow raise many kinds of errors
@@ -104,6 +172,9 @@ def is_image(path: Path) -> bool:
 
 def count_pixels(path: Path) -> int:
     """Read the number of pixels from an image's header; 0 if the header cannot be read."""
+    layout = read_layout(path)
+    if layout is not None:
+        return layout.shape[0] * layout.shape[1]
     try:
         return use_image(path, lambda image: image.width * image.height)
     except Exception:  # broken files make Pillow raise many kinds of errors
@@ -156,7 +227,10 @@ def to_rgb_array(
         if not isinstance(image, np.ndarray):
             raise InputError(f"must be an array or a PIL image, got {type(image)}")
         if image.size == 0 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (2,), (3,), (4,)):
-            raise InputError(f"must be (H, W) or (H, W, 1 to 4), got {image.shape}")
+            raise InputError(
+                f"must be (H, W) or (H, W, 1 to 4), got {image.shape}; of more bands, index red, green and "
+                "blue"
+            )
         pixels = image[..., None] if image.ndim == 2 else image
         if pixels.dtype.kind in "iu" and isinstance(pixels, np.ma.MaskedArray):
             return _masked_integers_to_rgb(pixels, value_range, name=name)
@@ -182,16 +256,27 @@ def size_text(shape: tuple[int, ...]) -> str:
 
 
 def _read_upright(
-    path: Path, kind: str, convert: Callable[[Image.Image | np.ndarray, bool], np.ndarray]
+    path: Path,
+    kind: str,
+    convert: Callable[[Image.Image | np.ndarray, bool], np.ndarray],
+    *,
+    bands: Bands | None = None,
 ) -> np.ndarray:
     """Read an image file, convert its pixels, see `_pixels_of`, and apply its EXIF orientation.
 
-    The second argument of `convert` is True if white is zero. `kind` names the file in error messages.
+    The second argument of `convert` is True if white is zero. `kind` names the file in error messages. With
+    `bands`, `convert` gets all bands of a TIFF file.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no {kind} file {path}")
     try:
+        layout = read_layout(path)
+        if layout is not None and bands is None and layout.has_unknown_fourth:
+            text = "%s has a fourth band, which is left out, as in other such files; `bands` chooses others"
+            log_once(logger, "fourth band", text, path)
+        if layout is not None and (layout.is_beyond_pillow or (bands is not None and layout.n_bands > 1)):
+            return _convert_tiff(path, layout, convert, kind=kind, bands=bands)
         return use_image(path, lambda image: _convert_upright(image, path, convert))
     except InputError as error:
         raise InputError(f"{path} {error}") from error
@@ -199,16 +284,87 @@ def _read_upright(
         raise InputError(f"{path} is not a readable {kind} ({error})") from error
 
 
+def _convert_tiff(
+    path: Path,
+    layout: TiffLayout,
+    convert: Callable[[np.ndarray, bool], np.ndarray],
+    *,
+    kind: str,
+    bands: Bands | None,
+) -> np.ndarray:
+    """Read a TIFF file without Pillow, as `_read_upright` does."""
+    if layout.has_more_pages:
+        _log_pages(path)
+    if kind == "image":
+        _check_layout(layout, bands)
+    elif layout.n_colors not in (1, 3):
+        raise InputError(f"has {layout.n_bands} bands; expected one")
+    pixels = read_bands(path, layout)
+    if bands is None:
+        pixels = _as_tagged(pixels, layout)
+    return _turn(convert(pixels, False), layout.orientation)
+
+
+def _as_tagged(pixels: np.ndarray, layout: TiffLayout) -> np.ndarray:
+    """Return grey or colours, with opacity if the file has it, (H, W, 1 to 4)."""
+    colors, opacity = pixels[..., : layout.n_colors], pixels[..., layout.n_colors :]
+    if not layout.has_opacity:
+        return colors
+    if not layout.is_premultiplied:
+        return pixels
+    return np.concatenate([divide_by_opacity(colors, opacity), opacity], axis=2)
+
+
 def _convert_upright(
     image: Image.Image, path: Path, convert: Callable[[Image.Image | np.ndarray, bool], np.ndarray]
 ) -> np.ndarray:
     # MPO holds previews, and PSD layers, beside the image.
     if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):
-        text = "%s holds several pages or frames: the first is read, as in other such files"
-        log_once(logger, "pages", text, path)
+        _log_pages(path)
     has_wide_colors = _has_wide_colors(image)
     pixels = _read_wide_colors(path, image) if has_wide_colors else _pixels_of(image)
     return _turn(convert(pixels, _is_white_zero(image)), _orientation(image))
+
+
+def _log_pages(path: Path) -> None:
+    text = "%s holds several pages or frames: the first is read, as in other such files"
+    log_once(logger, "pages", text, path)
+
+
+def _check_layout(layout: TiffLayout, bands: Bands | None) -> None:
+    """Raise `InputError` if a file lacks a chosen band, or if the bands of an image must be chosen."""
+    if bands is not None:
+        _check_has_bands(layout.n_bands, bands)
+    elif layout.n_colors not in (1, 3):
+        raise InputError(
+            f"has {layout.n_bands} bands; `bands` chooses three, as red, green and blue, or one of grey"
+        )
+
+
+def _check_has_bands(n_bands: int, bands: Bands) -> None:
+    if max(bands) > n_bands:
+        raise InputError(f"has {n_bands} bands, and so no band {max(bands)} of `bands`")
+
+
+def _check_bands(bands: Bands | None) -> None:
+    if bands is not None and (len(bands) not in (1, 3) or min(bands) < 1):
+        raise InputError(
+            f"{' '.join(map(str, bands))}: expected three bands, as red, green and blue, or one of grey, "
+            "counted from 1",
+            parameter="bands",
+        )
+
+
+def _choose_bands(pixels: Image.Image | np.ndarray, bands: Bands | None) -> Image.Image | np.ndarray:
+    """Return the chosen bands, (H, W, 1 or 3), or the pixels as they are if None are chosen."""
+    if bands is None:
+        return pixels
+    if isinstance(pixels, Image.Image):
+        has_bands = pixels.mode in ("L", "LA", "RGB", "RGBA")
+        pixels = np.asarray(pixels if has_bands else pixels.convert("RGB"))
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    _check_has_bands(pixels.shape[2], bands)
+    return pixels[..., [band - 1 for band in bands]]
 
 
 def _is_white_zero(image: Image.Image) -> bool:
@@ -365,7 +521,7 @@ def _report_odd_opacity(opacity: np.ndarray, *, name: str) -> None:
             logger,
             "odd opacity",
             "%s: the last band is opacity by its tag, and %.0f %% of the pixels are translucent; it is laid "
-            "on white, as are other such images. If the band holds other data, remove it",
+            "on white, as are other such images. If the band holds other data, give `bands` 1 2 3",
             name,
             100 * share_between,
         )

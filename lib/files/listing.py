@@ -1,5 +1,7 @@
 """List the data in folders, without what systems and editors leave there."""
 
+import logging
+from collections.abc import Collection
 from pathlib import Path
 
 # Besides names that start with a dot, such as `._x` and `.ipynb_checkpoints`; in lower case.
@@ -11,6 +13,8 @@ _SYSTEM_NAMES = {
     "$recycle.bin",
     "system volume information",
 }
+
+_N_SHOWN = 5  # suffixes of files that are left out
 
 
 def is_hidden(path: Path) -> bool:
@@ -30,3 +34,12 @@ def list_visible(folder: Path, pattern: str = "*") -> list[Path]:
 def list_folders(folder: Path) -> list[Path]:
     """List the folders in a folder as `list_visible` does."""
     return [path for path in list_visible(folder) if path.is_dir()]
+
+
+def log_left_out(logger: logging.Logger, files: Collection[Path]) -> None:
+    """Log how many files are left out because they are no images, and their suffixes."""
+    if not files:
+        return
+    kinds = sorted({file.suffix.lower() or file.name.lower() for file in files})
+    shown = ", ".join(kinds[:_N_SHOWN]) + (", ..." if len(kinds) > _N_SHOWN else "")
+    logger.info("%d files are left out, which are no images that can be read: %s", len(files), shown)

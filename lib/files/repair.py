@@ -1,6 +1,7 @@
 """Read image files that Pillow refuses although every pixel is there, and metadata behind the pixels."""
 
 import io
+import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,7 +20,13 @@ _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # Pillow limits their size
 _MAX_KEPT_TEXT = 2**16  # bytes, stored without compression
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_JPEG_FILLERS = [pattern * 64 for pattern in (b"\x5a\x33\x0f\x96", b"\x00", b"\xc7\x1e\xa8")]
+_PROGRESSIVE_FRAME, _SCAN = 0xC2, 0xDA
+# Marker of a segment that has a length: not one of start, end and restarts, nor a byte of pixels.
+_JPEG_SEGMENT = re.compile(rb"\xff([\x02-\xcf\xda-\xfe])")
+# Long codes, which stand for large values, and short ones: a single one may change nothing in a few pixels.
+_JPEG_FILLERS = [
+    bytes.fromhex(pattern) * 64 for pattern in ("fe", "fbfa", "f6f5", "7fbfdfef", "5a330f96", "00", "c71ea8")
+]
 
 
 def use_image(path: Path, use: Callable[[Image.Image], T]) -> T:
@@ -88,17 +95,50 @@ def _with_end(data: bytes) -> bytes | None:
     """Return a JPEG file with its end marker; None if pixels are missing too.
 
     Missing pixels would be decoded from whatever follows. So none is missing if all that may follow gives the
-    same picture. This does not hold for progressive files, whose later scans only refine the picture.
+    same picture. In progressive files, this holds for the scan that is cut, and no later scan may be missing.
     """
     body = data.removesuffix(_JPEG_END[:1])
-    pictures = []
-    for filler in (b"", *_JPEG_FILLERS):
-        try:
+    try:
+        with Image.open(io.BytesIO(body + _JPEG_END)) as image:
+            if image.info.get("progressive") and not _has_all_scans(data):
+                return None
+            picture = np.asarray(image)
+        for filler in _JPEG_FILLERS:
             with Image.open(io.BytesIO(body + filler + _JPEG_END)) as image:
-                if image.info.get("progressive"):
+                if not np.array_equal(np.asarray(image), picture):
                     return None
-                pictures.append(np.asarray(image))
-        except Exception:  # broken files make Pillow raise many kinds of errors
-            return None
-    is_whole = all(np.array_equal(pictures[0], other) for other in pictures[1:])
-    return body + _JPEG_END if is_whole else None
+    except Exception:  # broken files make Pillow raise many kinds of errors
+        return None
+    return body + _JPEG_END
+
+
+def _has_all_scans(data: bytes) -> bool:
+    """Return True if the scans of a progressive JPEG file send every bit of every coefficient.
+
+    The data of the last scan may be cut.
+
+    References
+    ----------
+    .. [1] ITU-T T.81, B.2 and G.1.1: the headers of frames and scans.
+    """
+    missing: set[tuple[int, int]] = set()  # (component, coefficient)
+    for kind, content in _jpeg_headers(data):
+        if kind == _PROGRESSIVE_FRAME:
+            components = content[6 : 6 + 3 * content[5] : 3]
+            missing = {(component, idx) for component in components for idx in range(64)}
+        elif kind == _SCAN:
+            n_components = content[0]
+            components = content[1 : 1 + 2 * n_components : 2]
+            first, last, bits = content[1 + 2 * n_components : 4 + 2 * n_components]
+            if bits & 15 == 0:  # the lowest bit that the scan sends
+                missing -= {(component, idx) for component in components for idx in range(first, last + 1)}
+    return not missing
+
+
+def _jpeg_headers(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the kind and the content of each marker segment, without the data of scans."""
+    position = 0
+    while match := _JPEG_SEGMENT.search(data, position):
+        start = match.end()
+        position = start + int.from_bytes(data[start : start + 2], "big")
+        yield match[1][0], data[start + 2 : position]

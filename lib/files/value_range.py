@@ -77,6 +77,19 @@ def scale_to_unit(values: np.ndarray, value_range: ValueRange) -> np.ndarray:
     return ((values.astype(np.float64) - low) / (high - low)).clip(0, 1)
 
 
+def divide_by_opacity(colors: np.ndarray, opacity: np.ndarray) -> np.ndarray:
+    """Undo the multiplication of colours (H, W, C) by an opacity (H, W, 1); they are 0 where it is.
+
+    Full opacity is 1 in floats, and the largest number of the fewest bits in integers, as in
+    `scale_to_8_bits`.
+    """
+    is_float = opacity.dtype.kind == "f"
+    full = 1.0 if is_float else _range_of_bits(_count_bits(opacity))[1]
+    whole = np.zeros(colors.shape)
+    np.divide(colors * float(full), opacity, out=whole, where=opacity > 0)
+    return (whole if is_float else np.rint(whole).clip(0, full)).astype(colors.dtype)
+
+
 def _count_bits(values: np.ndarray) -> int:
     low, high = values.min(), values.max()
     if low < 0 or high >= 2 ** _N_BITS[-1]:

@@ -17,8 +17,7 @@ import torch
 from tqdm import tqdm
 
 from lib.files.atomic import remove_leftovers
-from lib.files.images import count_pixels, read_image, read_mask
-from lib.files.value_range import ValueRange
+from lib.files.images import DEFAULT_READER, ImageReader, count_pixels, read_mask
 from lib.inference.outputs import DEFAULT_STYLE, OutputFiles, OverlayStyle, write_outputs
 from lib.inference.segmenter import PreprocessedImage, Segmenter
 from lib.optflow.lookup import FlowOfFrame
@@ -52,13 +51,13 @@ class ImageJob(NamedTuple):
     files: OutputFiles
     mask: Path | None = None  # picture of the pixels to segment
     flow: FlowOfFrame | None = None  # for models that read flow
-    value_range: ValueRange | None = None  # of pixels of more than 8 bits; see `read_image`
+    reader: ImageReader = DEFAULT_READER
 
     def read(self, segmenter: Segmenter) -> PreprocessedImage:
         """Read the image, its mask and its flow, and prepare them for the network."""
         with segmenter.stopwatch.stage("reading"):
             mask = None if self.mask is None else read_mask(self.mask)
-            image_rgb = read_image(self.image, value_range=self.value_range)
+            image_rgb = self.reader.read(self.image)
         extra = None
         if self.flow is not None:
             with segmenter.stopwatch.stage("flow"):

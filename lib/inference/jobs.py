@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lib.files.atomic import check_output_file, prepare_out_dir, real_path
-from lib.files.images import is_image
-from lib.files.listing import is_hidden
-from lib.files.value_range import ValueRange, check_value_range
+from lib.files.images import DEFAULT_READER, ImageReader, is_image
+from lib.files.listing import is_hidden, log_left_out
 from lib.inference.images import ImageJob
 from lib.inference.outputs import (
     FEATURE_SUFFIXES,
@@ -25,8 +24,6 @@ from lib.optflow.lookup import FlowOfFrame
 from lib.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-_N_SHOWN = 5  # suffixes of files that are left out
 
 NAME = "{name}"  # in a template: path of the image below the given folder, without its suffix
 
@@ -64,7 +61,7 @@ def plan_jobs(
     *,
     nested: bool = False,
     mask: str | None = None,
-    value_range: ValueRange | None = None,
+    reader: ImageReader = DEFAULT_READER,
     flows_of: Callable[[Sequence[Path]], Sequence[FlowOfFrame]] | None = None,
 ) -> list[ImageJob]:
     """Find images, and plan the output files of each.
@@ -79,17 +76,18 @@ def plan_jobs(
         Label maps are of nested levels.
     mask : str, optional
         Picture of the pixels to segment; for several images, a folder or a template.
-    value_range : pair of float, optional
-        Range of pixels of more than 8 bits, for all images; by default, each image has its own.
+    reader : ImageReader
+        Settings of reading, for all images.
     flows_of : callable, optional
         Returns the flow of each image; by default, images have no flow.
 
     Raises
     ------
     InputError
-        If no image is found, a file cannot be written, two files are the same, or the range is empty.
+        If no image is found, a file cannot be written, two files are the same, or a setting of reading
+        cannot be used.
     """
-    check_value_range(value_range)
+    reader.check()
     is_single = is_single_image(images)
     mask_template = _mask_template(mask, is_single=is_single)
     kinds = OUTPUTS | {"labels": _NESTED_LABELS} if nested else OUTPUTS
@@ -113,7 +111,7 @@ def plan_jobs(
             users.setdefault(real_path(mask_file), f"`mask` of {file}")
         for source in flow.files if flow else []:
             users.setdefault(real_path(source), f"{source}, for the flow of {file},")
-        jobs.append(ImageJob(file, files, mask_file, flow, value_range))
+        jobs.append(ImageJob(file, files, mask_file, flow, reader))
     for job in jobs:
         for path in job.files.paths:
             user = f"an output of {job.image}"
@@ -149,10 +147,7 @@ def _find_images(given: Sequence[str], templates: Sequence[str]) -> list[tuple[P
             images.setdefault((real_path(file), name), (file, name))
     if n_skipped:
         logger.info("%d images are skipped: they lie in a folder of outputs or masks", n_skipped)
-    if left_out:
-        kinds = sorted({file.suffix.lower() or file.name.lower() for file in left_out})
-        shown = ", ".join(kinds[:_N_SHOWN]) + (", ..." if len(kinds) > _N_SHOWN else "")
-        logger.info("%d files are left out, which are no images that can be read: %s", len(left_out), shown)
+    log_left_out(logger, left_out)
     if not images and n_skipped == 0:
         raise InputError(f"{' '.join(given)}: holds no image", parameter="images")
     if not images:

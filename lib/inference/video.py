@@ -23,8 +23,8 @@ from lib.files.frames import (
     open_video_file,
 )
 from lib.files.hdf5 import write_hdf5
+from lib.files.images import DEFAULT_READER, ImageReader
 from lib.files.pyav import import_av
-from lib.files.value_range import ValueRange
 from lib.inference.outputs import DEFAULT_STYLE, OverlayStyle
 from lib.inference.segmenter import Segmenter
 from lib.inference.tracking import TrackedSuperpixels, Tracker, share_that_follows
@@ -69,14 +69,14 @@ class VideoSummary(NamedTuple):
     share_that_follows: float | None  # mean share of pixels whose label follows the flow; None without flow
 
 
-def open_video(path: Path, *, value_range: ValueRange | None = None) -> Video:
+def open_video(path: Path, *, reader: ImageReader = DEFAULT_READER) -> Video:
     """Open a video file, an animated picture or a folder of frames.
 
-    `value_range` is of frames in a folder of more than 8 bits.
+    `reader` is for the frames in a folder.
     """
     if path.is_dir():
         files = list_in_order(path, FRAME_SUFFIXES)
-        return FrameFolder(real_path(path).name, files, value_range=value_range)
+        return FrameFolder(real_path(path).name, files, reader=reader)
     return open_video_file(path)
 
 

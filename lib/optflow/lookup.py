@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lib.files.frames import list_in_order
-from lib.files.images import read_image, size_text
-from lib.files.value_range import ValueRange
+from lib.files.images import DEFAULT_READER, ImageReader, size_text
 from lib.optflow.archive import FlowArchive, find_archives
 from lib.optflow.sources import DEFAULT_PRESET, DISEstimator
 from lib.runtime.errors import InputError
@@ -51,7 +50,7 @@ class EstimatedFlow(NamedTuple):
     frame: Path
     previous: Path | None  # one of the neighbours may be missing
     following: Path | None
-    value_range: ValueRange | None = None  # of frames of more than 8 bits; see `read_image`
+    reader: ImageReader = DEFAULT_READER
 
     @property
     def files(self) -> list[Path]:
@@ -70,7 +69,7 @@ class EstimatedFlow(NamedTuple):
         return np.concatenate([forward, backward], axis=2)
 
     def _read_neighbor(self, file: Path, image_rgb: np.ndarray) -> np.ndarray:
-        neighbor_rgb = read_image(file, value_range=self.value_range)
+        neighbor_rgb = self.reader.read(file)
         if neighbor_rgb.shape != image_rgb.shape:
             raise InputError(
                 f"{self.frame} is {size_text(image_rgb.shape)}, but its neighbour {file} is "
@@ -92,7 +91,7 @@ def flows_of_images(
     *,
     frame_idx: int | None = None,
     method: str | None = None,
-    value_range: ValueRange | None = None,
+    reader: ImageReader = DEFAULT_READER,
 ) -> list[FlowOfFrame]:
     """Find the flow of images.
 
@@ -110,8 +109,8 @@ def flows_of_images(
         Index of a single image in the archive, from 0; default: its position in its folder.
     method : str, optional
         Method of the archives; needed if a video has archives of several methods.
-    value_range : pair of float, optional
-        Range of images of more than 8 bits, to estimate the flow.
+    reader : ImageReader
+        Settings of reading the neighbours, to estimate the flow.
 
     Raises
     ------
@@ -127,7 +126,7 @@ def flows_of_images(
     if frame_idx is not None and is_estimated:
         raise InputError("needs a flow archive, not `optflow_data` auto", parameter="frame_idx")
     if is_estimated:
-        return [_between_neighbors(*located)._replace(value_range=value_range) for located in _locate(images)]
+        return [_between_neighbors(*located)._replace(reader=reader) for located in _locate(images)]
     archives = _archives_of(images, optflow_data, method)
     if frame_idx is not None:
         return [ArchivedFlow(archives[0], frame_idx)]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lib.files.images import size_text
+from lib.files.images import DEFAULT_READER, size_text
 from lib.files.opencv import cv2
 from lib.optflow.archive import FlowArchive, write_flow_archive
 from lib.optflow.sources import FlowSource
@@ -174,11 +174,13 @@ def _write(job: ArchiveJob, on_pair: Callable[[], object]) -> None:
 def _check_existing(job: ArchiveJob) -> None:
     archive = FlowArchive(job.path)
     attributes = archive.read_attributes()
+    earlier = DEFAULT_READER.described()  # of archives made before they stored these settings
     for name, value in job.attributes.items():
-        if attributes.get(name, value) != value:
+        found = attributes.get(name, earlier.get(name, value))
+        if found != value:
             raise InputError(
-                f"{job.path} exists, made with {name} {attributes[name]}: delete it, or choose another "
-                "`out_dir` or `method`"
+                f"{job.path} exists, made with {name} {found}: delete it, or choose another `out_dir` or "
+                "`method`"
             )
     if job.source.has_exact_length and archive.n_frames != len(job.source) + 1:
         raise InputError(

@@ -4,11 +4,13 @@ import os
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import ExifTags, Image
 
 from helpers import make_quadrants
 from lib.datasets.base import fingerprint
 from lib.datasets.folder import FolderDataset, hold_out
+from lib.files.images import ImageReader
 from lib.metrics.label_map import VOID
 from lib.runtime.errors import InputError
 
@@ -82,6 +84,39 @@ def test_other_files_are_ignored(tmp_path):
     (tmp_path / "Thumbs.db").write_bytes(b"stray")
     (tmp_path / "folder.jpg").mkdir()
     assert contents(tmp_path) == {"a": [0]}
+
+
+def test_formats_are_those_of_inference(tmp_path, caplog):
+    caplog.set_level("INFO")
+    write(tmp_path, "a.gif", "a.png", "b.ppm", "b.npy", "c.jp2", "c.npy", "d.sgi", "d.png")
+    for name in ("notes.txt", "a.json", "b.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "e").write_bytes((tmp_path / "a.gif").read_bytes())
+    write(tmp_path, "e.png")
+    assert contents(tmp_path) == {"a": [0], "b": [0], "c": [0], "d": [0], "e": [0]}
+    assert caplog.messages == ["3 files are left out, which are no images that can be read: .json, .txt"]
+
+
+def write_satellite(folder):
+    """Write an image of five bands, whose bands 4, 3 and 2 are red, green and blue, and its label map."""
+    image_rgb = make_quadrants(*SHAPE)[0].astype(np.uint16) * 4  # up to 10 bits
+    extra = np.full(SHAPE, 60_000, np.uint16)
+    values = np.dstack([extra, image_rgb[..., 2], image_rgb[..., 1], image_rgb[..., 0], extra])
+    tifffile.imwrite(folder / "a.tif", values, photometric="minisblack", planarconfig="contig")
+    write(folder, "a.png")
+    return image_rgb
+
+
+def test_chosen_bands(tmp_path):
+    values = write_satellite(tmp_path)
+    dataset = FolderDataset(tmp_path, reader=ImageReader((0, 1020), (4, 3, 2)))
+    np.testing.assert_array_equal(dataset[0].image_rgb, values // 4)
+    with pytest.raises(InputError, match=r"a\.tif has 5 bands; `bands` chooses three"):
+        FolderDataset(tmp_path)
+    with pytest.raises(InputError, match=r"a\.tif has 5 bands, and so no band 6"):
+        FolderDataset(tmp_path, reader=ImageReader(bands=(6,)))
+    with pytest.raises(InputError, match=r"`bands` 1 2: "):
+        FolderDataset(tmp_path, reader=ImageReader(bands=(1, 2)))
 
 
 def palette_png(labels):
@@ -169,7 +204,7 @@ def test_label_maps_fit_the_image_after_exif_rotation(tmp_path, suffix, orientat
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], r"`own` DIR holds no image with the suffix \.jpg, .*\.webp"),
+        ([], r"`own` DIR holds no image that can be read \("),
         (["a.npy", "video.0001.png"], r"`own` DIR holds no image .*<name>\.<number>\.png is a label map"),
         (["a.jpg", "a.webp", "a.png"], r"`own` DIR: a\.jpg and a\.webp are two images of the same name"),
         (["image.png", "image.PNG"], r"image\.PNG and image\.png are two images of the same name"),

@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 
 from helpers import insert_png_chunk, make_quadrants
@@ -105,22 +104,6 @@ def test_range_of_the_header_counts(tmp_path):
     (tmp_path / "a.ppm").write_bytes(b"P6 31 20 4095\n" + np.repeat(values, 3).tobytes())
     for name in ("a.pgm", "a.ppm"):
         np.testing.assert_allclose(read_image(tmp_path / name)[..., 0], values / 4095 * 255, atol=1)
-
-
-@pytest.mark.parametrize(("planes", "compression"), [("separate", None), ("separate", "zlib"), (None, None)])
-def test_16_bit_colors_that_would_lose_bits_are_refused(planes, compression, tmp_path):
-    values = np.full((3, 20, 31) if planes else (20, 31, 3), 1000, np.uint16)
-    orientation = (0x0112, "H", 1, 1 if planes else 6, True)
-    tifffile.imwrite(
-        tmp_path / "a.tif",
-        values,
-        photometric="rgb",
-        planarconfig=planes,
-        compression=compression,
-        extratags=[orientation],
-    )
-    with pytest.raises(InputError, match=r"a\.tif has .* convert it to PNG"):
-        read_image(tmp_path / "a.tif")
 
 
 def test_range_is_logged_once(tmp_path, caplog):

@@ -12,6 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -403,6 +404,31 @@ def test_value_range_of_a_folder(in_tmp_path, capsys):
     assert 20 < brightest["fixed"] < 35
     argv = ["--base_model_weights=none", *argv, "--value_range", "9", "9"]
     assert "--value_range 9 9: " in fails_with(inference_base_model.main, argv, capsys)
+
+
+def test_bands_of_a_folder(in_tmp_path, capsys):
+    image_rgb = make_quadrants(60, 92)[0]
+    bands = np.dstack([255 - image_rgb[..., 0], image_rgb[..., ::-1], image_rgb[..., 1]])
+    for folder in ("plain", "bands"):
+        (in_tmp_path / folder).mkdir()
+    Image.fromarray(image_rgb).save("plain/a.png")
+    for planar in ("contig", "separate"):
+        values = np.moveaxis(bands, 2, 0) if planar == "separate" else bands
+        tifffile.imwrite(f"bands/{planar}.tif", values, photometric="minisblack", planarconfig=planar)
+    segment("--image=plain", "--out=o", "--overlay=mean_colors")
+    segment("--image=bands", "--out=o", "--overlay=mean_colors", "--bands", "4", "3", "2")
+    expected = np.asarray(Image.open("o/a.png"))
+    for planar in ("contig", "separate"):
+        np.testing.assert_array_equal(np.asarray(Image.open(f"o/{planar}.png")), expected)
+    segment("--video=bands", "--out=bands.mp4", "--bands", "4", "3", "2")
+    argv = ["--base_model_weights=none", "--image=bands/contig.tif"]
+    error = fails_with(inference_base_model.main, argv, capsys)
+    assert "bands/contig.tif has 5 bands; --bands chooses three, as red, green and blue" in error
+    error = fails_with(inference_base_model.main, [*argv, "--bands", "1", "2"], capsys)
+    assert "--bands 1 2: expected three bands" in error
+    argv = ["--base_model_weights=none", "--video=plain.mp4", "--bands", "1"]
+    error = fails_with(inference_base_model.main, argv, capsys)
+    assert "--value_range and --bands are for images and folders of frames" in error
 
 
 def test_skip_existing(photos, in_tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from helpers import INSIDE, translated_frames, write_frames
 from lib.files.frames import FrameFolder
-from lib.files.images import read_image
+from lib.files.images import ImageReader, read_image
 from lib.optflow.archive import write_flow_archive
 from lib.optflow.lookup import AUTO, flows_of_images
 from lib.runtime.errors import InputError
@@ -49,7 +49,7 @@ def test_estimated_flow_leads_to_both_neighbors(clip):
 
 
 def test_value_range_is_of_all_frames(clip):
-    video = FrameFolder("clip", clip[:3], value_range=(0, 510))
+    video = FrameFolder("clip", clip[:3], reader=ImageReader((0, 510)))
     (expected,) = flows_of_images([clip[1]], Path(AUTO))
     expected, frames_rgb = expected.read(read_image(clip[1])), [read_image(frame) for frame in clip[:3]]
     for idx, frame in enumerate(clip[:3]):  # by default, they are read as 0 to 1023
@@ -57,7 +57,7 @@ def test_value_range_is_of_all_frames(clip):
         Image.fromarray(values).save(frame)
     for image_rgb, expected_rgb in zip(video.read(), frames_rgb, strict=True):
         np.testing.assert_array_equal(image_rgb, expected_rgb)
-    (flow,) = flows_of_images([clip[1]], Path(AUTO), value_range=(0, 510))
+    (flow,) = flows_of_images([clip[1]], Path(AUTO), reader=ImageReader((0, 510)))
     np.testing.assert_array_equal(flow.read(frames_rgb[1]), expected)
 
 

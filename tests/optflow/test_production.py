@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from lib.files.images import ImageReader
 from lib.optflow.archive import FlowArchive, write_flow_archive
 from lib.optflow.production import ArchiveJob, consistency_error, make_archives
 from lib.optflow.sources import FlowSource
@@ -97,6 +98,25 @@ def test_existing_archive_of_other_settings_or_frames_is_reported(tmp_path):
     assert "holds the flow of 4 frames, and the video has 6" in report.problem
     (report,) = run([job_for(tmp_path, ConstantFlow("video", shape=(24, 39)), preset="fast")])[0].values()
     assert "holds flow of 40x24, and the video is 39x24" in report.problem
+
+
+def test_existing_archive_of_other_reading_is_reported(tmp_path):
+    readers = {
+        "value_range 0 4095": ImageReader((0, 4095)),
+        "bands 4 3 2": ImageReader(bands=(4, 3, 2)),
+        "value_range default": ImageReader(),
+        "bands default": ImageReader(),
+    }
+    for idx, (made_with, reader) in enumerate(readers.items()):
+        source = ConstantFlow(str(idx))
+        # Earlier versions did not store these settings.
+        stored = reader.described() if reader != ImageReader() or idx == 2 else {}
+        run([job_for(tmp_path, source, preset="fast", **stored)])
+        other = ImageReader((0, 255)) if "value_range" in made_with else ImageReader(bands=(1,))
+        (report,) = run([job_for(tmp_path, source, preset="fast", **reader.described())])[0].values()
+        assert report.existed
+        (report,) = run([job_for(tmp_path, source, preset="fast", **other.described())])[0].values()
+        assert f"{idx}.h5 exists, made with {made_with}: delete it" in report.problem
 
 
 def test_damaged_existing_archive_is_reported(tmp_path):

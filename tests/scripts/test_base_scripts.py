@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from skimage.measure import label
@@ -452,6 +453,39 @@ def test_training_on_a_folder_of_images(tmp_path, base_weights):
     assert (summary.n_images, summary.n_pairs) == (5, 10)
 
 
+def test_training_and_evaluation_on_chosen_bands(tmp_path, base_weights, capsys):
+    """A folder with colours in bands 4, 3 and 2 of five scores and trains as one of the same 8-bit RGB."""
+    scores = {}
+    for name in ("bands", "plain"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for idx in range(2):
+            image_rgb, labels = make_quadrants(seed=idx)
+            values = np.dstack([labels * 60, image_rgb[..., ::-1], labels * 60]).astype(np.uint16) * 5
+            if name == "bands":
+                options = {"photometric": "minisblack", "planarconfig": "contig"}
+                tifffile.imwrite(folder / f"{idx}.tif", values, **options)
+            else:
+                Image.fromarray(image_rgb).save(folder / f"{idx}.bmp")
+            np.save(folder / f"{idx}.npy", labels)
+        reading = ["--bands", "4", "3", "2", "--value_range", "0", "1275"] if name == "bands" else []
+        argv = [f"--data_root={folder}", "--base_model_weights=none", "--nspix=24", "--nworkers=0"]
+        scores[name] = only_summary(eval_base_model.main([*argv, *reading])).mean
+        argv = [f"--data_root={folder}", *train_argv(None, tmp_path / f"run_{name}")[1:], "--deepfdim=4"]
+        train_base_model.main([*argv, f"--init_weights={base_weights}", *reading])
+    assert scores["bands"] == scores["plain"]
+    logs = [
+        [json.loads(line) for line in (tmp_path / f"run_{name}" / "log.jsonl").read_text().splitlines()]
+        for name in ("bands", "plain")
+    ]
+    assert logs[0][0]["reconstruction"] == logs[1][0]["reconstruction"]
+    assert logs[0][-1]["val_asa"] == logs[1][-1]["val_asa"]
+    resume = f"--resume={tmp_path / 'run_bands' / 'last_model.pth'}"
+    assert train_base_model.main([resume, "--train_iter=3", "--bands", "4", "3", "2"]).step == 3
+    error = fails_with(train_base_model.main, [resume, "--bands", "1", "2", "3"], capsys)
+    assert "--bands [1, 2, 3] contradicts [4, 3, 2]" in error
+
+
 def test_ignored_label_is_neither_scored_nor_trained_on(tmp_path, base_weights, capsys):
     folder = tmp_path / "own"
     folder.mkdir()
@@ -732,6 +766,7 @@ def test_cuda_without_cuda(capsys, monkeypatch):
     [
         ([], "--bsds_root, --data_root or --davis2017_root"),
         (["--ignore_label=255"], "--ignore_label needs --data_root"),
+        (["--bands", "1"], "--value_range and --bands need --data_root"),
         (["--bsds_root=/no/such/folder"], "argument --bsds_root: .*/no/such/folder"),
         (["--bsds_root={tmp}"], "{tmp}/BSDS500/data/images/test"),
         (["--davis2017_root={tmp}"], "{tmp}/DAVIS/JPEGImages/480p"),
@@ -811,6 +846,7 @@ def test_data_that_do_not_fit_end_a_run_before_it_starts(bsds_root, tmp_path, mo
         (["--synthetic_data"], "--bsds_root, --data_root and --synthetic_data"),
         (["--val_data_root={tmp}"], "--val_data_root .*--data_root"),
         (["--bsds_root={tmp}", "--ignore_label=255"], "--ignore_label needs --data_root"),
+        (["--bsds_root={tmp}", "--bands", "1"], "--value_range and --bands need --data_root"),
         (["--data_root={tmp}", "--ignore_label=all"], "--ignore_label: expected an integer, got 'all'"),
         (["--val_nspix=6000"], "--val_nspix 6000 .*5520 pixels of 100"),
         (["--init_weights={base}"], "--deepfdim 3 .*{base}.* 4"),

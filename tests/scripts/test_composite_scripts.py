@@ -13,6 +13,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 import estimate_optflow
@@ -31,8 +32,10 @@ from helpers import (
     write_frames,
 )
 from lib.datasets.davis import DAVISDataset
+from lib.files.images import ImageReader
 from lib.metrics.definitions import ContingencyTable, mean_iou
 from lib.optflow.archive import FlowArchive
+from lib.optflow.lookup import AUTO, flows_of_images
 from lib.runtime.errors import InputError, RunError
 from lib.weights import file_sha256, load_model, read_checkpoint
 
@@ -435,6 +438,32 @@ def test_features_need_a_network(tmp_path, capsys):
     assert f"--save_features {tmp_path / 'features.npz'}" in error
 
 
+def test_bands_and_range_of_frames(tmp_path, caplog):
+    """Flow of a clip whose colours are bands 4, 3 and 2 of 10 bits, next to the flow of its 8 bits."""
+    frames = translated_frames(3, dy=2, dx=-3)
+    write_frames(tmp_path / "plain", frames)
+    (tmp_path / "bands").mkdir()
+    for idx, frame in enumerate(frames):
+        values = np.dstack([255 - frame[..., 0], frame[..., ::-1], frame[..., 1]]).astype(np.uint16) * 3
+        path = tmp_path / "bands" / f"{idx}.tif"
+        tifffile.imwrite(path, values, photometric="minisblack", planarconfig="contig")
+    argv = [f"--out_dir={tmp_path / 'flow'}", "--nworkers=0", "--frames"]
+    reading = ["--bands", "4", "3", "2", "--value_range", "0", "765"]
+    estimate_optflow.main([*argv, str(tmp_path / "plain")])
+    estimate_optflow.main([*argv, str(tmp_path / "bands"), *reading])
+    plain, bands = (
+        FlowArchive(tmp_path / "flow" / f"optflow_dis_{name}.h5").read_frame(1) for name in ("plain", "bands")
+    )
+    np.testing.assert_array_equal(bands, plain)
+    for others in ([], ["--bands", "1"], reading[:4]):
+        with pytest.raises(InputError, match=r"optflow_dis_bands\.h5 exists, made with (bands|value_range) "):
+            estimate_optflow.main([*argv, str(tmp_path / "bands"), *others])
+    assert estimate_optflow.main([*argv, str(tmp_path / "bands"), *reading])[0].existed
+    reader = ImageReader((0, 765), (4, 3, 2))
+    (flow,) = flows_of_images([tmp_path / "bands" / "1.tif"], Path(AUTO), reader=reader)
+    np.testing.assert_allclose(flow.read(frames[1]), plain, atol=0.02)  # archives hold 16 bits
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["frames", "video", "davis"])
 def test_estimated_archives_hold_the_flow(source, tmp_path, davis_root, caplog):
@@ -545,6 +574,9 @@ def test_signal_to_all_processes_leaves_no_partial_archive(tmp_path, number):
             "--davis_split .*--davis2017_root",
         ),
         (["--flow_files", "{tmp}/one", "{tmp}/two", "--preset=fast"], "--preset "),
+        (["--video", "{tmp}/no.mp4", "--bands", "1"], "--value_range and --bands need --frames"),
+        (["--frames", "{tmp}/two", "--value_range", "9", "9"], "--value_range 9 9: "),
+        (["--frames", "{tmp}/two", "--bands", "1", "2"], "--bands 1 2: expected three"),
         (["--frames", "{tmp}/two", "--method=a/b"], "argument --method.*a/b"),
         (["--frames", "{tmp}/two", "--method=a_b"], "argument --method.*a_b"),
         (["--frames", "{tmp}/two", "--video_name=../x"], "argument --video_name.*../x"),
