@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -139,6 +140,11 @@ KINDS = {
     "tiff": image(".tif"),
     "lzw tiff": image(".tif", compression="tiff_lzw"),
     "tiff of 16 bits": image(".tif", 256 * LABELS.astype(np.uint16), compression="tiff_adobe_deflate"),
+    "tiff of five bands": Kind(
+        ".tif",
+        lambda path: tifffile.imwrite(path, np.dstack([IMAGE_RGB] * 2)[..., :5], photometric="rgb"),
+        lambda path: read_image(path, bands=(5, 1, 2)),
+    ),
     "webp": image(".webp"),
     "gif": image(".gif"),
     "bmp": image(".bmp"),
