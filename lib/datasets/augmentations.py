@@ -7,9 +7,9 @@ from torch import Tensor
 # Largest offsets of L, a and b at a scale of 1: half the range of L, and the chroma of a weak colour.
 _MAX_OFFSETS = np.array([50.0, 25.0, 25.0])
 
-_MID_LIGHTNESS = 50.0  # unchanged by the gain
+_MID_LIGHTNESS = 50.0  # value of L that the gain leaves as it is
 
-# Side of a square and width of a band, as shares of the side of the crop.
+# Limits of the side of a square and of the width of a band, as shares of the side of the crop.
 _MIN_PATCH, _MAX_PATCH = 1 / 8, 1 / 4
 
 
@@ -39,8 +39,8 @@ def draw_color_jitter(scale: float, rng: np.random.Generator) -> dict[str, Tenso
 def draw_patch_jitter(probability: float, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
     """Draw new places for the pixels of a crop of `size` x `size`, for `augment`.
 
-    As in AINet [1]_, two squares swap places, then a band of whole rows or columns moves along itself; what
-    leaves the crop at one end enters it at the other. So every pixel stays in the crop. The sizes are ours.
+    After AINet [1]_: two squares swap places, then a band of whole rows or columns moves along itself. What
+    leaves the crop at one end enters it at the other, so every pixel stays in the crop. The sizes are ours.
 
     Parameters
     ----------

@@ -61,7 +61,7 @@ class Recipe:
     patch_jitter: float = _setting(
         0.0,
         "probability, from 0 (off) to 1, that two squares of a crop swap places and a band of its rows or "
-        "columns moves along itself, with their labels, as in AINet",
+        "columns moves along itself, with their labels, after AINet",
         low=0,
         high=1,
     )
