@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.network.bands import extract_in_bands
-from lib.network.convolution import ConvBlock, InputConvBlock, convolve_concatenation
+from lib.network.convolution import PADDING_MODES, ConvBlock, InputConvBlock, convolve_concatenation
 from lib.runtime.device import full_precision
 from lib.slic import DISTANCES, SoftAssignment, slic, slic_labels
 from lib.slic.grid import check_devices
@@ -24,30 +24,40 @@ class FeatureExtractor(nn.Module):
     """Compute per-pixel features from three scales of convolutions.
 
     `n_mid_channels` are the channels of the inner convolutions. With `concat_input`, the input channels
-    follow the learned features.
+    follow the learned features. `padding_mode` is that of all convolutions; see `SSNModel`.
     """
 
     def __init__(
-        self, n_in_channels: int, n_out_features: int, n_mid_channels: int = 64, *, concat_input: bool = True
+        self,
+        n_in_channels: int,
+        n_out_features: int,
+        n_mid_channels: int = 64,
+        *,
+        concat_input: bool = True,
+        padding_mode: str = "zeros",
     ) -> None:
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
         super().__init__()
         self.concat_input = concat_input
         self.scale1 = nn.Sequential(
-            InputConvBlock(n_in_channels, n_mid_channels),
-            ConvBlock(n_mid_channels, n_mid_channels),
+            InputConvBlock(n_in_channels, n_mid_channels, padding_mode),
+            ConvBlock(n_mid_channels, n_mid_channels, padding_mode),
         )
         self.scale2 = nn.Sequential(
             nn.MaxPool2d(3, stride=2, padding=1),
-            ConvBlock(n_mid_channels, n_mid_channels),
-            ConvBlock(n_mid_channels, n_mid_channels),
+            ConvBlock(n_mid_channels, n_mid_channels, padding_mode),
+            ConvBlock(n_mid_channels, n_mid_channels, padding_mode),
         )
         self.scale3 = nn.Sequential(
             nn.MaxPool2d(3, stride=2, padding=1),
-            ConvBlock(n_mid_channels, n_mid_channels),
-            ConvBlock(n_mid_channels, n_mid_channels),
+            ConvBlock(n_mid_channels, n_mid_channels, padding_mode),
+            ConvBlock(n_mid_channels, n_mid_channels, padding_mode),
         )
         n_concatenated = n_in_channels + 3 * n_mid_channels
-        self.output_conv = nn.Sequential(nn.Conv2d(n_concatenated, n_out_features, 3, padding=1))
+        self.output_conv = nn.Sequential(
+            nn.Conv2d(n_concatenated, n_out_features, 3, padding=1, padding_mode=padding_mode)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, n_in_channels, H, W) to (B, n_out_features [+ n_in_channels], H, W), float dtype of `x`."""
@@ -177,9 +187,12 @@ class SSNModel(SuperpixelModel):
     sees_position : bool
         Let the network read the position and the colour, as in the paper. If False, the network reads zeros
         instead of the position. The clustering uses the position in either case.
+    padding_mode : {"zeros", "replicate"}
+        Values that convolutions read beyond the border of the image: zeros as in the paper, or the nearest
+        pixel's. Other values raise a ValueError.
     """
 
-    config_names = ("n_learned_features", "n_iter", "distance", "sees_position")
+    config_names = ("n_learned_features", "n_iter", "distance", "sees_position", "padding_mode")
 
     def __init__(
         self,
@@ -188,6 +201,7 @@ class SSNModel(SuperpixelModel):
         n_iter: int = 5,
         distance: str = "euclidean",
         sees_position: bool = True,
+        padding_mode: str = "zeros",
     ) -> None:
         super().__init__(
             n_iter=n_iter,
@@ -195,7 +209,10 @@ class SSNModel(SuperpixelModel):
             n_learned_features=n_learned_features,
             sees_position=sees_position,
         )
-        self.feature_extract = FeatureExtractor(N_BASE_CHANNELS, n_learned_features)
+        self.padding_mode = padding_mode
+        self.feature_extract = FeatureExtractor(
+            N_BASE_CHANNELS, n_learned_features, padding_mode=padding_mode
+        )
 
     def encode(self, channels: Tensor, known: LearnedFeatures | None = None) -> LearnedFeatures:
         if known is not None and not self.sees_position:
@@ -215,8 +232,8 @@ class CompositeSSNModel(SuperpixelModel):
         Learned features per pixel from the base network and from the second network.
     n_extra_channels : int
         Number of extra channels. Optical flow to the next and to the previous frame has four.
-    n_iter, distance, sees_position
-        See `SSNModel`.
+    n_iter, distance, sees_position, padding_mode
+        See `SSNModel`. Both networks have the same padding.
     """
 
     config_names = (*SSNModel.config_names, "n_extra_features", "n_extra_channels")
@@ -230,15 +247,23 @@ class CompositeSSNModel(SuperpixelModel):
         n_iter: int = 5,
         distance: str = "euclidean",
         sees_position: bool = True,
+        padding_mode: str = "zeros",
     ) -> None:
         settings = {"n_learned_features": n_learned_features, "sees_position": sees_position}
         super().__init__(n_iter=n_iter, distance=distance, **settings)
         self.n_extra_features = n_extra_features
         self.n_extra_channels = n_extra_channels
-        self.feature_extract_color = FeatureExtractor(N_BASE_CHANNELS, n_learned_features)
+        self.padding_mode = padding_mode
+        self.feature_extract_color = FeatureExtractor(
+            N_BASE_CHANNELS, n_learned_features, padding_mode=padding_mode
+        )
         self.feature_extract_color.requires_grad_(False).eval()
         self.feature_extract_optflow = FeatureExtractor(
-            n_extra_channels, n_extra_features, n_mid_channels=32, concat_input=False
+            n_extra_channels,
+            n_extra_features,
+            n_mid_channels=32,
+            concat_input=False,
+            padding_mode=padding_mode,
         )
 
     @classmethod

@@ -14,6 +14,7 @@ from lib.datasets.bsds import BSDSDataset
 from lib.datasets.folder import FolderDataset, hold_out
 from lib.datasets.synthetic import SyntheticDataset
 from lib.files.images import DEFAULT_READER
+from lib.network.convolution import PADDING_MODES
 from lib.network.inputs import DEFAULT_COLOR_SCALE, InputScales
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError
@@ -62,6 +63,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="let the network read position in addition to colour, as in the paper",
     )
     parser.add_argument(
+        "--padding_mode",
+        choices=PADDING_MODES,
+        default="zeros",
+        help="pixels that convolutions read beyond the border of a crop or image: zeros, as in the paper, or "
+        "replicate, which repeats the nearest pixel; stored in the weight file",
+    )
+    parser.add_argument(
         "--init_weights",
         type=Path,
         metavar="FILE",
@@ -81,7 +89,11 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
 
     torch.manual_seed(args.seed)
     model = SSNModel(
-        args.deepfdim, n_iter=args.val_niter, distance=args.distance, sees_position=args.sees_position
+        args.deepfdim,
+        n_iter=args.val_niter,
+        distance=args.distance,
+        sees_position=args.sees_position,
+        padding_mode=args.padding_mode,
     )
     scales, merging = START_SCALES, MergeSettings()
     resume = resumed_from(args)
@@ -93,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
         start = expect(
             load_model(args.init_weights), args.init_weights, kind=BASE, n_learned_features=args.deepfdim
         )
-        for name in ("distance", "sees_position"):
+        for name in ("distance", "sees_position", "padding_mode"):
             ours, theirs = getattr(model, name), getattr(start.model, name)
             if ours != theirs:
                 raise InputError(

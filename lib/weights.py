@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.files.atomic import atomic_path
+from lib.network.convolution import PADDING_MODES
 from lib.network.inputs import DEFAULT_OPTFLOW_SCALE, InputScales
 from lib.runtime.errors import DamagedFileError, InputError, is_out_of_memory
 from lib.slic.iteration import DISTANCES
@@ -227,6 +228,10 @@ _SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("n_learned_features", "n_extra_features", "n_extra_channels", "n_iter"), _COUNT),
     "distance": (lambda value: isinstance(value, str) and value in DISTANCES, f"one of {DISTANCES}"),
     "sees_position": (lambda value: isinstance(value, bool), "True or False"),
+    "padding_mode": (
+        lambda value: isinstance(value, str) and value in PADDING_MODES,
+        f"one of {PADDING_MODES}",
+    ),
     **dict.fromkeys(InputScales._fields, _SCALE),
     "fine_factor": (lambda values: _is_by_count(values, lowest=1), "numbers of at least 1 by count"),
     "merge_pos_scale": (lambda values: _is_by_count(values, lowest=0), "numbers of at least 0 by count"),

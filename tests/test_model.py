@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lib.network.bands import extract_in_bands
+from lib.network.convolution import PADDING_MODES, ConvBlock, InputConvBlock
 from lib.network.inputs import InputScales, model_input
 from lib.runtime.device import full_precision
 from lib.slic import slic
@@ -36,8 +38,9 @@ def test_state_dicts_have_published_names_and_shapes():
     assert shapes_of(CompositeSSNModel()) == color | flow
 
 
-def test_features_equal_plain_architecture():
-    network = FeatureExtractor(5, 4, 8).eval()
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+def test_features_equal_plain_architecture(padding_mode):
+    network = FeatureExtractor(5, 4, 8, padding_mode=padding_mode).eval()
     x = torch.randn(2, 5, 21, 30)
     scale1 = network.scale1(x)
     scale2 = network.scale2(scale1)
@@ -49,8 +52,9 @@ def test_features_equal_plain_architecture():
     torch.testing.assert_close(network(x), torch.cat([learned, x], dim=1))
 
 
-def test_features_without_gradients_are_equal():
-    network = FeatureExtractor(5, 4, 8)
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+def test_features_without_gradients_are_equal(padding_mode):
+    network = FeatureExtractor(5, 4, 8, padding_mode=padding_mode)
     for module in network.modules():  # statistics and weights as after training
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_()
@@ -67,6 +71,44 @@ def test_features_without_gradients_are_equal():
     with torch.no_grad():
         network(x)
     assert not network.scale1[0][1].running_mean.equal(before)
+
+
+@pytest.mark.parametrize("block_class", [ConvBlock, InputConvBlock])
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+def test_blocks_are_the_layers_they_hold(block_class, padding_mode):
+    block = block_class(3, 4, padding_mode)
+    x = torch.randn(2, 3, 9, 7)
+    conv, norm, relu = block
+    assert conv.padding_mode == padding_mode
+    assert block(x).equal(relu(norm(conv(x))))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("extract", [FeatureExtractor.forward, extract_in_bands])
+def test_replicated_borders_of_an_even_image_look_like_its_middle(extract, training, device):
+    x = torch.randn(1, 5, 1, 1, device=device).expand(-1, -1, 37, 26)
+    for padding_mode in PADDING_MODES:
+        network = FeatureExtractor(5, 4, 8, padding_mode=padding_mode).train(training).to(device)
+        with torch.no_grad():
+            features = extract(network, x)
+        is_even = torch.allclose(features, features[..., 18:19, 13:14], rtol=0, atol=1e-4)
+        assert is_even == (padding_mode == "replicate")
+
+
+def test_unknown_padding_is_rejected():
+    for model_class in (SSNModel, CompositeSSNModel):
+        with pytest.raises(ValueError, match=r"padding_mode .*'reflect'"):
+            model_class(padding_mode="reflect")
+
+
+def test_both_networks_of_a_composite_pad_as_its_base():
+    base = SSNModel(4, padding_mode="replicate")
+    composite = CompositeSSNModel.on_top_of(base, 3, n_extra_channels=2)
+    for model in (base, composite, type(composite)(**composite.config())):
+        convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+        assert len(convolutions) in (7, 14)
+        assert {conv.padding_mode for conv in convolutions} == {"replicate"}
+    assert SSNModel(4).padding_mode == CompositeSSNModel(4).padding_mode == "zeros"
 
 
 def test_input_is_appended_only_on_request():
@@ -259,9 +301,11 @@ def test_compiled_network_keeps_state_dict_names(monkeypatch):
 
 @pytest.mark.parametrize("size", [(97, 41), (100, 40), (130, 33), (61, 30), (1, 90), (90, 1)])
 @pytest.mark.parametrize(("band_rows", "strip_rows"), [(12, 1000), (1000, 5), (28, 7)])
-def test_bands_and_strips_equal_whole_image(size, band_rows, strip_rows, monkeypatch, device):
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+def test_bands_and_strips_equal_whole_image(size, band_rows, strip_rows, padding_mode, monkeypatch, device):
     # In float64, all algorithms that cuDNN may choose for a size agree.
-    extractor = FeatureExtractor(5, 7, n_mid_channels=8).eval().to(device, torch.float64)
+    extractor = FeatureExtractor(5, 7, n_mid_channels=8, padding_mode=padding_mode)
+    extractor = extractor.eval().to(device, torch.float64)
     for module in extractor.modules():  # statistics as after training
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_()
@@ -300,9 +344,11 @@ def test_bands_of_default_size_equal_whole_image(device):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_positions_keep_their_precision_under_autocast(training, device):
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+def test_positions_keep_their_precision_under_autocast(training, padding_mode, device):
     """In bfloat16, 150 and 150.25 are the same number."""
-    extractor = FeatureExtractor(1, 3, concat_input=False).train(training).to(device)
+    extractor = FeatureExtractor(1, 3, concat_input=False, padding_mode=padding_mode)
+    extractor = extractor.train(training).to(device)
     position = torch.full((1, 1, 8, 8), 150.0, device=device)
     with torch.autocast(device.type, torch.bfloat16), torch.no_grad():
         features, moved = extractor(position), extractor(position + 0.25)

@@ -156,6 +156,7 @@ def test_architecture_of_a_bare_composite_state_dict(tmp_path):
         "n_iter": 5,
         "distance": "euclidean",
         "sees_position": True,
+        "padding_mode": "zeros",
     }
     assert scales == InputScales(color_scale=0.26, pos_scale=10.0, extra_scale=15.0)
     assert base_sha256 is None
@@ -174,6 +175,7 @@ def test_architecture_of_a_bare_composite_state_dict(tmp_path):
         ("model_args", "distance", "cosine"),
         ("model_args", "distance", torch.zeros(2, 2)),
         *(("model_args", "sees_position", value) for value in (1, "False", None)),
+        *(("model_args", "padding_mode", value) for value in ("reflect", 0, None, ["zeros"])),
         *(
             ("input_args", "color_scale", value)
             for value in (-1, float("inf"), float("nan"), True, "1", None)
@@ -200,6 +202,20 @@ def test_unusable_setting_is_named(composite_weights, place, name, value):
     assert str(composite_weights) in str(caught.value)
     assert str(name or place) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_padding_is_that_of_the_file_and_zeros_in_older_files(base_weights, composite_weights):
+    x = torch.randn(1, 9, 20, 31)
+    for path in (base_weights, composite_weights):
+        checkpoint = read_checkpoint(path)
+        checkpoint["model_args"].pop("padding_mode", None)
+        features = []
+        for padding in ({}, {"padding_mode": "zeros"}, {"padding_mode": "replicate"}):
+            save_checkpoint(checkpoint | {"model_args": checkpoint["model_args"] | padding}, path)
+            model = load_model(path).model
+            features.append(model.pixel_features(x[:, : 5 + model.n_extra_channels]))
+        assert features[0].equal(features[1])
+        assert not features[0].equal(features[2])
 
 
 @pytest.mark.parametrize("settings", [None, [1], "x"])

@@ -35,10 +35,15 @@ AUTO_BOOL = {**BOOL, "type": parse_auto_bool, "metavar": "auto|True|False"}
 
 
 def number(
-    kind: type[Number], *, low: float = -math.inf, above: float = -math.inf, below: float = math.inf
+    kind: type[Number],
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
 ) -> Callable[[str], Number]:
-    """Return an argparse type for finite numbers: at least `low`, above `above`, below `below`."""
-    limits = {"of at least": low, "above": above, "below": below}
+    """Return an argparse type for finite numbers; `above` and `below` exclude the limit."""
+    limits = {"of at least": low, "of at most": high, "above": above, "below": below}
     bounds = " and ".join(f"{word} {limit}" for word, limit in limits.items() if math.isfinite(limit))
     expected = f"{'an integer' if kind is int else 'a number'} {bounds}".rstrip()
 
@@ -47,7 +52,7 @@ def number(
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (low <= value and above < value < below):
+        if not (low <= value <= high and above < value < below):
             raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
         return value
 

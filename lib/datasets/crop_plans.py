@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -49,6 +50,13 @@ class CropPlan(NamedTuple):
     label_columns: Tensor  # (size,), int64
     numbers: Tensor  # (n_annotations, labels of the dataset), int64: label in the crop, without gaps
     n_labels: int  # largest number of labels of an annotation in the crop
+    augmentation: dict[str, Tensor]  # see `augment`
+
+    def to(self, device: torch.device) -> Self:
+        """Return the plan with all tensors on a device, except `n_labels`, which is used on the CPU."""
+        move = partial(Tensor.to, device=device, non_blocking=True)
+        augmentation = {name: move(value) for name, value in self.augmentation.items()}
+        return CropPlan(*map(move, self[:-2]), n_labels=self.n_labels, augmentation=augmentation)
 
 
 @dataclass(eq=False)
@@ -86,6 +94,7 @@ class CropPlans(CropStream):
             label_columns=_tensor(columns.nearest),
             numbers=_tensor(numbers),
             n_labels=int(numbers.max()) + 1,
+            augmentation=self.draw_augmentation(sample_idx),
         )
 
 

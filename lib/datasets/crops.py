@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lib.datasets.augmentations import augment, draw_color_jitter, draw_patch_jitter
 from lib.datasets.base import SegmentedImage, channels_first, check_image, renumber
 from lib.network.inputs import rgb_to_lab
 
@@ -99,6 +100,8 @@ class CropStream(Dataset):
     crop_size: int = DEFAULT_CROP_SIZE  # rows and columns, in pixels
     vertical_flips: bool = False  # flip half of the crops top to bottom
     quarter_turns: bool = False  # turn crops by 0 to 3 quarters
+    color_jitter: float = 0.0  # scale; see `draw_color_jitter`
+    patch_jitter: float = 0.0  # probability; see `draw_patch_jitter`
 
     def image_idx(self, sample_idx: int, n_images: int) -> int:
         """Return the image of a sample."""
@@ -121,6 +124,16 @@ class CropStream(Dataset):
         if self.quarter_turns:
             crop = crop._replace(n_quarter_turns=n_quarter_turns)
         return drawn, crop
+
+    def draw_augmentation(self, sample_idx: int) -> dict[str, Tensor]:
+        """Draw the changes of a sample for `augment`; they do not change the other choices."""
+        drawn = {}
+        if self.color_jitter > 0:
+            drawn |= draw_color_jitter(self.color_jitter, np.random.default_rng([self.seed, 3, sample_idx]))
+        if self.patch_jitter > 0:
+            rng = np.random.default_rng([self.seed, 4, sample_idx])
+            drawn |= draw_patch_jitter(self.patch_jitter, rng, self.crop_size)
+        return drawn
 
 
 @dataclass(eq=False)
@@ -148,4 +161,4 @@ class TrainingCrops(CropStream):
         }
         if image.extra is not None:
             sample["extra"] = channels_first(image.extra)
-        return sample
+        return augment(sample, self.draw_augmentation(sample_idx))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lib.datasets.augmentations import augment
 from lib.datasets.base import VOID, FileDataset, SegmentedImage, channels_first, check_image, renumber
 from lib.datasets.crop_plans import CropPlan, CropPlans, ImagePlace
 from lib.datasets.loaders import item_loader
@@ -52,8 +53,7 @@ class ResidentData(NamedTuple):
 
         The device computes `image_lab` and `gt_labels`; `n_labels` is left on the CPU.
         """
-        device = self.labels.device
-        plan = CropPlan(*(value.to(device, non_blocking=True) for value in plan[:-1]), plan.n_labels)
+        plan = plan.to(self.labels.device)
         rows, columns = plan.region.unbind(1)
         region = self.image_lab[:, rows[:, :, None] + columns[:, None]].float()  # (3, B, R, R)
         weights = region.new_zeros(*plan.taps.shape[:3], rows.shape[1])
@@ -61,7 +61,8 @@ class ResidentData(NamedTuple):
         image_lab = of_rows @ region @ of_columns.mT
         labels = self.labels[plan.label_rows[..., None] + plan.label_columns[:, None, None]]
         gt_labels = plan.numbers.gather(2, labels.flatten(2).long()).view_as(labels)
-        return {"image_lab": image_lab.transpose(0, 1), "gt_labels": gt_labels, "n_labels": plan.n_labels}
+        crops = {"image_lab": image_lab.transpose(0, 1), "gt_labels": gt_labels, "n_labels": plan.n_labels}
+        return augment(crops, plan.augmentation)
 
 
 def find_places(

@@ -27,7 +27,7 @@ class CountRange(NamedTuple):
 
 
 def _setting(default: Any, help: str, **limits: Any) -> Any:
-    """Return a field with its help and its limits: `low`, `above`, `below` or `choices`."""
+    """Return a field with its help and its limits: `low`, `high`, `above`, `below` or `choices`."""
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
@@ -48,9 +48,23 @@ class Recipe:
         "height and width of a crop, in pixels; `n_spixels` counts the superpixels of one crop",
         low=1,
     )
-    # No run has measured the gain of the next two, so both are off.
+    # No run has measured the gain of the next four, so all are off.
     vertical_flips: bool = _setting(False, "flip half of the crops top to bottom, as half are left to right")
     quarter_turns: bool = _setting(False, "turn each crop by 0, 1, 2 or 3 quarters, at random")
+    color_jitter: float = _setting(
+        0.0,
+        "scale of random changes of a crop's colours in CIELAB, from 0 (off) to 1; at 0.2, contrast and "
+        "saturation change by factors of 0.82 to 1.22, L by up to 10, a and b by up to 5",
+        low=0,
+        high=1,
+    )
+    patch_jitter: float = _setting(
+        0.0,
+        "probability, from 0 (off) to 1, that two squares of a crop swap places and a band of its rows or "
+        "columns moves along itself, with their labels, after AINet",
+        low=0,
+        high=1,
+    )
     n_annotations: int = _setting(4, "annotations per crop; the loss is averaged over them", low=1)
     n_iter: int = _setting(
         5, "clustering iterations in training; validation and inference have their own number", low=1

@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from lib.datasets.base import FileDataset, SegmentedImage, fingerprint
 from lib.datasets.crop_plans import ImagePlace
-from lib.datasets.crops import TrainingCrops
+from lib.datasets.crops import CropStream, TrainingCrops
 from lib.datasets.loaders import EvaluationImages, training_loader
 from lib.datasets.resident import find_places, load_resident
 from lib.evaluation.loop import check_first_image, evaluate, list_runs
@@ -240,8 +240,7 @@ def _open_batches(
     recipe = state.recipe
     if state.step == recipe.n_steps:
         return iter(())
-    names = ("n_annotations", "seed", "crop_size", "vertical_flips", "quarter_turns")
-    drawing = {name: getattr(recipe, name) for name in names}
+    drawing = {field.name: getattr(recipe, field.name) for field in fields(CropStream)}
     resident = load_resident(train_set, places, device, n_workers=settings.n_workers) if places else None
     loader = training_loader(
         resident.plans(**drawing) if resident else TrainingCrops(train_set, **drawing),

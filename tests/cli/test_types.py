@@ -35,6 +35,8 @@ from lib.training.recipe import CountRange, Recipe, RunSettings
         (non_negative_float, "ten"),
         (number(float, low=0, below=1), "1"),
         (number(float, low=0, below=1), "-0.1"),
+        (number(float, low=0, high=1), "1.01"),
+        (number(float, low=0, high=1), "nan"),
         (port_int, "0"),
         (port_int, "70000"),
         (number(int, low=0, below=2**63), "-1"),
@@ -47,6 +49,10 @@ from lib.training.recipe import CountRange, Recipe, RunSettings
 def test_bad_values_are_refused(parse, text):
     with pytest.raises(argparse.ArgumentTypeError):
         parse(text)
+
+
+def test_limits_that_are_included():
+    assert [number(float, low=0, high=1)(text) for text in ("0", "1")] == [0, 1]
 
 
 @pytest.mark.parametrize(("text", "expected"), [("100", (100, 100)), ("50-500", (50, 500)), ("7-7", (7, 7))])
@@ -86,3 +92,10 @@ def test_recipe_round_trips_through_plain_types():
     recipe = Recipe(learning_rate=0.1 + 0.2, n_spixels=CountRange(3, 9))
     assert type(recipe.to_plain()["n_spixels"]) is tuple
     assert Recipe.from_plain(recipe.to_plain()) == recipe
+
+
+def test_settings_that_an_older_checkpoint_lacks_are_off():
+    plain = Recipe().to_plain()
+    for name in ("color_jitter", "patch_jitter"):
+        del plain[name]
+    assert Recipe.from_plain(plain) == Recipe(color_jitter=0, patch_jitter=0)

@@ -351,9 +351,10 @@ def test_crops_flip_half_of_the_time_and_cover_all_scales(size):
     assert np.mean(extents > 1.32) == pytest.approx(0.369, abs=0.08)
 
 
-def test_samples_depend_only_on_seed_and_number(bsds_root):
+@pytest.mark.parametrize("jitter", [{}, {"color_jitter": 0.2, "patch_jitter": 0.5}])
+def test_samples_depend_only_on_seed_and_number(bsds_root, jitter):
     dataset = BSDSDataset(bsds_root, "train")
-    crops = TrainingCrops(dataset, n_annotations=1, seed=3)
+    crops = TrainingCrops(dataset, n_annotations=1, seed=3, **jitter)
     plain = [crops[idx] for idx in range(12)]
     loader = training_loader(crops, batch_size=2, n_steps=4, first_sample=4, n_workers=2)
     batches = list(loader)

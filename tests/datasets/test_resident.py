@@ -10,6 +10,7 @@ from PIL import Image
 from skimage.color import lab2rgb
 
 from helpers import make_quadrants, make_texture
+from lib.datasets.augmentations import augment
 from lib.datasets.base import VOID, channels_first, check_image
 from lib.datasets.bsds import BSDSDataset
 from lib.datasets.crops import Crop, TrainingCrops
@@ -76,10 +77,11 @@ def resize_by_pillow(image_lab, crop):
 
 
 @pytest.mark.parametrize("turns", [{}, {"vertical_flips": True, "quarter_turns": True}])
+@pytest.mark.parametrize("jitter", [{}, {"color_jitter": 0.2, "patch_jitter": 0.5}])
 @pytest.mark.parametrize("crop_size", [1, 40, 75])
-def test_crops_are_those_of_the_loader(folder, device, crop_size, turns):
+def test_crops_are_those_of_the_loader(folder, device, crop_size, turns, jitter):
     dataset = FolderDataset(folder)
-    drawing = {"n_annotations": 2, "seed": 4, "crop_size": crop_size, **turns}
+    drawing = {"n_annotations": 2, "seed": 4, "crop_size": crop_size, **turns, **jitter}
     crops, data = TrainingCrops(dataset, **drawing), load(dataset, device)
     samples = collect(training_loader(data.plans(**drawing), batch_size=5, n_steps=8, n_workers=0), data)
     reductions, directions = [], set()
@@ -90,9 +92,11 @@ def test_crops_are_those_of_the_loader(folder, device, crop_size, turns):
         assert sample["n_labels"] == expected["n_labels"] == expected["gt_labels"].max() + 1
         # Colours are resized in CIELAB here, and in RGB by the loader; so Pillow resizes CIELAB for the test.
         image_lab, crop = drawn_crop(dataset, crops, sample_idx)
+        resized = {"image_lab": resize_by_pillow(image_lab, crop)}
+        resized = augment(resized, crops.draw_augmentation(sample_idx))
         ours = sample["image_lab"].cpu()
         assert ours.dtype == torch.float32
-        torch.testing.assert_close(ours, resize_by_pillow(image_lab, crop), rtol=0, atol=0.05)  # float16
+        torch.testing.assert_close(ours, resized["image_lab"], rtol=0, atol=0.05)  # float16
         reductions.append(crop.extent / crop.size)
         directions.add((crop.is_flipped, crop.is_upside_down, crop.n_quarter_turns))
     assert min(reductions) < 0.8 or crop_size == 1  # which is at least one pixel of the image
@@ -124,10 +128,11 @@ def test_colours_are_within_two_steps_of_the_loader_unless_reduced(tmp_path, dev
 
 @pytest.mark.parametrize("n_ranks", [1, 2, 3])
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_samples_depend_on_seed_and_number_alone(folder, monkeypatch, device, n_ranks, batch_size):
+@pytest.mark.parametrize("jitter", [{}, {"color_jitter": 0.2, "patch_jitter": 0.5}])
+def test_samples_depend_on_seed_and_number_alone(folder, monkeypatch, device, n_ranks, batch_size, jitter):
     dataset = FolderDataset(folder)
     data = load(dataset, device)
-    plans = data.plans(n_annotations=1, seed=3, crop_size=20)
+    plans = data.plans(n_annotations=1, seed=3, crop_size=20, **jitter)
     alone = collect(training_loader(plans, batch_size=6, n_steps=6, n_workers=0), data)
     monkeypatch.setattr("lib.datasets.loaders.n_ranks", lambda: n_ranks)
     first = 5  # of a resumed run
@@ -150,7 +155,7 @@ def test_crops_and_images_are_read_in_worker_processes(bsds_root):
     alone, data = (load_resident(dataset, places, CPU, n_workers=n_workers) for n_workers in (0, 2))
     assert data.image_lab.equal(alone.image_lab)
     assert data.labels.equal(alone.labels)
-    plans = data.plans(n_annotations=1, seed=0, crop_size=20)
+    plans = data.plans(n_annotations=1, seed=0, crop_size=20, color_jitter=0.2, patch_jitter=0.5)
     expected, loaded = (
         collect(training_loader(plans, batch_size=2, n_steps=3, n_workers=n_workers), data)
         for n_workers in (0, 2)

@@ -120,11 +120,14 @@ def test_train_evaluate_and_segment(bsds_root, davis_root, tmp_path, device, cap
 
 
 @pytest.mark.slow
-def test_resumed_run_equals_uninterrupted(bsds_root, tmp_path, monkeypatch):
-    whole = train_base_model.main(train_argv(bsds_root, tmp_path / "whole", "--train_iter=4"))
+@pytest.mark.parametrize(
+    "more", [[], ["--color_jitter=0.2", "--patch_jitter=0.5", "--padding_mode=replicate"]]
+)
+def test_resumed_run_equals_uninterrupted(bsds_root, tmp_path, monkeypatch, more):
+    whole = train_base_model.main(train_argv(bsds_root, tmp_path / "whole", "--train_iter=4", *more))
 
     with ctrl_c_in_second_step(monkeypatch):
-        train_base_model.main(train_argv(bsds_root, tmp_path / "parts", "--train_iter=4"))
+        train_base_model.main(train_argv(bsds_root, tmp_path / "parts", "--train_iter=4", *more))
     last_model = tmp_path / "parts" / "last_model.pth"
     assert read_checkpoint(last_model)["step"] == 2
     resumed = train_base_model.main([f"--resume={last_model}", "--nworkers=2"])
@@ -137,6 +140,34 @@ def test_resumed_run_equals_uninterrupted(bsds_root, tmp_path, monkeypatch):
         for run in ("whole", "parts")
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_checkpoint_from_before_jitter_and_padding_is_resumed_without_them(bsds_root, tmp_path):
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+    last_model = tmp_path / "run" / "last_model.pth"
+    checkpoint = read_checkpoint(last_model)
+    for entry, names in (
+        ("options", ("color_jitter", "patch_jitter", "padding_mode")),
+        ("recipe", ("color_jitter", "patch_jitter")),
+        ("model_args", ("padding_mode",)),
+    ):
+        for name in names:
+            del checkpoint[entry][name]
+    shutil.copytree(tmp_path / "run", tmp_path / "older")
+    save_checkpoint(checkpoint, tmp_path / "older" / "last_model.pth")
+    for run in ("run", "older"):
+        train_base_model.main([f"--resume={tmp_path / run / 'last_model.pth'}", "--train_iter=4"])
+    assert training_losses(tmp_path / "older") == training_losses(tmp_path / "run")
+    assert load_model(tmp_path / "older" / "last_model.pth").model.padding_mode == "zeros"
+
+
+def test_padding_is_stored_for_use(bsds_root, tmp_path):
+    state = train_base_model.main(train_argv(bsds_root, tmp_path / "run", "--padding_mode=replicate"))
+    loaded = load_model(tmp_path / "run" / "best_model.pth").model
+    assert loaded.padding_mode == "replicate"
+    x = torch.randn(1, 5, 20, 31)
+    assert loaded.pixel_features(x).equal(state.average.model.eval().pixel_features(x))
 
 
 def training_losses(out_dir):
@@ -266,6 +297,9 @@ def test_resume_after_the_data_moved(bsds_root, tmp_path):
         "--nannotations=1",
         "--vertical_flips",
         "--quarter_turns",
+        "--color_jitter=0.3",
+        "--patch_jitter=1",
+        "--padding_mode=replicate",
         "--distance=squared",
         "--sees_position=False",
         "--max_grad_norm=0.001",
@@ -854,6 +888,11 @@ def test_data_that_do_not_fit_end_a_run_before_it_starts(bsds_root, tmp_path, mo
             ["--init_weights={base}", "--deepfdim=4", "--distance=squared"],
             "--distance squared .*euclidean of --init_weights {base}",
         ),
+        (
+            ["--init_weights={base}", "--deepfdim=4", "--padding_mode=replicate"],
+            "--padding_mode replicate .*zeros of --init_weights {base}",
+        ),
+        (["--color_jitter=1.5"], "--color_jitter: expected a number of at least 0 and of at most 1, .*1.5"),
     ],
 )
 def test_bad_training_options(more, expected, bsds_root, base_weights, tmp_path, capsys):

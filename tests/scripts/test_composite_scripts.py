@@ -163,7 +163,8 @@ def test_resume_refuses_contradicting_options(train_argv, option, tmp_path, caps
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "option", ["--optflow_scale=9", "--pos_scale=2", "--color_scale=0.5", "--precision=bf16"]
+    "option",
+    ["--optflow_scale=9", "--pos_scale=2", "--color_scale=0.5", "--precision=bf16", "--patch_jitter=1"],
 )
 def test_training_options_have_an_effect(train_argv, tmp_path, option):
     losses = []
