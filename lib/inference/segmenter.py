@@ -29,7 +29,7 @@ from lib.runtime.stopwatch import Stopwatch
 from lib.superpixels.connectivity import OUTSIDE
 from lib.superpixels.counts import check_n_spixels, fit_grid_to_mask
 from lib.superpixels.merge_settings import MergeSettings, setting_at
-from lib.superpixels.merge_tree import build_merge_tree
+from lib.superpixels.merge_tree import build_merge_trees
 from lib.superpixels.regions import Superpixels
 from lib.weights import load_model
 from model import LearnedFeatures, SSNPix, cluster, cluster_labels, without_position
@@ -476,7 +476,7 @@ class Segmenter:
             pos_scale = self.merge_pos_scale
             pos_scale = setting_at(self.merging.merge_pos_scale, shared) if pos_scale is None else pos_scale
             with self.stopwatch.stage("merging"), self._scaled_position(pixel_features, pos_scale):
-                trees = list(map(build_merge_tree, labels, pixel_features))
+                trees = build_merge_trees(labels, pixel_features)
         return [
             Superpixels(
                 labels[idx].cpu().numpy() if trees[idx] is None else trees[idx].leaves,

@@ -8,9 +8,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 
-from helpers import LineFit, in_thread
+from helpers import LineFit, WaitingCalls, in_thread
 from lib.files.atomic import atomic_path
 from lib.losses import RECONSTRUCTION_LOSSES
 from lib.network.inputs import InputScales
@@ -443,33 +442,6 @@ def test_resumed_run_writes_the_periodic_checkpoint_it_was_stopped_before(tmp_pa
     assert resumed.step == 4
     run(tmp_path, resumed, save_interval=4)
     assert read_checkpoint(tmp_path / "checkpoint_00000004.pth")["validated_step"] == 4
-
-
-# Functions that return values of a tensor to Python, or a result whose shape depends on them. On a GPU they
-# wait until all earlier work is done.
-WAITING = {
-    *("item", "tolist", "numpy", "cpu", "equal", "allclose"),
-    *("__bool__", "__int__", "__float__", "__index__", "__contains__", "__repr__", "__format__"),
-    *("nonzero", "argwhere", "unique", "masked_select", "repeat_interleave", "bincount", "synchronize"),
-}
-
-
-class WaitingCalls(TorchFunctionMode):
-    """Collect the names of the functions called within the block that would wait for a GPU."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "")
-        is_mask = name in ("__getitem__", "__setitem__") and any(
-            isinstance(idx, torch.Tensor) and idx.dtype == torch.bool
-            for idx in (args[1] if isinstance(args[1], tuple) else (args[1],))
-        )
-        if name in WAITING or is_mask:
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 def make_small_training(device, **recipe):
