@@ -76,6 +76,27 @@ def full_precision() -> Iterator[None]:
                 _callers.restore()
 
 
+@contextmanager
+def fast_convolutions() -> Iterator[None]:
+    """Let cuDNN round to TF32 and search for the fastest algorithms in a block, and restore the settings.
+
+    This suits training: TF32 is precise enough for gradients, and all batches have one size. Matrix products,
+    which the clustering consists of, keep all bits of float32. Blocks of `full_precision` may lie within.
+    """
+    with _lock:
+        before = _Precision()
+        _Precision.set_full()
+        cudnn.benchmark = True
+        cudnn.allow_tf32 = True
+        for backend in _cudnn_backends():
+            backend.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        with _lock:
+            before.restore()
+
+
 class _Precision:
     """Settings of convolutions and matrix products in float32 at the time of construction.
 
@@ -125,7 +146,12 @@ def _backends() -> list[ModuleType]:
     """Return what has a setting in the interface of PyTorch 2.9; nothing in older versions."""
     if not hasattr(cuda.matmul, "fp32_precision"):
         return []
-    return [cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv]
+    return [cuda.matmul, *_cudnn_backends(), mkldnn.matmul, mkldnn.conv]
+
+
+def _cudnn_backends() -> list[ModuleType]:
+    """Return those of `_backends` that belong to cuDNN."""
+    return [cudnn.conv, cudnn.rnn] if hasattr(cuda.matmul, "fp32_precision") else []
 
 
 def resolve_device(name: str) -> torch.device:

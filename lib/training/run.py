@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.backends import cudnn
 from torch.utils.data import Dataset
 
 from lib.datasets.base import FileDataset, SegmentedImage, fingerprint
@@ -27,7 +26,7 @@ from lib.evaluation.summary import summarize
 from lib.inference import Segmenter
 from lib.losses import compute_loss_terms
 from lib.network.inputs import InputScales, model_input
-from lib.runtime.device import resolve_precision
+from lib.runtime.device import fast_convolutions, resolve_precision
 from lib.runtime.errors import InputError
 from lib.runtime.ranks import data_parallel, is_first_rank, n_ranks, on_first_rank, synchronize, together
 from lib.superpixels.counts import check_n_spixels
@@ -134,9 +133,7 @@ def run_training(
     method = NetworkMethod("model", Segmenter(state.average.model, scales, device=device, merging=merging))
     validate_model = partial(_validate, method, validation_sets, settings, score)
     trainer = Trainer(state, settings, compute_losses, validate_model, run_folder)
-    # All crops have one size, so benchmark mode pays off; TF32 is precise enough for gradients.
-    fast = cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
-    with closing(run_folder) if run_folder else nullcontext(), fast:
+    with closing(run_folder) if run_folder else nullcontext(), fast_convolutions():
         trainer.run(together(lambda: _open_batches(train_set, places, state, settings, device)))
     if state.is_finished and state.best_score > -math.inf:
         logger.info("best validation score: %.4f, %s", state.best_score, settings.out_dir / BEST_MODEL)
