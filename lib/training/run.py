@@ -19,7 +19,7 @@ from lib.datasets.base import FileDataset, SegmentedImage, fingerprint
 from lib.datasets.crop_plans import ImagePlace
 from lib.datasets.crops import TrainingCrops
 from lib.datasets.loaders import EvaluationImages, training_loader
-from lib.datasets.resident import find_places, load_resident
+from lib.datasets.resident import AUTO, ResidentData, find_places, load_resident
 from lib.evaluation.loop import check_first_image, evaluate, list_runs
 from lib.evaluation.methods import NetworkMethod, Setting
 from lib.evaluation.summary import summarize
@@ -27,7 +27,7 @@ from lib.inference import Segmenter
 from lib.losses import compute_loss_terms
 from lib.network.inputs import InputScales, model_input
 from lib.runtime.device import fast_convolutions, resolve_precision
-from lib.runtime.errors import InputError
+from lib.runtime.errors import InputError, is_out_of_memory
 from lib.runtime.ranks import data_parallel, is_first_rank, n_ranks, on_first_rank, synchronize, together
 from lib.superpixels.counts import check_n_spixels
 from lib.superpixels.drawing import draw_boundaries
@@ -239,7 +239,7 @@ def _open_batches(
         return iter(())
     names = ("n_annotations", "seed", "crop_size", "vertical_flips", "quarter_turns")
     drawing = {name: getattr(recipe, name) for name in names}
-    resident = load_resident(train_set, places, device, n_workers=settings.n_workers) if places else None
+    resident = _load_on_device(train_set, places, settings, device) if places else None
     loader = training_loader(
         resident.plans(**drawing) if resident else TrainingCrops(train_set, **drawing),
         batch_size=recipe.batch_size,
@@ -250,6 +250,19 @@ def _open_batches(
     )
     batches = map(resident.cut, loader) if resident else iter(loader)
     return batches if settings.with_loader else itertools.repeat(next(batches))
+
+
+def _load_on_device(
+    train_set: FileDataset, places: list[ImagePlace], settings: RunSettings, device: torch.device
+) -> ResidentData | None:
+    """Return the training set on the device; None if "auto" chose it, but another program took the memory."""
+    try:
+        return load_resident(train_set, places, device, n_workers=settings.n_workers)
+    except (MemoryError, RuntimeError) as error:
+        if settings.data_on_device != AUTO or not is_out_of_memory(error):
+            raise
+    logger.warning("training data stays with the loader: %s has no free memory any more", device)
+    return None
 
 
 def _make_loss_function(

@@ -18,7 +18,7 @@ from lib.runtime.errors import InputError, RunError
 from lib.runtime.signals import stop_flag
 from lib.training import Recipe, RunSettings
 from lib.training.recipe import CountRange
-from lib.training.run import _make_loss_function
+from lib.training.run import _load_on_device, _make_loss_function
 from lib.training.run_folder import RunFolder, Validation, find_resumable, has_best_model, prepare_run_folder
 from lib.training.trainer import Trainer, TrainingState, learning_rate_share
 from lib.training.weight_average import WeightAverage
@@ -463,6 +463,25 @@ def make_small_training(device, **recipe):
     )
     trainer = Trainer(state, RunSettings(**INTERVALS), compute_losses, validate_model=None, run_folder=None)
     return trainer, batch
+
+
+def test_data_stays_with_the_loader_if_another_program_takes_the_memory(monkeypatch, caplog):
+    """Whether data fits is decided before the first image is read."""
+
+    def fail(*args, **options):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("lib.training.run.load_resident", fail)
+    cuda = torch.device("cuda", 0)
+    settings = {choice: RunSettings(**INTERVALS, data_on_device=choice) for choice in ("auto", True)}
+    message = "CUDA error: out of memory"
+    assert _load_on_device(None, [], settings["auto"], cuda) is None
+    assert caplog.messages == ["training data stays with the loader: cuda:0 has no free memory any more"]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        _load_on_device(None, [], settings[True], cuda)
+    message = "CUDA error: an illegal memory access"
+    with pytest.raises(RuntimeError, match="illegal"):
+        _load_on_device(None, [], settings["auto"], cuda)
 
 
 @pytest.mark.parametrize("loss", RECONSTRUCTION_LOSSES)
