@@ -87,9 +87,7 @@ def fast_convolutions() -> Iterator[None]:
         before = _Precision()
         _Precision.set_full()
         cudnn.benchmark = True
-        cudnn.allow_tf32 = True
-        for backend in _cudnn_backends():
-            backend.fp32_precision = "tf32"
+        cudnn.allow_tf32 = True  # sets the newer settings too
     try:
         yield
     finally:
@@ -146,12 +144,7 @@ def _backends() -> list[ModuleType]:
     """Return what has a setting in the interface of PyTorch 2.9; nothing in older versions."""
     if not hasattr(cuda.matmul, "fp32_precision"):
         return []
-    return [cuda.matmul, *_cudnn_backends(), mkldnn.matmul, mkldnn.conv]
-
-
-def _cudnn_backends() -> list[ModuleType]:
-    """Return those of `_backends` that belong to cuDNN."""
-    return [cudnn.conv, cudnn.rnn] if hasattr(cuda.matmul, "fp32_precision") else []
+    return [cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv]
 
 
 def resolve_device(name: str) -> torch.device:
