@@ -34,6 +34,12 @@ def device(request):
     return torch.device(request.param)
 
 
+@pytest.fixture
+def pyav():
+    """PyAV, which reads and writes video files; tests that need it are skipped where it is missing."""
+    return pytest.importorskip("av", reason="needs PyAV")
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

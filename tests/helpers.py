@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 from scipy.ndimage import gaussian_filter
+from torch.overrides import TorchFunctionMode
 
 from lib import cli
 from lib.files.frames import list_in_order
@@ -176,3 +177,30 @@ def insert_png_chunk(path, kind, data, *, before=b"IDAT"):
     at = content.index(before) - 4
     chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     path.write_bytes(content[:at] + chunk + content[at:])
+
+
+# Functions that return values of a tensor to Python, or a result whose shape depends on them. On a GPU they
+# wait until all earlier work is done.
+WAITING = {
+    *("item", "tolist", "numpy", "cpu", "equal", "allclose"),
+    *("__bool__", "__int__", "__float__", "__index__", "__contains__", "__repr__", "__format__"),
+    *("nonzero", "argwhere", "unique", "masked_select", "repeat_interleave", "bincount", "synchronize"),
+}
+
+
+class WaitingCalls(TorchFunctionMode):
+    """Collect the names of the functions called within the block that would wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        is_mask = name in ("__getitem__", "__setitem__") and any(
+            isinstance(idx, torch.Tensor) and idx.dtype == torch.bool
+            for idx in (args[1] if isinstance(args[1], tuple) else (args[1],))
+        )
+        if name in WAITING or is_mask:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))

@@ -98,7 +98,8 @@ def _exit_status(main: Callable[[], object], program: str) -> int:
         return _report_error(program, error, 1)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
-            return _report_error(program, RunError("out of memory; use smaller batches or images"), 1)
+            message = "out of memory; use smaller batches or images, or end other programs on the device"
+            return _report_error(program, RunError(message), 1)
         if "InvalidCxxCompiler" in str(error):  # PyTorch looks for the compiler at the first forward pass
             return _report_error(program, InputError("--compile needs a C++ compiler, and none was found"), 2)
         if not is_lost_worker(error):  # PyTorch may raise this one anywhere

@@ -6,9 +6,10 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -19,12 +20,13 @@ from tqdm import tqdm
 from lib.files.atomic import remove_leftovers
 from lib.files.images import DEFAULT_READER, ImageReader, count_pixels, read_mask
 from lib.inference.outputs import DEFAULT_STYLE, OutputFiles, OverlayStyle, write_outputs
-from lib.inference.segmenter import PreprocessedImage, Segmenter
+from lib.inference.segmenter import Clustered, PreprocessedImage, Segmenter
 from lib.optflow.lookup import FlowOfFrame
 from lib.runtime.errors import InputError, RunError, is_out_of_memory
 from lib.runtime.ranks import gather, is_first_rank, n_ranks, rank
 from lib.runtime.signals import stop_flag
 from lib.runtime.stopwatch import Stopwatch
+from lib.runtime.streams import SideStream
 from lib.superpixels.counts import check_n_spixels
 from lib.superpixels.regions import Superpixels
 
@@ -40,6 +42,9 @@ _MAX_THREADS_BESIDE_GPU = 8
 # alone. A pixel takes 3 bytes before the network, or 19 with flow, and its features afterwards.
 _MAX_WAITING_PER_THREAD = 2
 _MAX_WAITING_PIXELS = 2**25
+
+# Batches that wait for their merges, or are merged, while a GPU clusters the next one.
+_N_MERGED_BESIDE_GPU = 1
 
 _BATCH_PIXELS = 2**22  # the image that exceeds it is the last of its batch
 
@@ -85,6 +90,7 @@ class ImageJob(NamedTuple):
 
 
 _ReadImage = tuple[ImageJob, PreprocessedImage]
+_Result = tuple[ImageJob, PreprocessedImage, Superpixels]
 
 
 class Failure(NamedTuple):
@@ -96,6 +102,13 @@ class Failure(NamedTuple):
     def __str__(self) -> str:
         message = str(self.error)
         return message if str(self.image) in message else f"{self.image}: {message}"
+
+
+class _Failed(NamedTuple):
+    """Outcome of an attempt at a batch; an error itself would keep the memory of the attempt."""
+
+    error: Exception  # to report
+    does_not_fit: bool  # in the memory
 
 
 class RunSummary(NamedTuple):
@@ -168,12 +181,18 @@ def segment_files(
             progress=progress,
         )
         n_threads = count_threads(segmenter.device)
-        with ThreadPoolExecutor(n_threads) as readers, ThreadPoolExecutor(n_threads) as writers:
+        with (
+            ThreadPoolExecutor(n_threads) as readers,
+            ThreadPoolExecutor(1) as merger,
+            ThreadPoolExecutor(n_threads) as writers,
+        ):
             try:
-                pipeline.segment(todo, readers, writers, max_waiting=_MAX_WAITING_PER_THREAD * n_threads)
+                pipeline.segment(
+                    todo, readers, merger, writers, max_waiting=_MAX_WAITING_PER_THREAD * n_threads
+                )
             except BaseException:  # such as `Stop`; files in writing are finished first
-                readers.shutdown(cancel_futures=True)
-                writers.shutdown(cancel_futures=True)
+                for threads in (readers, merger, writers):
+                    threads.shutdown(cancel_futures=True)
                 for failure in pipeline.failures:
                     logger.error("%s", failure)
                 raise
@@ -203,12 +222,18 @@ class _Pipeline:
     waiting: Stopwatch = field(default_factory=Stopwatch)
 
     def segment(
-        self, jobs: Sequence[ImageJob], readers: Executor, writers: Executor, *, max_waiting: int
+        self,
+        jobs: Sequence[ImageJob],
+        readers: Executor,
+        merger: Executor,
+        writers: Executor,
+        *,
+        max_waiting: int,
     ) -> None:
         writing: deque[tuple[Future[int], int]] = deque()  # with the number of pixels
-        for batch in self._batches(self._read_ahead(jobs, readers, max_waiting + self.batch_size)):
-            stop_flag.raise_if_set()
-            for job, image, superpixels in self._cluster(batch):
+        batches = self._batches(self._read_ahead(jobs, readers, max_waiting + self.batch_size))
+        for results in self._results(batches, merger):
+            for job, image, superpixels in results:
                 future = writers.submit(self._write, job, image, superpixels)
                 writing.append((future, superpixels.labels.size))
             while len(writing) > max_waiting or sum(size for _, size in writing) > _MAX_WAITING_PIXELS:
@@ -255,31 +280,84 @@ class _Pipeline:
             image = job.read(self.segmenter)
             parameter = "levels" if self.levels else "n_spixels"
             check_n_spixels(self.n_spixels, image.n_pixels, image.name, parameter=parameter)
-            return image
+            return image.pinned() if self.segmenter.device.type == "cuda" else image
         except Exception as error:
             self._fail(job, _error_of_image(error))
             return None
 
-    def _cluster(self, batch: list[_ReadImage]) -> list[tuple[ImageJob, PreprocessedImage, Superpixels]]:
-        jobs, images = zip(*batch, strict=True)
-        with_features = jobs[0].files.features is not None
+    def _results(self, batches: Iterable[list[_ReadImage]], merger: Executor) -> Iterator[list[_Result]]:
+        """Yield the results of batches, in order; a GPU clusters a batch while the one before is merged."""
+        n_beside = count_merged_beside(self.segmenter.device)
+        stream = SideStream(self.segmenter.device)
+        merging: deque[tuple[list[_ReadImage], Future[list[Superpixels] | _Failed]]] = deque()
+        for batch in batches:
+            stop_flag.raise_if_set()
+            if n_beside == 0:
+                yield self._complete(batch, self._attempt(partial(self._segment, batch)))
+                continue
+            merging.append((batch, self._start(batch, merger, stream)))
+            if len(merging) > n_beside:
+                yield self._wait_for_merges(merging)
+        while merging:
+            yield self._wait_for_merges(merging)
+
+    def _start(
+        self, batch: list[_ReadImage], merger: Executor, stream: SideStream
+    ) -> Future[list[Superpixels] | _Failed]:
+        """Cluster a batch, and let the other thread finish it."""
+        clustered = self._attempt(partial(self._cluster, batch))
+        event = stream.mark()
+
+        def finish() -> list[Superpixels]:
+            with stream.after(event, clustered.tensors):
+                return self.segmenter.finish(clustered)
+
+        if isinstance(clustered, _Failed):
+            return merger.submit(lambda: clustered)
+        return merger.submit(self._attempt, finish)
+
+    def _wait_for_merges(
+        self, merging: deque[tuple[list[_ReadImage], Future[list[Superpixels] | _Failed]]]
+    ) -> list[_Result]:
+        """Return the results of the first batch; one that did not fit beside the others is tried alone."""
+        batch, future = merging.popleft()
+        outcome = future.result()
+        if isinstance(outcome, _Failed) and outcome.does_not_fit:
+            wait([later for _, later in merging])
+            outcome = self._attempt(partial(self._segment, batch))
+        return self._complete(batch, outcome)
+
+    def _segment(self, batch: list[_ReadImage]) -> list[Superpixels]:
+        return self.segmenter.finish(self._cluster(batch))
+
+    def _cluster(self, batch: list[_ReadImage]) -> Clustered:
+        images = [image for _, image in batch]
+        with_features = batch[0][0].files.features is not None
+        return self.segmenter.cluster(
+            images, self.n_spixels, merged=self.connected, with_features=with_features
+        )
+
+    def _attempt(self, step: Callable[[], T]) -> T | _Failed:
+        """Do a step for a batch. An error that other images would meet too is raised."""
         try:
-            superpixels = self.segmenter.segment(
-                images, self.n_spixels, merged=self.connected, with_features=with_features
-            )
-            return list(zip(jobs, images, superpixels, strict=True))
+            return step()
         except Exception as error:
-            failure, does_not_fit = _error_of_image(error), is_out_of_memory(error)
-        # Retry outside the handler, where the memory of the failed attempt is free again.
+            return _Failed(_error_of_image(error), is_out_of_memory(error))
+
+    def _complete(self, batch: list[_ReadImage], outcome: list[Superpixels] | _Failed) -> list[_Result]:
+        """Return the results of a batch; after a failure, try its parts."""
+        if not isinstance(outcome, _Failed):
+            return [(*read, superpixels) for read, superpixels in zip(batch, outcome, strict=True)]
         if len(batch) == 1:
-            self._fail(jobs[0], failure)
+            self._fail(batch[0][0], outcome.error)
             return []
         size = 1
-        if does_not_fit:
+        if outcome.does_not_fit:
             size = math.ceil(len(batch) / 2)
             self._limit_batches(size)
-        parts = (batch[first : first + size] for first in range(0, len(batch), size))
-        return [result for part in parts for result in self._cluster(part)]
+        parts = [batch[first : first + size] for first in range(0, len(batch), size)]
+        outcomes = ((part, self._attempt(partial(self._segment, part))) for part in parts)
+        return [result for part, outcome in outcomes for result in self._complete(part, outcome)]
 
     def _limit_batches(self, size: int) -> None:
         if size < self.batch_size:
@@ -314,12 +392,17 @@ def count_threads(device: torch.device) -> int:
     return min(max(_N_THREADS_BESIDE_CPU, (os.cpu_count() or 1) // 2), _MAX_THREADS_BESIDE_GPU)
 
 
+def count_merged_beside(device: torch.device) -> int:
+    """Return how many batches are merged while the next one is clustered; a CPU is busy with one batch."""
+    return 0 if device.type == "cpu" else _N_MERGED_BESIDE_GPU
+
+
 def _error_of_image(error: Exception) -> Exception:
     """Return the error to report for an image; raise errors that the other images would meet too."""
     if is_out_of_memory(error):
         return RunError("out of memory")
     if isinstance(error, InputError | RunError | OSError):
-        return error
+        return error.with_traceback(None)  # which would keep the tensors of its functions
     raise error
 
 

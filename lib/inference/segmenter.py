@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -26,10 +25,11 @@ from lib.network.inputs import (
 from lib.runtime.device import full_precision
 from lib.runtime.errors import InputError
 from lib.runtime.stopwatch import Stopwatch
+from lib.slic.soft_assignment import SoftAssignment
 from lib.superpixels.connectivity import OUTSIDE
 from lib.superpixels.counts import check_n_spixels, fit_grid_to_mask
 from lib.superpixels.merge_settings import MergeSettings, setting_at
-from lib.superpixels.merge_tree import build_merge_tree
+from lib.superpixels.merge_tree import build_merge_trees
 from lib.superpixels.regions import Superpixels
 from lib.weights import load_model
 from model import LearnedFeatures, SSNPix, cluster, cluster_labels, without_position
@@ -49,6 +49,11 @@ class PreprocessedImage(NamedTuple):
         """Number of pixels to segment."""
         return self.pixels[0].numel() if self.mask is None else np.count_nonzero(self.mask)
 
+    def pinned(self) -> Self:
+        """Return a copy in page-locked memory, which a GPU reads while the CPU goes on."""
+        extra = None if self.extra is None else self.extra.pin_memory()
+        return self._replace(pixels=self.pixels.pin_memory(), extra=extra)
+
     def on_grid(self, n_spixels: int) -> int:
         """Return how many superpixels to request for the whole image to get about `n_spixels` in the mask."""
         return n_spixels if self.mask is None else fit_grid_to_mask(self.mask, n_spixels)
@@ -60,6 +65,23 @@ class _Inputs(NamedTuple):
     image_lab: Tensor  # (B, 3, H, W), float32
     extra: Tensor | None  # (B, n_extra_channels, H, W), float32
     name: str  # for error messages
+
+
+class Clustered(NamedTuple):
+    """Images of one size that are clustered, on the device; `Segmenter.finish` merges and downloads them."""
+
+    images: Sequence[PreprocessedImage]
+    pixel_features: Tensor  # (B, C, H, W), float32: what was clustered, at the scale of the network's input
+    labels: Tensor  # (B, H, W), int32; -1 outside the mask
+    n_spixels: int  # that were clustered
+    merge_pos_scale: float | None  # None: nothing is merged
+    soft_assignment: SoftAssignment | None
+    learned: Tensor | None  # (B, C, H, W), float32: features to keep
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Tensors on the device that `Segmenter.finish` reads."""
+        return [each for each in (self.pixel_features, self.labels, self.learned) if each is not None]
 
 
 class Segmenter:
@@ -325,9 +347,25 @@ class Segmenter:
         Otherwise they are the requested superpixels, which may be in pieces. Images with masks are segmented
         one by one, each on its own grid.
         """
+        kept = {"with_features": with_features, "with_soft_assignment": with_soft_assignment}
         if len(images) > 1 and any(image.mask is not None for image in images):
-            kept = {"with_features": with_features, "with_soft_assignment": with_soft_assignment}
             return [self.segment([image], n_spixels, merged=merged, **kept)[0] for image in images]
+        return self.finish(self.cluster(images, n_spixels, merged=merged, **kept))
+
+    @torch.no_grad()
+    def cluster(
+        self,
+        images: Sequence[PreprocessedImage],
+        n_spixels: int,
+        *,
+        merged: bool = True,
+        with_features: bool = False,
+        with_soft_assignment: bool = False,
+    ) -> Clustered:
+        """Do the part of `segment` before the merges, for one image with a mask or several without.
+
+        A GPU may still be at work when the method returns.
+        """
         check_n_spixels(n_spixels, images[0].n_pixels, images[0].name)
         if merged and images[0].mask is not None and self._n_fine(images[0], n_spixels) is not None:
             _check_parts(images[0], n_spixels)
@@ -336,13 +374,34 @@ class Segmenter:
         with self.stopwatch.stage("network", on_device=True):
             pixel_features, known = self._features(inputs, n_on_grid)
             learned = self._position_invariant(inputs, n_on_grid, known) if with_features else None
-        results = self._cluster(images, pixel_features, n_spixels, merged, with_soft_assignment)
-        if learned is None:
-            return results
-        n_base_features = self.model.n_learned_features
+        clustered = self._cluster(images, pixel_features, n_spixels, merged, with_soft_assignment)
+        return clustered._replace(learned=learned)
+
+    @torch.no_grad()
+    def finish(self, clustered: Clustered) -> list[Superpixels]:
+        """Do the rest of `segment`: merge, and copy the results from the device.
+
+        For a call in another thread, see `lib.runtime.streams`.
+        """
+        images, labels = clustered.images, clustered.labels
+        trees = [None] * len(images)
+        if clustered.merge_pos_scale is not None:
+            features, scale = clustered.pixel_features, clustered.merge_pos_scale
+            with self.stopwatch.stage("merging"), self._scaled_position(features, scale):
+                trees = build_merge_trees(labels, features)
+        learned = None if clustered.learned is None else clustered.learned.cpu().numpy()
+        assignment = clustered.soft_assignment
         return [
-            replace(each, pixel_features=features, n_base_features=n_base_features)
-            for each, features in zip(results, learned, strict=True)
+            Superpixels(
+                labels[idx].cpu().numpy() if trees[idx] is None else trees[idx].leaves,
+                image.image_rgb,
+                clustered.n_spixels,
+                pixel_features=None if learned is None else learned[idx],
+                n_base_features=0 if learned is None else self.model.n_learned_features,
+                soft_assignment=None if assignment is None else assignment.of_image(idx),
+                tree=trees[idx],
+            )
+            for idx, image in enumerate(images)
         ]
 
     def postprocess(self, superpixels: Superpixels, n_spixels: int, *, exact: bool = False) -> Superpixels:
@@ -385,7 +444,7 @@ class Segmenter:
                 is_merged = self._n_fine(image, n_spixels) is not None
                 shared = largest_with_same_input(n_spixels) if is_merged else n_spixels
                 if shared not in clustered:
-                    (clustered[shared],) = self._cluster([image], features, n_spixels)
+                    (clustered[shared],) = self.finish(self._cluster([image], features, n_spixels))
                 found[setting] = self.postprocess(clustered[shared], n_spixels)
         return [found[setting] for setting in settings]
 
@@ -421,9 +480,11 @@ class Segmenter:
             return parts[0][None] if len(parts) == 1 else torch.stack(parts)
 
         with self.stopwatch.stage("conversion", on_device=True):
-            image_lab = batch([rgb_to_lab(image.pixels.to(self.device)) for image in images])
+            pixels = [image.pixels.to(self.device, non_blocking=True) for image in images]
+            image_lab = batch([rgb_to_lab(each) for each in pixels])
             has_extra = images[0].extra is not None
-            extra = batch([image.extra for image in images]).to(self.device) if has_extra else None
+            extras = [image.extra.to(self.device, non_blocking=True) for image in images if has_extra]
+            extra = batch(extras) if has_extra else None
         return _Inputs(image_lab, extra, images[0].name if len(images) == 1 else "a batch")
 
     def _features(
@@ -451,9 +512,9 @@ class Segmenter:
         n_spixels: int,
         merged: bool = True,
         with_soft_assignment: bool = False,
-    ) -> list[Superpixels]:
+    ) -> Clustered:
         """Cluster features (B, C, H, W) made for `n_spixels`, on a finer grid if superpixels are merged."""
-        first, assignment = images[0], None
+        first, assignment, merge_pos_scale = images[0], None, None
         shape, mask = first.image_rgb.shape[:2], first.mask
         n_fine = self._n_fine(first, n_spixels) if merged else None
         n_requested, n_clustered = first.on_grid(n_spixels), first.on_grid(n_fine or n_spixels)
@@ -470,23 +531,12 @@ class Segmenter:
             labels = labels.to(torch.int32)
             if mask is not None:
                 labels = torch.where(options["mask"], labels, OUTSIDE)
-        trees = [None] * len(images)
         if n_fine is not None:
             shared = largest_with_same_input(n_spixels)
-            pos_scale = self.merge_pos_scale
-            pos_scale = setting_at(self.merging.merge_pos_scale, shared) if pos_scale is None else pos_scale
-            with self.stopwatch.stage("merging"), self._scaled_position(pixel_features, pos_scale):
-                trees = list(map(build_merge_tree, labels, pixel_features))
-        return [
-            Superpixels(
-                labels[idx].cpu().numpy() if trees[idx] is None else trees[idx].leaves,
-                image.image_rgb,
-                n_clustered,
-                soft_assignment=None if assignment is None else assignment.of_image(idx),
-                tree=trees[idx],
-            )
-            for idx, image in enumerate(images)
-        ]
+            merge_pos_scale = self.merge_pos_scale
+            if merge_pos_scale is None:
+                merge_pos_scale = setting_at(self.merging.merge_pos_scale, shared)
+        return Clustered(images, pixel_features, labels, n_clustered, merge_pos_scale, assignment, None)
 
     def _n_fine(self, image: PreprocessedImage, n_spixels: int) -> int | None:
         """Return the number of superpixels to segment before any merge; None if nothing is merged.
@@ -515,7 +565,7 @@ class Segmenter:
         yield
         position.copy_(original)
 
-    def _position_invariant(self, inputs: _Inputs, n_spixels: int, known: LearnedFeatures) -> np.ndarray:
+    def _position_invariant(self, inputs: _Inputs, n_spixels: int, known: LearnedFeatures) -> Tensor:
         """Return learned features that do not depend on the position, (B, C, H, W)."""
         if not self.learns_features:
             raise InputError("a model without a network has no learned features")
@@ -523,7 +573,7 @@ class Segmenter:
             learned = self.model.encode(without_position(self._channels(inputs, n_spixels)), known)
         parts = [learned.base[:, : self.model.n_learned_features]]
         parts += [] if learned.extra is None else [learned.extra]
-        return torch.cat(parts, dim=1).float().contiguous().cpu().numpy()
+        return torch.cat(parts, dim=1).float().contiguous()
 
     def _clustering(self, mask: np.ndarray | None = None) -> dict[str, Any]:
         """Return the options of `cluster`."""

@@ -76,6 +76,25 @@ def full_precision() -> Iterator[None]:
                 _callers.restore()
 
 
+@contextmanager
+def fast_convolutions() -> Iterator[None]:
+    """Let cuDNN round to TF32 and search for the fastest algorithms in a block, and restore the settings.
+
+    This suits training: TF32 is precise enough for gradients, and all batches have one size. Matrix products,
+    which the clustering consists of, keep all bits of float32. Blocks of `full_precision` may lie within.
+    """
+    with _lock:
+        before = _Precision()
+        _Precision.set_full()
+        cudnn.benchmark = True
+        cudnn.allow_tf32 = True  # sets the newer settings too
+    try:
+        yield
+    finally:
+        with _lock:
+            before.restore()
+
+
 class _Precision:
     """Settings of convolutions and matrix products in float32 at the time of construction.
 

@@ -26,7 +26,18 @@ class OtherRankError(Exception):
     """Another rank failed and has reported its error."""
 
 
+# In messages of a RuntimeError: from PyTorch's allocator on a CPU, from CUDA if others hold the memory,
+# and from libraries that allocate for themselves.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True if NumPy, or PyTorch on any device, ran out of memory."""
-    is_torch_on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return is_torch_on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in _OUT_OF_MEMORY)

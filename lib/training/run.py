@@ -13,22 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.backends import cudnn
 from torch.utils.data import Dataset
 
 from lib.datasets.base import FileDataset, SegmentedImage, fingerprint
 from lib.datasets.crop_plans import ImagePlace
 from lib.datasets.crops import CropStream, TrainingCrops
 from lib.datasets.loaders import EvaluationImages, training_loader
-from lib.datasets.resident import find_places, load_resident
+from lib.datasets.resident import AUTO, ResidentData, find_places, load_resident
 from lib.evaluation.loop import check_first_image, evaluate, list_runs
 from lib.evaluation.methods import NetworkMethod, Setting
 from lib.evaluation.summary import summarize
 from lib.inference import Segmenter
 from lib.losses import compute_loss_terms
 from lib.network.inputs import InputScales, model_input
-from lib.runtime.device import resolve_precision
-from lib.runtime.errors import InputError
+from lib.runtime.device import fast_convolutions, resolve_precision
+from lib.runtime.errors import InputError, is_out_of_memory
 from lib.runtime.ranks import data_parallel, is_first_rank, n_ranks, on_first_rank, synchronize, together
 from lib.superpixels.counts import check_n_spixels
 from lib.superpixels.drawing import draw_boundaries
@@ -134,9 +133,7 @@ def run_training(
     method = NetworkMethod("model", Segmenter(state.average.model, scales, device=device, merging=merging))
     validate_model = partial(_validate, method, validation_sets, settings, score)
     trainer = Trainer(state, settings, compute_losses, validate_model, run_folder)
-    # All crops have one size, so benchmark mode pays off; TF32 is precise enough for gradients.
-    fast = cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
-    with closing(run_folder) if run_folder else nullcontext(), fast:
+    with closing(run_folder) if run_folder else nullcontext(), fast_convolutions():
         trainer.run(together(lambda: _open_batches(train_set, places, state, settings, device)))
     if state.is_finished and state.best_score > -math.inf:
         logger.info("best validation score: %.4f, %s", state.best_score, settings.out_dir / BEST_MODEL)
@@ -241,7 +238,7 @@ def _open_batches(
     if state.step == recipe.n_steps:
         return iter(())
     drawing = {field.name: getattr(recipe, field.name) for field in fields(CropStream)}
-    resident = load_resident(train_set, places, device, n_workers=settings.n_workers) if places else None
+    resident = _load_on_device(train_set, places, settings, device) if places else None
     loader = training_loader(
         resident.plans(**drawing) if resident else TrainingCrops(train_set, **drawing),
         batch_size=recipe.batch_size,
@@ -252,6 +249,19 @@ def _open_batches(
     )
     batches = map(resident.cut, loader) if resident else iter(loader)
     return batches if settings.with_loader else itertools.repeat(next(batches))
+
+
+def _load_on_device(
+    train_set: FileDataset, places: list[ImagePlace], settings: RunSettings, device: torch.device
+) -> ResidentData | None:
+    """Return the training set on the device; None if "auto" chose it, but another program took the memory."""
+    try:
+        return load_resident(train_set, places, device, n_workers=settings.n_workers)
+    except (MemoryError, RuntimeError) as error:
+        if settings.data_on_device != AUTO or not is_out_of_memory(error):
+            raise
+    logger.warning("training data stays with the loader: %s has no free memory any more", device)
+    return None
 
 
 def _make_loss_function(

@@ -54,6 +54,8 @@ def test_option_error_is_one_line_with_status_2(capsys):
         (RunError("the loss of step 3 is not finite"), 1, "step 3"),
         (MemoryError(), 1, "out of memory"),
         (torch.OutOfMemoryError("CUDA out of memory."), 1, "out of memory"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might"), 1, "end other programs"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), 1, "out of memory"),
         (
             RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. "),
             1,

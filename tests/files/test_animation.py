@@ -104,6 +104,7 @@ def test_gif_that_ends_between_frames_is_named(tmp_path):
         open_video_file(path)
 
 
+@pytest.mark.usefixtures("pyav")
 def test_other_files_are_no_pictures(tmp_path):
     for name, content in (("a.avi", b"RIFF\0\0\0\0AVI "), ("a.gif", b"")):
         (tmp_path / name).write_bytes(content)
@@ -113,6 +114,7 @@ def test_other_files_are_no_pictures(tmp_path):
         open_video_file(tmp_path / "none.gif")
 
 
+@pytest.mark.usefixtures("pyav")
 @pytest.mark.parametrize(("name", "options"), FORMATS)
 def test_scripts_take_animations(tmp_path, name, options):
     frames = translated_frames(3, dy=0, dx=2)

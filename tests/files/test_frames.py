@@ -3,12 +3,13 @@
 import struct
 from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
 
 from lib.files.frames import VideoFile, is_hd
 from lib.runtime.errors import InputError
+
+av = pytest.importorskip("av", reason="needs PyAV")
 
 N_FRAMES = 40
 GREYS = [6 * idx for idx in range(N_FRAMES)]

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from lib.inference.outputs import OutputFiles
 from lib.inference.segmenter import Segmenter
 from lib.network.inputs import InputScales
 from lib.runtime.errors import RunError
+from lib.runtime.streams import SideStream
 from model import CompositeSSNModel, SSNModel
 
 SIZES = [(60, 92), (60, 92), (60, 92), (48, 92), (60, 92)]
@@ -198,13 +200,13 @@ def test_batches_equal_one_by_one(photos, tmp_path, batch_size):
 
 def test_batches_hold_images_of_one_size(photos, tmp_path, monkeypatch):
     sizes = []
-    original = Segmenter.segment
+    original = Segmenter.cluster
 
     def cluster(self, images, *args, **kwargs):
         sizes.append((len(images), images[0].image_rgb.shape[0]))
         return original(self, images, *args, **kwargs)
 
-    monkeypatch.setattr(Segmenter, "segment", cluster)
+    monkeypatch.setattr(Segmenter, "cluster", cluster)
     segment("--image", str(photos), f"--out={tmp_path / 'o'}", "--batchsize=2")
     assert sizes == [(2, 60), (1, 60), (1, 48), (1, 60)]
 
@@ -255,14 +257,14 @@ def test_full_disk_leaves_no_half_written_file(photos, in_tmp_path, monkeypatch)
     ],
 )
 def test_batch_that_does_not_fit_the_memory_is_split(photos, in_tmp_path, monkeypatch, error):
-    original = Segmenter.segment
+    original = Segmenter.cluster
 
     def cluster(self, images, *args, **kwargs):
         if len(images) > 1 or "e.png" in images[0].name:
             raise error
         return original(self, images, *args, **kwargs)
 
-    monkeypatch.setattr(Segmenter, "segment", cluster)
+    monkeypatch.setattr(Segmenter, "cluster", cluster)
     with pytest.raises(RunError, match="1 of the images"):
         segment("--image", str(photos), "--out=overlays", "--batchsize=3")
     assert len(files_below(in_tmp_path / "overlays")) == 4
@@ -272,7 +274,7 @@ def test_batches_are_halved_until_they_fit_the_memory(photos, in_tmp_path, monke
     for idx in range(8):
         Image.fromarray(make_quadrants(seed=idx)[0]).save(photos / f"same{idx}.png")
     sizes = []
-    original = Segmenter.segment
+    original = Segmenter.cluster
 
     def cluster(self, images, *args, **kwargs):
         sizes.append(len(images))
@@ -280,11 +282,111 @@ def test_batches_are_halved_until_they_fit_the_memory(photos, in_tmp_path, monke
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return original(self, images, *args, **kwargs)
 
-    monkeypatch.setattr(Segmenter, "segment", cluster)
+    monkeypatch.setattr(Segmenter, "cluster", cluster)
     names = [f"photos/same{idx}.png" for idx in range(8)]
     assert segment("--image", *names, "--out=overlays", "--batchsize=4").n_done == 8
     assert sizes == [4, 2, 2, 2, 2]
     assert caplog.messages.count("a batch of 4 images does not fit the memory; going on with 2") == 1
+
+
+@pytest.fixture
+def merged_beside(monkeypatch):
+    """Merge in a second thread on a CPU too."""
+    monkeypatch.setattr("lib.inference.images.count_merged_beside", lambda device: 1)
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["--save_features={name}", "--batchsize=2"], ["--exact_nspix", "--fine_factor=1"]]
+)
+def test_merges_beside_a_gpu_change_no_file(photos, in_tmp_path, request, base_weights, device, argv):
+    argv = [f"--base_model_weights={base_weights}", "--save_labels={name}", *argv, f"--device={device}"]
+    contents = []
+    for name in ("one_thread", "two_threads"):
+        if name == "two_threads":
+            request.getfixturevalue("merged_beside")
+        segment("--image=photos", f"--out={name}", *(each.format(name=name) for each in argv))
+        files = files_below(in_tmp_path / name)
+        contents.append({each: (in_tmp_path / name / each).read_bytes() for each in files})
+    assert len(contents[0]) >= 10
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.usefixtures("merged_beside")
+def test_next_batch_is_clustered_while_one_is_merged(photos, in_tmp_path, monkeypatch):
+    steps, is_second_clustered = [], threading.Event()
+    cluster, finish = Segmenter.cluster, Segmenter.finish
+
+    def record_cluster(self, images, *args, **options):
+        clustered = cluster(self, images, *args, **options)
+        steps.append(f"cluster {Path(images[0].name).name}")
+        if len(steps) == 2:
+            is_second_clustered.set()
+        return clustered
+
+    def record_finish(self, clustered):
+        assert is_second_clustered.wait(timeout=30)
+        steps.append(f"finish {Path(clustered.images[0].name).name}")
+        return finish(self, clustered)
+
+    monkeypatch.setattr(Segmenter, "cluster", record_cluster)
+    monkeypatch.setattr(Segmenter, "finish", record_finish)
+    assert segment("--image", "photos/a.png", "photos/b.jpg", "photos/c.PNG", "--out=o").n_done == 3
+    assert steps[:2] == ["cluster a.png", "cluster b.jpg"]
+    assert steps.index("finish a.png") < steps.index("cluster c.PNG")  # no more than two are in memory
+    assert len(steps) == 6
+
+
+@pytest.mark.usefixtures("merged_beside")
+@pytest.mark.parametrize("step", ["cluster", "finish"])
+@pytest.mark.parametrize("n_failures", [1, 2, 100])
+def test_batch_that_does_not_fit_beside_another_is_tried_alone(
+    photos, in_tmp_path, monkeypatch, step, n_failures
+):
+    """In the second attempt it is alone; in further ones it is split."""
+    original, failed = getattr(Segmenter, step), []
+
+    def fail_for_c(self, first, *args, **options):
+        images = first.images if step == "finish" else first
+        if any("c.PNG" in image.name for image in images) and len(failed) < n_failures:
+            failed.append(len(images))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(self, first, *args, **options)
+
+    monkeypatch.setattr(Segmenter, step, fail_for_c)
+    # The first image is of another size, and a batch of its own; c is in the second batch.
+    images = ["photos/trip/d.png", "photos/b.jpg", "photos/c.PNG", "photos/a.png"]
+    argv = ["--image", *images, "--out=o", "--batchsize=2"]
+    if n_failures == 100:
+        with pytest.raises(RunError, match="1 of the images"):
+            segment(*argv)
+    else:
+        assert segment(*argv).n_done == 4
+    n_attempts = {1: 1, 2: 2, 100: 3}[n_failures]
+    assert failed == [2, 2, 1][:n_attempts]
+
+
+@pytest.mark.usefixtures("merged_beside")
+def test_error_in_the_code_of_a_merge_ends_the_run(photos, in_tmp_path, monkeypatch):
+    def fail(self, clustered):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Segmenter, "finish", fail)
+    with pytest.raises(ZeroDivisionError):
+        segment("--image=photos", "--out=o")
+
+
+def test_side_stream_continues_the_work_of_the_first_thread(device):
+    stream = SideStream(device)
+    values = torch.ones(1000, 1000, device=device)
+    for _ in range(10):
+        values = values @ values / 1000
+    event = stream.mark()
+
+    def read():
+        with stream.after(event, [values]):
+            return (values + 1).cpu()
+
+    assert in_thread(read).eq(2).all()
 
 
 def test_summary_tells_how_long_files_were_waited_for(photos, in_tmp_path, monkeypatch):
@@ -374,9 +476,9 @@ def test_large_images_are_read_one_at_a_time(photos, in_tmp_path, monkeypatch):
         return original_cluster(self, images, *args, **kwargs)
 
     started, finished, n_held = [], [], []
-    original, original_cluster = ImageJob.read, Segmenter.segment
+    original, original_cluster = ImageJob.read, Segmenter.cluster
     monkeypatch.setattr(ImageJob, "read", read)
-    monkeypatch.setattr(Segmenter, "segment", cluster)
+    monkeypatch.setattr(Segmenter, "cluster", cluster)
     monkeypatch.setattr("lib.inference.images._MAX_WAITING_PIXELS", 60 * 92)
     segment("--image=photos", "--out=o")
     assert max(n_held) <= 2  # one in the network, one read ahead

@@ -23,7 +23,7 @@ from lib.runtime.errors import InputError
 from lib.slic import SoftAssignment, slic, slic_labels
 from lib.slic.grid import compute_grid_shape
 from lib.superpixels.merge_settings import MergeSettings, setting_at
-from lib.superpixels.merge_tree import build_merge_tree
+from lib.superpixels.merge_tree import build_merge_trees
 from lib.weights import read_checkpoint, save_checkpoint
 from model import CompositeSSNModel, SSNModel, SSNPix
 from properties import given, settings, st
@@ -608,9 +608,9 @@ def test_counts_with_the_same_input_share_a_tree(monkeypatch):
 
     def counting(labels, features):
         built.append(labels.max())
-        return build_merge_tree(labels, features)
+        return build_merge_trees(labels, features)
 
-    monkeypatch.setattr("lib.inference.segmenter.build_merge_tree", counting)
+    monkeypatch.setattr("lib.inference.segmenter.build_merge_trees", counting)
     image_rgb, segmenter = make_quadrants()[0], Segmenter(SSNModel(4), SCALES)
     swept = segmenter.sweep(segmenter.preprocess(image_rgb), [(16, 4.0), (24, 4.0), (25, 4.0)])
     assert len(built) == 2  # the root of 16 and of 24 is 4, that of 25 is 5

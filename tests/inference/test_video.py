@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import h5py
 import numpy as np
 import pytest
@@ -28,6 +27,8 @@ from lib.optflow.archive import write_flow_archive
 from lib.runtime.errors import InputError, RunError
 from lib.runtime.signals import stop_flag
 from model import SSNPix
+
+av = pytest.importorskip("av", reason="needs PyAV")
 
 SEGMENTER = Segmenter(SSNPix(), InputScales(0.26, 2.5))
 

@@ -81,6 +81,7 @@ def test_vectors_come_before_other_channels(size):
     np.testing.assert_allclose(crop.extra[50, 50], [size / 100, -size / 100, 1])
 
 
+@pytest.mark.usefixtures("pyav")
 def test_video_file(tmp_path):
     path = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (WIDTH, HEIGHT))
@@ -124,6 +125,7 @@ def test_small_frames_have_flow(tmp_path):
     assert forward.shape == (16, 60, 2)
 
 
+@pytest.mark.usefixtures("pyav")
 def test_damaged_video_reports_where_decoding_stopped(tmp_path):
     path = tmp_path / "clip.mp4"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 25, (WIDTH, HEIGHT))
@@ -137,16 +139,15 @@ def test_damaged_video_reports_where_decoding_stopped(tmp_path):
         list(VideoFile("clip", path).read())
 
 
-def test_video_with_dropped_frames_is_read_to_its_end(tmp_path, caplog):
+def test_video_with_dropped_frames_is_read_to_its_end(tmp_path, caplog, pyav):
     path = tmp_path / "clip.mkv"  # its header has no frame count
     shown = [idx for idx in range(40) if idx % 10 < 5]
     frames = translated_frames(len(shown), dy=0, dx=1)
-    av = pytest.importorskip("av")
-    with av.open(str(path), "w") as container:
+    with pyav.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for time, pixels in zip(shown, frames, strict=True):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame = pyav.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = time, Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -160,6 +161,7 @@ def test_hidden_files_are_not_frames(tmp_path):
     assert list_in_order(tmp_path / "clip", (".png",)) == files
 
 
+@pytest.mark.usefixtures("pyav")
 @pytest.mark.parametrize("content", [None, b"no video"])
 def test_file_that_is_not_a_video(tmp_path, content):
     path = tmp_path / "clip.mp4"

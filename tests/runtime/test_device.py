@@ -2,13 +2,14 @@
 
 import logging
 import operator
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from helpers import in_thread
 from lib.runtime import device
-from lib.runtime.device import full_precision, resolve_precision
+from lib.runtime.device import fast_convolutions, full_precision, resolve_precision
 from lib.runtime.errors import InputError
 
 CPU = torch.device("cpu")
@@ -53,6 +54,18 @@ def test_bfloat16_on_a_gpu_without_it_is_refused(monkeypatch):
     assert resolve_precision("auto", torch.device("cuda", 0)) == "fp32"
 
 
+@pytest.mark.parametrize("is_supported", [True, False])
+def test_gpu_is_asked_for_bfloat16_without_emulation(monkeypatch, is_supported):
+    """Old GPUs compute in bfloat16 too, but slowly."""
+
+    def is_bf16_supported(including_emulation=True):
+        return is_supported or including_emulation
+
+    monkeypatch.setattr("torch.cuda.device", lambda device: nullcontext())
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", is_bf16_supported)
+    assert resolve_precision("auto", torch.device("cuda", 0)) == ("bf16" if is_supported else "fp32")
+
+
 def read_settings():
     settings = {
         "convolutions": torch.backends.cudnn.allow_tf32,
@@ -95,6 +108,27 @@ def test_block_keeps_all_bits_and_restores_settings(allowed, products):
     assert read_settings() == before
 
 
+def check_fast_convolutions():
+    """Check the settings in a block, also around one of full precision, and that the caller's come back."""
+    with fast_convolutions():
+        inside = read_settings()
+        assert inside["convolutions"]
+        assert inside["benchmark"]
+        assert inside.get("cudnn.conv", "tf32") == "tf32"
+        assert inside["products"] == "highest"
+        check_full_precision()
+        assert read_settings() == inside
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.usefixtures("restored")
+def test_fast_block_allows_tf32_and_restores_settings(allowed):
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = allowed
+    before = read_settings()
+    check_fast_convolutions()
+    assert read_settings() == before
+
+
 @pytest.mark.skipif(
     not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="needs the settings of PyTorch 2.9"
 )
@@ -104,8 +138,9 @@ def test_block_keeps_all_bits_and_restores_settings(allowed, products):
 def test_callers_may_use_the_newer_settings(name, precision):
     backend = operator.attrgetter(name)(torch.backends)
     backend.fp32_precision = precision  # makes some of the older settings unreadable
-    check_full_precision()
-    assert backend.fp32_precision == precision
+    for check in (check_full_precision, check_fast_convolutions):
+        check()
+        assert backend.fp32_precision == precision
 
 
 @pytest.mark.usefixtures("restored")

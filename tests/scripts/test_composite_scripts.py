@@ -482,6 +482,7 @@ def test_estimated_archives_hold_the_flow(source, tmp_path, davis_root, caplog):
             write_frames(tmp_path / name, frames)
         argv += ["--frames", str(tmp_path / "a"), str(tmp_path / "b"), "--consistency_check"]
     else:
+        pytest.importorskip("av", reason="needs PyAV")
         for name in ("a", "b"):
             writer = cv2.VideoWriter(
                 str(tmp_path / f"{name}.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 25, frames[0].shape[1::-1]
@@ -599,6 +600,7 @@ def test_bad_estimation_options(argv, expected, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.glob("optflow/*"))
 
 
+@pytest.mark.usefixtures("pyav")
 @pytest.mark.slow
 def test_broken_video_is_one_error_line(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(bytes(1000))

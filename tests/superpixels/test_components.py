@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEVICES
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lib.superpixels.components import (
     components_by_hooking,
@@ -14,15 +12,30 @@ from lib.superpixels.components import (
     touching_pairs,
     unique_pairs,
 )
+from properties import given, settings, st
+
+
+def found_by_sorting(components, n_components):
+    """Pairs as `touching_pairs` returns them."""
+    pairs = pairs_by_sorting(components, n_components).cpu().numpy()
+    return pairs[:, pairs[0] != pairs[1]]
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_components_and_pairs_of_a_small_map(device):
-    labels = torch.tensor([[5, 5, -1, 2], [5, 2, 2, 2], [-1, 5, 7, 7]], device=device)
+def test_components_and_pairs_of_small_maps(device):
+    labels = torch.tensor([[5, 5, -1, 2], [5, 2, 2, 2], [-1, 5, 7, 7]])
+    expected = np.array([[0, 0, -1, 1], [0, 1, 1, 1], [-1, 2, 3, 3]])
+    pairs = np.array([[0, 1, 1, 2], [1, 2, 3, 3]])
     components = connected_components(labels)
-    expected = [[0, 0, -1, 1], [0, 1, 1, 1], [-1, 2, 3, 3]]
-    np.testing.assert_array_equal(components.cpu().numpy(), expected)
-    np.testing.assert_array_equal(touching_pairs(components, 4), [[0, 1, 1, 2], [1, 2, 3, 3]])
+    np.testing.assert_array_equal(components, expected)
+    np.testing.assert_array_equal(touching_pairs(components.numpy(), 4), pairs)
+    # The second map begins as the first one ends, and touches nothing of it.
+    both = components_by_hooking(torch.stack([labels, labels.flip(0)]).to(device))
+    np.testing.assert_array_equal(both[0].cpu(), expected)
+    np.testing.assert_array_equal(both[1].cpu(), [[-1, 4, 5, 5], [6, 7, 7, 7], [6, 6, -1, 7]])
+    np.testing.assert_array_equal(found_by_sorting(both[0], 4), pairs)
+    all_pairs = np.concatenate([pairs, [[4, 4, 5, 6], [5, 7, 7, 7]]], axis=1)
+    np.testing.assert_array_equal(found_by_sorting(both, 8), all_pairs)
 
 
 @settings(deadline=None, max_examples=60)
@@ -37,8 +50,8 @@ def test_forms_for_a_gpu_equal_those_for_a_cpu(height, width, n_labels, seed):
     components = connected_components(labels)
     torch.testing.assert_close(components_by_hooking(labels), components)
     n_components = int(components.max()) + 1
-    pairs = touching_pairs(components, n_components)
-    np.testing.assert_array_equal(pairs_by_sorting(components, n_components), pairs)
+    pairs = touching_pairs(components.numpy(), n_components)
+    np.testing.assert_array_equal(found_by_sorting(components, n_components), pairs)
 
 
 def test_component_that_winds():

@@ -9,9 +9,11 @@ import torch
 from conftest import DEVICES
 from skimage.measure import label
 
-from helpers import agreement
+from helpers import WaitingCalls, agreement
 from lib.runtime.errors import InputError
-from lib.superpixels.merge_tree import _ward_costs, build_merge_tree
+from lib.superpixels import merge_rounds, merge_rounds_gpu
+from lib.superpixels.merge_rounds import merge_in_rounds
+from lib.superpixels.merge_tree import build_merge_tree, build_merge_trees, trees_on_gpu
 from properties import given, settings, st
 
 
@@ -148,20 +150,15 @@ def test_cut_outside_the_tree_is_refused():
             tree.cut(n_spixels)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_equal_regions_merge_in_few_rounds(device, monkeypatch):
+@pytest.mark.parametrize("shape", [(30, 40), (1, 2583), (600, 2)])  # 2584 is a Fibonacci number
+def test_equal_regions_merge_in_few_rounds(shape, monkeypatch):
     rounds = []
-
-    def counting(*args):
-        rounds.append(1)
-        return _ward_costs(*args)
-
-    monkeypatch.setattr("lib.superpixels.merge_tree._ward_costs", counting)
-    labels = torch.arange(1200, device=device).view(30, 40)
-    trees = [build_merge_tree(labels, torch.zeros(2, 30, 40, device=device)) for _ in range(2)]
-    assert len(rounds) < 2 * 40  # one pair a round would take 1199
-    np.testing.assert_array_equal(trees[0].merges, trees[1].merges)
-    np.testing.assert_array_equal(trees[0].costs, np.zeros(1199))
+    original = merge_rounds._ward_costs
+    monkeypatch.setattr(merge_rounds, "_ward_costs", lambda *args: rounds.append(1) or original(*args))
+    n_regions = shape[0] * shape[1]
+    tree = build_merge_tree(torch.arange(n_regions).view(shape), torch.zeros(2, *shape))
+    assert len(rounds) < 40  # one pair a round would take as many as regions
+    np.testing.assert_array_equal(tree.costs, np.zeros(n_regions - 1))
 
 
 def test_infinite_features_are_refused():
@@ -194,17 +191,90 @@ def test_tree_equals_exact_tree(device):
         assert agreement(tree.cut(n_spixels), exact.cut(n_spixels)) > 0.99
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_gpu_is_waited_for_a_few_times_however_many_regions():
+def make_maps():
+    """Return label maps (5, 40, 57) that differ in kind, and features (5, 3, 40, 57) whose sums are exact."""
+    rng = np.random.default_rng(0)
+    random, _ = random_map(40, 57, 150, seed=0)
+    masked = torch.where(torch.from_numpy(rng.random((40, 57)) < 0.3), -1, random)
+    islands = torch.full((40, 57), -1)
+    islands[::3, ::4] = 7
+    grid = torch.arange(40 * 57).view(40, 57)
+    one = torch.zeros(40, 57, dtype=torch.int64)
+    features = torch.from_numpy(rng.integers(-9, 10, (5, 3, 40, 57)).astype(np.float32))
+    features[3] = 0  # all costs are equal
+    return torch.stack([random, masked, islands, grid, one]), features
+
+
+def assert_equal_trees(trees, expected):
+    for tree, other in zip(trees, expected, strict=True):
+        assert tree.leaves.dtype == other.leaves.dtype
+        np.testing.assert_array_equal(tree.leaves, other.leaves)
+        np.testing.assert_array_equal(tree.merges, other.merges)
+        np.testing.assert_array_equal(tree.costs, other.costs)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("min_images", [1, 9])  # rounds on the GPU, and on the CPU
+def test_batch_on_a_gpu_equals_one_by_one_on_a_cpu(device, min_images, monkeypatch):
+    monkeypatch.setattr("lib.superpixels.merge_tree._MIN_IMAGES_ON_GPU", min_images)
+    labels, features = make_maps()
+    trees = trees_on_gpu(labels.to(device), features.to(device))
+    assert_equal_trees(trees, [build_merge_tree(*each) for each in zip(labels, features, strict=True)])
+    assert_equal_trees(trees, build_merge_trees(labels, features))
+    assert [tree.n_leaves for tree in trees[2:]] == [14 * 15, 40 * 57, 1]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rounds_at_once", [1, 5])
+def test_rounds_on_a_gpu_equal_those_on_a_cpu(device, rounds_at_once, monkeypatch):
+    """Two equal graphs and a line, with rounding, regions of one place and some equal costs."""
+    monkeypatch.setattr(merge_rounds_gpu, "_N_ROUNDS_AT_ONCE", rounds_at_once)
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 50, 300).astype(float)
+    means = rng.normal(size=(300, 7)) * 10.0 ** rng.integers(-3, 4, 7)
+    means[60:90] = means[60]
+    edges = np.unique(np.sort(rng.integers(0, 300, (2, 900)), axis=0), axis=1)  # a few join equal places
+    line = 600 + np.stack([np.arange(49), np.arange(1, 50)])
+    graph = (
+        np.concatenate([sizes, sizes, np.ones(50)]),
+        np.concatenate([means, means, np.zeros((50, 7))]),
+        np.concatenate([edges, 300 + edges, line], axis=1),
+        np.concatenate([np.arange(300), np.arange(300), np.arange(50)]),
+    )
+    expected = merge_in_rounds(*graph)
+    found = merge_rounds_gpu.merge_in_rounds(*(torch.from_numpy(values).to(device) for values in graph))
+    for values, others in zip(found, expected, strict=True):
+        assert values.dtype == others.dtype
+        np.testing.assert_array_equal(values, others)
+    round_idx, into, cost = expected
+    assert (round_idx < 0).sum() == 3  # one region is left of each graph
+    np.testing.assert_array_equal(round_idx[:300], round_idx[300:600])
+    np.testing.assert_array_equal(into[:300] + 300, into[300:600])
+    np.testing.assert_array_equal(cost[:300], cost[300:600])
+
+
+def test_gpu_is_asked_for_results_a_few_times_however_many_regions():
     counts = []
     for n_labels in (50, 2000):
-        labels, features = (values.cuda() for values in random_map(120, 190, n_labels, seed=0))
+        maps = [random_map(120, 190, n_labels, seed=seed) for seed in range(3)]
+        labels, features = map(torch.stack, zip(*maps, strict=True))
+        with WaitingCalls() as calls:
+            trees_on_gpu(labels, features)
+        assert "item" not in calls.names
+        counts.append(sum(name != "numpy" for name in calls.names))  # `numpy` follows `cpu`
+    assert 0 < min(counts) <= max(counts) <= 12
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_is_waited_for_a_few_times():
+    maps = [random_map(120, 190, 2000, seed=seed) for seed in range(3)]
+    labels, features = (torch.stack(each).cuda() for each in zip(*maps, strict=True))
+    for n_images in (1, 3):
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                build_merge_tree(labels, features)
+                trees_on_gpu(labels[:n_images], features[:n_images])
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        counts.append(sum("synchron" in str(warning.message) for warning in caught))
-    assert 0 < max(counts) <= 20
+        assert 0 < sum("synchron" in str(warning.message) for warning in caught) <= 16

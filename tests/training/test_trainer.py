@@ -8,9 +8,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 
-from helpers import LineFit, in_thread
+from helpers import LineFit, WaitingCalls, in_thread
 from lib.files.atomic import atomic_path
 from lib.losses import RECONSTRUCTION_LOSSES
 from lib.network.inputs import InputScales
@@ -19,7 +18,7 @@ from lib.runtime.errors import InputError, RunError
 from lib.runtime.signals import stop_flag
 from lib.training import Recipe, RunSettings
 from lib.training.recipe import CountRange
-from lib.training.run import _make_loss_function
+from lib.training.run import _load_on_device, _make_loss_function
 from lib.training.run_folder import RunFolder, Validation, find_resumable, has_best_model, prepare_run_folder
 from lib.training.trainer import Trainer, TrainingState, learning_rate_share
 from lib.training.weight_average import WeightAverage
@@ -445,33 +444,6 @@ def test_resumed_run_writes_the_periodic_checkpoint_it_was_stopped_before(tmp_pa
     assert read_checkpoint(tmp_path / "checkpoint_00000004.pth")["validated_step"] == 4
 
 
-# Functions that return values of a tensor to Python, or a result whose shape depends on them. On a GPU they
-# wait until all earlier work is done.
-WAITING = {
-    *("item", "tolist", "numpy", "cpu", "equal", "allclose"),
-    *("__bool__", "__int__", "__float__", "__index__", "__contains__", "__repr__", "__format__"),
-    *("nonzero", "argwhere", "unique", "masked_select", "repeat_interleave", "bincount", "synchronize"),
-}
-
-
-class WaitingCalls(TorchFunctionMode):
-    """Collect the names of the functions called within the block that would wait for a GPU."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "")
-        is_mask = name in ("__getitem__", "__setitem__") and any(
-            isinstance(idx, torch.Tensor) and idx.dtype == torch.bool
-            for idx in (args[1] if isinstance(args[1], tuple) else (args[1],))
-        )
-        if name in WAITING or is_mask:
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
-
-
 def make_small_training(device, **recipe):
     """Return a trainer of a small composite, and a batch as a loader yields it."""
     model = CompositeSSNModel(3, 2).to(device, memory_format=torch.channels_last)
@@ -491,6 +463,25 @@ def make_small_training(device, **recipe):
     )
     trainer = Trainer(state, RunSettings(**INTERVALS), compute_losses, validate_model=None, run_folder=None)
     return trainer, batch
+
+
+def test_data_stays_with_the_loader_if_another_program_takes_the_memory(monkeypatch, caplog):
+    """Whether data fits is decided before the first image is read."""
+
+    def fail(*args, **options):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("lib.training.run.load_resident", fail)
+    cuda = torch.device("cuda", 0)
+    settings = {choice: RunSettings(**INTERVALS, data_on_device=choice) for choice in ("auto", True)}
+    message = "CUDA error: out of memory"
+    assert _load_on_device(None, [], settings["auto"], cuda) is None
+    assert caplog.messages == ["training data stays with the loader: cuda:0 has no free memory any more"]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        _load_on_device(None, [], settings[True], cuda)
+    message = "CUDA error: an illegal memory access"
+    with pytest.raises(RuntimeError, match="illegal"):
+        _load_on_device(None, [], settings["auto"], cuda)
 
 
 @pytest.mark.parametrize("loss", RECONSTRUCTION_LOSSES)
