@@ -30,6 +30,8 @@ _LARGEST_SAFE_IMAGE = 2**29
 class Parser(argparse.ArgumentParser):
     """Argument parser that shows defaults and reports an error in one line with status 2."""
 
+    origin = ""  # in front of errors: the file that the options come from
+
     def __init__(self, description: str) -> None:
         super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
 
@@ -42,7 +44,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n" if is_first_rank() else None)
+        self.exit(2, f"{self.prog}: error: {self.origin}{message}\n" if is_first_rank() else None)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -97,8 +97,9 @@ def _read_cells(file: Path) -> list[np.ndarray]:
 
 def _check_labels(annotation: np.ndarray, file: Path) -> None:
     """Check that labels fit int32; MATLAB stores whole numbers as floats by default."""
-    if annotation.dtype.kind not in "iubf":
-        raise InputError(f"{file} holds labels of type {annotation.dtype}; expected whole numbers")
+    if not isinstance(annotation, np.ndarray) or annotation.dtype.kind not in "iubf":
+        kind = annotation.dtype if isinstance(annotation, np.ndarray) else type(annotation).__name__
+        raise InputError(f"{file} holds labels of type {kind}; expected whole numbers")
     is_whole = annotation == np.floor(annotation)
     is_label = is_whole & (annotation >= 0) & (annotation <= np.iinfo(np.int32).max)
     if not is_label.all():

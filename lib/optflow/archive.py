@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from lib.files.hdf5 import HDF5Writing, write_hdf5
-from lib.runtime.errors import InputError
+from lib.runtime.errors import InputError, is_out_of_memory
 
 FORWARD, BACKWARD = "flows", "inv_flows"
 
@@ -87,9 +87,9 @@ class FlowArchive:
         return flow
 
     def read_attributes(self) -> dict[str, str]:
-        """Return the notes of the writer on the flow, such as its settings."""
+        """Return the notes of the writer on the flow, such as its settings, each in one line."""
         with self._opened() as file:
-            return {name: str(value) for name, value in file.attrs.items()}
+            return {name: " ".join(str(value).split()) for name, value in file.attrs.items()}
 
     @contextmanager
     def _opened(self) -> Iterator[h5py.File]:
@@ -98,7 +98,9 @@ class FlowArchive:
                 yield file
         except InputError:
             raise
-        except (OSError, KeyError, RuntimeError, ValueError) as error:
+        except Exception as error:  # damaged files make h5py raise many kinds of errors
+            if is_out_of_memory(error):
+                raise
             raise InputError(f"{self.path} is not a readable HDF5 file ({error})") from error
 
 

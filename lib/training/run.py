@@ -24,6 +24,7 @@ from lib.datasets.resident import find_places, load_resident
 from lib.evaluation.loop import check_first_image, evaluate, list_runs
 from lib.evaluation.methods import NetworkMethod, Setting
 from lib.evaluation.summary import summarize
+from lib.files.values import TEXTS_BY_NAME, check_value
 from lib.inference import Segmenter
 from lib.losses import compute_loss_terms
 from lib.network.inputs import InputScales, model_input
@@ -180,10 +181,13 @@ def _restore(
     """Continue from the checkpoint `resume`."""
     checkpoint = read_checkpoint(resume)
     if "recipe" in checkpoint:  # only n_steps may change in a resumed run
-        stored = replace(Recipe.from_plain(checkpoint["recipe"]), n_steps=state.recipe.n_steps)
+        stored = replace(
+            Recipe.from_plain(checkpoint["recipe"], f"{resume}: recipe"), n_steps=state.recipe.n_steps
+        )
         check_resumed(vars(state.recipe), vars(stored), resume)
     state.restore(checkpoint, resume)
     earlier = checkpoint.get("image_names_sha256", {})
+    check_value(f"{resume}: image_names_sha256", earlier, TEXTS_BY_NAME)
     changed = [
         name
         for name, value in fingerprints.items()
