@@ -18,6 +18,7 @@ from lib.files.atomic import atomic_path
 from lib.files.values import FLAG, Expected, check_value, number, one_of, show
 from lib.network.inputs import DEFAULT_OPTFLOW_SCALE, InputScales
 from lib.runtime.errors import DamagedFileError, InputError, is_out_of_memory
+from lib.runtime.memory import check_memory
 from lib.slic.iteration import DISTANCES
 from lib.superpixels.merge_settings import MergeSettings
 from model import CompositeSSNModel, SSNModel, SSNPix
@@ -87,7 +88,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):  # of kinds of tensors that are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises various errors for broken bytes
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, InputError):
             raise
         # EINVAL: torch seeks beyond the end of a truncated file, which is damage, not a read error.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
@@ -105,6 +106,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise DamagedFileError(f"{path} holds neither a state dict nor one of our checkpoints")
     for name, value in content["weights"].items():
         check_value(f"{path}: {name}", value, _TENSOR)
+    # A tensor may announce a large shape and hold one number, which is repeated.
+    check_memory(_count_bytes(content["weights"]), f"{path}: the weights")
     sha256 = _weights_sha256(content["weights"])
     # Drop the checksum, so that an edited copy of the dict does not keep it.
     if content.pop("weights_sha256", sha256) != sha256:
@@ -136,6 +139,7 @@ def load_model(path: Path | str) -> LoadedModel:
             raise InputError(f"{path} has {name} {model_args[name]}, but its weights have {size}")
     with torch.device("meta"):  # without memory
         expected = model_class(**sizes | model_args).state_dict()
+    check_memory(_count_bytes(expected), f"{path}: the network")
     check_tensors(weights, expected, f"{path}: weights")
     model = model_class(**sizes | model_args)
     model.load_state_dict(weights)
@@ -321,10 +325,15 @@ def check_tensors(tensors: Any, expected: Mapping[str, Tensor], name: str) -> No
             raise InputError(f"{name}: {key} holds negative values")
 
 
+def _count_bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in tensors.values())
+
+
 def _compare_checksums(path: Path) -> None:
     """Raise an error if a record of a zip file is damaged; `torch.load` does not compare their checksums."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:
+            check_memory(sum(record.file_size for record in file.infolist()), f"{path}: the content")
             damaged = file.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(damaged)

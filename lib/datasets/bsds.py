@@ -1,14 +1,18 @@
 """BSDS500: photographs with several hand-drawn segmentations each."""
 
+import math
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
+from scipy.io import loadmat, whosmat
 
 from lib.datasets.base import FileDataset, SegmentedImage
 from lib.files.images import read_image, read_image_shape
 from lib.files.listing import list_visible
 from lib.runtime.errors import InputError
+from lib.runtime.memory import check_memory
+
+_CELL_BYTES = 8  # of an element of a cell array, before its content
 
 SPLITS = ("train", "val", "test")
 
@@ -84,8 +88,12 @@ def _read_annotations(file: Path, image_shape: tuple[int, int]) -> list[np.ndarr
 def _read_cells(file: Path) -> list[np.ndarray]:
     """Read all segmentations of a .mat file, each (H, W) int32 of any size."""
     try:
+        for name, shape, _ in whosmat(file):
+            check_memory(_CELL_BYTES * math.prod(shape), f"{file}: {name} of shape {shape}")
         cells = loadmat(file)["groundTruth"].ravel()
         annotations = [cell["Segmentation"][0, 0] for cell in cells]
+    except InputError:
+        raise
     except Exception as error:  # scipy raises various errors for broken bytes
         raise InputError(f"{file} is not a readable BSDS500 annotation file ({error})") from error
     if not annotations:

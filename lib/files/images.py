@@ -12,6 +12,7 @@ from lib.files.opencv import cv2
 from lib.files.repair import has_late_metadata, use_image
 from lib.files.value_range import ValueRange, check_value_range, scale_to_8_bits, scale_to_unit
 from lib.runtime.errors import InputError
+from lib.runtime.memory import check_memory
 from lib.runtime.notices import log_once
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ _LOSSY_FORMATS = ("JPEG", "MPO", "AVIF")
 _MANY_GREY_PIXELS = 0.05  # share of a mask; blurred borders have less
 
 _MANY_TRANSLUCENT_PIXELS = 0.5  # share of an image; shadows and borders of cut-outs have less
+
+_DECODED_BYTES = 7  # per pixel: 4 in Pillow, and 3 in an array of RGB
 
 _UNKNOWN = 0.5  # mid-grey, replaces NaN pixels in the input of the network
 
@@ -66,12 +69,15 @@ def read_image_shape(path: Path) -> tuple[int, int]:
     """
     try:
         return use_image(path, lambda image: _upright_shape(image, path))
+    except InputError as error:
+        raise InputError(f"{path} {error}") from error
     except Exception as error:  # broken files make Pillow raise many kinds of errors
         raise InputError(f"{path} is not a readable image ({error})") from error
 
 
 def _upright_shape(image: Image.Image, path: Path) -> tuple[int, int]:
     if image.format == "PNG" and has_late_metadata(path):
+        check_decoding(image)
         image.load()
     # The getexif of PNG files decodes the pixels to search for EXIF after them, which is slow.
     orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
@@ -79,6 +85,7 @@ def _upright_shape(image: Image.Image, path: Path) -> tuple[int, int]:
         return image.height, image.width
     if image.format != "TIFF":
         return image.width, image.height
+    check_decoding(image)
     image.load()  # Pillow itself rotates TIFF files, in some versions only here
     return image.height, image.width
 
@@ -175,6 +182,11 @@ def resize_image(image_rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image_rgb).resize(shape[::-1], Image.Resampling.BILINEAR))
 
 
+def check_decoding(image: Image.Image) -> None:
+    """Raise `InputError` if an open image has too many pixels for the memory; a small file may have many."""
+    check_memory(_DECODED_BYTES * image.width * image.height, f"of {image.width}x{image.height} pixels")
+
+
 def size_text(shape: tuple[int, ...]) -> str:
     """Return the size of an array (H, W, ...) as text, width first, as in image viewers."""
     return f"{shape[1]}x{shape[0]}"
@@ -201,6 +213,7 @@ def _read_upright(
 def _convert_upright(
     image: Image.Image, path: Path, convert: Callable[[Image.Image | np.ndarray, bool], np.ndarray]
 ) -> np.ndarray:
+    check_decoding(image)
     # MPO holds previews, and PSD layers, beside the image.
     if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):
         text = "%s holds several pages or frames: the first is read, as in other such files"

@@ -25,6 +25,7 @@ from lib.network.inputs import (
 )
 from lib.runtime.device import full_precision
 from lib.runtime.errors import InputError
+from lib.runtime.memory import check_memory
 from lib.runtime.stopwatch import Stopwatch
 from lib.superpixels.connectivity import OUTSIDE
 from lib.superpixels.counts import check_n_spixels, fit_grid_to_mask
@@ -32,7 +33,9 @@ from lib.superpixels.merge_settings import MergeSettings, setting_at
 from lib.superpixels.merge_tree import build_merge_tree
 from lib.superpixels.regions import Superpixels
 from lib.weights import load_model
-from model import LearnedFeatures, SSNPix, cluster, cluster_labels, without_position
+from model import N_BASE_CHANNELS, LearnedFeatures, SSNPix, cluster, cluster_labels, without_position
+
+_FEATURE_COUNTS = ("n_learned_features", "n_extra_features")  # attributes of models
 
 
 class PreprocessedImage(NamedTuple):
@@ -325,6 +328,11 @@ class Segmenter:
         Otherwise they are the requested superpixels, which may be in pieces. Images with masks are segmented
         one by one, each on its own grid.
         """
+        height, width = images[0].image_rgb.shape[:2]
+        # The input, the features, and the features in cells.
+        n_features = N_BASE_CHANNELS + sum(getattr(self.model, name, 0) for name in _FEATURE_COUNTS)
+        n_bytes = 4 * (N_BASE_CHANNELS + self.model.n_extra_channels + 2 * n_features) * height * width
+        check_memory(n_bytes, f"{images[0].name} of {width}x{height} pixels", device=self.device)
         if len(images) > 1 and any(image.mask is not None for image in images):
             kept = {"with_features": with_features, "with_soft_assignment": with_soft_assignment}
             return [self.segment([image], n_spixels, merged=merged, **kept)[0] for image in images]

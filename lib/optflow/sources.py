@@ -4,6 +4,7 @@ A source yields the forward and the backward flow of each pair of neighbouring f
 float32, with last axis (dy, dx) in pixels.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from lib.files.frames import FrameFolder, Video
 from lib.files.images import size_text
 from lib.files.opencv import cv2
 from lib.runtime.errors import InputError
+from lib.runtime.memory import check_memory
 
 # Presets of OpenCV's implementation, from fast to accurate.
 DIS_PRESETS = {
@@ -31,6 +33,7 @@ MIN_FRAME_SIDE = 16
 FLOW_SUFFIXES = (".flo", ".png")
 
 _FLO_MAGIC = b"PIEH"
+_FLOW_BYTES = 16  # per pixel: the values as they are read, and in the order that we use
 _FLO_UNKNOWN = 1e9  # the Middlebury code marks unknown flow by larger values
 
 FlowPair = tuple[np.ndarray, np.ndarray]
@@ -174,18 +177,29 @@ def read_flow_file(path: Path) -> np.ndarray:
 
 def _read_flo(path: Path) -> np.ndarray:
     try:
-        content = path.read_bytes()
+        n_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            header = file.read(12)
+            if len(header) < 12 or header[:4] != _FLO_MAGIC:
+                raise InputError(f"{path} is not a Middlebury .flo file")
+            width, height = np.frombuffer(header, "<i4", offset=4).tolist()
+            if n_bytes != 12 + 8 * width * height or min(width, height) < 1:
+                raise InputError(
+                    f"{path} has {n_bytes} bytes, which is not the size of {width}x{height} flow"
+                )
+            _check_flow_memory(path, (height, width))
+            content = file.read()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    if len(content) < 12 or content[:4] != _FLO_MAGIC:
-        raise InputError(f"{path} is not a Middlebury .flo file")
-    width, height = np.frombuffer(content, "<i4", count=2, offset=4).tolist()
-    if len(content) != 12 + 8 * width * height or min(width, height) < 1:
-        raise InputError(f"{path} has {len(content)} bytes, which is not the size of {width}x{height} flow")
-    return np.frombuffer(content, "<f4", offset=12).reshape(height, width, 2)[..., ::-1]
+    return np.frombuffer(content, "<f4").reshape(height, width, 2)[..., ::-1]
 
 
 def _read_kitti(path: Path) -> np.ndarray:
+    if path.is_file():
+        with path.open("rb") as file:
+            header = file.read(24)
+        if len(header) == 24:  # the size follows the signature, and the length and name of the first chunk
+            _check_flow_memory(path, tuple(np.frombuffer(header, ">u4", offset=16)[::-1].tolist()))
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(f"{path} is not a 16-bit colour PNG, the KITTI format of flow")
@@ -193,3 +207,7 @@ def _read_kitti(path: Path) -> np.ndarray:
     flow = (flow.astype(np.float32) - 2**15) / 64
     flow[is_known == 0] = np.nan
     return flow
+
+
+def _check_flow_memory(path: Path, shape: tuple[int, int]) -> None:
+    check_memory(_FLOW_BYTES * math.prod(shape), f"{path} of {size_text(shape)} pixels")

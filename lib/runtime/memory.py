@@ -1,4 +1,4 @@
-"""Free memory of a device, and settings of the memory allocator in the C library."""
+"""Free memory of a device, a check against it, and settings of the memory allocator in the C library."""
 
 import ctypes
 import re
@@ -7,11 +7,15 @@ from pathlib import Path
 
 import torch
 
+from lib.runtime.errors import InputError
+
 _MEMORY_INFO = Path("/proc/meminfo")
 
 # Parameters of `mallopt` in glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_CPU = torch.device("cpu")
+
 _LARGEST = 2**31 - 1
 _LARGEST_IN_OLD_GLIBC = 2**25  # upper limit of _M_MMAP_THRESHOLD in older versions
 
@@ -35,7 +39,22 @@ def keep_freed_memory() -> None:
 def free_memory(device: torch.device) -> int | None:
     """Return the free memory of a device in bytes; None if it is unknown, for a CPU outside Linux."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     if not _MEMORY_INFO.exists():
         return None
     return 1024 * int(re.search(r"MemAvailable: *(\d+) kB", _MEMORY_INFO.read_text())[1])
+
+
+def check_memory(n_bytes: int, what: str, *, device: torch.device = _CPU) -> None:
+    """Raise `InputError` if more bytes are needed than a device has free; call it before they are allocated.
+
+    `what` needs them, in the words of the message. Sizes in a file or an option may be of any size: an
+    allocation can then end the process without a message, as Linux grants more memory than it has. Without
+    the free memory, nothing is checked.
+    """
+    free = free_memory(device)
+    if free is not None and n_bytes > free:
+        raise InputError(
+            f"{what} needs at least {n_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}"
+        )

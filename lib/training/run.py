@@ -30,6 +30,7 @@ from lib.losses import compute_loss_terms
 from lib.network.inputs import InputScales, model_input
 from lib.runtime.device import resolve_precision
 from lib.runtime.errors import InputError
+from lib.runtime.memory import check_memory
 from lib.runtime.ranks import data_parallel, is_first_rank, n_ranks, on_first_rank, synchronize, together
 from lib.superpixels.counts import check_n_spixels
 from lib.superpixels.drawing import draw_boundaries
@@ -58,6 +59,10 @@ _WITH_SIZES = "names+sizes:"
 TRAIN_SET = "train"  # name of the training set in the log and in checkpoints
 
 _COUNT_PARAMETER = "val_n_spixels"  # named in errors about the number of superpixels
+
+# Bytes per pixel of a crop that training needs at least.
+_CROP_BYTES, _ANNOTATION_BYTES = 12, 8  # CIELAB in float32, labels in int64
+_STEP_BYTES = 256  # 4 results of 32 channels in bfloat16, which the gradient needs
 
 N_PICTURES = 4  # overlays per validation set in TensorBoard
 
@@ -118,6 +123,7 @@ def run_training(
         raise ValueError(f"no validation set may be named {TRAIN_SET!r}")
     datasets = {TRAIN_SET: train_set, **validation_sets}
     fingerprints = _check_data(recipe, datasets, settings.val_n_spixels, score)
+    together(lambda: _check_step_memory(recipe, device))
     with_bfloat16 = resolve_precision(recipe.precision, device) == "bf16"
     state = TrainingState(model.to(device, memory_format=torch.channels_last), recipe)
     if resume:
@@ -173,6 +179,17 @@ def _check_data(recipe: Recipe, datasets: Datasets, val_n_spixels: int, score: s
         if shapes:
             fingerprints[name] = _WITH_SIZES + on_first_rank(partial(fingerprint, dataset))
     return fingerprints
+
+
+def _check_step_memory(recipe: Recipe, device: torch.device) -> None:
+    """Raise `InputError` if the crops of a step do not fit the memory."""
+    what = f"{recipe.crop_size}: a step with `batch_size` {recipe.batch_size}"
+    n_pixels = recipe.batch_size * recipe.crop_size**2
+    for n_bytes, place in (
+        (_STEP_BYTES, device),
+        (_CROP_BYTES + _ANNOTATION_BYTES * recipe.n_annotations, torch.device("cpu")),
+    ):
+        check_memory(n_bytes * n_pixels, f"`crop_size` {what}", device=place)
 
 
 def _restore(
