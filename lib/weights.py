@@ -107,7 +107,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     for name, value in content["weights"].items():
         check_value(f"{path}: {name}", value, _TENSOR)
     # A tensor may announce a large shape and hold one number, which is repeated.
-    check_memory(_count_bytes(content["weights"]), f"{path}: the weights")
+    check_memory(_count_bytes(content["weights"]), f"{path}: the state dict")
     sha256 = _weights_sha256(content["weights"])
     # Drop the checksum, so that an edited copy of the dict does not keep it.
     if content.pop("weights_sha256", sha256) != sha256:
@@ -330,13 +330,13 @@ def _count_bytes(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _compare_checksums(path: Path) -> None:
-    """Raise an error if a record of a zip file is damaged; `torch.load` does not compare their checksums."""
+    """Check the records of a zip file, which `torch.load` does not compare with their checksums."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:
-            check_memory(sum(record.file_size for record in file.infolist()), f"{path}: the content")
+            check_memory(sum(record.file_size for record in file.infolist()), f"{path}: its content")
             damaged = file.testzip()
         if damaged is not None:
-            raise zipfile.BadZipFile(damaged)
+            raise DamagedFileError(f"{path} is damaged: {show(damaged)} in it does not match its checksum")
 
 
 def _is_state_dict(content: Any) -> bool:

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from lib.runtime.errors import DamagedFileError
 
 _MAX_SHOWN = 80  # characters of a value in an error message
@@ -62,7 +64,9 @@ def check_value(name: str, value: Any, expected: Expected) -> None:
 
 
 def show(value: Any) -> str:
-    """Return the start of a value's representation, in one line."""
+    """Return the start of a value's representation, in one line; of tensors the type, shape and layout."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}, {value.layout}, on {value.device}"
     try:
         return " ".join(repr(value).split())[:_MAX_SHOWN]
     except ValueError:  # Python does not print integers of thousands of digits

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from lib.files.values import check_value, number, show
 from lib.runtime.errors import DamagedFileError
@@ -28,4 +29,5 @@ def test_numbers(expected, valid, invalid):
 def test_values_are_shown_in_a_short_line():
     assert show("a\nb") == r"'a\nb'"
     assert show("x" * 1000) == "'" + 79 * "x"
+    assert show(torch.zeros(2, 3)) == "torch.float32 of shape (2, 3), torch.strided, on cpu"
     assert show(10**5000) == "a very large int"

@@ -35,6 +35,7 @@ FREE = "1.5 GB are free on cpu"
 @pytest.fixture(autouse=True)
 def _little_memory(monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda device: 1_500_000_000)
+    monkeypatch.setattr(memory, "_UNCHECKED", 0)
 
 
 @pytest.fixture
@@ -73,6 +74,14 @@ def declare(content, shape):
 def test_memory_that_is_enough_or_unknown(monkeypatch, free):
     monkeypatch.setattr(memory, "free_memory", lambda device: free)
     check_memory(10, "a file")
+
+
+def test_small_sizes_are_not_checked(monkeypatch):
+    monkeypatch.setattr(memory, "_UNCHECKED", 2**26)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 10)
+    check_memory(2**26, "a file")
+    with pytest.raises(InputError):
+        check_memory(2**26 + 1, "a file")
 
 
 def test_message_has_both_amounts():
@@ -194,7 +203,7 @@ def test_model_arguments(base_weights, allocates_little, monkeypatch):
 def test_tensor_that_repeats_a_number(tmp_path, allocates_little):
     path = tmp_path / "a.pth"
     torch.save({"feature_extract.a": torch.zeros(1).expand(10**12)}, path)
-    with pytest.raises(InputError, match=rf"{path}: the weights needs at least 4000\.0 GB, {FREE}"):
+    with pytest.raises(InputError, match=rf"{path}: the state dict needs at least 4000\.0 GB, {FREE}"):
         load_model(path)
 
 

@@ -237,7 +237,9 @@ def test_flipped_bit_in_any_record_makes_resume_take_the_checkpoint_before(tmp_p
     places |= {"pickle": content.index(b"optimizers"), "first byte": 0, "end": len(content) - 22}
     for name, place in places.items():
         flip(last_model, place)
-        with pytest.raises(DamagedFileError, match=f"{last_model} is not a readable weight file"):
+        with pytest.raises(
+            DamagedFileError, match=f"{last_model} is (damaged: |not a readable weight file: damaged)"
+        ):
             read_checkpoint(last_model)
         assert find_resumable(tmp_path) == older, name
         last_model.write_bytes(content)
