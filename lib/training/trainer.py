@@ -26,6 +26,14 @@ from lib.weights import check_tensors
 
 logger = logging.getLogger(__name__)
 
+# Entries of a checkpoint that hold the numbers of a run.
+_PROGRESS = {
+    **dict.fromkeys(("step", "n_samples", "validated_step"), number(int, low=0)),
+    "best_score": Expected(
+        lambda value: type(value) in (int, float) and value < math.inf, "a number, or -inf before the first"
+    ),
+}
+
 
 @dataclass
 class TrainingState:
@@ -109,23 +117,12 @@ class TrainingState:
         check_value(f"{path}: validated_step", checkpoint["validated_step"], number(int, below=step + 1))
         for name in ("weights", "last_weights"):
             check_tensors(checkpoint[name], self.model.state_dict(), f"{path}: {name}")
-        is_list = Expected(lambda value: isinstance(value, list), "a list")
-        check_value(f"{path}: optimizers", checkpoint["optimizers"], is_list)
-        if len(checkpoint["optimizers"]) != len(self.optimizers):
+        states = checkpoint["optimizers"]
+        check_value(f"{path}: optimizers", states, Expected(lambda value: isinstance(value, list), "a list"))
+        if len(states) != len(self.optimizers):
             raise InputError(f"{path}: optimizers are of another recipe, or of another version")
-        for idx, (optimizer, progress) in enumerate(
-            zip(self.optimizers, checkpoint["optimizers"], strict=True)
-        ):
-            check_optimizer_state(optimizer, progress, f"{path}: optimizers[{idx}]", is_new=step == 0)
-
-
-# Entries of a checkpoint that hold the numbers of a run.
-_PROGRESS = {
-    **dict.fromkeys(("step", "n_samples", "validated_step"), number(int, low=0)),
-    "best_score": Expected(
-        lambda value: type(value) in (int, float) and value < math.inf, "a number, or -inf before the first"
-    ),
-}
+        for idx, (optimizer, state) in enumerate(zip(self.optimizers, states, strict=True)):
+            check_optimizer_state(optimizer, state, f"{path}: optimizers[{idx}]", is_new=step == 0)
 
 
 def learning_rate_share(step: int, n_steps: int, warmup_share: float) -> float:
