@@ -250,8 +250,7 @@ def _is_plain_tensor(value: Any) -> bool:
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
-        and value.device.type == "cpu"  # not meta, which holds no values
-        and not (value.is_complex() or value.is_quantized or value.is_nested)
+        and not (value.is_meta or value.is_complex() or value.is_quantized or value.is_nested)
     )
 
 

@@ -33,6 +33,8 @@ MIN_FRAME_SIDE = 16
 FLOW_SUFFIXES = (".flo", ".png")
 
 _FLO_MAGIC = b"PIEH"
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
 _FLOW_BYTES = 16  # per pixel: the values as they are read, and in the order that we use
 _FLO_UNKNOWN = 1e9  # the Middlebury code marks unknown flow by larger values
 
@@ -198,7 +200,8 @@ def _read_kitti(path: Path) -> np.ndarray:
     if path.is_file():
         with path.open("rb") as file:
             header = file.read(24)
-        if len(header) == 24:  # the size follows the signature, and the length and name of the first chunk
+        if len(header) == 24 and header.startswith(_PNG_SIGNATURE):
+            # The size follows the length and the name of the first chunk.
             _check_flow_memory(path, tuple(np.frombuffer(header, ">u4", offset=16)[::-1].tolist()))
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:

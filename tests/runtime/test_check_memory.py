@@ -151,6 +151,13 @@ def test_flow_files(tmp_path, allocates_little):
         read_flow_file(png)
 
 
+def test_text_named_like_flow_of_kitti(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_text("no picture at all, but of some length")
+    with pytest.raises(InputError, match=f"{path} is not a 16-bit colour PNG"):
+        read_flow_file(path)
+
+
 def test_flow_archive(tmp_path, allocates_little):
     path = tmp_path / "optflow_dis_car.h5"
     with h5py.File(path, "w") as file:
