@@ -4,9 +4,10 @@ import errno
 import hashlib
 import inspect
 import io
-import math
 import re
-from collections.abc import Callable, Collection
+import warnings
+import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from lib.files.atomic import atomic_path
+from lib.files.values import FLAG, Expected, check_value, number, one_of, show
 from lib.network.convolution import PADDING_MODES
 from lib.network.inputs import DEFAULT_OPTFLOW_SCALE, InputScales
 from lib.runtime.errors import DamagedFileError, InputError, is_out_of_memory
+from lib.runtime.memory import check_memory
 from lib.slic.iteration import DISTANCES
 from lib.superpixels.merge_settings import MergeSettings
 from model import CompositeSSNModel, SSNModel, SSNPix
@@ -67,7 +70,9 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read one of our checkpoints or a bare state dict, onto the CPU.
 
-    The result has at least "weights" (a state dict) and "model_args" (empty for a bare state dict).
+    The result has at least "weights" (a state dict) and "model_args" (empty for a bare state dict). All
+    checksums of the file are compared: one for each record, unless PyTorch's old format has none, and in our
+    files one for the weights.
 
     Raises
     ------
@@ -80,9 +85,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"no weight file {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        _compare_checksums(path)
+        with warnings.catch_warnings(action="ignore"):  # of kinds of tensors that are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises various errors for broken bytes
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, InputError):
             raise
         # EINVAL: torch seeks beyond the end of a truncated file, which is damage, not a read error.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
@@ -91,13 +98,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is not a readable weight file: damaged, or holds more than tensors and plain types"
         ) from error
     if _is_state_dict(content):
-        return {"weights": content, "model_args": {}}
+        content = {"weights": content, "model_args": {}}
     if not (
         isinstance(content, dict)
         and _is_state_dict(content.get("weights"))
         and isinstance(content.get("model_args"), dict)
     ):
         raise DamagedFileError(f"{path} holds neither a state dict nor one of our checkpoints")
+    for name, value in content["weights"].items():
+        check_value(f"{path}: {name}", value, _TENSOR)
+    # A tensor may announce a large shape and hold one number, which is repeated.
+    check_memory(_count_bytes(content["weights"]), f"{path}: the state dict")
     sha256 = _weights_sha256(content["weights"])
     # Drop the checksum, so that an edited copy of the dict does not keep it.
     if content.pop("weights_sha256", sha256) != sha256:
@@ -127,8 +138,12 @@ def load_model(path: Path | str) -> LoadedModel:
     for name, size in sizes.items():
         if model_args.get(name, size) != size:
             raise InputError(f"{path} has {name} {model_args[name]}, but its weights have {size}")
+    with torch.device("meta"):  # without memory
+        expected = model_class(**sizes | model_args).state_dict()
+    check_memory(_count_bytes(expected), f"{path}: the network")
+    check_tensors(weights, expected, f"{path}: weights")
     model = model_class(**sizes | model_args)
-    _load_weights(model, weights, path)
+    model.load_state_dict(weights)
     input_args = checkpoint.get("input_args", {})
     _check_settings(input_args, InputScales._fields, path)
     extra_scale = DEFAULT_OPTFLOW_SCALE if model_class is CompositeSSNModel else None
@@ -136,8 +151,8 @@ def load_model(path: Path | str) -> LoadedModel:
     merge_args = checkpoint.get("merge_args", {})
     _check_settings(merge_args, MergeSettings._fields, path)
     base_sha256 = checkpoint.get("base_sha256")
-    if base_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", str(base_sha256)):
-        raise DamagedFileError(f"{path}: base_sha256 must be a SHA-256, got {_show(base_sha256)}")
+    if base_sha256 is not None:
+        check_value(f"{path}: base_sha256", base_sha256, _SHA256)
     model = model.eval().to(memory_format=torch.channels_last)
     return LoadedModel(model, scales, base_sha256, MergeSettings(**merge_args))
 
@@ -217,62 +232,112 @@ def _find_model_class(weights: dict[str, Tensor], path: Path | str) -> type[nn.M
     raise InputError(f"{path} holds no model of this repo, as its first tensor is {next(iter(weights))!r}")
 
 
-# By setting of a file: a test of its value, and the expected value in words. A bool is no count: it is an
-# instance of int, but not of type int.
-_COUNT = (lambda value: type(value) is int and value >= 1, "an integer of at least 1")
-_SCALE = (
-    lambda value: type(value) in (int, float) and 0 <= value < math.inf,
-    "a finite number of at least 0",
-)
-_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("n_learned_features", "n_extra_features", "n_extra_channels", "n_iter"), _COUNT),
-    "distance": (lambda value: isinstance(value, str) and value in DISTANCES, f"one of {DISTANCES}"),
-    "sees_position": (lambda value: isinstance(value, bool), "True or False"),
-    "padding_mode": (
-        lambda value: isinstance(value, str) and value in PADDING_MODES,
-        f"one of {PADDING_MODES}",
-    ),
-    **dict.fromkeys(InputScales._fields, _SCALE),
-    "fine_factor": (lambda values: _is_by_count(values, lowest=1), "numbers of at least 1 by count"),
-    "merge_pos_scale": (lambda values: _is_by_count(values, lowest=0), "numbers of at least 0 by count"),
-}
-
-
-def _is_by_count(values: Any, lowest: float) -> bool:
-    """Return True for a mapping from numbers of superpixels to finite numbers of at least `lowest`."""
+def _is_by_count(values: Any, value_of: Expected) -> bool:
     return (
         isinstance(values, dict)
         and len(values) > 0
-        and all(_COUNT[0](count) and count < 2**31 for count in values)
-        and all(_SCALE[0](value) and lowest <= value < 1e6 for value in values.values())
+        and all(_COUNT.is_valid(count) for count in values)
+        and all(value_of.is_valid(value) for value in values.values())
     )
+
+
+def _by_count(lowest: int) -> Expected:
+    """Return the mappings from numbers of superpixels to numbers of at least `lowest`."""
+    values = number(float, low=lowest, below=1e6)
+    return Expected(lambda value: _is_by_count(value, values), f"numbers of at least {lowest} by count")
+
+
+def _is_plain_tensor(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_meta or value.is_complex() or value.is_quantized or value.is_nested)
+    )
+
+
+_TENSOR = Expected(_is_plain_tensor, "a dense tensor of real numbers")
+_SHA256 = Expected(
+    lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{64}", value)), "a SHA-256"
+)
+_COUNT = number(int, low=1, below=2**31)
+_SCALE = number(float, low=0, below=1e30)  # far below the largest float32
+_SETTINGS = {
+    **dict.fromkeys(("n_learned_features", "n_extra_features", "n_extra_channels"), _COUNT),
+    "n_iter": number(int, low=1, below=10_000),
+    "distance": one_of(DISTANCES),
+    "sees_position": FLAG,
+    "padding_mode": one_of(PADDING_MODES),
+    **dict.fromkeys(InputScales._fields, _SCALE),
+    "fine_factor": _by_count(1),
+    "merge_pos_scale": _by_count(0),
+}
+
+_NEVER_NEGATIVE = ("running_var", "num_batches_tracked", "exp_avg_sq", "step")  # ends of names
 
 
 def _check_settings(settings: Any, known: Collection[str], path: Path | str) -> None:
     if not isinstance(settings, dict):
-        raise DamagedFileError(f"{path} holds settings that are no dict: {_show(settings)}")
+        raise DamagedFileError(f"{path} holds settings that are no dict: {show(settings)}")
     for name, value in settings.items():
         if name not in known:
-            raise InputError(f"{path} holds a setting that this version does not know: {_show(name)}")
-        is_valid, expected = _SETTINGS[name]
-        if not is_valid(value):
-            raise DamagedFileError(f"{path}: {name} must be {expected}, got {_show(value)}")
+            raise InputError(f"{path} holds a setting that this version does not know: {show(name)}")
+        check_value(f"{path}: {name}", value, _SETTINGS[name])
 
 
-def _show(value: Any) -> str:
-    """Return the start of a value's representation, in one line."""
-    return " ".join(repr(value).split())[:80]
+def check_tensors(tensors: Any, expected: Mapping[str, Tensor], name: str) -> None:
+    """Check the names, types, shapes and values of tensors that were read from a file.
+
+    Parameters
+    ----------
+    tensors : dict of str to Tensor
+        Tensors of the file, of any type so far.
+    expected : mapping of str to Tensor
+        Tensors that they will replace; they may be on the meta device.
+    name : str
+        File and field, for errors.
+
+    Raises
+    ------
+    InputError
+        If names or shapes differ. If a tensor is not dense and real, holds integers in place of floats or the
+        other way round, or values that are not finite, or negative where none may be.
+    """
+    if not isinstance(tensors, dict):
+        raise DamagedFileError(f"{name} must be tensors by name, got {show(tensors)}")
+    # Files of old versions of PyTorch do not count batches.
+    absent = [key for key in expected if key not in tensors and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in tensors if key not in expected]
+    if absent or unknown:
+        problem = f"lacks {absent[0]}" if absent else f"holds {show(unknown[0])}"
+        raise InputError(f"{name}: of another architecture, as it {problem}")
+    for key, value in tensors.items():
+        check_value(f"{name}: {key}", value, _TENSOR)
+        like = expected[key]
+        if value.shape != like.shape:
+            raise InputError(
+                f"{name}: of another architecture, as {key} is {tuple(value.shape)}, not {tuple(like.shape)}"
+            )
+        if value.is_floating_point() != like.is_floating_point():
+            raise DamagedFileError(f"{name}: {key} holds {value.dtype}; expected {like.dtype}")
+        value = value.to(like.dtype)
+        if not value.isfinite().all():
+            raise InputError(f"{name}: {key} holds values that are not finite")
+        if key.endswith(_NEVER_NEGATIVE) and (value < 0).any():
+            raise InputError(f"{name}: {key} holds negative values")
 
 
-def _load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path | str) -> None:
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        first_problem = re.sub(r"\s+", " ", str(error).split("\n\t")[1])
-        raise InputError(f"{path} is of another architecture: {first_problem}") from error
-    broken = [name for name, value in weights.items() if not value.isfinite().all()]
-    if broken:
-        raise InputError(f"{path} holds values that are not finite, in {broken[0]}")
+def _count_bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in tensors.values())
+
+
+def _compare_checksums(path: Path) -> None:
+    """Check the records of a zip file, which `torch.load` does not compare with their checksums."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            check_memory(sum(record.file_size for record in file.infolist()), f"{path}: its content")
+            damaged = file.testzip()
+        if damaged is not None:
+            raise DamagedFileError(f"{path} is damaged: {show(damaged)} in it does not match its checksum")
 
 
 def _is_state_dict(content: Any) -> bool:

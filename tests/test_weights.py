@@ -90,11 +90,14 @@ def test_unexpected_kind(base_weights, composite_weights):
         ("pickle", "not a readable weight file"),
         ("list", "neither a state dict nor one of our checkpoints"),
         ("other network", "holds no model of this repo, as its first tensor is 'fc.weight'"),
-        ("other width", "of another architecture: size mismatch for feature_extract"),
-        ("missing tensor", "of another architecture: Missing key"),
+        (
+            "other width",
+            r"of another architecture, as feature_extract\.scale1\.0\.0\.weight is \(32, 5, 3, 3\), not \(64",
+        ),
+        ("missing tensor", "of another architecture, as it lacks feature_extract"),
         ("no model_args", "neither a state dict nor one of our checkpoints"),
         ("edited", "damaged or edited: .* weights_sha256"),
-        ("nan", "holds values that are not finite, in feature_extract.scale1.0.0.weight"),
+        ("nan", r"feature_extract\.scale1\.0\.0\.weight holds values that are not finite"),
     ],
 )
 def test_unusable_file_is_named(base_weights, content, message):
@@ -135,6 +138,41 @@ def test_unusable_file_is_named(base_weights, content, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("scale1.0.0.weight", torch.ones(64, 5, 3, 3) + 1j, "a dense tensor of real numbers"),
+        ("scale1.0.0.weight", torch.ones(64, 5, 3, 3).to_sparse(), "a dense tensor of real numbers"),
+        ("scale1.0.0.weight", torch.ones(64, 5, 3, 3, device="meta"), "a dense tensor of real numbers"),
+        ("scale1.0.0.weight", torch.ones(64, 5, 3, 3).int(), "holds torch.int32; expected torch.float32"),
+        ("scale1.0.0.weight", torch.ones(64, 5, 3, 3).double() * 1e39, "not finite"),
+        ("scale1.0.1.running_var", torch.full((64,), -1.0), "negative"),
+        ("scale1.0.1.num_batches_tracked", torch.zeros(0).long(), r"is \(0,\), not \(\)"),
+        ("scale1.0.1.num_batches_tracked", torch.tensor(3.0), "holds torch.float32; expected torch.int64"),
+    ],
+)
+def test_odd_tensor_is_named(base_weights, name, value, message, recwarn):
+    weights = read_checkpoint(base_weights)["weights"]
+    torch.save(weights | {f"feature_extract.{name}": value}, base_weights)
+    recwarn.clear()
+    with pytest.raises(InputError, match=f"{base_weights}: .*feature_extract.{name} .*{message}"):
+        load_model(base_weights)
+    assert not recwarn.list
+
+
+def test_half_and_double_precision_are_read(base_weights):
+    weights = read_checkpoint(base_weights)["weights"]
+    for dtype in (torch.float16, torch.float64):
+        torch.save(
+            {
+                name: value.to(dtype) if value.is_floating_point() else value
+                for name, value in weights.items()
+            },
+            base_weights,
+        )
+        assert {value.dtype for value in load_model(base_weights).model.parameters()} == {torch.float32}
+
+
 def test_our_composite_rebuilds_its_model(composite_weights, base_weights):
     model, scales, base_sha256, _ = load_model(composite_weights)
     expected = read_checkpoint(composite_weights)["weights"]
@@ -165,7 +203,7 @@ def test_architecture_of_a_bare_composite_state_dict(tmp_path):
 @pytest.mark.parametrize(
     ("place", "name", "value"),
     [
-        *(("model_args", "n_iter", value) for value in (0, -1, True, 7.0, "7", None)),
+        *(("model_args", "n_iter", value) for value in (0, -1, True, 7.0, "7", None, 10**6, 10**400)),
         ("model_args", "n_learned_features", True),
         ("model_args", "n_learned_features", 10**9),
         ("model_args", "n_extra_features", 2),
@@ -178,7 +216,7 @@ def test_architecture_of_a_bare_composite_state_dict(tmp_path):
         *(("model_args", "padding_mode", value) for value in ("reflect", 0, None, ["zeros"])),
         *(
             ("input_args", "color_scale", value)
-            for value in (-1, float("inf"), float("nan"), True, "1", None)
+            for value in (-1, float("inf"), float("nan"), True, "1", None, 10**400)
         ),
         *(("input_args", "extra_scale", value) for value in (-0.5, [1.0])),
         ("input_args", "depth_scale", 1.0),
@@ -263,7 +301,7 @@ def test_composite_with_a_tensor_missing(composite_weights):
     weights = read_checkpoint(composite_weights)["weights"]
     del weights["feature_extract_optflow.scale1.0.0.weight"]
     torch.save(weights, composite_weights)
-    with pytest.raises(InputError, match="of another architecture: Missing key"):
+    with pytest.raises(InputError, match="of another architecture, as it lacks feature_extract_optflow"):
         load_model(composite_weights)
 
 

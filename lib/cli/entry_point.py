@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import torch
 from PIL import Image
 
 from lib.cli.dataclass_options import with_options
 from lib.datasets.loaders import is_lost_worker
 from lib.runtime.errors import InputError, OtherRankError, RunError, is_out_of_memory
-from lib.runtime.memory import keep_freed_memory
+from lib.runtime.memory import free_memory, keep_freed_memory
 from lib.runtime.notices import silence_readers
 from lib.runtime.ranks import end_process, is_first_rank, joined_ranks
 from lib.runtime.signals import Stop, stop_flag
@@ -24,12 +25,14 @@ from lib.runtime.workers import LOST_WORKER
 logger = logging.getLogger(__name__)
 
 # Pixels. Pillow warns above this size and refuses images of twice the size, as a guard against
-# decompression bombs. Its default, 2**29 / 6, is too low for large photographs.
+# decompression bombs. Where the free memory is known, each image is held against it instead.
 _LARGEST_SAFE_IMAGE = 2**29
 
 
 class Parser(argparse.ArgumentParser):
     """Argument parser that shows defaults and reports an error in one line with status 2."""
+
+    origin = ""  # in front of errors: the file that the options come from
 
     def __init__(self, description: str) -> None:
         super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
@@ -43,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n" if is_first_rank() else None)
+        self.exit(2, f"{self.prog}: error: {self.origin}{message}\n" if is_first_rank() else None)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -73,7 +76,8 @@ def run(main: Callable[[], object]) -> NoReturn:
     """
     keep_freed_memory()
     silence_readers()
-    Image.MAX_IMAGE_PIXELS = _LARGEST_SAFE_IMAGE
+    is_memory_known = free_memory(torch.device("cpu")) is not None
+    Image.MAX_IMAGE_PIXELS = None if is_memory_known else _LARGEST_SAFE_IMAGE
     end_process(_exit_status(main, Path(sys.argv[0]).name))
 
 

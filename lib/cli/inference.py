@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from PIL import ImageColor
@@ -22,9 +23,10 @@ from lib.cli.options import (
 )
 from lib.cli.types import positive_int
 from lib.files.atomic import check_output_file, real_path
+from lib.files.folder_lock import own_folder
 from lib.files.images import DEFAULT_READER
 from lib.inference.images import ImageJob, RunSummary, segment_files
-from lib.inference.jobs import NAME, OUTPUTS, is_single_image, plan_jobs
+from lib.inference.jobs import NAME, OUTPUTS, find_output_folders, is_single_image, plan_jobs
 from lib.inference.outputs import LABEL_SUFFIXES, NESTED_LABEL_SUFFIXES, OVERLAYS, OverlayStyle
 from lib.inference.segmenter import Segmenter
 from lib.inference.video import (
@@ -102,7 +104,11 @@ def _add_input_args(parser: argparse.ArgumentParser, demo_image: Path) -> None:
         f"brightness if the mask is a JPEG file{_FOR_SEVERAL}",
     )
     add_reading_args(parser)
-    add_bool(parser, "--skip_existing", help="skip images whose outputs all exist")
+    add_bool(
+        parser,
+        "--skip_existing",
+        help="skip images whose outputs all exist; several such runs may share a folder",
+    )
     parser.add_argument(
         "--batchsize",
         type=positive_int,
@@ -198,15 +204,18 @@ def plan_given_images(
         return []
     if args.temporal:
         raise InputError("--temporal needs a --video")
-    outputs = {kind: getattr(args, option_name(kind), None) for kind in OUTPUTS}
     return plan_jobs(
         args.image,
-        outputs,
+        _given_outputs(args),
         nested=bool(args.levels),
         mask=args.mask,
         reader=image_reader(args),
         flows_of=flows_of,
     )
+
+
+def _given_outputs(args: argparse.Namespace) -> dict[str, str | None]:
+    return {kind: getattr(args, option_name(kind), None) for kind in OUTPUTS}
 
 
 def _check_levels(args: argparse.Namespace) -> None:
@@ -260,17 +269,20 @@ def _segment_images(
     args: argparse.Namespace, segmenter: Segmenter, jobs: Sequence[ImageJob], style: OverlayStyle
 ) -> RunSummary:
     levels = sorted(args.levels or [])
-    summary = segment_files(
-        segmenter,
-        jobs,
-        max(levels, default=args.nspix),
-        levels=levels,
-        connected=args.enforce_connectivity,
-        exact=args.exact_nspix,
-        style=style,
-        batch_size=args.batchsize or (_CUDA_BATCH_SIZE if segmenter.device.type == "cuda" else 1),
-        skip_existing=args.skip_existing,
-    )
+    with ExitStack() as stack:
+        for kind, folder in find_output_folders(args.image, _given_outputs(args)).items():
+            stack.enter_context(own_folder(folder, shared=args.skip_existing, parameter=kind))
+        summary = segment_files(
+            segmenter,
+            jobs,
+            max(levels, default=args.nspix),
+            levels=levels,
+            connected=args.enforce_connectivity,
+            exact=args.exact_nspix,
+            style=style,
+            batch_size=args.batchsize or (_CUDA_BATCH_SIZE if segmenter.device.type == "cuda" else 1),
+            skip_existing=args.skip_existing,
+        )
     if not is_single_image(args.image) or n_ranks() > 1 or args.skip_existing:
         _log_profile(args, segmenter)
         if args.profile:

@@ -12,6 +12,7 @@ from lib.cli.dataclass_options import add_fields, option_name, read_fields
 from lib.cli.options import add_feature_args, add_merge_args, choose_merging, options_as_strings
 from lib.cli.types import positive_int
 from lib.files.folder_lock import own_folder
+from lib.files.values import TEXTS_BY_NAME, check_value
 from lib.network.inputs import InputScales
 from lib.runtime.errors import InputError
 from lib.runtime.ranks import on_first_rank
@@ -160,10 +161,11 @@ def _read_options(
 ) -> dict[str, Any]:
     """Return the options stored in a checkpoint, updated with given options that may change."""
     checkpoint = read_checkpoint(path)
-    if "last_weights" not in checkpoint or not isinstance(checkpoint.get("options"), dict):
+    if "last_weights" not in checkpoint or "options" not in checkpoint:
         raise InputError(
             f"{path} holds weights only, not a training run; use a last_model.pth", parameter="resume"
         )
+    check_value(f"{path}: options", checkpoint["options"], TEXTS_BY_NAME)
     options = {**checkpoint["options"], "out_dir": path.parent}
     options |= {name: given[name] for name in given.keys() & options.keys() & (_FREE_ON_RESUME | _MOVABLE)}
     unknown = sorted(options.keys() - defaults.keys())
@@ -171,9 +173,11 @@ def _read_options(
         found = f"--{unknown[0]}={options[unknown[0]]}"
         raise InputError(f"{path} is from another model or version: it has {found}", parameter="resume")
     arguments = [argument for name, value in options.items() for argument in _as_arguments(name, str(value))]
+    parser.origin = f"{path}: "
     stored = _parse(parser, arguments, defaults)
+    parser.origin = ""
     if "recipe" in checkpoint:  # older checkpoints hold these values in their options
-        recipe = vars(Recipe.from_plain(checkpoint["recipe"]))
+        recipe = vars(Recipe.from_plain(checkpoint["recipe"], f"{path}: recipe"))
         stored |= {option_name(name): value for name, value in recipe.items()}
     return stored
 

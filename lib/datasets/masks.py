@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lib.files.images import check_decoding
 from lib.metrics.label_map import VOID
 from lib.runtime.errors import InputError
 
@@ -27,6 +28,7 @@ def read_mask(file: Path, shape: tuple[int, int]) -> np.ndarray:
     """
     try:
         with Image.open(file, formats=["PNG"]) as image:
+            check_decoding(image)
             numbers = _read_numbers(image, bit_depth=file.read_bytes()[_BIT_DEPTH_AT])
     except InputError as error:
         raise InputError(f"{file} {error}") from error

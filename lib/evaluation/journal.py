@@ -9,8 +9,11 @@ from typing import Any
 from lib.evaluation.loop import ImageScores, Run
 from lib.evaluation.tables import without_nan, write_csv
 from lib.files.atomic import atomic_path, name_failed_write
+from lib.files.values import number
 from lib.metrics.registry import PAIR_METRICS, SPIXEL_METRICS, Scores
 from lib.runtime.errors import InputError
+
+_DURATION, _SCORE = number(float, low=0), number(float)
 
 JOURNAL, SCORES, SECONDS = JOURNAL_FILES = ("scores.jsonl", "scores.csv", "seconds.csv")
 
@@ -43,12 +46,12 @@ class Journal:
         lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
         if lines and not lines[-1].endswith(b"\n"):  # incomplete after a crash
             lines.pop()
-        for number, line in enumerate(lines, 1):
+        for idx, line in enumerate(lines, 1):
             try:
                 self._restore(json.loads(line))
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, RecursionError) as error:
                 raise InputError(
-                    f"must be set to start again: line {number} of {self._path} is damaged",
+                    f"must be set to start again: line {idx} of {self._path} is damaged",
                     parameter="overwrite",
                 ) from error
         with atomic_path(self._path) as temporary:
@@ -89,13 +92,19 @@ class Journal:
         """Restore the scores or seconds of one line."""
         images = self.images[entry["dataset"]]
         if "seconds" in entry:
-            seconds = map(float, entry["seconds"])
-            self.seconds[entry["dataset"]] = dict(zip(self._runs, seconds, strict=True))
+            seconds = dict(zip(self._runs, entry["seconds"], strict=True))
+            if not all(map(_DURATION.is_valid, seconds.values())):
+                raise TypeError(f"expected {_DURATION.words}, got {seconds}")
+            self.seconds[entry["dataset"]] = seconds
             return
+        if not isinstance(entry["image"], str):
+            raise TypeError("expected the name of an image")
         image = {}
         for run, scored in zip(self._runs, entry["scores"], strict=True):
             if Run(*scored["run"]) != run:
                 raise ValueError(f"expected {run}")
+            if not (isinstance(scored["pairs"], list) and scored["pairs"]):
+                raise TypeError("expected scores of annotations")
             pairs = [_numbers(pair, self._pair_metrics) for pair in scored["pairs"]]
             scores = Scores(_numbers(scored["spixels"], self._spixel_metrics), pairs)
             image[run] = ImageScores(entry["image"], scores)
@@ -122,7 +131,7 @@ def _run_cells(run: Run) -> dict[str, Any]:
 
 def _numbers(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
     """Return the values with these names, with NaN for null."""
-    numbers = {name: math.nan if values[name] is None else values[name] for name in names}
-    if not all(type(number) in (int, float) for number in numbers.values()):
-        raise TypeError(f"expected numbers, got {numbers}")
-    return numbers
+    for name in names:
+        if values[name] is not None and not _SCORE.is_valid(values[name]):
+            raise TypeError(f"{name} must be {_SCORE.words}, got {values[name]}")
+    return {name: math.nan if values[name] is None else values[name] for name in names}

@@ -134,7 +134,7 @@ def recorded_picture_names(out_dir: Path) -> list[str]:
     try:
         record = json.loads((out_dir / RECORD).read_text(encoding="utf-8"))
         return [data["pictures"] for data in record["data"].values()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
 
 
@@ -146,7 +146,7 @@ def check_same_run(record: Mapping[str, Any], out_dir: Path) -> None:
     path = out_dir / RECORD
     try:
         earlier = _flatten(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"must be set to start again: {path} is not a readable record of the results",
             parameter="overwrite",

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lib.files.images import to_rgb_array
+from lib.files.images import check_decoding, to_rgb_array
 from lib.runtime.errors import InputError
 
 _FORMATS = ("GIF", "WEBP", "PNG")
@@ -51,6 +51,7 @@ class AnimatedImage:
             image = Image.open(self.path, formats=_FORMATS)
         with image:
             with self._name_errors():
+                check_decoding(image)
                 n_frames = getattr(image, "n_frames", 1)
                 # In an APNG, a picture for programs without animations may come first.
                 first = int(bool(image.info.get("default_image")) and n_frames > 1)
@@ -76,8 +77,9 @@ class AnimatedImage:
     def _name_errors(self, place: str = "") -> Iterator[None]:
         try:
             yield
-        except InputError:
-            raise
+        except InputError as error:
+            message = str(error)
+            raise InputError(message if str(self.path) in message else f"{self.path} {message}") from error
         except Exception as error:  # broken files make Pillow raise many kinds of errors
             raise InputError(
                 f"{self.path} is not a readable animation{place} ({error or type(error).__name__})"

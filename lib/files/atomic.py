@@ -5,12 +5,14 @@ import hashlib
 import os
 import platform
 import re
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from lib.files.locks import locked
 from lib.runtime.errors import InputError, RunError
 
 _MAX_NAME_BYTES = 255  # of a file, on common file systems
@@ -24,14 +26,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     before the new name is, so a power cut leaves the old file or the new one. A failed write, for example on
     a full disk, raises `RunError`.
     """
-    temporary = _temporary_path(path)
-    with name_failed_write(path):
-        try:
-            yield temporary
-            _sync(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with name_failed_write(path), _temporary_file(path) as temporary:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
 
 
 def write_together(writers: Mapping[Path, Callable[[Path], None]]) -> None:
@@ -39,26 +37,25 @@ def write_together(writers: Mapping[Path, Callable[[Path], None]]) -> None:
 
     Each writer gets a temporary path. All files are renamed after the last one is written.
     """
-    temporaries = {path: _temporary_path(path) for path in writers}
+    temporaries: dict[Path, Path] = {}
     renamed = []
-    try:
+    with ExitStack() as stack:
         for path, write in writers.items():
             with name_failed_write(path):
                 if path.is_dir():
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                temporaries[path] = stack.enter_context(_temporary_file(path))
                 write(temporaries[path])
                 _sync(temporaries[path])
-        for path, temporary in temporaries.items():
-            with name_failed_write(path):
-                temporary.replace(path)
-            renamed.append(path)
-    except BaseException:
-        for path in renamed:
-            path.unlink()
-        raise
-    finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
+        try:
+            for path, temporary in temporaries.items():
+                with name_failed_write(path):
+                    temporary.replace(path)
+                renamed.append(path)
+        except BaseException:
+            for path in renamed:
+                path.unlink()
+            raise
 
 
 def _sync(path: Path) -> None:
@@ -67,8 +64,19 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+@contextmanager
+def _temporary_file(path: Path) -> Iterator[Path]:
+    """Make a file next to `path` that no other process has, locked so that none removes it."""
+    temporary = _temporary_path(path)
+    with ExitStack() as stack:
+        stack.callback(temporary.unlink, missing_ok=True)
+        with suppress(OSError):  # no locks; if the file cannot be made, writing raises the same error
+            stack.enter_context(locked(temporary, waits=True))
+        yield temporary
+
+
 def _temporary_path(path: Path) -> Path:
-    ending = f".partial-{_host()}-{os.getpid()}{path.suffix}"
+    ending = f".partial-{_host()}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}"
     name = f".{path.stem}{ending}"
     if len(os.fsencode(name)) > _MAX_NAME_BYTES:
         name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}{ending}"
@@ -78,12 +86,30 @@ def _temporary_path(path: Path) -> Path:
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files that `atomic_path` left in a folder when their process was killed.
 
-    Files of running processes stay, and files of other computers, whose processes cannot be seen.
+    Files in writing stay, and files of other computers, whose locks may not be seen.
     """
-    for path in folder.iterdir():
-        name = re.fullmatch(r"\..+\.partial-(\w+)-(\d+)(\.\w+)?", path.name, re.DOTALL)
-        if name and name[1] == _host() and not _is_running(int(name[2])):
+    for path, process in _temporary_files(folder):
+        if not _is_in_writing(path, process):
             path.unlink(missing_ok=True)
+
+
+def _temporary_files(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Yield the temporary files in a folder that processes of this computer made, with their numbers."""
+    for path in folder.iterdir():
+        name = re.fullmatch(r"\..+\.partial-(\w+)-(\d+)-[0-9a-f]+(\.\w+)?", path.name, re.DOTALL)
+        if name and name[1] == _host():
+            yield path, int(name[2])
+
+
+def _is_in_writing(path: Path, process: int) -> bool:
+    # The number of the process is no proof: containers on one host may use it twice.
+    try:
+        with locked(path):
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:  # no locks
+        return _is_running(process)
 
 
 @cache
@@ -121,7 +147,8 @@ def real_path(path: Path) -> Path:
 def check_output_file(parameter: str, path: Path, suffixes: tuple[str, ...]) -> None:
     """Check that a file can be written, before any work starts, and remove leftovers in its folder.
 
-    Raises `InputError` if its folder is missing or not writable, or its suffix is not one of `suffixes`.
+    Raises `InputError` if its folder is missing or not writable, its suffix is not one of `suffixes`, or
+    another process writes the file now.
     """
     if path.suffix.lower() not in suffixes:
         raise InputError(f"{path}: the name must end in {', '.join(suffixes)}", parameter=parameter)
@@ -133,6 +160,9 @@ def check_output_file(parameter: str, path: Path, suffixes: tuple[str, ...]) -> 
         raise InputError(
             f"{path}: cannot write to folder {path.parent} ({error.strerror})", parameter=parameter
         ) from error
+    for temporary, process in _temporary_files(path.parent):
+        if temporary.name.startswith(f".{path.stem}.partial-") and temporary.suffix == path.suffix:
+            raise InputError(f"{path} is being written by process {process}", parameter=parameter)
 
 
 def prepare_out_dir(out_dir: Path, *, parameter: str = "out_dir") -> None:

@@ -15,6 +15,7 @@ from lib.files.images import DEFAULT_READER, ImageReader, resize_image
 from lib.files.listing import list_visible
 from lib.files.pyav import import_av
 from lib.runtime.errors import InputError
+from lib.runtime.memory import check_memory
 
 if TYPE_CHECKING:
     import av
@@ -27,6 +28,8 @@ FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tif
 
 # Share of the frames listed in the header that must be decoded. Some headers list a few frames too many.
 MIN_DECODED_SHARE = 0.95
+
+_FRAME_BYTES = 6  # per pixel: 3 of RGB, and 1.5 each of the frame and the one that it refers to
 
 _BT709, _UNTAGGED = 1, 2  # colour matrices, in the numbers of ISO/IEC 23091-2
 
@@ -130,6 +133,9 @@ def _open_stream(path: Path, **options: str) -> Iterator[tuple["InputContainer",
             raise InputError(f"{path} is not a video that can be decoded") from error
         if stream.codec_context is None:
             raise InputError(f"{path} is not a video that can be decoded; its codec is unknown")
+        n_pixels = stream.codec_context.width * stream.codec_context.height
+        size = f"{stream.codec_context.width}x{stream.codec_context.height}"
+        check_memory(_FRAME_BYTES * n_pixels, f"{path} of {size} pixels")
         yield container, stream
 
 

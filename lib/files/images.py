@@ -21,6 +21,7 @@ from lib.files.value_range import (
     scale_to_unit,
 )
 from lib.runtime.errors import InputError
+from lib.runtime.memory import check_memory
 from lib.runtime.notices import log_once
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ _LOSSY_FORMATS = ("JPEG", "MPO", "AVIF")
 _MANY_GREY_PIXELS = 0.05  # share of a mask; blurred borders have less
 
 _MANY_TRANSLUCENT_PIXELS = 0.5  # share of an image; shadows and borders of cut-outs have less
+
+_DECODED_BYTES = 7  # per pixel: 4 in Pillow, and 3 in an array of RGB
 
 _UNKNOWN = 0.5  # mid-grey, replaces NaN pixels in the input of the network
 
@@ -135,12 +138,15 @@ def read_image_shape(path: Path) -> tuple[int, int]:
         return layout.upright_shape
     try:
         return use_image(path, lambda image: _upright_shape(image, path))
+    except InputError as error:
+        raise InputError(f"{path} {error}") from error
     except Exception as error:  # broken files make Pillow raise many kinds of errors
         raise InputError(f"{path} is not a readable image ({error})") from error
 
 
 def _upright_shape(image: Image.Image, path: Path) -> tuple[int, int]:
     if image.format == "PNG" and has_late_metadata(path):
+        check_decoding(image)
         image.load()
     # The getexif of PNG files decodes the pixels to search for EXIF after them, which is slow.
     orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
@@ -148,6 +154,7 @@ def _upright_shape(image: Image.Image, path: Path) -> tuple[int, int]:
         return image.height, image.width
     if image.format != "TIFF":
         return image.width, image.height
+    check_decoding(image)
     image.load()  # Pillow itself rotates TIFF files, in some versions only here
     return image.height, image.width
 
@@ -250,6 +257,11 @@ def resize_image(image_rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image_rgb).resize(shape[::-1], Image.Resampling.BILINEAR))
 
 
+def check_decoding(image: Image.Image) -> None:
+    """Raise `InputError` if an open image has too many pixels for the memory; a small file may have many."""
+    check_memory(_DECODED_BYTES * image.width * image.height, f"of {image.width}x{image.height} pixels")
+
+
 def size_text(shape: tuple[int, ...]) -> str:
     """Return the size of an array (H, W, ...) as text, width first, as in image viewers."""
     return f"{shape[1]}x{shape[0]}"
@@ -318,6 +330,7 @@ def _as_tagged(pixels: np.ndarray, layout: TiffLayout) -> np.ndarray:
 def _convert_upright(
     image: Image.Image, path: Path, convert: Callable[[Image.Image | np.ndarray, bool], np.ndarray]
 ) -> np.ndarray:
+    check_decoding(image)
     # MPO holds previews, and PSD layers, beside the image.
     if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):
         _log_pages(path)

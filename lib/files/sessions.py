@@ -4,12 +4,11 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
-from filelock import FileLock, Timeout
-
+from lib.files.locks import locked
 from lib.runtime.errors import InputError
 
 _LOCK = ".lock"  # file in a temporary folder that is in use
@@ -23,19 +22,21 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
-        with FileLock(folder / _LOCK):
-            for other in folder.parent.glob(f"{prefix}*"):
-                if other != folder:
-                    _remove_leftover(other, owner=folder.stat().st_uid)
+        with ExitStack() as stack:
+            with suppress(OSError):  # without locks, leftovers stay
+                stack.enter_context(locked(folder / _LOCK))
+                for other in folder.parent.glob(f"{prefix}*"):
+                    if other != folder:
+                        _remove_leftover(other, owner=folder.stat().st_uid)
             yield folder
 
 
 def _remove_leftover(folder: Path, *, owner: int) -> None:
     """Remove a temporary folder of the user `owner` unless a process has locked it."""
-    with suppress(OSError, Timeout):  # in use, or removed by another process meanwhile
+    with suppress(OSError):  # in use, or removed by another process meanwhile
         # A folder without a lock is being created.
         if folder.lstat().st_uid == owner and (folder / _LOCK).is_file():
-            with FileLock(folder / _LOCK, timeout=0):
+            with locked(folder / _LOCK):
                 shutil.rmtree(folder)
 
 

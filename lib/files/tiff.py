@@ -9,6 +9,7 @@ import tifffile
 from PIL import Image
 
 from lib.runtime.errors import InputError
+from lib.runtime.memory import check_memory
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # we report broken files ourselves
 
@@ -106,6 +107,8 @@ def read_bands(path: Path, layout: TiffLayout) -> np.ndarray:
     n_pixels = layout.shape[0] * layout.shape[1]
     if Image.MAX_IMAGE_PIXELS is not None and n_pixels > 2 * Image.MAX_IMAGE_PIXELS:
         raise InputError(f"has {n_pixels} pixels, more than the {2 * Image.MAX_IMAGE_PIXELS} that are read")
+    n_bytes = n_pixels * layout.n_bands * layout.dtype.itemsize
+    check_memory(n_bytes, f"of {layout.shape[1]}x{layout.shape[0]} pixels and {layout.n_bands} bands")
     with tifffile.TiffFile(path) as tiff:
         pixels = tiff.pages.first.asarray()
     if layout.is_planar:

@@ -90,12 +90,7 @@ def plan_jobs(
     reader.check()
     is_single = is_single_image(images)
     mask_template = _mask_template(mask, is_single=is_single)
-    kinds = OUTPUTS | {"labels": _NESTED_LABELS} if nested else OUTPUTS
-    templates = {
-        kind: _make_template(kind, output, outputs.get(kind), is_single=is_single)
-        for kind, output in kinds.items()
-    }
-    templates = {kind: template for kind, template in templates.items() if template}
+    templates = _make_templates(images, outputs, nested=nested)
     found = _find_images(images, [*templates.values(), *filter(None, [mask_template])])
     jobs = []
     masks = {real_path(_fill(mask_template, name)) for _, name in found} if mask_template else set()
@@ -119,6 +114,19 @@ def plan_jobs(
             if other is not user:
                 raise InputError(f"{user} and {other} are the same file, {path}")
     return jobs
+
+
+def find_output_folders(images: Sequence[str], outputs: Mapping[str, str | None]) -> dict[str, Path]:
+    """Return the folders that outputs fill, each once, by key of `OUTPUTS`; parameters as for `plan_jobs`.
+
+    An output of a single name fills no folder.
+    """
+    folders: dict[Path, tuple[str, Path]] = {}
+    for kind, template in _make_templates(images, outputs).items():
+        if NAME in template:
+            folder = _fixed_folder(template)
+            folders.setdefault(real_path(folder), (kind, folder))
+    return dict(folders.values())
 
 
 def _find_images(given: Sequence[str], templates: Sequence[str]) -> list[tuple[Path, Path]]:
@@ -172,6 +180,19 @@ def _match(given: str) -> tuple[Path, list[Path]]:
     if not found:
         raise InputError(f"{given}: no file matches", parameter="images")
     return root, found
+
+
+def _make_templates(
+    images: Sequence[str], outputs: Mapping[str, str | None], *, nested: bool = False
+) -> dict[str, str]:
+    """Return the template of each output, by key of `OUTPUTS`; see `_make_template`."""
+    kinds = OUTPUTS | {"labels": _NESTED_LABELS} if nested else OUTPUTS
+    is_single = is_single_image(images)
+    templates = {
+        kind: _make_template(kind, output, outputs.get(kind), is_single=is_single)
+        for kind, output in kinds.items()
+    }
+    return {kind: template for kind, template in templates.items() if template}
 
 
 def _make_template(kind: str, output: Output, given: str | None, *, is_single: bool) -> str | None:

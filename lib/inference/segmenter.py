@@ -24,6 +24,7 @@ from lib.network.inputs import (
 )
 from lib.runtime.device import full_precision
 from lib.runtime.errors import InputError
+from lib.runtime.memory import check_memory
 from lib.runtime.stopwatch import Stopwatch
 from lib.slic.soft_assignment import SoftAssignment
 from lib.superpixels.connectivity import OUTSIDE
@@ -32,7 +33,9 @@ from lib.superpixels.merge_settings import MergeSettings, setting_at
 from lib.superpixels.merge_tree import build_merge_trees
 from lib.superpixels.regions import Superpixels
 from lib.weights import load_model
-from model import LearnedFeatures, SSNPix, cluster, cluster_labels, without_position
+from model import N_BASE_CHANNELS, LearnedFeatures, SSNPix, cluster, cluster_labels, without_position
+
+_FEATURE_COUNTS = ("n_learned_features", "n_extra_features")  # attributes of models
 
 
 class PreprocessedImage(NamedTuple):
@@ -366,6 +369,7 @@ class Segmenter:
 
         A GPU may still be at work when the method returns.
         """
+        self._check_memory(images[0])
         check_n_spixels(n_spixels, images[0].n_pixels, images[0].name)
         if merged and images[0].mask is not None and self._n_fine(images[0], n_spixels) is not None:
             _check_parts(images[0], n_spixels)
@@ -376,6 +380,13 @@ class Segmenter:
             learned = self._position_invariant(inputs, n_on_grid, known) if with_features else None
         clustered = self._cluster(images, pixel_features, n_spixels, merged, with_soft_assignment)
         return clustered._replace(learned=learned)
+
+    def _check_memory(self, image: PreprocessedImage) -> None:
+        """Raise `InputError` if an image does not fit: its channels, its features, and those in cells."""
+        height, width = image.image_rgb.shape[:2]
+        n_features = N_BASE_CHANNELS + sum(getattr(self.model, name, 0) for name in _FEATURE_COUNTS)
+        n_bytes = 4 * (N_BASE_CHANNELS + self.model.n_extra_channels + 2 * n_features) * height * width
+        check_memory(n_bytes, f"{image.name} of {width}x{height} pixels", device=self.device)
 
     @torch.no_grad()
     def finish(self, clustered: Clustered) -> list[Superpixels]:

@@ -9,6 +9,7 @@ The last axis is (dy, dx) in pixels of the frames, which are 480x854 for DAVIS. 
 uses the same format.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,13 @@ import h5py
 import numpy as np
 
 from lib.files.hdf5 import HDF5Writing, write_hdf5
-from lib.runtime.errors import InputError
+from lib.files.images import size_text
+from lib.runtime.errors import InputError, is_out_of_memory
+from lib.runtime.memory import check_memory
 
 FORWARD, BACKWARD = "flows", "inv_flows"
+
+_FRAME_BYTES = 16 + 4 + 4  # per pixel: the flow in float32, one direction in float16, and the test for NaN
 
 _MAX_FLOW = float(np.finfo(np.float16).max)
 
@@ -74,6 +79,8 @@ class FlowArchive:
         """
         if not 0 <= frame_idx < self.n_frames:
             raise InputError(f"{self.path} covers frames 0 to {self.n_frames - 1}, not frame {frame_idx}")
+        n_bytes = _FRAME_BYTES * math.prod(self.frame_shape)
+        check_memory(n_bytes, f"a frame of {self.path}, {size_text(self.frame_shape)},")
         flow = np.zeros((*self.frame_shape, 4), dtype=np.float32)
         with self._opened() as file:
             if frame_idx < self.n_frames - 1:
@@ -87,9 +94,9 @@ class FlowArchive:
         return flow
 
     def read_attributes(self) -> dict[str, str]:
-        """Return the notes of the writer on the flow, such as its settings."""
+        """Return the notes of the writer on the flow, such as its settings, each in one line."""
         with self._opened() as file:
-            return {name: str(value) for name, value in file.attrs.items()}
+            return {name: " ".join(str(value).split()) for name, value in file.attrs.items()}
 
     @contextmanager
     def _opened(self) -> Iterator[h5py.File]:
@@ -98,7 +105,9 @@ class FlowArchive:
                 yield file
         except InputError:
             raise
-        except (OSError, KeyError, RuntimeError, ValueError) as error:
+        except Exception as error:  # damaged files make h5py raise many kinds of errors
+            if is_out_of_memory(error):
+                raise
             raise InputError(f"{self.path} is not a readable HDF5 file ({error})") from error
 
 

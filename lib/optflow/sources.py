@@ -4,6 +4,7 @@ A source yields the forward and the backward flow of each pair of neighbouring f
 float32, with last axis (dy, dx) in pixels.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from lib.files.images import size_text
 from lib.files.native_output import native_output_hidden
 from lib.files.opencv import cv2
 from lib.runtime.errors import InputError
+from lib.runtime.memory import check_memory
 
 # Presets of OpenCV's implementation, from fast to accurate.
 DIS_PRESETS = {
@@ -33,6 +35,8 @@ MIN_FRAME_SIDE = 16
 FLOW_SUFFIXES = (".flo", ".png")
 
 _FLO_MAGIC = b"PIEH"
+
+_FLOW_BYTES = 16  # per pixel: the values as they are read, and in the order that we use
 _FLO_UNKNOWN = 1e9  # the Middlebury code marks unknown flow by larger values
 
 FlowPair = tuple[np.ndarray, np.ndarray]
@@ -176,21 +180,30 @@ def read_flow_file(path: Path) -> np.ndarray:
 
 def _read_flo(path: Path) -> np.ndarray:
     try:
-        content = path.read_bytes()
+        n_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            header = file.read(12)
+            if len(header) < 12 or header[:4] != _FLO_MAGIC:
+                raise InputError(f"{path} is not a Middlebury .flo file")
+            width, height = np.frombuffer(header, "<i4", offset=4).tolist()
+            if n_bytes != 12 + 8 * width * height or min(width, height) < 1:
+                raise InputError(
+                    f"{path} has {n_bytes} bytes, which is not the size of {width}x{height} flow"
+                )
+            _check_flow_memory(path, (height, width))
+            content = file.read()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    if len(content) < 12 or content[:4] != _FLO_MAGIC:
-        raise InputError(f"{path} is not a Middlebury .flo file")
-    width, height = np.frombuffer(content, "<i4", count=2, offset=4).tolist()
-    if len(content) != 12 + 8 * width * height or min(width, height) < 1:
-        raise InputError(f"{path} has {len(content)} bytes, which is not the size of {width}x{height} flow")
-    return np.frombuffer(content, "<f4", offset=12).reshape(height, width, 2)[..., ::-1]
+    return np.frombuffer(content, "<f4").reshape(height, width, 2)[..., ::-1]
 
 
 def _read_kitti(path: Path) -> np.ndarray:
     try:
         with Image.open(path, formats=["PNG"]) as image:
+            _check_flow_memory(path, image.size[::-1])
             image.verify()  # OpenCV may read a damaged file
+    except InputError:
+        raise
     except Exception as error:  # Pillow raises various errors for broken bytes
         raise InputError(f"{path} is not a readable PNG ({error})") from error
     with native_output_hidden():
@@ -201,3 +214,7 @@ def _read_kitti(path: Path) -> np.ndarray:
     flow = (flow.astype(np.float32) - 2**15) / 64
     flow[is_known == 0] = np.nan
     return flow
+
+
+def _check_flow_memory(path: Path, shape: tuple[int, int]) -> None:
+    check_memory(_FLOW_BYTES * math.prod(shape), f"{path} of {size_text(shape)} pixels")

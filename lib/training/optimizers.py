@@ -2,10 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lib.files.values import show
+from lib.runtime.errors import DamagedFileError
+from lib.weights import check_tensors
 from model import FeatureExtractor
 
 OPTIMIZERS = ("muon", "adamw")
@@ -46,6 +50,26 @@ def build_optimizers(name: str, model: nn.Module, learning_rate: float) -> list[
     if others:
         optimizers.append(torch.optim.AdamW(others, lr=learning_rate, fused=True))
     return optimizers
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, stored: Any, name: str, *, is_new: bool) -> None:
+    """Check the state of an optimizer that was read from a file; `is_new` if it took no step.
+
+    Raises `InputError` with `name`, which has the file, unless it has the state of each weight, see
+    `check_tensors`.
+    """
+    state = stored.get("state") if isinstance(stored, dict) else None
+    if not (isinstance(state, dict) and all(isinstance(entry, dict) for entry in state.values())):
+        raise DamagedFileError(f"{name} must have the state of each weight, got {show(stored)}")
+    weights = [] if is_new else [weight for group in optimizer.param_groups for weight in group["params"]]
+    names = ("average",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
+    expected = {
+        f"{idx}.{entry}": torch.zeros(()) if entry == "step" else weight
+        for idx, weight in enumerate(weights)
+        for entry in names
+    }
+    tensors = {f"{idx}.{entry}": value for idx, entries in state.items() for entry, value in entries.items()}
+    check_tensors(tensors, expected, name)
 
 
 class Muon(torch.optim.Optimizer):

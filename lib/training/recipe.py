@@ -10,9 +10,10 @@ import numpy as np
 
 from lib.datasets.crops import DEFAULT_CROP_SIZE
 from lib.datasets.resident import AutoBool
+from lib.files.values import FLAG, Expected, check_value, number, one_of, show
 from lib.losses import RECONSTRUCTION_LOSSES
 from lib.runtime.device import PRECISIONS
-from lib.runtime.errors import InputError
+from lib.runtime.errors import DamagedFileError, InputError
 from lib.training.optimizers import OPTIMIZERS
 
 
@@ -29,6 +30,27 @@ class CountRange(NamedTuple):
 def _setting(default: Any, help: str, **limits: Any) -> Any:
     """Return a field with its help and its limits: `low`, `high`, `above`, `below` or `choices`."""
     return dataclasses.field(default=default, metadata={"help": help, **limits})
+
+
+def _expected(field: dataclasses.Field) -> Expected:
+    """Return the values of a setting that a file may hold."""
+    limits = {name: limit for name, limit in field.metadata.items() if name != "help"}
+    if "choices" in limits:
+        return one_of(limits["choices"])
+    if field.type is bool:
+        return FLAG
+    if field.type is CountRange:
+        return Expected(_is_count_range, "two integers of at least 1, the lower one first")
+    return number(field.type, **limits)
+
+
+def _is_count_range(value: Any) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(type(count) is int for count in value)
+        and 1 <= value[0] <= value[1] < 2**31
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +126,22 @@ class Recipe:
     seed: int = _setting(0, "seed of all random numbers; the same seed reproduces a run", low=0, below=2**63)
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
-        """Rebuild a recipe from plain types."""
-        return cls(**{**plain, "n_spixels": CountRange(*plain["n_spixels"])})
+    def from_plain(cls, plain: Any, name: str = "recipe") -> Self:
+        """Rebuild a recipe from what `to_plain` returns; settings that it lacks have their defaults.
+
+        Raises `InputError` with `name`, which has the file, if a setting has another type or is out of range.
+        """
+        if not isinstance(plain, dict):
+            raise DamagedFileError(f"{name} must be settings by name, got {show(plain)}")
+        expected = {field.name: _expected(field) for field in dataclasses.fields(cls)}
+        for setting, value in plain.items():
+            if setting not in expected:
+                raise InputError(f"{name}: this version does not know the setting {show(setting)}")
+            check_value(f"{name}: {setting}", value, expected[setting])
+        settings = dict(plain)
+        if "n_spixels" in settings:
+            settings["n_spixels"] = CountRange(*settings["n_spixels"])
+        return cls(**settings)
 
     def to_plain(self) -> dict[str, Any]:
         """Return the settings as plain types, for a checkpoint."""

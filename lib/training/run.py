@@ -23,11 +23,13 @@ from lib.datasets.resident import AUTO, ResidentData, find_places, load_resident
 from lib.evaluation.loop import check_first_image, evaluate, list_runs
 from lib.evaluation.methods import NetworkMethod, Setting
 from lib.evaluation.summary import summarize
+from lib.files.values import TEXTS_BY_NAME, check_value
 from lib.inference import Segmenter
 from lib.losses import compute_loss_terms
 from lib.network.inputs import InputScales, model_input
 from lib.runtime.device import fast_convolutions, resolve_precision
 from lib.runtime.errors import InputError, is_out_of_memory
+from lib.runtime.memory import check_memory
 from lib.runtime.ranks import data_parallel, is_first_rank, n_ranks, on_first_rank, synchronize, together
 from lib.superpixels.counts import check_n_spixels
 from lib.superpixels.drawing import draw_boundaries
@@ -56,6 +58,10 @@ _WITH_SIZES = "names+sizes:"
 TRAIN_SET = "train"  # name of the training set in the log and in checkpoints
 
 _COUNT_PARAMETER = "val_n_spixels"  # named in errors about the number of superpixels
+
+# Bytes per pixel of a crop that training needs at least.
+_CROP_BYTES, _ANNOTATION_BYTES = 12, 8  # CIELAB in float32, labels in int64
+_STEP_BYTES = 256  # 4 results of 32 channels in bfloat16, which the gradient needs
 
 N_PICTURES = 4  # overlays per validation set in TensorBoard
 
@@ -116,6 +122,7 @@ def run_training(
         raise ValueError(f"no validation set may be named {TRAIN_SET!r}")
     datasets = {TRAIN_SET: train_set, **validation_sets}
     fingerprints = _check_data(recipe, datasets, settings.val_n_spixels, score)
+    together(lambda: _check_step_memory(recipe, device))
     with_bfloat16 = resolve_precision(recipe.precision, device) == "bf16"
     state = TrainingState(model.to(device, memory_format=torch.channels_last), recipe)
     if resume:
@@ -171,16 +178,30 @@ def _check_data(recipe: Recipe, datasets: Datasets, val_n_spixels: int, score: s
     return fingerprints
 
 
+def _check_step_memory(recipe: Recipe, device: torch.device) -> None:
+    """Raise `InputError` if the crops of a step do not fit the memory."""
+    what = f"{recipe.crop_size}: a step with `batch_size` {recipe.batch_size}"
+    n_pixels = recipe.batch_size * recipe.crop_size**2
+    for n_bytes, place in (
+        (_STEP_BYTES, device),
+        (_CROP_BYTES + _ANNOTATION_BYTES * recipe.n_annotations, torch.device("cpu")),
+    ):
+        check_memory(n_bytes * n_pixels, f"`crop_size` {what}", device=place)
+
+
 def _restore(
     state: TrainingState, resume: Path, fingerprints: Mapping[str, str], score: str, out_dir: Path
 ) -> None:
     """Continue from the checkpoint `resume`."""
     checkpoint = read_checkpoint(resume)
     if "recipe" in checkpoint:  # only n_steps may change in a resumed run
-        stored = replace(Recipe.from_plain(checkpoint["recipe"]), n_steps=state.recipe.n_steps)
+        stored = replace(
+            Recipe.from_plain(checkpoint["recipe"], f"{resume}: recipe"), n_steps=state.recipe.n_steps
+        )
         check_resumed(vars(state.recipe), vars(stored), resume)
     state.restore(checkpoint, resume)
     earlier = checkpoint.get("image_names_sha256", {})
+    check_value(f"{resume}: image_names_sha256", earlier, TEXTS_BY_NAME)
     changed = [
         name
         for name, value in fingerprints.items()

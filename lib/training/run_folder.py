@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lib.files.atomic import atomic_path, name_failed_write, prepare_out_dir
+from lib.files.values import Expected, check_value, number
 from lib.runtime.errors import DamagedFileError, InputError
 from lib.training.curves import draw_training_curves
 from lib.weights import read_checkpoint, save_checkpoint
@@ -53,15 +54,15 @@ class RunFolder:
         self.description = description
         self.n_kept = n_kept
         first_step, validated_step = progress["step"], progress["validated_step"]
+        log = read_log(folder)
         if first_step > 0:
             self.save_last(weights, progress)
         for path, step in _periodic_checkpoints(folder):
             if step > first_step:
                 path.unlink()
-        lines = (folder / LOG).read_text().splitlines() if (folder / LOG).exists() else []
         self._log = [
             entry
-            for entry in map(_read_entry, lines)
+            for entry in log
             if 0 < entry["step"] <= (validated_step if "score" in entry else first_step)
         ]
         with atomic_path(folder / LOG) as temporary:
@@ -161,10 +162,14 @@ def has_best_model(folder: Path, *, validated_step: int) -> bool:
         If the file exists and may be intact, but cannot be read, say after a disk error.
     """
     path = folder / BEST_MODEL
+    if not path.exists():
+        return False
     try:
-        return path.exists() and read_checkpoint(path).get("step", 0) <= validated_step
+        step = read_checkpoint(path).get("step", 0)
     except DamagedFileError:
         return False
+    check_value(f"{path}: step", step, number(int, low=0))
+    return step <= validated_step
 
 
 def find_resumable(folder: Path) -> Path | None:
@@ -196,9 +201,39 @@ def _periodic_checkpoints(folder: Path) -> list[tuple[Path, int]]:
     return sorted(steps.items(), key=lambda checkpoint: checkpoint[1], reverse=True)
 
 
-def _read_entry(line: str) -> dict[str, float]:
+def read_log(folder: Path) -> list[dict[str, float | None]]:
+    """Read the log of a run; a last line that a crash cut short is left out. Without a log, return no lines.
+
+    Raises
+    ------
+    InputError
+        If the log cannot be read, or another line is damaged.
+    """
+    path = folder / LOG
+    try:
+        *lines, _ = path.read_bytes().split(b"\n")  # the last one is empty or cut short
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    return [_read_entry(line, f"line {idx} of {path}") for idx, line in enumerate(lines, 1)]
+
+
+def _read_entry(line: bytes, name: str) -> dict[str, float | None]:
     try:
         entry = json.loads(line)
-        return {**entry, "step": entry["step"]}
-    except (ValueError, KeyError, TypeError):
-        return {"step": math.inf}  # a line that a crash cut short
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{name} is damaged; remove it to continue without it") from error
+    check_value(name, entry, _LOG_ENTRY)
+    return entry
+
+
+def _is_log_entry(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and number(int, low=0).is_valid(value.get("step"))
+        and all(figure is None or number(float).is_valid(figure) for figure in value.values())
+    )
+
+
+_LOG_ENTRY = Expected(_is_log_entry, "numbers by name, with a step of at least 0")

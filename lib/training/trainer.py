@@ -4,7 +4,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,25 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from lib.runtime.errors import InputError, RunError, is_out_of_memory
+from lib.files.values import Expected, check_value, number
+from lib.runtime.errors import InputError, RunError
 from lib.runtime.ranks import is_first_rank, mean_over_ranks, n_ranks, on_first_rank, together
 from lib.runtime.signals import Stop, stop_flag
-from lib.training.optimizers import build_optimizers
+from lib.training.optimizers import build_optimizers, check_optimizer_state
 from lib.training.recipe import Recipe, RunSettings
 from lib.training.run_folder import LAST_MODEL, RunFolder, Validation
 from lib.training.weight_average import WeightAverage
+from lib.weights import check_tensors
 
 logger = logging.getLogger(__name__)
+
+# Entries of a checkpoint that hold the numbers of a run.
+_PROGRESS = {
+    **dict.fromkeys(("step", "n_samples", "validated_step"), number(int, low=0)),
+    "best_score": Expected(
+        lambda value: type(value) in (int, float) and value < math.inf, "a number, or -inf before the first"
+    ),
+}
 
 
 @dataclass
@@ -69,32 +79,50 @@ class TrainingState:
         }
 
     def restore(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """Continue from a checkpoint.
+        """Continue from a checkpoint; nothing changes if it is refused.
 
         Raises
         ------
         InputError
-            If the checkpoint belongs to another model, holds weights only, or is past the last step.
+            If the checkpoint belongs to another model, holds weights only or values that no run has, or is
+            past the last step.
         """
-        try:
-            self.average.model.load_state_dict(checkpoint["weights"])
-            self.model.load_state_dict(checkpoint["last_weights"])
-            for optimizer, progress in zip(self.optimizers, checkpoint["optimizers"], strict=True):
-                optimizer.load_state_dict(progress)
-            for name in ("step", "n_samples", "validated_step", "best_score"):
-                setattr(self, name, checkpoint[name])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            if is_out_of_memory(error):
-                raise
+        absent = [name for name in self.progress() if name not in checkpoint]
+        if absent:
             raise InputError(
-                f"{path} does not hold a run of this model and version; use its {LAST_MODEL}",
+                f"{path} does not hold a run of this version, as it lacks {absent[0]}; use its {LAST_MODEL}",
                 parameter="resume",
-            ) from error
+            )
+        try:
+            self._check(checkpoint, path)
+        except InputError as error:
+            raise InputError(str(error), parameter="resume") from error
+        self.average.model.load_state_dict(checkpoint["weights"])
+        self.model.load_state_dict(checkpoint["last_weights"])
+        for optimizer, progress in zip(self.optimizers, checkpoint["optimizers"], strict=True):
+            settings = optimizer.state_dict()["param_groups"]  # of this version
+            optimizer.load_state_dict({"state": progress["state"], "param_groups": settings})
+        for name in _PROGRESS:
+            setattr(self, name, checkpoint[name])
         n_steps = self.recipe.n_steps
         if self.step > n_steps:
             raise InputError(
                 f"{n_steps} is below the {self.step} steps of `resume` {path}", parameter="n_steps"
             )
+
+    def _check(self, checkpoint: Mapping[str, Any], path: Path) -> None:
+        for name, expected in _PROGRESS.items():
+            check_value(f"{path}: {name}", checkpoint[name], expected)
+        step = checkpoint["step"]
+        check_value(f"{path}: validated_step", checkpoint["validated_step"], number(int, below=step + 1))
+        for name in ("weights", "last_weights"):
+            check_tensors(checkpoint[name], self.model.state_dict(), f"{path}: {name}")
+        states = checkpoint["optimizers"]
+        check_value(f"{path}: optimizers", states, Expected(lambda value: isinstance(value, list), "a list"))
+        if len(states) != len(self.optimizers):
+            raise InputError(f"{path}: optimizers are of another recipe, or of another version")
+        for idx, (optimizer, state) in enumerate(zip(self.optimizers, states, strict=True)):
+            check_optimizer_state(optimizer, state, f"{path}: optimizers[{idx}]", is_new=step == 0)
 
 
 def learning_rate_share(step: int, n_steps: int, warmup_share: float) -> float:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.io import savemat
+from scipy.sparse import csc_array
 
 from helpers import make_quadrants
 from lib.datasets.base import SegmentedImage, renumber
@@ -75,6 +76,8 @@ def test_bsds_bad_annotation_file_is_named(bsds_root, content):
         (np.array([[1, 2**64 - 1]], np.uint64), "the label 18446744073709551615;"),
         (np.array([[-1, 1]], np.int16), "the label -1;"),
         (np.array([[1j, 1]]), "labels of type complex128;"),
+        (csc_array(np.array([[1.0, 0.0]])), "labels of type csc_\\w+;"),
+        ("labels", "labels of type <U6;"),
     ],
 )
 def test_bsds_labels_are_whole_numbers_or_refused_by_name(bsds_root, labels, kept):

@@ -3,10 +3,18 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from lib.files.atomic import atomic_path, prepare_out_dir, write_together
+from lib.files.atomic import (
+    atomic_path,
+    check_output_file,
+    prepare_out_dir,
+    remove_leftovers,
+    write_together,
+)
+from lib.runtime.errors import InputError
 
 NAMES = [
     "a.png",
@@ -43,15 +51,52 @@ def test_any_name_can_be_written(name, tmp_path):
 def test_leftovers_of_ended_processes_are_removed(tmp_path):
     paths = [tmp_path / name for name in NAMES]
     ended = subprocess.run([sys.executable, "-c", LEAVE, *paths], stdout=subprocess.PIPE, text=True).stdout
-    assert len(list(tmp_path.glob(f".*.partial-*-{ended.strip()}.*"))) == len(NAMES)
-    (tmp_path / f".a.partial-0123abcd-{ended.strip()}.png").touch()  # of another computer
+    assert len(list(tmp_path.glob(f".*.partial-*-{ended.strip()}-*"))) == len(NAMES)
+    (tmp_path / f".a.partial-0123abcd-{ended.strip()}-ffff.png").touch()  # of another computer
     (tmp_path / ".partial-notes.txt").touch()
     with atomic_path(tmp_path / "b.png") as temporary:
         temporary.write_text("x")
         prepare_out_dir(tmp_path)
         assert temporary.exists()
-    kept = [f".a.partial-0123abcd-{ended.strip()}.png", ".partial-notes.txt", "b.png"]
+    kept = [f".a.partial-0123abcd-{ended.strip()}-ffff.png", ".partial-notes.txt", "b.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == kept
+
+
+WRITE = """
+import sys, time
+from pathlib import Path
+from lib.files.atomic import atomic_path
+with atomic_path(Path(sys.argv[1])) as temporary:
+    temporary.write_text("whole")
+    print(temporary, flush=True)
+    input()
+"""
+
+
+def test_files_of_a_living_process_stay_whatever_its_number(tmp_path, monkeypatch):
+    path = tmp_path / "a.mp4"
+    command = [sys.executable, "-c", WRITE, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        temporary = Path(process.stdout.readline().strip())
+        monkeypatch.setattr("lib.files.atomic._is_running", lambda process: False)  # seen from a container
+        remove_leftovers(tmp_path)
+        assert temporary.read_text() == "whole"
+        with pytest.raises(InputError, match=rf"`overlay` {path} is being written by process {process.pid}"):
+            check_output_file("overlay", path, (".mp4",))
+        check_output_file("overlay", tmp_path / "b.mp4", (".mp4",))
+        process.communicate("\n")
+    assert path.read_text() == "whole"
+    check_output_file("overlay", path, (".mp4",))
+
+
+def test_processes_of_one_number_do_not_mix(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.getpid", lambda: 7)  # as in two containers
+    path = tmp_path / "a.txt"
+    with atomic_path(path) as first, atomic_path(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+        assert first.read_text() == "first"
+    assert path.read_text() == "first"
 
 
 def test_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):

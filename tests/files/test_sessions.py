@@ -3,8 +3,8 @@
 import tempfile
 
 import pytest
-from filelock import FileLock
 
+from lib.files.locks import locked
 from lib.files.sessions import SessionFiles, temporary_folder
 from lib.runtime.errors import InputError
 
@@ -95,7 +95,7 @@ def test_temporary_folder_and_leftovers(tmp_path, monkeypatch):
         (folder / "image.png").write_text("image")
     for folder in (leftover, in_use, other):
         (folder / ".lock").touch()
-    with FileLock(in_use / ".lock"):
+    with locked(in_use / ".lock"):
         with temporary_folder("page_") as folder:
             (folder / "image.png").write_text("image")
             with temporary_folder("page_"):  # a second page does not remove the files of the first

@@ -401,15 +401,14 @@ def test_summary_tells_how_long_files_were_waited_for(photos, in_tmp_path, monke
     assert 0.3 <= summary.seconds_waited <= summary.seconds
 
 
-def test_leftovers_of_a_killed_run_are_removed_below_the_folder(photos, in_tmp_path, monkeypatch):
+def test_leftovers_of_a_killed_run_are_removed_below_the_folder(photos, in_tmp_path):
     segment("--image=photos", "--out=overlays")
     (folder,) = {path.parent for path in (in_tmp_path / "overlays").rglob("e*.png")}
     expected = files_below(in_tmp_path / "overlays")
-    with atomic_path(folder / "e.png") as temporary:
-        temporary.write_text("half a picture")
-        (folder / "leftover").hardlink_to(temporary)
-    (folder / "leftover").rename(temporary)
-    monkeypatch.setattr("lib.files.atomic._is_running", lambda process: process != os.getpid())
+    with atomic_path(folder / "f.png") as temporary:
+        pass
+    (folder / "f.png").unlink()
+    temporary.write_text("half a picture")
     segment("--image=photos", "--out=overlays", "--skip_existing")
     assert files_below(in_tmp_path / "overlays") == expected
 

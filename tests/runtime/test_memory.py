@@ -1,3 +1,4 @@
+import ctypes
 import multiprocessing
 import platform
 import resource
@@ -30,6 +31,24 @@ def test_freed_memory_is_kept():
             n_pages[is_kept] = pool.submit(resident_pages_after_large_array, is_kept).result()
     n_more_bytes = (n_pages[True] - n_pages[False]) * resource.getpagesize()
     assert n_more_bytes > 100 * 2**20
+
+
+def free_memory_around_large_array():
+    """Return the free memory of a fresh process, before it makes and frees an array of 512 MiB and after."""
+    keep_freed_memory()
+    before = free_memory(torch.device("cpu"))
+    values = np.ones(2**26)
+    del values
+    return before, free_memory(torch.device("cpu")), memory._count_kept_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
+def test_kept_memory_is_free():
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        before, after, kept = pool.submit(free_memory_around_large_array).result()
+    assert kept > 500 * 2**20
+    assert abs(after - before) < kept / 2  # other processes change it too
 
 
 class OldLibrary:
@@ -66,7 +85,8 @@ def test_free_memory_of_a_cpu(tmp_path, monkeypatch):
     info = tmp_path / "meminfo"
     info.write_text("MemTotal:       16000 kB\nMemFree:          300 kB\nMemAvailable:    5000 kB\n")
     monkeypatch.setattr(memory, "_MEMORY_INFO", info)
-    assert free_memory(torch.device("cpu")) == 5000 * 1024
+    monkeypatch.setattr(memory, "_count_kept_bytes", lambda: 7)
+    assert free_memory(torch.device("cpu")) == 5000 * 1024 + 7
     info.unlink()
     assert free_memory(torch.device("cpu")) is None
 

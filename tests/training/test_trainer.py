@@ -229,15 +229,13 @@ def test_weights_with_nan_are_never_validated(tmp_path):
     assert not (tmp_path / "best_model.pth").exists()
 
 
-@pytest.mark.parametrize("damage", ["best_model", "no step", "other model"])
+@pytest.mark.parametrize("damage", ["best_model", "no step"])
 def test_unsuitable_checkpoint_is_refused(tmp_path, damage):
     run(tmp_path, make_state())
     name = "best_model.pth" if damage == "best_model" else "last_model.pth"
     checkpoint = read_checkpoint(tmp_path / name)
     if damage == "no step":
         del checkpoint["step"]
-    elif damage == "other model":
-        checkpoint["weights"] = {"bias": torch.zeros(3)}
     with pytest.raises(InputError, match=rf"`resume` .*{name} .*last_model\.pth"):
         make_state().restore(checkpoint, tmp_path / name)
 
