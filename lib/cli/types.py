@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from lib.files import values
 from lib.training.recipe import CountRange
 
 Number = TypeVar("Number", int, float)
@@ -34,26 +35,17 @@ BOOL = {"type": parse_bool, "nargs": "?", "const": True, "metavar": "True|False"
 AUTO_BOOL = {**BOOL, "type": parse_auto_bool, "metavar": "auto|True|False"}
 
 
-def number(
-    kind: type[Number],
-    *,
-    low: float = -math.inf,
-    high: float = math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
-) -> Callable[[str], Number]:
-    """Return an argparse type for finite numbers; `above` and `below` exclude the limit."""
-    limits = {"of at least": low, "of at most": high, "above": above, "below": below}
-    bounds = " and ".join(f"{word} {limit}" for word, limit in limits.items() if math.isfinite(limit))
-    expected = f"{'an integer' if kind is int else 'a number'} {bounds}".rstrip()
+def number(kind: type[Number], **limits: float) -> Callable[[str], Number]:
+    """Return an argparse type for the numbers of `lib.files.values.number`."""
+    expected = values.number(kind, **limits)
 
     def read(text: str) -> Number:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (low <= value <= high and above < value < below):
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        if not expected.is_valid(value):
+            raise argparse.ArgumentTypeError(f"expected {expected.words}, got {text!r}")
         return value
 
     return read

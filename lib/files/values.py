@@ -32,21 +32,25 @@ def number(
     kind: type[int] | type[float],
     *,
     low: float = -math.inf,
+    high: float = math.inf,
     above: float = -math.inf,
     below: float = math.inf,
 ) -> Expected:
-    """Return the numbers of at least `low`, above `above` and below `below`.
+    """Return the numbers of at least `low`, at most `high`, above `above` and below `below`.
 
     Integers fit 64 bits. A float may be stored as an integer, but is finite. A bool is no number: it is an
     instance of int, but not of type int.
     """
     kinds = (int,) if kind is int else (int, float)
     largest = 2**63 - 1 if kind is int else sys.float_info.max
-    limits = {"of at least": low, "above": above, "below": below}
+    limits = {"of at least": low, "of at most": high, "above": above, "below": below}
     bounds = " and ".join(f"{word} {limit}" for word, limit in limits.items() if math.isfinite(limit))
     return Expected(
         lambda value: (
-            type(value) in kinds and -largest <= value <= largest and low <= value < below and value > above
+            type(value) in kinds
+            and -largest <= value <= largest
+            and low <= value <= high
+            and above < value < below
         ),
         f"{'an integer' if kind is int else 'a finite number'} {bounds}".rstrip(),
     )

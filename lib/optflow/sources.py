@@ -205,7 +205,9 @@ def _read_kitti(path: Path) -> np.ndarray:
     except InputError:
         raise
     except Exception as error:  # Pillow raises various errors for broken bytes
-        raise InputError(f"{path} is not a readable PNG ({error})") from error
+        raise InputError(
+            f"{path} is not a 16-bit colour PNG, the KITTI format of flow, or is damaged ({error})"
+        ) from error
     with native_output_hidden():
         image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:

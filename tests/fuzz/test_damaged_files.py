@@ -98,8 +98,8 @@ def read_flows(path: Path) -> list[np.ndarray]:
 def write_weights(path: Path) -> None:
     torch.manual_seed(0)
     model_args = {"n_learned_features": 2, "n_iter": 2, "distance": "euclidean"}
-    weights = {name: value.half() for name, value in SSNModel(**model_args).state_dict().items()}
     input_args = {"color_scale": 0.3, "pos_scale": 7.0}
+    weights = SSNModel(**model_args).state_dict()
     save_checkpoint({"weights": weights, "model_args": model_args, "input_args": input_args}, path)
 
 
