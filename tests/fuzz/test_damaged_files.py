@@ -211,7 +211,7 @@ def test_a_damaged_file_gives_a_result_or_one_line(name, tmp_path, pytestconfig,
     expected = kind.read(path)
     n_examples = pytestconfig.getoption("--fuzz")
 
-    @settings(max_examples=n_examples or 60, derandomize=not n_examples, deadline=None, database=None)
+    @settings(max_examples=n_examples or 40, derandomize=not n_examples, deadline=None, database=None)
     @given(damaged(content))
     def check(copy):
         path.write_bytes(copy)
