@@ -46,7 +46,8 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {self.origin}{message}\n" if is_first_rank() else None)
+        message = _escape(f"{self.origin}{message}", control_characters=True)
+        self.exit(2, f"{self.prog}: error: {message}\n" if is_first_rank() else None)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

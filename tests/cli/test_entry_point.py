@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lib import cli
+from lib.cli.types import existing_dir
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError, RunError
 from lib.runtime.workers import usable_workers
@@ -38,6 +39,14 @@ def test_option_error_is_one_line_with_status_2(capsys):
     assert error.count("\n") == 1
     assert "argument --nspix" in error
     assert "'0'" in error
+
+
+def test_line_breaks_in_option_errors_are_escaped(capsys):
+    parser = cli.Parser("test")
+    parser.add_argument("--root", type=existing_dir)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--root=two\nlines"])
+    assert capsys.readouterr().err.endswith("no folder two\\nlines\n")
 
 
 @pytest.mark.parametrize(
