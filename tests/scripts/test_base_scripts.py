@@ -894,7 +894,7 @@ def test_data_that_do_not_fit_end_a_run_before_it_starts(bsds_root, tmp_path, mo
         ),
         (
             ["--color_jitter=1.5"],
-            "--color_jitter: expected a finite number of at least 0 and of at most 1, .*1.5",
+            "--color_jitter: expected .* at least 0 and of at most 1, got .1.5",
         ),
     ],
 )
