@@ -85,12 +85,12 @@ def full_disk(n_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def write_annotations(path: Path, annotations):
-    """Write a .mat file in the layout of BSDS500."""
+def write_annotations(path: Path, annotations, *, is_compressed=False):
+    """Write a .mat file in the layout of BSDS500, where all files are compressed."""
     cells = np.empty((1, len(annotations)), dtype=object)
     for idx, annotation in enumerate(annotations):
         cells[0, idx] = {"Segmentation": annotation.astype(np.uint16), "Boundaries": annotation > 1}
-    savemat(path, {"groundTruth": cells})
+    savemat(path, {"groundTruth": cells}, do_compression=is_compressed)
 
 
 def fails_with(main, argv, capsys):

@@ -19,8 +19,8 @@ def log_once(logger: logging.Logger, key: Hashable, message: str, *args: object)
 
 
 def silence_readers() -> None:
-    """Switch off warnings of Pillow and SciPy about files, as our errors name the file and the reason."""
-    warnings.filterwarnings("ignore", module=r"(PIL|scipy\.io)\.")
+    """Switch off warnings of Pillow about files, as our errors name the file and the reason."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def forget_logged() -> None:

@@ -164,6 +164,11 @@ KINDS = {
         lambda path: write_annotations(path, [LABELS + 1, LABELS + 2]),
         lambda path: _read_annotations(path, LABELS.shape),
     ),
+    "compressed annotations": Kind(
+        ".mat",
+        lambda path: write_annotations(path, [LABELS + 1, LABELS + 2], is_compressed=True),
+        lambda path: _read_annotations(path, LABELS.shape),
+    ),
     "flow archive": Kind(".h5", write_flows, read_flows),
     "middlebury flow": Kind(".flo", lambda path: write_flo(path, FLOW), read_flow_file),
     "kitti flow": Kind(".png", write_kitti, read_flow_file),

@@ -171,14 +171,12 @@ def test_flow_archive(tmp_path, allocates_little):
 
 def test_annotation_file(tmp_path, allocates_little):
     path = tmp_path / "a.mat"
-    write_annotations(path, [np.ones((3, 4))] * 5)
-    content = path.read_bytes()
-    dimensions = np.array([1, 5], "<i4").tobytes()
-    assert content.count(dimensions) == 1
-    path.write_bytes(content.replace(dimensions, np.array([30_000, 30_000], "<i4").tobytes()))
-    with pytest.raises(
-        InputError, match=rf"{path}: groundTruth of shape \(30000, 30000\) needs at least 7\.2 GB, {FREE}"
-    ):
+    write_annotations(path, [np.ones((3, 4))])
+    header, variable = path.read_bytes()[:128], bytearray(path.read_bytes()[128:])
+    variable[4:8] = struct.pack("<I", 2_000_000_000)
+    compressed = zlib.compress(variable)
+    path.write_bytes(header + struct.pack("<II", 15, len(compressed)) + compressed)
+    with pytest.raises(InputError, match=rf"{path}: a compressed variable needs at least 2\.0 GB, {FREE}"):
         _read_cells(path)
 
 
