@@ -96,7 +96,7 @@ class FlowArchive:
     def read_attributes(self) -> dict[str, str]:
         """Return the notes of the writer on the flow, such as its settings, each in one line."""
         with self._opened() as file:
-            return {name: " ".join(str(value).split()) for name, value in file.attrs.items()}
+            return {name: _read_text(value) for name, value in file.attrs.items()}
 
     @contextmanager
     def _opened(self) -> Iterator[h5py.File]:
@@ -155,7 +155,8 @@ def write_flow_archive(
     example on a full disk, raises `RunError`.
     """
     with write_hdf5(path) as writing:
-        writing.file.attrs.update(attributes)
+        # Texts of fixed length: HDF5 may crash when it reads damaged texts of variable length.
+        writing.file.attrs.update({name: np.bytes_(text.encode()) for name, text in attributes.items()})
         yield FlowArchiveWriter(writing, path, frame_shape)
 
 
@@ -195,3 +196,9 @@ def find_archives(
             f"{folder} lacks {', '.join(missing)}; estimate_optflow.py makes them", parameter=parameter
         )
     return [FlowArchive(path) for path in paths]
+
+
+def _read_text(value: object) -> str:
+    """Return the value of an attribute in one line."""
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return " ".join(text.split())

@@ -19,8 +19,9 @@ def log_once(logger: logging.Logger, key: Hashable, message: str, *args: object)
 
 
 def silence_readers() -> None:
-    """Switch off warnings of Pillow about files, as our errors name the file and the reason."""
+    """Switch off warnings and the log of Pillow about files, as our errors name the file and the reason."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def forget_logged() -> None:

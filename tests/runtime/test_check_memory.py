@@ -131,7 +131,8 @@ def test_mask_of_davis_and_animation(tmp_path, allocates_little, monkeypatch):
             read()
 
 
-def test_flow_files(tmp_path, allocates_little):
+def test_flow_files(tmp_path, allocates_little, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     flo, png = tmp_path / "a.flo", tmp_path / "a.png"
     write_flo(flo, np.zeros((3, 4, 2)))
     content = flo.read_bytes()
