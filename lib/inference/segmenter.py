@@ -382,7 +382,7 @@ class Segmenter:
         return clustered._replace(learned=learned)
 
     def _check_memory(self, image: PreprocessedImage) -> None:
-        """Raise `InputError` if an image does not fit: its channels, its features, and those in cells."""
+        """Raise `TooLargeError` if an image does not fit: its channels, its features, and those in cells."""
         height, width = image.image_rgb.shape[:2]
         n_features = N_BASE_CHANNELS + sum(getattr(self.model, name, 0) for name in _FEATURE_COUNTS)
         n_bytes = 4 * (N_BASE_CHANNELS + self.model.n_extra_channels + 2 * n_features) * height * width
