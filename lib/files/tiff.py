@@ -62,7 +62,7 @@ class TiffLayout(NamedTuple):
 def read_layout(path: Path) -> TiffLayout | None:
     """Read the layout of a TIFF file from its header.
 
-    None for other and broken files, and for files whose bands are not grey or colours: palettes, CMYK, YCbCr,
+    Returns None for other and broken files, and for files that are left to Pillow: palettes, CMYK, YCbCr,
     white as zero, and values of other than 8, 16, 32 or 64 bits.
     """
     try:

@@ -111,7 +111,7 @@ def test_folder_of_all_formats(in_tmp_path, caplog):
         caplog.clear()
         argv = ["--image=photos", "--out=photos/overlays", "--save_labels=photos/{name}_l.npy"]
         assert segment(*argv, "--save_outlines=photos/{name}.svg").n_done == len(KINDS) + 1
-        assert "4 files are left out, which are no images that can be read: .cr2, .txt, readme" in caplog.text
+        assert "4 files that are no readable images are left out: .cr2, .txt, readme" in caplog.text
     overlays = files_below(in_tmp_path / "photos" / "overlays")
     assert overlays == sorted([f"a_{suffix}.png" for suffix in KINDS] + ["no_suffix.png"])
 
