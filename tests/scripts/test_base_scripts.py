@@ -892,7 +892,10 @@ def test_data_that_do_not_fit_end_a_run_before_it_starts(bsds_root, tmp_path, mo
             ["--init_weights={base}", "--deepfdim=4", "--padding_mode=replicate"],
             "--padding_mode replicate .*zeros of --init_weights {base}",
         ),
-        (["--color_jitter=1.5"], "--color_jitter: expected a number of at least 0 and of at most 1, .*1.5"),
+        (
+            ["--color_jitter=1.5"],
+            "--color_jitter: expected a finite number of at least 0 and of at most 1, .*1.5",
+        ),
     ],
 )
 def test_bad_training_options(more, expected, bsds_root, base_weights, tmp_path, capsys):
