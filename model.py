@@ -24,7 +24,7 @@ class FeatureExtractor(nn.Module):
     """Compute per-pixel features from three scales of convolutions.
 
     `n_mid_channels` are the channels of the inner convolutions. With `concat_input`, the input channels
-    follow the learned features. `padding_mode` is that of all convolutions; see `SSNModel`.
+    follow the learned features. All convolutions have the `padding_mode`, see `SSNModel`.
     """
 
     def __init__(

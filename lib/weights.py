@@ -299,8 +299,8 @@ def check_tensors(tensors: Any, expected: Mapping[str, Tensor], name: str) -> No
     Raises
     ------
     InputError
-        If names or shapes differ. If a tensor is not dense and real, holds integers in place of floats or the
-        other way round, or values that are not finite, or negative where none may be.
+        If names or shapes differ, or one tensor has integers and the other floats. If a tensor of the file is
+        not dense and real, or a value is not finite, or negative where none may be.
     """
     if not isinstance(tensors, dict):
         raise DamagedFileError(f"{name} must be tensors by name, got {show(tensors)}")

@@ -42,7 +42,7 @@ from lib.optflow.lookup import FlowOfFrame
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError, RunError
 from lib.runtime.notices import forget_logged
-from lib.runtime.ranks import n_ranks, on_first_rank
+from lib.runtime.ranks import n_ranks, on_first_rank, together
 from lib.runtime.stopwatch import Stopwatch
 from lib.training.recipe import Recipe
 from lib.weights import LoadedModel
@@ -270,7 +270,9 @@ def _segment_images(
 ) -> RunSummary:
     levels = sorted(args.levels or [])
     with ExitStack() as stack:
-        for kind, folder in find_output_folders(args.image, _given_outputs(args)).items():
+        # All ranks check the outputs before one of them writes.
+        folders = together(lambda: find_output_folders(args.image, _given_outputs(args)))
+        for kind, folder in folders.items():
             stack.enter_context(own_folder(folder, shared=args.skip_existing, parameter=kind))
         summary = segment_files(
             segmenter,

@@ -88,9 +88,9 @@ def add_reading_args(group: argparse._ActionsContainer, *, of: str = "images") -
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help=f"values of {of} of more than 8 bits that become black and white; those beyond are clipped. "
-        "Floats need it; default: for each image, 0 to the largest number of the fewest bits, of 8, 10, 12, "
-        "14 and 16, that hold its values",
+        help=f"values of {of} of more than 8 bits that become black and white; values beyond are clipped. "
+        "Floats need it; default for integers: 0 to the largest number of the fewest bits, of 8, 10, 12, 14 "
+        "and 16, that hold the values of an image",
     )
     group.add_argument(
         "--bands",
@@ -98,7 +98,7 @@ def add_reading_args(group: argparse._ActionsContainer, *, of: str = "images") -
         nargs="+",
         metavar="BAND",
         help=f"bands of {of} to read, from 1: red, green and blue, such as 4 3 2, or one of grey; opacity is "
-        "ignored then. Images of more bands, such as those of satellites, need it",
+        "ignored then. Images of more bands, such as satellite images, need it",
     )
 
 

@@ -68,7 +68,7 @@ def draw_patch_jitter(probability: float, rng: np.random.Generator, size: int) -
 
 
 def augment(crops: dict[str, Tensor], drawn: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Apply drawn changes to a crop, or those of each crop to a batch, on its device.
+    """Apply drawn changes to a crop, or to each crop of a batch, on its device.
 
     Extra channels move with their pixels, and keep their values: a swapped patch of flow still has its flow.
 

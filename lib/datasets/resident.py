@@ -20,7 +20,7 @@ from lib.datasets.crop_plans import CropPlan, CropPlans, ImagePlace
 from lib.datasets.loaders import item_loader
 from lib.network.inputs import rgb_to_lab
 from lib.runtime.errors import InputError
-from lib.runtime.memory import free_memory
+from lib.runtime.memory import check_memory, free_memory
 from lib.runtime.ranks import gather, on_first_rank
 from lib.runtime.signals import stop_flag
 
@@ -105,7 +105,9 @@ def load_resident(
     Raises
     ------
     InputError
-        If an image cannot be used, or annotations need more memory than `find_places` estimated.
+        If an image cannot be used.
+    TooLargeError
+        If annotations need more memory than `find_places` estimated, and more than is free.
     Stop
         If the stop flag is set.
     """
@@ -115,7 +117,10 @@ def load_resident(
     for place, (lab_of_image, labels_of_image) in zip(places, images, strict=True):
         stop_flag.raise_if_set()
         if labels.dtype != labels_of_image.dtype == torch.int32:
-            _check_wide_labels(labels.numel(), device)
+            n_bytes = labels.numel() * torch.int32.itemsize
+            check_memory(
+                n_bytes, "`data_on_device`: a set with more than 255 segments in an image", device=device
+            )
             labels = labels.int()
         image_lab[:, place.first_pixel : place.end_pixel] = lab_of_image
         labels[place.first_label : place.end_label] = labels_of_image
@@ -138,15 +143,6 @@ def _list_places(dataset: Dataset[SegmentedImage]) -> tuple[list[ImagePlace], st
         places.append(ImagePlace(shape, first_pixel, first_label, n_annotations))
         first_pixel, first_label = places[-1].end_pixel, places[-1].end_label
     return places, ""
-
-
-def _check_wide_labels(n_labels: int, device: torch.device) -> None:
-    n_bytes, free = n_labels * torch.int32.itemsize, free_memory(device)
-    if free is not None and n_bytes > free:
-        raise InputError(
-            f"`data_on_device`: annotations of more than 255 segments need {n_bytes / 1e9:.2f} GB, "
-            f"{free / 1e9:.2f} GB are free on {device}; use False"
-        )
 
 
 @dataclass(eq=False)

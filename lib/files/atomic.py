@@ -89,8 +89,11 @@ def remove_leftovers(folder: Path) -> None:
     Files in writing stay, and files of other computers, whose locks may not be seen.
     """
     for path, process in _temporary_files(folder):
-        if not _is_in_writing(path, process):
-            path.unlink(missing_ok=True)
+        try:
+            _remove_if_free(path)
+        except OSError:  # no locks
+            if not _is_running(process):
+                path.unlink(missing_ok=True)
 
 
 def _temporary_files(folder: Path) -> Iterator[tuple[Path, int]]:
@@ -101,15 +104,18 @@ def _temporary_files(folder: Path) -> Iterator[tuple[Path, int]]:
             yield path, int(name[2])
 
 
-def _is_in_writing(path: Path, process: int) -> bool:
-    # The number of the process is no proof: containers on one host may use it twice.
+def _remove_if_free(path: Path) -> bool:
+    """Remove a temporary file and return True; return False if a process writes it.
+
+    Raises `OSError` if there are no locks. The number of a process is no proof: containers on one host may
+    use it twice.
+    """
     try:
-        with locked(path):
-            return False
+        # Removed while it is locked: a process that has just made the file, and waits, makes another one.
+        with locked(path, temporary=True):
+            return True
     except BlockingIOError:
-        return True
-    except OSError:  # no locks
-        return _is_running(process)
+        return False
 
 
 @cache
@@ -161,8 +167,14 @@ def check_output_file(parameter: str, path: Path, suffixes: tuple[str, ...]) -> 
             f"{path}: cannot write to folder {path.parent} ({error.strerror})", parameter=parameter
         ) from error
     for temporary, process in _temporary_files(path.parent):
-        if temporary.name.startswith(f".{path.stem}.partial-") and temporary.suffix == path.suffix:
-            raise InputError(f"{path} is being written by process {process}", parameter=parameter)
+        if not (temporary.name.startswith(f".{path.stem}.partial-") and temporary.suffix == path.suffix):
+            continue
+        with suppress(OSError):  # without locks, it may be a leftover
+            if not _remove_if_free(temporary):
+                raise InputError(
+                    f"{path} is being written by process {process}; wait for it, or choose another name",
+                    parameter=parameter,
+                )
 
 
 def prepare_out_dir(out_dir: Path, *, parameter: str = "out_dir") -> None:

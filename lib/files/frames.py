@@ -1,6 +1,7 @@
 """Read the frames of a video one at a time, from a folder of images or from a video file."""
 
 import logging
+import math
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lib.files.animation import DEFAULT_FRAME_RATE, AnimatedImage, is_picture
-from lib.files.images import DEFAULT_READER, ImageReader, resize_image
+from lib.files.images import DEFAULT_READER, ImageReader, resize_image, size_text
 from lib.files.listing import list_visible
 from lib.files.pyav import import_av
 from lib.runtime.errors import InputError
@@ -133,9 +134,8 @@ def _open_stream(path: Path, **options: str) -> Iterator[tuple["InputContainer",
             raise InputError(f"{path} is not a video that can be decoded") from error
         if stream.codec_context is None:
             raise InputError(f"{path} is not a video that can be decoded; its codec is unknown")
-        n_pixels = stream.codec_context.width * stream.codec_context.height
-        size = f"{stream.codec_context.width}x{stream.codec_context.height}"
-        check_memory(_FRAME_BYTES * n_pixels, f"{path} of {size} pixels")
+        shape = stream.codec_context.height, stream.codec_context.width
+        check_memory(_FRAME_BYTES * math.prod(shape), f"{path} of {size_text(shape)} pixels")
         yield container, stream
 
 

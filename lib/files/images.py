@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -155,7 +156,8 @@ def _upright_shape(image: Image.Image, path: Path) -> tuple[int, int]:
     if image.format != "TIFF":
         return image.width, image.height
     check_decoding(image)
-    image.load()  # Pillow itself rotates TIFF files, in some versions only here
+    with native_output_hidden():
+        image.load()  # Pillow itself rotates TIFF files, in some versions only here
     return image.height, image.width
 
 
@@ -259,7 +261,9 @@ def resize_image(image_rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 def check_decoding(image: Image.Image) -> None:
     """Raise `InputError` if an open image has too many pixels for the memory; a small file may have many."""
-    check_memory(_DECODED_BYTES * image.width * image.height, f"of {image.width}x{image.height} pixels")
+    check_memory(
+        _DECODED_BYTES * image.width * image.height, f"of {size_text((image.height, image.width))} pixels"
+    )
 
 
 def size_text(shape: tuple[int, ...]) -> str:
@@ -335,7 +339,10 @@ def _convert_upright(
     if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):
         _log_pages(path)
     has_wide_colors = _has_wide_colors(image)
-    pixels = _read_wide_colors(path, image) if has_wide_colors else _pixels_of(image)
+    # Only around the decoder, as `convert` may log to standard error.
+    with native_output_hidden() if image.format == "TIFF" else nullcontext():
+        pixels = _read_wide_colors(path, image) if has_wide_colors else _pixels_of(image)
+        image.load()
     return _turn(convert(pixels, _is_white_zero(image)), _orientation(image))
 
 

@@ -37,9 +37,9 @@ def list_folders(folder: Path) -> list[Path]:
 
 
 def log_left_out(logger: logging.Logger, files: Collection[Path]) -> None:
-    """Log how many files are left out because they are no images, and their suffixes."""
+    """Log the number of files that are left out because they are no images, and their suffixes."""
     if not files:
         return
     kinds = sorted({file.suffix.lower() or file.name.lower() for file in files})
     shown = ", ".join(kinds[:_N_SHOWN]) + (", ..." if len(kinds) > _N_SHOWN else "")
-    logger.info("%d files are left out, which are no images that can be read: %s", len(files), shown)
+    logger.info("%d files that are no readable images are left out: %s", len(files), shown)

@@ -42,15 +42,26 @@ def locked(
 
 def _open_locked(path: Path, mode: int) -> int:
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        file, is_new = _open_or_create(path)
         try:
             fcntl.flock(file, mode)
             if os.fstat(file).st_nlink:
                 return file
-        except BaseException:
+        except BaseException as error:
             os.close(file)
+            if is_new and not isinstance(error, BlockingIOError):  # no locks
+                path.unlink(missing_ok=True)
             raise
         os.close(file)  # its last owner removed the file in between
+
+
+def _open_or_create(path: Path) -> tuple[int, bool]:
+    """Open a file to read and write; return its descriptor, and True if it is new."""
+    flags = os.O_RDWR | os.O_CREAT
+    try:
+        return os.open(path, flags | os.O_EXCL, 0o666), True
+    except FileExistsError:
+        return os.open(path, flags, 0o666), False
 
 
 def _is_alone(file: int) -> bool:

@@ -3,14 +3,12 @@
 import io
 import re
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from lib.files.native_output import native_output_hidden
 from lib.runtime.errors import InputError
 
 T = TypeVar("T")
@@ -36,7 +34,7 @@ def use_image(path: Path, use: Callable[[Image.Image], T]) -> T:
     the end marker only. Errors of Pillow, and of `use`, are raised.
     """
     try:
-        with Image.open(path) as image, native_output_hidden() if image.format == "TIFF" else nullcontext():
+        with Image.open(path) as image:
             return use(image)
     except InputError:
         raise

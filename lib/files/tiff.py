@@ -62,7 +62,7 @@ class TiffLayout(NamedTuple):
 def read_layout(path: Path) -> TiffLayout | None:
     """Read the layout of a TIFF file from its header.
 
-    None for other and broken files, and for files whose bands are not grey or colours: palettes, CMYK, YCbCr,
+    Returns None for other and broken files, and for files that are left to Pillow: palettes, CMYK, YCbCr,
     white as zero, and values of other than 8, 16, 32 or 64 bits.
     """
     try:
@@ -106,7 +106,8 @@ def read_bands(path: Path, layout: TiffLayout) -> np.ndarray:
     """
     n_pixels = layout.shape[0] * layout.shape[1]
     if Image.MAX_IMAGE_PIXELS is not None and n_pixels > 2 * Image.MAX_IMAGE_PIXELS:
-        raise InputError(f"has {n_pixels} pixels, more than the {2 * Image.MAX_IMAGE_PIXELS} that are read")
+        largest = f"{2 * Image.MAX_IMAGE_PIXELS:.0f}"
+        raise InputError(f"has {n_pixels} pixels, more than the {largest} that are read")
     n_bytes = n_pixels * layout.n_bands * layout.dtype.itemsize
     check_memory(n_bytes, f"of {layout.shape[1]}x{layout.shape[0]} pixels and {layout.n_bands} bands")
     with tifffile.TiffFile(path) as tiff:

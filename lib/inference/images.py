@@ -399,10 +399,10 @@ def count_merged_beside(device: torch.device) -> int:
 
 def _error_of_image(error: Exception) -> Exception:
     """Return the error to report for an image; raise errors that the other images would meet too."""
-    if is_out_of_memory(error):
-        return RunError("out of memory")
     if isinstance(error, InputError | RunError | OSError):
         return error.with_traceback(None)  # which would keep the tensors of its functions
+    if is_out_of_memory(error):
+        return RunError("out of memory")
     raise error
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from skimage.measure import label
 from torch import Tensor, nn
 
-from lib.files.images import find_unmasked, to_rgb_array
+from lib.files.images import find_unmasked, size_text, to_rgb_array
 from lib.files.value_range import ValueRange
 from lib.network.inputs import (
     InputScales,
@@ -382,11 +382,12 @@ class Segmenter:
         return clustered._replace(learned=learned)
 
     def _check_memory(self, image: PreprocessedImage) -> None:
-        """Raise `InputError` if an image does not fit: its channels, its features, and those in cells."""
-        height, width = image.image_rgb.shape[:2]
+        """Raise `TooLargeError` if an image does not fit: its channels, its features, and those in cells."""
+        shape = image.image_rgb.shape[:2]
         n_features = N_BASE_CHANNELS + sum(getattr(self.model, name, 0) for name in _FEATURE_COUNTS)
-        n_bytes = 4 * (N_BASE_CHANNELS + self.model.n_extra_channels + 2 * n_features) * height * width
-        check_memory(n_bytes, f"{image.name} of {width}x{height} pixels", device=self.device)
+        n_values = N_BASE_CHANNELS + self.model.n_extra_channels + 2 * n_features  # per pixel, float32
+        n_bytes = 4 * n_values * math.prod(shape)
+        check_memory(n_bytes, f"{image.name} of {size_text(shape)} pixels", device=self.device)
 
     @torch.no_grad()
     def finish(self, clustered: Clustered) -> list[Superpixels]:

@@ -35,9 +35,9 @@ MIN_FRAME_SIDE = 16
 FLOW_SUFFIXES = (".flo", ".png")
 
 _FLO_MAGIC = b"PIEH"
+_FLO_UNKNOWN = 1e9  # the Middlebury code marks unknown flow by larger values
 
 _FLOW_BYTES = 16  # per pixel: the values as they are read, and in the order that we use
-_FLO_UNKNOWN = 1e9  # the Middlebury code marks unknown flow by larger values
 
 FlowPair = tuple[np.ndarray, np.ndarray]
 

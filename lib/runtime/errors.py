@@ -18,6 +18,10 @@ class DamagedFileError(InputError):
     """The content of a file is damaged; reading it again does not help."""
 
 
+class TooLargeError(InputError):
+    """An input needs more memory than is free; it may fit when other work has ended."""
+
+
 class RunError(RuntimeError):
     """A run cannot continue, for example because its loss diverges or the disk is full."""
 
@@ -37,7 +41,7 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if NumPy, or PyTorch on any device, ran out of memory."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    """Return True if NumPy, or PyTorch on any device, ran out of memory, or an input is too large for it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | TooLargeError):
         return True
     return isinstance(error, RuntimeError) and any(part in str(error) for part in _OUT_OF_MEMORY)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lib.runtime.errors import InputError
+from lib.runtime.errors import TooLargeError
 
 _MEMORY_INFO = Path("/proc/meminfo")
 
@@ -40,7 +40,7 @@ def keep_freed_memory() -> None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the free memory of a device in bytes; None if it is unknown, for a CPU outside Linux.
+    """Return the free memory of a device in bytes; None if it is unknown, as for a CPU outside Linux.
 
     It includes what this process has freed and the allocator keeps for reuse.
     """
@@ -49,8 +49,10 @@ def free_memory(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0] + unused
     if not _MEMORY_INFO.exists():
         return None
-    available = re.search(r"MemAvailable: *(\d+) kB", _MEMORY_INFO.read_text())[1]
-    return 1024 * int(available) + _count_kept_bytes()
+    available = re.search(r"MemAvailable: *(\d+) kB", _MEMORY_INFO.read_text())
+    if available is None:  # old kernels, and Windows Subsystem for Linux 1
+        return None
+    return 1024 * int(available[1]) + _count_kept_bytes()
 
 
 class _AllocatorInfo(ctypes.Structure):
@@ -78,14 +80,14 @@ def _count_kept_bytes() -> int:
 
 
 def check_memory(n_bytes: int, what: str, *, device: torch.device = _CPU) -> None:
-    """Raise `InputError` if more bytes are needed than a device has free; call it before they are allocated.
+    """Raise `TooLargeError` if more bytes are needed than a device has free.
 
-    `what` needs them, in the words of the message. Sizes in a file or an option may be of any size: an
-    allocation can then end the process without a message, as Linux grants more memory than it has. If the
-    free memory is unknown, nothing is checked.
+    Call it before an allocation whose size is from a file or an option. Linux grants more memory than it has,
+    and may then end the process without a message. `what` needs the bytes, in the words of the message. If
+    the free memory is unknown, nothing is checked.
     """
     free = free_memory(device) if n_bytes > _UNCHECKED else None
     if free is not None and n_bytes > free:
-        raise InputError(
+        raise TooLargeError(
             f"{what} needs at least {n_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}"
         )

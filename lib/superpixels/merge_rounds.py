@@ -21,7 +21,7 @@ class Merges(NamedTuple):
 
     round_idx: np.ndarray  # (n_regions,), int64
     into: np.ndarray  # (n_regions,), int64: place of the other part
-    cost: np.ndarray  # (n_regions,), float64: largest cost of this merge and of those it needs
+    cost: np.ndarray  # (n_regions,), float64: largest cost of this merge and the merges it needs
 
 
 def merge_in_rounds(sizes: np.ndarray, means: np.ndarray, edges: np.ndarray, numbers: np.ndarray) -> Merges:
@@ -36,8 +36,8 @@ def merge_in_rounds(sizes: np.ndarray, means: np.ndarray, edges: np.ndarray, num
     edges : ndarray, shape (2, E), int64
         Pairs of neighbours, the smaller place first. A pair of equal places is ignored.
     numbers : ndarray, shape (n_regions,), int64
-        Numbers of the regions, which break ties. Of several graphs that are merged as one, each has its own
-        numbers from 0 on, so that its merges do not depend on the others.
+        Numbers of the regions, which break ties. If several graphs are merged as one, the regions of each are
+        numbered from 0 on. Its merges then do not depend on the others.
     """
     sizes, means = sizes.copy(), means.copy()
     n_regions = len(sizes)
@@ -92,7 +92,7 @@ def scatter_factor(round_idx: int) -> int:
     """Return the int64 that scatters the ties of a round: `low * factor + high`, modulo 2**64, orders edges.
 
     Edges of up to 10**8 regions all differ, as multiples of the factor are further apart. In the order of the
-    numbers, a row of equal regions would merge one pair a round; in one order for all rounds, a large region
+    numbers, a row of equal regions would merge one pair a round. In one order for all rounds, a large region
     and its many neighbours would.
     """
     factor = _GOLDEN * (2 * round_idx + 1) % 2**64

@@ -1,8 +1,8 @@
 """The form of `lib.superpixels.merge_rounds` for a GPU; its only purpose is speed.
 
 A round is about 60 operations of fixed size, and each takes the CPU some microseconds to start, however many
-graphs are merged. Merged regions stay at their places, and edges within a region are ignored: then no size
-depends on values, and the GPU is rarely waited for.
+graphs are merged. Merged regions stay at their places, and edges within a region are ignored. So no size
+depends on values, and the CPU rarely waits for the GPU.
 """
 
 import math

@@ -28,8 +28,8 @@ from lib.superpixels.merge_rounds import Merges, merge_in_rounds
 
 _MAX_FLOAT32_PIXELS = 2**16  # a sum of more numbers than this in float32 would be off by over 1e-3
 
-# Images whose graphs are merged on the GPU; below, a CPU is as fast. It merges a graph of 2600 regions in the
-# time in which it starts the operations of the GPU, some 2500 for any number of graphs.
+# Fewest images of a batch whose graphs are merged on the GPU. For fewer, a CPU is as fast: it merges a graph
+# of 2600 regions in the time that it takes to start the some 2500 operations of all graphs on the GPU.
 _MIN_IMAGES_ON_GPU = 3
 
 _TOO_LARGE = "the features are too large to be merged; lower `merge_pos_scale`"

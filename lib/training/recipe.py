@@ -82,8 +82,8 @@ class Recipe:
     )
     patch_jitter: float = _setting(
         0.0,
-        "probability, from 0 (off) to 1, that two squares of a crop swap places and a band of its rows or "
-        "columns moves along itself, with their labels, after AINet",
+        "probability, from 0 (off) to 1, that pixels of a crop move with their labels, after AINet: two "
+        "squares swap places, and a band of rows or columns moves along itself",
         low=0,
         high=1,
     )

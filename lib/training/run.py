@@ -28,7 +28,7 @@ from lib.inference import Segmenter
 from lib.losses import compute_loss_terms
 from lib.network.inputs import InputScales, model_input
 from lib.runtime.device import fast_convolutions, resolve_precision
-from lib.runtime.errors import InputError, is_out_of_memory
+from lib.runtime.errors import InputError, TooLargeError, is_out_of_memory
 from lib.runtime.memory import check_memory
 from lib.runtime.ranks import data_parallel, is_first_rank, n_ranks, on_first_rank, synchronize, together
 from lib.superpixels.counts import check_n_spixels
@@ -275,13 +275,13 @@ def _open_batches(
 def _load_on_device(
     train_set: FileDataset, places: list[ImagePlace], settings: RunSettings, device: torch.device
 ) -> ResidentData | None:
-    """Return the training set on the device; None if "auto" chose it, but another program took the memory."""
+    """Return the training set on the device; None if "auto" chose it, but it does not fit after all."""
     try:
         return load_resident(train_set, places, device, n_workers=settings.n_workers)
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, TooLargeError) as error:
         if settings.data_on_device != AUTO or not is_out_of_memory(error):
             raise
-    logger.warning("training data stays with the loader: %s has no free memory any more", device)
+    logger.warning("training data stays with the loader: %s has too little free memory by now", device)
     return None
 
 

@@ -94,7 +94,7 @@ def test_formats_are_those_of_inference(tmp_path, caplog):
     (tmp_path / "e").write_bytes((tmp_path / "a.gif").read_bytes())
     write(tmp_path, "e.png")
     assert contents(tmp_path) == {"a": [0], "b": [0], "c": [0], "d": [0], "e": [0]}
-    assert caplog.messages == ["3 files are left out, which are no images that can be read: .json, .txt"]
+    assert caplog.messages == ["3 files that are no readable images are left out: .json, .txt"]
 
 
 def write_satellite(folder):

@@ -20,7 +20,7 @@ from lib.datasets.loaders import training_loader
 from lib.datasets.resident import find_places, load_resident
 from lib.datasets.synthetic import SyntheticDataset
 from lib.network.inputs import rgb_to_lab
-from lib.runtime.errors import InputError
+from lib.runtime.errors import InputError, TooLargeError
 from lib.runtime.signals import Stop, stop_flag
 
 CPU = torch.device("cpu")
@@ -197,8 +197,9 @@ def test_wide_annotations_that_do_not_fit(folder, monkeypatch):
     np.save(folder / "4.0.npy", np.arange(150 * 131).reshape(150, 131))
     dataset = FolderDataset(folder)
     places = find_places(dataset, CPU, data_on_device=True)
-    monkeypatch.setattr("lib.datasets.resident.free_memory", lambda device: 4 * places[-1].end_label - 1)
-    with pytest.raises(InputError, match=r"`data_on_device`: .*more than 255 segments need"):
+    monkeypatch.setattr("lib.runtime.memory.free_memory", lambda device: 4 * places[-1].end_label - 1)
+    monkeypatch.setattr("lib.runtime.memory._UNCHECKED", 0)
+    with pytest.raises(TooLargeError, match=r"`data_on_device`: .* more than 255 segments in an image needs"):
         load_resident(dataset, places, CPU, n_workers=0)
 
 

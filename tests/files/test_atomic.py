@@ -1,5 +1,6 @@
 """Test temporary names of files in writing."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lib.files.atomic import (
+    _host,
     atomic_path,
     check_output_file,
     prepare_out_dir,
@@ -81,12 +83,41 @@ def test_files_of_a_living_process_stay_whatever_its_number(tmp_path, monkeypatc
         monkeypatch.setattr("lib.files.atomic._is_running", lambda process: False)  # seen from a container
         remove_leftovers(tmp_path)
         assert temporary.read_text() == "whole"
-        with pytest.raises(InputError, match=rf"`overlay` {path} is being written by process {process.pid}"):
+        with pytest.raises(
+            InputError, match=rf"`overlay` {path} is being written by process {process.pid}; wait"
+        ):
             check_output_file("overlay", path, (".mp4",))
         check_output_file("overlay", tmp_path / "b.mp4", (".mp4",))
         process.communicate("\n")
     assert path.read_text() == "whole"
     check_output_file("overlay", path, (".mp4",))
+
+
+def test_leftover_that_cannot_be_judged_does_not_hinder(tmp_path, monkeypatch):
+    """Without locks, the number of an ended process may be in use again."""
+    path = tmp_path / "a.mp4"
+    with atomic_path(path) as temporary:
+        name = temporary.name
+    (tmp_path / name).touch()
+    monkeypatch.setattr("lib.files.locks.fcntl", None)
+    check_output_file("overlay", path, (".mp4",))
+    assert (tmp_path / name).exists()
+
+
+def test_leftovers_are_removed_while_they_are_locked(tmp_path, monkeypatch):
+    """Otherwise a process that has just made the file, and waits for the lock, would lose it."""
+    leftover, original = tmp_path / f".a.partial-{_host()}-1-ffff.txt", fcntl.flock
+    leftover.touch()
+    existed = []
+
+    def flock(file, mode):
+        if mode == fcntl.LOCK_UN:
+            existed.append(leftover.exists())
+        return original(file, mode)
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    remove_leftovers(tmp_path)
+    assert existed == [False]
 
 
 def test_processes_of_one_number_do_not_mix(tmp_path, monkeypatch):

@@ -138,6 +138,7 @@ def test_file_system_without_locks(tmp_path, monkeypatch, caplog):
     with own_folder(tmp_path):
         pass
     assert f"{tmp_path} cannot be locked ([Errno {errno.ENOLCK}] no locks here)" in caplog.text
+    assert list(tmp_path.iterdir()) == []
     with atomic_path(tmp_path / "a.txt") as temporary:
         temporary.write_text("x")
         remove_leftovers(tmp_path)

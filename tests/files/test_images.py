@@ -1,5 +1,7 @@
 """Test reading images and masks of all supported kinds."""
 
+import logging
+import os
 import re
 
 import numpy as np
@@ -282,3 +284,24 @@ def test_integers_of_unknown_range_are_rejected(tmp_path, outermost):
     Image.fromarray(np.array([[0, outermost]], dtype=np.int32)).save(path)
     with pytest.raises(InputError, match=r"image\.tif has integer pixels"):
         read_image(path)
+
+
+class _Direct(logging.Handler):
+    """Write where standard error goes, as a handler of a program that uses the library does."""
+
+    def emit(self, record):
+        os.write(2, record.getMessage().encode())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_notices_are_shown_although_lines_of_libtiff_are_hidden(tmp_path, capfd, suffix):
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(np.full((4, 5), 900, np.uint16)).save(path)
+    handler, logger = _Direct(), logging.getLogger("lib.files")
+    forget_logged()
+    logger.addHandler(handler)
+    try:
+        read_image(path)
+    finally:
+        logger.removeHandler(handler)
+    assert "read as 10 bits, 0 to 1023" in capfd.readouterr().err

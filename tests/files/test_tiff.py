@@ -218,7 +218,7 @@ def test_lzw(tmp_path):
 
 def test_larger_than_pillow_reads(tmp_path, monkeypatch):
     write_bands(tmp_path / "a.tif", make_bands(5)[0])
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300.0)
     with pytest.raises(InputError, match="has 620 pixels, more than the 600 that are read"):
         read_image(tmp_path / "a.tif", bands=(1, 2, 3))
 

@@ -14,7 +14,7 @@ from lib.files.sessions import SessionFiles
 from lib.inference import Segmenter
 from lib.inference import page as page_module
 from lib.inference.page import PICTURES, Page, PageResult, draw_pictures
-from lib.runtime.errors import InputError
+from lib.runtime.errors import InputError, TooLargeError
 
 SHAPE = (60, 92)
 
@@ -134,8 +134,9 @@ def test_setting_out_of_range(page, image, settings, reason):
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        TooLargeError("image.png needs at least 9.0 GB"),
     ],
-    ids=["numpy", "cuda", "cpu"],
+    ids=["numpy", "cuda", "cpu", "size"],
 )
 @pytest.mark.parametrize("place", ["read_image", "Segmenter.__call__", "draw_pictures"])
 def test_out_of_memory(page, image, monkeypatch, error, place):

@@ -181,7 +181,7 @@ def test_annotation_file(tmp_path, allocates_little):
         _read_cells(path)
 
 
-def test_video(tmp_path, monkeypatch):
+def test_video(tmp_path, monkeypatch, pyav):
     path = tmp_path / "a.mp4"
     with _write_video(path, (64, 96), 10) as append:
         append(np.zeros((64, 96, 3), np.uint8))

@@ -87,6 +87,8 @@ def test_free_memory_of_a_cpu(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "_MEMORY_INFO", info)
     monkeypatch.setattr(memory, "_count_kept_bytes", lambda: 7)
     assert free_memory(torch.device("cpu")) == 5000 * 1024 + 7
+    info.write_text("MemTotal:       16000 kB\nMemFree:          300 kB\n")  # of an old kernel
+    assert free_memory(torch.device("cpu")) is None
     info.unlink()
     assert free_memory(torch.device("cpu")) is None
 

@@ -14,7 +14,7 @@ from lib.files.atomic import atomic_path
 from lib.losses import RECONSTRUCTION_LOSSES
 from lib.network.inputs import InputScales
 from lib.runtime.device import resolve_precision
-from lib.runtime.errors import InputError, RunError
+from lib.runtime.errors import InputError, RunError, TooLargeError
 from lib.runtime.signals import stop_flag
 from lib.training import Recipe, RunSettings
 from lib.training.recipe import CountRange
@@ -464,17 +464,23 @@ def make_small_training(device, **recipe):
 
 
 def test_data_stays_with_the_loader_if_another_program_takes_the_memory(monkeypatch, caplog):
-    """Whether data fits is decided before the first image is read."""
+    """Before images are read, the memory is only estimated."""
 
     def fail(*args, **options):
-        raise RuntimeError(message)
+        raise error(message)
 
     monkeypatch.setattr("lib.training.run.load_resident", fail)
     cuda = torch.device("cuda", 0)
     settings = {choice: RunSettings(**INTERVALS, data_on_device=choice) for choice in ("auto", True)}
-    message = "CUDA error: out of memory"
+    error, message = TooLargeError, "needs at least 9.0 GB"
     assert _load_on_device(None, [], settings["auto"], cuda) is None
-    assert caplog.messages == ["training data stays with the loader: cuda:0 has no free memory any more"]
+    with pytest.raises(TooLargeError):
+        _load_on_device(None, [], settings[True], cuda)
+    caplog.clear()
+    error, message = RuntimeError, "CUDA error: out of memory"
+    assert _load_on_device(None, [], settings["auto"], cuda) is None
+    text = "training data stays with the loader: cuda:0 has too little free memory by now"
+    assert caplog.messages == [text]
     with pytest.raises(RuntimeError, match="out of memory"):
         _load_on_device(None, [], settings[True], cuda)
     message = "CUDA error: an illegal memory access"
