@@ -84,7 +84,7 @@ def find_places(
     places, obstacle = on_first_rank(lambda: _list_places(dataset))
     if places:
         share = _SHARE_FOR_DATA if data_on_device == AUTO else 1
-        free = min(gather(lambda: free_memory(device) or math.inf))
+        free = min(math.inf if each is None else each for each in gather(lambda: free_memory(device)))
         n_bytes = _LAB_BYTES * places[-1].end_pixel + _LABEL_BYTES * places[-1].end_label
         if n_bytes <= share * free:
             return places

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Lock
 
 _STDERR = 2
@@ -31,13 +31,10 @@ def _hide() -> None:
         _n_hiding += 1
         if _n_hiding > 1:
             return
-        try:
+        with suppress(OSError):
             _shown = os.dup(_STDERR)
-        except OSError:
-            return
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, _STDERR)
-        os.close(nowhere)
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), _STDERR)
 
 
 def _show() -> None:
