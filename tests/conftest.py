@@ -1,10 +1,13 @@
 """Fixtures: small images, datasets and models."""
 
+import threading
+
 import h5py
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm import TMonitor
 
 from helpers import make_quadrants, write_annotations
 from lib.weights import file_sha256, load_model, save_checkpoint
@@ -38,6 +41,15 @@ def device(request):
 def pyav():
     """PyAV, which reads and writes video files; tests that need it are skipped where it is missing."""
     return pytest.importorskip("av", reason="needs PyAV")
+
+
+@pytest.fixture
+def no_thread_is_left():
+    """Check that all threads that a test starts have ended, but for the one that progress bars share."""
+    before = set(threading.enumerate())
+    yield
+    left = set(threading.enumerate()) - before
+    assert [thread for thread in left if not isinstance(thread, TMonitor)] == []
 
 
 @pytest.fixture(autouse=True)

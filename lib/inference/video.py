@@ -1,8 +1,8 @@
-"""Segment a video frame by frame into an overlay video and labels."""
+"""Segment a video frame by frame into an overlay video and labels; beside a GPU, the steps overlap."""
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import NamedTuple, Self
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from lib.files.atomic import atomic_path, real_path
@@ -30,6 +31,7 @@ from lib.inference.segmenter import Segmenter
 from lib.inference.tracking import TrackedSuperpixels, Tracker, share_that_follows
 from lib.optflow.archive import FlowArchive
 from lib.optflow.sources import DEFAULT_PRESET, DISEstimator
+from lib.runtime.ahead import read_ahead
 from lib.runtime.errors import InputError, RunError, is_out_of_memory
 from lib.runtime.signals import stop_flag
 
@@ -50,6 +52,9 @@ class _Colors(NamedTuple):
 
 _SD_COLORS, _HD_COLORS = _Colors("ITU601", 6), _Colors("ITU709", 1)
 _LIMITED_RANGE = 1  # 16 to 235, in FFmpeg's numbers
+
+# Beside a GPU: frames that are read ahead of the network, and segmented frames that wait to be written.
+_N_AHEAD_BESIDE_GPU = 2
 
 _Append = Callable[[np.ndarray], None]  # appends a frame to a file
 
@@ -160,7 +165,7 @@ def segment_video(
     segmenter : Segmenter
         Segmenter of a base model, or of a composite model that reads the flow of the frames.
     frames : iterator of VideoFrame
-        Frames of the video; see `read_frames`.
+        Frames of the video; see `read_frames`. Beside a GPU, another thread reads them.
     n_spixels : int
         Requested number of superpixels per frame.
     overlay_file, style
@@ -186,24 +191,26 @@ def segment_video(
     """
     run = _VideoRun(segmenter, n_spixels, Tracker(segmenter, n_spixels) if tracked else None)
     files: list[_FrameFile] = []  # opened when the first frame shows the size
+    n_written = 0
     problem: InputError | RunError | KeyboardInterrupt | None = None
     progress = tqdm(total=n_frames or None, desc="segmenting", unit="frame", disable=None)
     try:
         with progress, ExitStack() as stack:
-            for frame in frames:
-                superpixels, labels = run.segment(frame)
+            segmented = read_ahead(run.segment_all(frames), count_ahead(segmenter.device))
+            stack.enter_context(closing(segmented))
+            for superpixels, labels in segmented:
                 if not files:
                     files = _open_files(stack, labels.shape, overlay_file, labels_file, frame_rate)
                 for file, pixels in zip(files, (style.draw(superpixels), labels), strict=False):
                     file.append(pixels)
+                n_written += 1
                 progress.update()
-                stop_flag.raise_if_set()
     except (InputError, RunError, KeyboardInterrupt) as error:
         problem = error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        problem = RunError(f"out of memory at frame {run.n_frames}")
+        problem = RunError(f"out of memory at frame {n_written}")
     kept = [f"{file.n_frames} frames are in {file.path}" for file in files if file.n_frames]
     if isinstance(problem, KeyboardInterrupt):
         logger.warning("stopped; %s", ", ".join(kept) or "no frame was finished")
@@ -213,6 +220,15 @@ def segment_video(
     if problem is not None or not files:
         raise problem or InputError("the video has no frame")
     return run.summary()
+
+
+def count_ahead(device: torch.device) -> int:
+    """Return how many frames each step may be ahead of the next; 0 lets one thread do all.
+
+    A CPU is busy with the network, which would be slower in another thread than the main one: there, the C
+    library returns large freed blocks to Linux at once, see `lib.runtime.memory.keep_freed_memory`.
+    """
+    return 0 if device.type == "cpu" else _N_AHEAD_BESIDE_GPU
 
 
 @dataclass
@@ -227,6 +243,13 @@ class _VideoRun:
     shares: list[float] = field(default_factory=list)
     n_measured: int = 0
     n_frames: int = 0
+
+    def segment_all(self, frames: Iterator[VideoFrame]) -> Iterator[TrackedSuperpixels]:
+        """Segment frames, which are read ahead beside a GPU; a stop is raised after a frame."""
+        with closing(read_ahead(frames, count_ahead(self.segmenter.device))) as ahead:
+            for frame in ahead:
+                yield self.segment(frame)
+                stop_flag.raise_if_set()
 
     def segment(self, frame: VideoFrame) -> TrackedSuperpixels:
         """Segment a frame; without tracking, labels are the numbers of its superpixels."""

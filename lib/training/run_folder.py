@@ -123,11 +123,16 @@ class RunFolder:
 
 
 def _open_tensorboard(folder: Path, first_step: int) -> Any:
-    """Return a `SummaryWriter` that discards old events after `first_step`; None without the package."""
+    """Return a `SummaryWriter` that discards old events after `first_step`; None if TensorBoard cannot run."""
     try:
         from torch.utils.tensorboard import SummaryWriter  # slow import, only rank 0 needs it
     except ImportError:
         logger.info("no TensorBoard curves: pip install tensorboard adds them")
+        return None
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        logger.info("no TensorBoard curves: the name %s is not UTF-8", folder)
         return None
     with name_failed_write(folder):
         writer = SummaryWriter(str(folder), purge_step=first_step + 1)

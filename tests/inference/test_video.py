@@ -4,9 +4,12 @@ import os
 import re
 import signal
 import sys
+import threading
+import time
 import tracemalloc
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
+from itertools import repeat
 from pathlib import Path
 
 import h5py
@@ -25,12 +28,18 @@ from lib.inference.video import VideoFrame, segment_video
 from lib.network.inputs import InputScales
 from lib.optflow.archive import write_flow_archive
 from lib.runtime.errors import InputError, RunError
-from lib.runtime.signals import stop_flag
+from lib.runtime.signals import Stop, stop_flag
 from model import SSNPix
 
 av = pytest.importorskip("av", reason="needs PyAV")
 
-SEGMENTER = Segmenter(SSNPix(), InputScales(0.26, 2.5))
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+
+SCALES = InputScales(0.26, 2.5)
+SEGMENTER = Segmenter(SSNPix(), SCALES)
+
+N_AHEAD = 2
+SECONDS = 20  # that a test waits at most for what should happen at once
 
 
 @pytest.mark.parametrize("name", ["12:30.mp4", "-a.mp4", "a\nb.mp4", "x" * 251 + ".mp4"])
@@ -135,7 +144,7 @@ def test_composite_estimates_or_reads_its_flow(clip, composite_weights, tmp_path
 
 
 @pytest.mark.parametrize("more", [[], ["--temporal"]])
-def test_frames_before_a_broken_one_are_kept(clip, tmp_path, monkeypatch, more):
+def test_frames_before_a_broken_one_are_kept(n_ahead, clip, tmp_path, monkeypatch, more):
     monkeypatch.chdir(tmp_path)
     (clip / "2.png").write_bytes(b"broken")
     argv = ["--base_model_weights=none", "--video=clip", "--nspix=24", "--save_labels=labels.h5", *more]
@@ -152,16 +161,69 @@ def test_frames_of_another_size(clip, tmp_path, monkeypatch):
         inference_base_model.main(["--base_model_weights=none", "--video=clip", "--nspix=24"])
 
 
-def test_ctrl_c_keeps_the_frames_before(tmp_path, caplog):
+@pytest.fixture(params=[0, N_AHEAD])
+def n_ahead(request, monkeypatch):
+    """Let one thread do all, or three threads work as beside a GPU."""
+    monkeypatch.setattr(lib.inference.video, "count_ahead", lambda device: request.param)
+    return request.param
+
+
+class WatchedSegmenter(Segmenter):
+    """Segmenter that calls `on_start` with the name of each frame before it segments the frame."""
+
+    def __init__(self, on_start):
+        super().__init__(SSNPix(), SCALES)
+        self.on_start = on_start
+
+    def preprocess(self, *args, name, **options):
+        self.on_start(name)
+        return super().preprocess(*args, name=name, **options)
+
+
+def test_reading_network_and_writing_overlap(tmp_path, monkeypatch):
+    """The first frame is written after the second one is in the network, and that after the third is read."""
+
     def frames():
-        for idx in range(10):
-            if idx == 3:
-                os.kill(os.getpid(), signal.SIGINT)
+        for is_read in are_read:
+            is_read.set()
             yield VideoFrame(make_quadrants()[0], None)
 
+    def start(name):
+        if name == "frame 1":
+            assert are_read[2].wait(SECONDS)
+            second_started.set()
+
+    def write_late(append):
+        def append_late(picture):
+            assert second_started.wait(SECONDS)
+            append(picture)
+
+        return append_late
+
+    are_read = [threading.Event() for _ in range(4)]
+    second_started = threading.Event()
+    monkeypatch.setattr(lib.inference.video, "count_ahead", lambda device: N_AHEAD)
+    change_writer(monkeypatch, "_write_video", write_late)
+    summary = segment_video(WatchedSegmenter(start), frames(), 24, overlay_file=tmp_path / "o.mp4")
+    assert summary.n_frames == 4
+
+
+def test_ctrl_c_keeps_the_frames_before(n_ahead, tmp_path, caplog):
+    def press_ctrl_c(name):
+        started.append(name)
+        if name == "frame 3":
+            os.kill(os.getpid(), signal.SIGINT)
+            with suppress(Stop):  # the main thread sets the flag
+                while True:
+                    stop_flag.raise_if_set()
+                    time.sleep(0.001)
+
+    started = []
+    frames = repeat(VideoFrame(make_quadrants()[0], None), 10)
     files = {"overlay_file": tmp_path / "o.mp4", "labels_file": tmp_path / "labels.h5"}
     with pytest.raises(KeyboardInterrupt), stop_flag.set_by_signals():
-        segment_video(SEGMENTER, frames(), 24, **files)
+        segment_video(WatchedSegmenter(press_ctrl_c), frames, 24, **files)
+    assert started == [f"frame {idx}" for idx in range(4)]
     assert len(read_labels(files["labels_file"])) == 4  # the current frame is finished
     assert len(list(VideoFile("o", files["overlay_file"]).read())) == 4
     assert f"stopped; 4 frames are in {files['overlay_file']}, 4 frames are in" in caplog.text
@@ -170,7 +232,7 @@ def test_ctrl_c_keeps_the_frames_before(tmp_path, caplog):
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
 )
-def test_out_of_memory_keeps_the_frames_before(tmp_path, error):
+def test_out_of_memory_keeps_the_frames_before(n_ahead, tmp_path, error):
     def frames():
         for _ in range(3):
             yield VideoFrame(make_quadrants()[0], None)
@@ -257,23 +319,25 @@ def test_relative_names_with_a_colon(clip, tmp_path, monkeypatch):
     assert (tmp_path / "take:2.mp4").is_file()
 
 
-def test_failed_write_leaves_no_file(tmp_path, monkeypatch):
+def test_failed_write_leaves_no_file(n_ahead, tmp_path, monkeypatch):
     def full(picture):
         raise OSError(28, "No space left on device")
 
     change_writer(monkeypatch, "_write_video", lambda append: full)
-    frames = iter([VideoFrame(make_quadrants()[0], None)])
+    started = []
+    segmenter = WatchedSegmenter(started.append)
+    frames = repeat(VideoFrame(make_quadrants()[0], None), 10)
+    files = {"overlay_file": tmp_path / "o.mp4", "labels_file": tmp_path / "labels.h5"}
     with pytest.raises(RunError, match="No space left on device"):
-        segment_video(
-            SEGMENTER, frames, 24, overlay_file=tmp_path / "o.mp4", labels_file=tmp_path / "labels.h5"
-        )
+        segment_video(segmenter, frames, 24, **files)
     assert list(tmp_path.iterdir()) == []
+    assert len(started) <= 1 + n_ahead
 
 
 @pytest.mark.parametrize(
     ("full", "kept", "n_kept"), [("_write_video", "labels.h5", 2), ("_write_labels", "o.mp4", 3)]
 )
-def test_failed_write_of_one_file_keeps_the_other(tmp_path, monkeypatch, full, kept, n_kept):
+def test_failed_write_of_one_file_keeps_the_other(n_ahead, tmp_path, monkeypatch, full, kept, n_kept):
     def fill_disk(append):
         def append_two(pixels):
             if len(seen) == 2:
@@ -307,7 +371,7 @@ def test_failed_close_of_labels_keeps_the_overlay(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["o.mp4"]
 
 
-def test_unexpected_error_leaves_no_file(tmp_path, monkeypatch):
+def test_unexpected_error_leaves_no_file(n_ahead, tmp_path, monkeypatch):
     def frames():
         yield VideoFrame(make_quadrants()[0], None)
         raise ZeroDivisionError

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -114,6 +115,17 @@ def test_training_works_without_tensorboard(tmp_path, monkeypatch, caplog):
 
 
 @pytest.mark.slow
+def test_training_in_a_folder_whose_name_is_not_utf_8_has_no_tensorboard(tmp_path, caplog):
+    path = tmp_path / os.fsdecode(b"run\xff")
+    path.mkdir()
+    caplog.set_level("INFO")
+    folder = open_folder(path)
+    folder.add_interval(1, {"loss": 0.5})
+    folder.close()
+    assert sorted(each.name for each in path.iterdir()) == ["log.jsonl"]
+    assert caplog.text.count("is not UTF-8") == 1
+
+
 def test_tensorboard_is_imported_lazily():
     code = "import sys, lib.training.run_folder; assert 'tensorboard' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
