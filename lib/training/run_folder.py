@@ -123,7 +123,7 @@ class RunFolder:
 
 
 def _open_tensorboard(folder: Path, first_step: int) -> Any:
-    """Return a `SummaryWriter` that discards old events after `first_step`; None if TensorBoard cannot run."""
+    """Return a `SummaryWriter` that discards events after `first_step`; None if TensorBoard cannot run."""
     try:
         from torch.utils.tensorboard import SummaryWriter  # slow import, only rank 0 needs it
     except ImportError:

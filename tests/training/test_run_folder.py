@@ -114,7 +114,6 @@ def test_training_works_without_tensorboard(tmp_path, monkeypatch, caplog):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "log.jsonl"]
 
 
-@pytest.mark.slow
 def test_training_in_a_folder_whose_name_is_not_utf_8_has_no_tensorboard(tmp_path, caplog):
     path = tmp_path / os.fsdecode(b"run\xff")
     path.mkdir()
@@ -126,6 +125,7 @@ def test_training_in_a_folder_whose_name_is_not_utf_8_has_no_tensorboard(tmp_pat
     assert caplog.text.count("is not UTF-8") == 1
 
 
+@pytest.mark.slow
 def test_tensorboard_is_imported_lazily():
     code = "import sys, lib.training.run_folder; assert 'tensorboard' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
