@@ -4,8 +4,9 @@ from pathlib import Path
 
 from lib.datasets.base import FileDataset, SegmentedImage
 from lib.datasets.masks import read_mask
-from lib.files.images import read_image, resize_image, size_text
+from lib.files.images import read_image, resize_image
 from lib.files.listing import list_folders, list_visible
+from lib.files.sizes import size_text
 from lib.optflow.archive import FlowArchive, find_archives
 from lib.runtime.errors import InputError
 from model import N_FLOW_CHANNELS

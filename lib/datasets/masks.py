@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lib.files.images import check_decoding
+from lib.files.sizes import check_decoding
 from lib.metrics.label_map import VOID
 from lib.runtime.errors import InputError
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lib.files.images import check_decoding, to_rgb_array
+from lib.files.images import to_rgb_array
+from lib.files.sizes import check_decoding
 from lib.runtime.errors import InputError
 
 _FORMATS = ("GIF", "WEBP", "PNG")

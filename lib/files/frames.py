@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lib.files.animation import DEFAULT_FRAME_RATE, AnimatedImage, is_picture
-from lib.files.images import DEFAULT_READER, ImageReader, resize_image, size_text
+from lib.files.images import DEFAULT_READER, ImageReader, resize_image
 from lib.files.listing import list_visible
 from lib.files.pyav import import_av
+from lib.files.sizes import size_text
 from lib.runtime.errors import InputError
 from lib.runtime.memory import check_memory
 

@@ -1,8 +1,7 @@
 """Read images and masks in any common format."""
 
 import logging
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -10,19 +9,25 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
+from lib.files.conversion import floats_to_rgb, masked_integers_to_rgb, to_mask, to_rgb
+from lib.files.decoding import (
+    has_white_zero,
+    has_wide_colors,
+    orientation_of,
+    pixels_of,
+    read_wide_colors,
+    turn,
+)
 from lib.files.native_output import native_output_hidden
-from lib.files.opencv import cv2
 from lib.files.repair import has_late_metadata, use_image
+from lib.files.sizes import check_decoding
 from lib.files.tiff import TiffLayout, read_bands, read_layout
 from lib.files.value_range import (
     ValueRange,
     check_value_range,
     divide_by_opacity,
-    scale_to_8_bits,
-    scale_to_unit,
 )
 from lib.runtime.errors import InputError
-from lib.runtime.memory import check_memory
 from lib.runtime.notices import log_once
 
 logger = logging.getLogger(__name__)
@@ -38,29 +43,6 @@ _FORMATS_BY_CONTENT = (
 _FORMATS_BY_SUFFIX = (*_FORMATS_BY_CONTENT, "DIB", "TGA", "XBM")
 # Raw files of cameras. Pillow takes them for TIFF, and reads a thumbnail or values of the sensor.
 _RAW_SUFFIXES = (".3fr", ".arw", ".cr2", ".dng", ".erf", ".iiq", ".kdc", ".nef", ".nrw", ".pef", ".srw")
-
-# Tags of TIFF.
-_BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _PLANAR_CONFIGURATION = 258, 262, 284
-
-_LOSSY_FORMATS = ("JPEG", "MPO", "AVIF")
-_MANY_GREY_PIXELS = 0.05  # share of a mask; blurred borders have less
-
-_MANY_TRANSLUCENT_PIXELS = 0.5  # share of an image; shadows and borders of cut-outs have less
-
-_DECODED_BYTES = 7  # per pixel: 4 in Pillow, and 3 in an array of RGB
-
-_UNKNOWN = 0.5  # mid-grey, replaces NaN pixels in the input of the network
-
-# By the value of the EXIF orientation: an array (H, W, ...) as it is to be seen.
-_TURNS: Mapping[int, Callable[[np.ndarray], np.ndarray]] = {
-    2: np.fliplr,
-    3: lambda pixels: np.rot90(pixels, 2),
-    4: np.flipud,
-    5: lambda pixels: np.swapaxes(pixels, 0, 1),
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: np.rot90(np.swapaxes(pixels, 0, 1), 2),
-    8: np.rot90,
-}
 
 
 class ImageReader(NamedTuple):
@@ -124,7 +106,7 @@ def read_image(
     _check_bands(bands)
 
     def convert(pixels: Image.Image | np.ndarray, is_white_zero: bool) -> np.ndarray:
-        return _to_rgb(_choose_bands(pixels, bands), is_white_zero, value_range, name=str(path))
+        return to_rgb(_choose_bands(pixels, bands), is_white_zero, value_range, name=str(path))
 
     return _read_upright(path, "image", convert, bands=bands)
 
@@ -197,7 +179,7 @@ def read_mask(path: Path) -> np.ndarray:
     less than half the brightness count as black there. Raises `InputError` if the file is missing or not a
     readable image.
     """
-    return _read_upright(path, "mask", lambda *pixels: _to_mask(*pixels, name=str(path)))
+    return _read_upright(path, "mask", lambda *pixels: to_mask(*pixels, name=str(path)))
 
 
 def to_rgb_array(
@@ -231,8 +213,8 @@ def to_rgb_array(
     """
     try:
         if isinstance(image, Image.Image):
-            rgb = _to_rgb(_pixels_of(image), _is_white_zero(image), value_range, name=name)
-            return _turn(rgb, _orientation(image)), None
+            rgb = to_rgb(pixels_of(image), has_white_zero(image), value_range, name=name)
+            return turn(rgb, orientation_of(image)), None
         if not isinstance(image, np.ndarray):
             raise InputError(f"must be an array or a PIL image, got {type(image)}")
         if image.size == 0 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (2,), (3,), (4,)):
@@ -242,12 +224,12 @@ def to_rgb_array(
             )
         pixels = image[..., None] if image.ndim == 2 else image
         if pixels.dtype.kind in "iu" and isinstance(pixels, np.ma.MaskedArray):
-            return _masked_integers_to_rgb(pixels, value_range, name=name)
+            return masked_integers_to_rgb(pixels, value_range, name=name)
         if pixels.dtype.kind in "iu":
-            return _to_rgb(pixels, False, value_range, name=name), None
+            return to_rgb(pixels, False, value_range, name=name), None
         if pixels.dtype.kind != "f":
             raise InputError(f"must be of integers, or floats in [0, 1], got {image.dtype}")
-        return _floats_to_rgb(np.ma.filled(pixels, np.nan), value_range)
+        return floats_to_rgb(np.ma.filled(pixels, np.nan), value_range)
     except InputError as error:
         raise InputError(f"{name} {error}") from error
 
@@ -259,18 +241,6 @@ def resize_image(image_rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image_rgb).resize(shape[::-1], Image.Resampling.BILINEAR))
 
 
-def check_decoding(image: Image.Image) -> None:
-    """Raise `InputError` if an open image has too many pixels for the memory; a small file may have many."""
-    check_memory(
-        _DECODED_BYTES * image.width * image.height, f"of {size_text((image.height, image.width))} pixels"
-    )
-
-
-def size_text(shape: tuple[int, ...]) -> str:
-    """Return the size of an array (H, W, ...) as text, width first, as in image viewers."""
-    return f"{shape[1]}x{shape[0]}"
-
-
 def _read_upright(
     path: Path,
     kind: str,
@@ -278,7 +248,7 @@ def _read_upright(
     *,
     bands: Bands | None = None,
 ) -> np.ndarray:
-    """Read an image file, convert its pixels, see `_pixels_of`, and apply its EXIF orientation.
+    """Read an image file, convert its pixels, see `pixels_of`, and apply its EXIF orientation.
 
     The second argument of `convert` is True if white is zero. `kind` names the file in error messages. With
     `bands`, `convert` gets all bands of a TIFF file.
@@ -318,7 +288,7 @@ def _convert_tiff(
     pixels = read_bands(path, layout)
     if bands is None:
         pixels = _as_tagged(pixels, layout)
-    return _turn(convert(pixels, False), layout.orientation)
+    return turn(convert(pixels, False), layout.orientation)
 
 
 def _as_tagged(pixels: np.ndarray, layout: TiffLayout) -> np.ndarray:
@@ -338,12 +308,12 @@ def _convert_upright(
     # MPO holds previews, and PSD layers, beside the image.
     if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):
         _log_pages(path)
-    has_wide_colors = _has_wide_colors(image)
+    is_wide = has_wide_colors(image)
     # Only around the decoder, as `convert` may log to standard error.
     with native_output_hidden() if image.format == "TIFF" else nullcontext():
-        pixels = _read_wide_colors(path, image) if has_wide_colors else _pixels_of(image)
+        pixels = read_wide_colors(path, image) if is_wide else pixels_of(image)
         image.load()
-    return _turn(convert(pixels, _is_white_zero(image)), _orientation(image))
+    return turn(convert(pixels, has_white_zero(image)), orientation_of(image))
 
 
 def _log_pages(path: Path) -> None:
@@ -385,204 +355,3 @@ def _choose_bands(pixels: Image.Image | np.ndarray, bands: Bands | None) -> Imag
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     _check_has_bands(pixels.shape[2], bands)
     return pixels[..., [band - 1 for band in bands]]
-
-
-def _is_white_zero(image: Image.Image) -> bool:
-    """Return True if the largest value of a greyscale image is black; Pillow inverts only 8-bit images."""
-    tags = getattr(image, "tag_v2", {})
-    return image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC_INTERPRETATION) == 0
-
-
-def _pixels_of(image: Image.Image) -> Image.Image | np.ndarray:
-    """Return the image, or an array (H, W, 1 or 2) if it has more than 8 bits, as stored."""
-    if not image.mode.startswith("I") and image.mode != "F":
-        return image
-    range_of_header = _range_of_header(image)
-    values = np.asarray(image)[..., None]
-    if range_of_header is not None:
-        values = scale_to_8_bits(values, range_of_header, name="")
-    return _with_transparency(values, image)
-
-
-def _with_transparency(values: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Add opacity to 16-bit pixels (H, W, 1 or 3) if a value is declared transparent."""
-    transparent = image.info.get("transparency")
-    if transparent is None or isinstance(transparent, bytes) or values.dtype != np.uint16:
-        return values
-    is_transparent = (values == np.array(transparent)).all(axis=2, keepdims=True)
-    opacity = np.where(is_transparent, 0, 2**16 - 1).astype(np.uint16)
-    # The transparent value is outside the range of the others as a rule, and must not change it.
-    return np.concatenate([np.where(is_transparent, 0, values), opacity], axis=2, dtype=np.uint16)
-
-
-def _range_of_header(image: Image.Image) -> ValueRange | None:
-    """Return the range of a greyscale image that declares fewer than 16 bits; None for others."""
-    arguments = image.tile[0][3] if getattr(image, "tile", None) else None
-    if isinstance(arguments, tuple) and arguments[0] == "I;12":
-        return 0, 2**12 - 1
-    is_scaled = image.format == "PPM" and image.mode == "I" and isinstance(arguments, tuple)
-    return (0, 2**16 - 1) if is_scaled and arguments[1] < 2**16 - 1 else None
-
-
-def _has_wide_colors(image: Image.Image) -> bool:
-    """Return True for 16-bit colours, before the pixels are read; Pillow keeps 8 bits of them."""
-    if not image.tile:
-        return False
-    codec, _, _, arguments = image.tile[0]
-    is_wide_tiff = image.format == "TIFF" and max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8
-    if is_wide_tiff and codec == "raw" and image.tag_v2.get(_PLANAR_CONFIGURATION) == 2:
-        raise InputError("has colours of more than 8 bits in separate planes; convert it to PNG")
-    first, *others = arguments if isinstance(arguments, tuple) else (arguments,)
-    is_wide_ppm = image.format == "PPM" and image.mode == "RGB" and others == [2**16 - 1]
-    return is_wide_ppm or re.fullmatch(r"(RGB\w*|LA);16[BLN]", str(first)) is not None
-
-
-def _read_wide_colors(path: Path, image: Image.Image) -> np.ndarray:
-    """Read 16-bit colours, (H, W, 3 or 4) uint16."""
-    # OpenCV versions differ in the orientation of TIFF, and mix up separate planes.
-    tags = image.tag_v2 if image.format == "TIFF" else {}
-    is_plain = tags.get(ExifTags.Base.Orientation, 1) == 1 and tags.get(_PLANAR_CONFIGURATION, 1) == 1
-    high_bytes = np.asarray(image)
-    pixels = _read_with_opencv(path) if is_plain else None
-    if pixels is not None:  # OpenCV may add opacity
-        pixels = pixels[..., : high_bytes.shape[2]]
-    if pixels is not None and pixels.shape == high_bytes.shape:
-        difference = (pixels >> 8).astype(np.int16) - high_bytes
-        if np.abs(difference).max() <= 1:  # Pillow rounds some formats
-            return _with_transparency(pixels, image)
-    if high_bytes.max() < 64:  # the values may fit in 14 bits
-        raise InputError("has 16-bit colours in a layout that is read with 8 bits only; convert it to PNG")
-    return high_bytes.astype(np.uint16) * 257
-
-
-def _read_with_opencv(path: Path) -> np.ndarray | None:
-    """Read pixels as stored, (H, W, 3 or 4) in RGB or RGBA; None if OpenCV cannot."""
-    try:
-        with native_output_hidden():
-            pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        return None
-    if pixels is None or pixels.dtype != np.uint16 or pixels.shape[2:] not in ((3,), (4,)):
-        return None
-    return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
-
-
-def _orientation(image: Image.Image) -> int | None:
-    return image.getexif().get(ExifTags.Base.Orientation)
-
-
-def _turn(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
-    """Apply an EXIF orientation to an array (H, W, ...)."""
-    turn = _TURNS.get(orientation)
-    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
-
-
-def _to_mask(pixels: Image.Image | np.ndarray, is_white_zero: bool, *, name: str) -> np.ndarray:
-    if is_white_zero:
-        pixels = 255 - scale_to_8_bits(pixels, None, name=name)
-    is_lossy = isinstance(pixels, Image.Image) and pixels.format in _LOSSY_FORMATS
-    if isinstance(pixels, Image.Image):  # palettes are judged by their colours
-        pixels = np.asarray(pixels.convert("RGBA" if pixels.has_transparency_data else "RGB"))
-    n_colors = pixels.shape[2] - (pixels.shape[2] in (2, 4))
-    colors, opacity = pixels[..., :n_colors], pixels[..., n_colors:]
-    is_inside = ((colors != 0) & ~np.isnan(colors)).any(axis=2)
-    if is_lossy:
-        brightness = colors.max(axis=2)
-        share_between = ((brightness >= 64) & (brightness < 192)).mean()
-        if share_between > _MANY_GREY_PIXELS:
-            log_once(
-                logger,
-                "grey mask",
-                "%s: %.0f %% of the pixels of this mask are neither dark nor bright; pixels of at least half "
-                "the brightness are inside, as in other JPEG masks",
-                name,
-                100 * share_between,
-            )
-        is_inside = brightness >= 128
-    if opacity.size:
-        is_inside &= opacity[..., 0] > opacity.max() / 2
-    return is_inside
-
-
-def _to_rgb(
-    pixels: Image.Image | np.ndarray, is_white_zero: bool, value_range: ValueRange | None, *, name: str
-) -> np.ndarray:
-    """Convert an image of 8 bits, or an array (H, W, C), to RGB, on white if it has opacity."""
-    if isinstance(pixels, np.ndarray):
-        if pixels.dtype.kind == "f":
-            return _float_file_to_rgb(pixels, value_range)
-        if pixels.dtype != np.uint8:
-            pixels = scale_to_8_bits(pixels, value_range, name=name)
-            pixels = 255 - pixels if is_white_zero else pixels
-        pixels = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    if pixels.has_transparency_data:
-        pixels = pixels.convert("RGBA")
-        _report_odd_opacity(np.asarray(pixels.getchannel("A")), name=name)
-        pixels = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels)
-    return np.asarray(pixels.convert("RGB"))
-
-
-def _float_file_to_rgb(pixels: np.ndarray, value_range: ValueRange | None) -> np.ndarray:
-    if value_range is None:
-        raise InputError(
-            "has 32-bit float pixels of unknown range; give `value_range`, or convert it to 8 or 16 bits"
-        )
-    rgb, is_known = _floats_to_rgb(pixels, value_range)
-    if is_known is not None:
-        raise InputError("has NaN pixels")
-    return np.rint(255 * rgb).astype(np.uint8)
-
-
-def _report_odd_opacity(opacity: np.ndarray, *, name: str) -> None:
-    """Log if opacity (H, W) uint8 looks like data, for example a near-infrared band with a wrong tag."""
-    share_between = ((opacity > 0) & (opacity < 255)).mean()
-    if share_between > _MANY_TRANSLUCENT_PIXELS:
-        log_once(
-            logger,
-            "odd opacity",
-            "%s: the last band is opacity by its tag, and %.0f %% of the pixels are translucent; it is laid "
-            "on white, as are other such images. If the band holds other data, give `bands` 1 2 3",
-            name,
-            100 * share_between,
-        )
-
-
-def _masked_integers_to_rgb(
-    pixels: np.ma.MaskedArray, value_range: ValueRange | None, *, name: str
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Convert integers (H, W, 1 to 4) to RGB, as `to_rgb_array` does."""
-    is_known = find_unmasked(pixels)
-    if is_known is None:
-        return _to_rgb(pixels.data, False, value_range, name=name), None
-    if not is_known.any():
-        raise InputError("has no unmasked pixel")
-    values = pixels.data.copy()
-    values[~is_known] = values[is_known][0]  # must not change the range
-    rgb = _to_rgb(values, False, value_range, name=name)
-    return np.where(is_known[..., None], rgb, np.uint8(255 * _UNKNOWN)), is_known
-
-
-def find_unmasked(values: np.ndarray) -> np.ndarray | None:
-    """Return where no channel of an array (H, W, C) is masked, (H, W) bool; None if that is everywhere."""
-    is_masked = np.ma.getmaskarray(values).any(axis=2) if np.ma.is_masked(values) else None
-    return None if is_masked is None else ~is_masked
-
-
-def _floats_to_rgb(
-    pixels: np.ndarray, value_range: ValueRange | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Convert floats (H, W, 1 to 4) to RGB in [0, 1], as `to_rgb_array` does."""
-    check_value_range(value_range)
-    n_colors = pixels.shape[2] - (pixels.shape[2] in (2, 4))
-    if value_range is not None:
-        colors = scale_to_unit(pixels[..., :n_colors], value_range)
-        pixels = np.concatenate([colors, pixels[..., n_colors:]], axis=2)
-    is_known = ~np.isnan(pixels).any(axis=2)
-    pixels = np.where(is_known[..., None], pixels, _UNKNOWN)
-    if pixels.min() < 0 or pixels.max() > 1:
-        raise InputError(f"must have floats in [0, 1], got {pixels.min()} to {pixels.max()}")
-    colors, opacity = pixels[..., :n_colors], pixels[..., n_colors:]
-    if opacity.size:  # over white
-        colors = np.where(is_known[..., None], colors * opacity + 1 - opacity, _UNKNOWN)
-    rgb = np.broadcast_to(colors, (*colors.shape[:2], 3)).astype(np.float32)
-    return rgb, None if is_known.all() else is_known

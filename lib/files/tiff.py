@@ -8,6 +8,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from lib.files.sizes import size_text
 from lib.runtime.errors import InputError
 from lib.runtime.memory import check_memory
 
@@ -109,7 +110,7 @@ def read_bands(path: Path, layout: TiffLayout) -> np.ndarray:
         largest = f"{2 * Image.MAX_IMAGE_PIXELS:.0f}"
         raise InputError(f"has {n_pixels} pixels, more than the {largest} that are read")
     n_bytes = n_pixels * layout.n_bands * layout.dtype.itemsize
-    check_memory(n_bytes, f"of {layout.shape[1]}x{layout.shape[0]} pixels and {layout.n_bands} bands")
+    check_memory(n_bytes, f"of {size_text(layout.shape)} pixels and {layout.n_bands} bands")
     with tifffile.TiffFile(path) as tiff:
         pixels = tiff.pages.first.asarray()
     if layout.is_planar:

@@ -12,7 +12,9 @@ from PIL import Image
 from skimage.measure import label
 from torch import Tensor, nn
 
-from lib.files.images import find_unmasked, size_text, to_rgb_array
+from lib.files.conversion import find_unmasked
+from lib.files.images import to_rgb_array
+from lib.files.sizes import size_text
 from lib.files.value_range import ValueRange
 from lib.network.inputs import (
     InputScales,

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from lib.files.hdf5 import HDF5Writing, write_hdf5
-from lib.files.images import size_text
+from lib.files.sizes import size_text
 from lib.runtime.errors import InputError, is_out_of_memory
 from lib.runtime.memory import check_memory
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lib.files.frames import list_in_order
-from lib.files.images import DEFAULT_READER, ImageReader, size_text
+from lib.files.images import DEFAULT_READER, ImageReader
+from lib.files.sizes import size_text
 from lib.optflow.archive import FlowArchive, find_archives
 from lib.optflow.sources import DEFAULT_PRESET, DISEstimator
 from lib.runtime.errors import InputError

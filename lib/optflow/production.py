@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lib.files.images import DEFAULT_READER, size_text
+from lib.files.images import DEFAULT_READER
 from lib.files.opencv import cv2
+from lib.files.sizes import size_text
 from lib.optflow.archive import FlowArchive, write_flow_archive
 from lib.optflow.sources import FlowSource
 from lib.runtime.errors import InputError, RunError

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from lib.files.frames import FrameFolder, Video
-from lib.files.images import size_text
 from lib.files.native_output import native_output_hidden
 from lib.files.opencv import cv2
+from lib.files.sizes import size_text
 from lib.runtime.errors import InputError
 from lib.runtime.memory import check_memory
 
