@@ -132,7 +132,7 @@ def _open_tensorboard(folder: Path, first_step: int) -> Any:
     try:
         str(folder).encode()
     except UnicodeEncodeError:
-        logger.info("no TensorBoard curves: the name %s is not UTF-8", folder)
+        logger.info("no TensorBoard curves: the name of the folder is not UTF-8")
         return None
     with name_failed_write(folder):
         writer = SummaryWriter(str(folder), purge_step=first_step + 1)
