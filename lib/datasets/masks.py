@@ -44,7 +44,7 @@ def voc_colors() -> np.ndarray:
     """Return the colour map of PASCAL VOC and DAVIS, (256, 3) uint8.
 
     Bits 0, 3 and 6 of a number are the three highest bits of red, from the highest down, bits 1, 4 and 7
-    those of green, and bits 2 and 5 the two highest of blue.
+    the same of green, and bits 2 and 5 the two highest of blue.
     """
     colors = np.zeros((256, 3), np.uint8)
     for bit in range(8):

@@ -147,7 +147,7 @@ def segment_files(
     jobs : sequence of ImageJob
         Images and their files, no file twice. All jobs have flow, or none. Missing folders are made.
     n_spixels, connected, exact
-        As for the call of the segmenter.
+        See the call of the segmenter.
     levels : sequence of int
         Numbers of superpixels of nested levels to write, in rising order up to `n_spixels`; they need
         `connected`. See `write_outputs`. Other outputs are of the finest level.

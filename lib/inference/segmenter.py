@@ -274,7 +274,7 @@ class Segmenter:
         Parameters
         ----------
         images : Tensor, shape (B, 3 or 1, H, W)
-            Values as for the call.
+            See the call.
         n_spixels : int
             Requested number of superpixels of each image.
         extra : ndarray or Tensor, shape (B, n_extra_channels, H, W), optional
@@ -282,14 +282,14 @@ class Segmenter:
         mask : ndarray or Tensor, shape (B, H, W), bool, optional
             Pixels to segment.
         value_range : pair of float, optional
-            As for the call; by default, each image has its own.
+            See the call; by default, each image has its own.
         **options
             `connected`, `exact`, `with_features` and `with_soft_assignment` of the call.
 
         Raises
         ------
         InputError
-            If an image, extra channels or a mask cannot be used, as for the call.
+            If an image, extra channels or a mask cannot be used, see the call.
         """
         return self._run(self._preprocess_batch(images, extra, mask, value_range), n_spixels, **options)
 
@@ -338,24 +338,15 @@ class Segmenter:
 
     @torch.no_grad()
     def segment(
-        self,
-        images: Sequence[PreprocessedImage],
-        n_spixels: int,
-        *,
-        merged: bool = True,
-        with_features: bool = False,
-        with_soft_assignment: bool = False,
+        self, images: Sequence[PreprocessedImage], n_spixels: int, **options: bool
     ) -> list[Superpixels]:
-        """Cut images of one size into superpixels that `postprocess` completes; parameters as for the call.
+        """Cut images of one size into superpixels that `postprocess` completes.
 
-        With `merged`, the results are fine superpixels and their merge tree, unless the fine factor is 1.
-        Otherwise they are the requested superpixels, which may be in pieces. Images with masks are segmented
-        one by one, each on its own grid.
+        Images with masks are segmented one by one, each on its own grid. `options` are keywords of `cluster`.
         """
-        kept = {"with_features": with_features, "with_soft_assignment": with_soft_assignment}
         if len(images) > 1 and any(image.mask is not None for image in images):
-            return [self.segment([image], n_spixels, merged=merged, **kept)[0] for image in images]
-        return self.finish(self.cluster(images, n_spixels, merged=merged, **kept))
+            return [self.segment([image], n_spixels, **options)[0] for image in images]
+        return self.finish(self.cluster(images, n_spixels, **options))
 
     @torch.no_grad()
     def cluster(
@@ -368,6 +359,9 @@ class Segmenter:
         with_soft_assignment: bool = False,
     ) -> Clustered:
         """Do the part of `segment` before the merges, for one image with a mask or several without.
+
+        With `merged`, the results of `finish` are fine superpixels and their merge tree, unless the fine
+        factor is 1. Otherwise they are the requested superpixels, which may be in pieces.
 
         A GPU may still be at work when the method returns.
         """
