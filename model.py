@@ -17,6 +17,7 @@ from lib.slic import DISTANCES, SoftAssignment, slic, slic_labels
 from lib.slic.grid import check_devices
 
 N_BASE_CHANNELS = 5  # L, a, b, y, x: see lib/network/inputs.py
+N_MID_CHANNELS = 64  # of the inner convolutions, as in the paper
 N_FLOW_CHANNELS = 4  # fwd_dy, fwd_dx, bwd_dy, bwd_dx: see lib/optflow/archive.py
 
 
@@ -31,7 +32,7 @@ class FeatureExtractor(nn.Module):
         self,
         n_in_channels: int,
         n_out_features: int,
-        n_mid_channels: int = 64,
+        n_mid_channels: int = N_MID_CHANNELS,
         *,
         concat_input: bool = True,
         padding_mode: str = "zeros",
@@ -190,9 +191,19 @@ class SSNModel(SuperpixelModel):
     padding_mode : {"zeros", "replicate"}
         Values that convolutions read beyond the border of the image: zeros as in the paper, or the nearest
         pixel's. Other values raise a ValueError.
+    n_mid_channels : int
+        Channels of the inner convolutions, 64 in the paper. The time of the network grows a little more than
+        in proportion.
     """
 
-    config_names = ("n_learned_features", "n_iter", "distance", "sees_position", "padding_mode")
+    config_names = (
+        "n_learned_features",
+        "n_iter",
+        "distance",
+        "sees_position",
+        "padding_mode",
+        "n_mid_channels",
+    )
 
     def __init__(
         self,
@@ -202,6 +213,7 @@ class SSNModel(SuperpixelModel):
         distance: str = "euclidean",
         sees_position: bool = True,
         padding_mode: str = "zeros",
+        n_mid_channels: int = N_MID_CHANNELS,
     ) -> None:
         super().__init__(
             n_iter=n_iter,
@@ -210,8 +222,9 @@ class SSNModel(SuperpixelModel):
             sees_position=sees_position,
         )
         self.padding_mode = padding_mode
+        self.n_mid_channels = n_mid_channels
         self.feature_extract = FeatureExtractor(
-            N_BASE_CHANNELS, n_learned_features, padding_mode=padding_mode
+            N_BASE_CHANNELS, n_learned_features, n_mid_channels, padding_mode=padding_mode
         )
 
     def encode(self, channels: Tensor, known: LearnedFeatures | None = None) -> LearnedFeatures:
@@ -232,8 +245,9 @@ class CompositeSSNModel(SuperpixelModel):
         Learned features per pixel from the base network and from the second network.
     n_extra_channels : int
         Number of extra channels. Optical flow to the next and to the previous frame has four.
-    n_iter, distance, sees_position, padding_mode
-        See `SSNModel`. Both networks have the same padding.
+    n_iter, distance, sees_position, padding_mode, n_mid_channels
+        See `SSNModel`. Both networks have the same padding; `n_mid_channels` are those of the base network,
+        the second network has 32.
     """
 
     config_names = (*SSNModel.config_names, "n_extra_features", "n_extra_channels")
@@ -248,14 +262,16 @@ class CompositeSSNModel(SuperpixelModel):
         distance: str = "euclidean",
         sees_position: bool = True,
         padding_mode: str = "zeros",
+        n_mid_channels: int = N_MID_CHANNELS,
     ) -> None:
         settings = {"n_learned_features": n_learned_features, "sees_position": sees_position}
         super().__init__(n_iter=n_iter, distance=distance, **settings)
         self.n_extra_features = n_extra_features
         self.n_extra_channels = n_extra_channels
         self.padding_mode = padding_mode
+        self.n_mid_channels = n_mid_channels
         self.feature_extract_color = FeatureExtractor(
-            N_BASE_CHANNELS, n_learned_features, padding_mode=padding_mode
+            N_BASE_CHANNELS, n_learned_features, n_mid_channels, padding_mode=padding_mode
         )
         self.feature_extract_color.requires_grad_(False).eval()
         self.feature_extract_optflow = FeatureExtractor(

@@ -9,9 +9,10 @@ from torch.utils.data import Dataset
 
 from lib import cli
 from lib.cli.training import add_training_args, parse_training_args, resumed_from, train_as_given
-from lib.cli.types import existing_dir
+from lib.cli.types import existing_dir, positive_int
+from lib.datasets.base import hold_out
 from lib.datasets.bsds import BSDSDataset
-from lib.datasets.folder import FolderDataset, hold_out
+from lib.datasets.folder import FolderDataset
 from lib.datasets.synthetic import SyntheticDataset
 from lib.files.images import DEFAULT_READER
 from lib.network.convolution import PADDING_MODES
@@ -19,12 +20,47 @@ from lib.network.inputs import DEFAULT_COLOR_SCALE, InputScales
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError
 from lib.slic.iteration import DISTANCES
-from lib.superpixels.merge_settings import MergeSettings
+from lib.training.recipe import CountRange
 from lib.training.trainer import TrainingState
-from lib.weights import BASE, NO_NETWORK, expect, load_model
-from model import SSNModel
+from lib.weights import BASE, NO_NETWORK, LoadedModel, expect, load_model
+from model import N_MID_CHANNELS, SSNModel
 
 N_SYNTHETIC_IMAGES = 100
+TRAINING_SPLITS = ("train", "val")  # of BSDS500; test is for reporting
+
+# Recipes of the shipped weights; docs/training.md has their cost and their losses.
+_SHARED = {"bsds_splits": ["train", "val"], "choose_settings": True, "pos_scale": 10.0, "log_interval": 50}
+RECIPES = {
+    # 26,000 crops: 3 hours on two cores with AVX2.
+    "cpu": {
+        **_SHARED,
+        "nspix": CountRange(30, 300),
+        "batchsize": 4,
+        "train_iter": 6500,
+        "test_interval": 2000,
+    },
+    # 256,000 crops: less than 10 minutes on an H100.
+    "gpu": {
+        **_SHARED,
+        "nspix": CountRange(50, 500),
+        "crop_size": 256,
+        "batchsize": 32,
+        "train_iter": 8000,
+        "test_interval": 4000,
+    },
+    # The small model imitates the shipped one: 1 hour on one core.
+    "small": {
+        **_SHARED,
+        "pos_scale": None,
+        "n_mid_channels": 32,
+        "teacher": cli.DEFAULT_BASE_WEIGHTS,
+        "nspix": CountRange(50, 800),
+        "crop_size": 256,
+        "batchsize": 3,
+        "train_iter": 2000,
+        "test_interval": 1000,
+    },
+}
 
 START_SCALES = InputScales(DEFAULT_COLOR_SCALE, 5.0)  # see docs/training.md; bare weight files imply 10
 
@@ -33,6 +69,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
     data = parser.add_argument_group("training data; give exactly one")
     data.add_argument("--bsds_root", type=existing_dir, help="folder that contains BSDS500/")
+    data.add_argument(
+        "--bsds_splits",
+        nargs="+",
+        choices=TRAINING_SPLITS,
+        default=["train"],
+        help="splits of BSDS500 to train on: train, which val validates, or train val, of which every tenth "
+        "image is held out for validation",
+    )
     data.add_argument("--data_root", type=existing_dir, help="folder of your own images with label maps")
     data.add_argument(
         "--val_data_root",
@@ -49,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_shared(parser, "davis2017_root")
     cli.add_shared(parser, "davis_split", default="val")
     cli.add_bool(parser, "--eval_on_davis", help="also validate on DAVIS")
-    add_training_args(parser, n_annotations=4, trained=False)
+    add_training_args(parser, RECIPES, n_annotations=4, trained=False)
     parser.add_argument(
         "--distance",
         choices=DISTANCES,
@@ -76,55 +120,81 @@ def build_parser() -> argparse.ArgumentParser:
         help="weight file of a base model to start from; also the default of --color_scale and --pos_scale. "
         f"Without it: random weights, {START_SCALES.color_scale} and {START_SCALES.pos_scale}",
     )
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="FILE",
+        help="weight file of a base model whose learned features the network imitates, in addition to the "
+        "loss of the annotations; also the default of --color_scale and --pos_scale",
+    )
+    parser.add_argument(
+        "--n_mid_channels",
+        type=positive_int,
+        default=N_MID_CHANNELS,
+        help="channels of the inner convolutions; 32 takes some 0.43 of the time of 64",
+    )
     cli.add_shared(parser, "device")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> TrainingState:
-    args = parse_training_args(build_parser(), argv)
+    args = parse_training_args(build_parser(), argv, RECIPES)
     device = resolve_device(args.device)
     train_set, validation_sets = open_data(args)
     if args.eval_on_davis:
         validation_sets["davis"] = cli.open_davis(args)
 
     torch.manual_seed(args.seed)
+    start = build_model(args)
+    scales = cli.choose_scales(start.scales, args)
+    args.color_scale, args.pos_scale = scales.color_scale, scales.pos_scale  # stored in checkpoints
+    return train_as_given(
+        args,
+        start.model,
+        scales,
+        start.merging,
+        train_set=train_set,
+        validation_sets=validation_sets,
+        score=f"{next(iter(validation_sets))}_asa",
+        device=device,
+        teacher=args.teacher and load_base_network(args, "teacher").model,
+    )
+
+
+def build_model(args: argparse.Namespace) -> LoadedModel:
+    """Build the model that the options describe, with the weights and settings that training starts from."""
     model = SSNModel(
         args.deepfdim,
         n_iter=args.val_niter,
         distance=args.distance,
         sees_position=args.sees_position,
         padding_mode=args.padding_mode,
+        n_mid_channels=args.n_mid_channels,
     )
-    scales, merging = START_SCALES, MergeSettings()
     resume = resumed_from(args)
     if resume:
-        merging = load_model(resume).merging
-    elif args.init_weights:
-        if str(args.init_weights) == NO_NETWORK:
-            raise InputError(f"--init_weights {NO_NETWORK}: expected a weight file to start from")
-        start = expect(
-            load_model(args.init_weights), args.init_weights, kind=BASE, n_learned_features=args.deepfdim
-        )
-        for name in ("distance", "sees_position", "padding_mode"):
+        return LoadedModel(model, START_SCALES, merging=load_model(resume).merging)
+    if args.init_weights:
+        start = load_base_network(args, "init_weights")
+        for name in ("distance", "sees_position", "padding_mode", "n_mid_channels"):
             ours, theirs = getattr(model, name), getattr(start.model, name)
             if ours != theirs:
                 raise InputError(
                     f"--{name} {ours} contradicts {theirs} of --init_weights {args.init_weights}"
                 )
         model.load_state_dict(start.model.state_dict())
-        scales, merging = start.scales, start.merging
-    scales = cli.choose_scales(scales, args)
-    args.color_scale, args.pos_scale = scales.color_scale, scales.pos_scale  # stored in checkpoints
-    return train_as_given(
-        args,
-        model,
-        scales,
-        merging,
-        train_set=train_set,
-        validation_sets=validation_sets,
-        score=f"{next(iter(validation_sets))}_asa",
-        device=device,
-    )
+        return start._replace(model=model)
+    if args.teacher:
+        return load_base_network(args, "teacher")._replace(model=model)
+    return LoadedModel(model, START_SCALES)
+
+
+def load_base_network(args: argparse.Namespace, option: str) -> LoadedModel:
+    """Load the base model that an option names."""
+    path = getattr(args, option)
+    if str(path) == NO_NETWORK:
+        raise InputError(f"--{option} {NO_NETWORK}: expected a weight file")
+    return expect(load_model(path), path, kind=BASE, n_learned_features=args.deepfdim)
 
 
 def open_data(args: argparse.Namespace) -> tuple[Dataset, dict[str, Dataset]]:
@@ -140,7 +210,7 @@ def open_data(args: argparse.Namespace) -> tuple[Dataset, dict[str, Dataset]]:
     if reader != DEFAULT_READER and not args.data_root:
         raise InputError("--value_range and --bands need --data_root")
     if args.bsds_root:
-        return BSDSDataset(args.bsds_root, "train"), {"bsds_val": BSDSDataset(args.bsds_root, "val")}
+        return open_bsds(args.bsds_root, args.bsds_splits)
     if args.synthetic_data:
         return SyntheticDataset(N_SYNTHETIC_IMAGES), {"synthetic": SyntheticDataset(1)}
     options = {"ignore_label": args.ignore_label, "reader": reader}
@@ -149,6 +219,15 @@ def open_data(args: argparse.Namespace) -> tuple[Dataset, dict[str, Dataset]]:
         return data, {"val": FolderDataset(args.val_data_root, parameter="val_data_root", **options)}
     train_set, val_set = hold_out(data)
     return train_set, {"val": val_set}
+
+
+def open_bsds(bsds_root: Path, splits: Sequence[str]) -> tuple[BSDSDataset, dict[str, BSDSDataset]]:
+    """Open the training set of `splits`, and the images that validate it."""
+    train_set = BSDSDataset(bsds_root, *splits)
+    if "val" not in splits:
+        return train_set, {"bsds_val": BSDSDataset(bsds_root, "val")}
+    train_set, held_out = hold_out(train_set)
+    return train_set, {"bsds_held_out": held_out}
 
 
 if __name__ == "__main__":

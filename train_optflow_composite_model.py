@@ -12,9 +12,32 @@ from lib.datasets.davis import DAVISDataset, find_frames, read_split
 from lib.optflow.archive import find_archives
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError
+from lib.training.recipe import CountRange
 from lib.training.trainer import TrainingState
 from lib.weights import BASE, COMPOSITE, NO_NETWORK, expect, file_sha256, load_model
 from model import N_FLOW_CHANNELS, CompositeSSNModel
+
+# Recipes of the shipped weights; docs/training.md has their cost and their losses.
+_SHARED = {"choose_settings": True, "log_interval": 50}
+RECIPES = {
+    # 4,400 crops: 40 minutes on two cores with AVX2.
+    "cpu": {
+        **_SHARED,
+        "nspix": CountRange(30, 300),
+        "batchsize": 4,
+        "train_iter": 1100,
+        "test_interval": 550,
+    },
+    # 64,000 crops: less than 10 minutes on an H100.
+    "gpu": {
+        **_SHARED,
+        "nspix": CountRange(50, 500),
+        "crop_size": 256,
+        "batchsize": 32,
+        "train_iter": 2000,
+        "test_interval": 1000,
+    },
+}
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +56,14 @@ def build_parser() -> argparse.ArgumentParser:
         default="val",
         help="DAVIS videos that choose the best model; same values as --davis_train_split",
     )
-    add_training_args(parser, n_annotations=1, trained=True)  # DAVIS has one annotation per frame
+    add_training_args(parser, RECIPES, n_annotations=1, trained=True)  # DAVIS has one annotation per frame
     cli.add_optflow_args(parser, trained=False)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> TrainingState:
     required = ("davis2017_root", "davis_optflow_folder")  # a resumed run reads them from its checkpoint
-    args = parse_training_args(build_parser(), argv, required=required)
+    args = parse_training_args(build_parser(), argv, RECIPES, required=required)
     device = resolve_device(args.device)
     splits = {
         "davis_train_split": args.davis_train_split,

@@ -17,6 +17,7 @@ from lib.slic.grid import check_devices
 from lib.slic.soft_assignment import SoftAssignment
 
 _MIN_PROBABILITY = 1e-8  # keeps the logarithm and its gradient finite
+_MIN_VARIANCE = 1e-8  # of constant features, which a constant imitates without error
 _MIN_MASS = 1e-8  # pixels, added to a superpixel's mass; a superpixel without pixels gets zero, not NaN
 
 
@@ -180,6 +181,19 @@ def position_loss(assignment: SoftAssignment, labels: Tensor) -> Tensor:
     means = assignment.spixel_means(yx)  # (B, 2, S)
     own_mean = means.gather(2, labels.flatten(1)[:, None].expand(-1, 2, -1))  # (B, 2, H*W)
     return (yx.flatten(2) - own_mean).square().sum(dim=1).mean()
+
+
+def imitation_loss(features: Tensor, target: Tensor) -> Tensor:
+    """Compute the error of features that imitate another network's, as a share of their variance.
+
+    Both have shape (B, C, H, W); only `features` has a gradient. The loss is the mean squared difference
+    divided by the variance of `target`, summed over channels, so that it does not depend on the scale of the
+    features. It is 0 for equal features, and 1 for the mean of `target` everywhere.
+    """
+    target = target.detach().float()
+    variance = target.var(dim=(0, 2, 3), correction=0).sum()
+    error = (features.float() - target).square().mean(dim=(0, 2, 3)).sum()
+    return error / variance.clamp(min=_MIN_VARIANCE)
 
 
 _LOSSES: dict[str, Callable[[SoftAssignment, Tensor, int], Tensor]] = {

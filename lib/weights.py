@@ -35,9 +35,13 @@ _CONTENTS = {BASE: "a base model", COMPOSITE: "a composite model", NO_NETWORK: "
 
 # Constructor arguments that a state dict determines: argument -> (tensor, dimension).
 _SIZES = {
-    SSNModel: {"n_learned_features": ("feature_extract.output_conv.0.bias", 0)},
+    SSNModel: {
+        "n_learned_features": ("feature_extract.output_conv.0.bias", 0),
+        "n_mid_channels": ("feature_extract.scale1.0.0.weight", 0),
+    },
     CompositeSSNModel: {
         "n_learned_features": ("feature_extract_color.output_conv.0.bias", 0),
+        "n_mid_channels": ("feature_extract_color.scale1.0.0.weight", 0),
         "n_extra_features": ("feature_extract_optflow.output_conv.0.bias", 0),
         "n_extra_channels": ("feature_extract_optflow.scale1.0.0.weight", 1),
     },
@@ -114,6 +118,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if content.pop("weights_sha256", sha256) != sha256:
         raise DamagedFileError(f"{path} is damaged or edited: its weights do not match its weights_sha256")
     return content
+
+
+def store_settings(path: Path, out: Path, *, pos_scale: float, n_iter: int, merging: MergeSettings) -> None:
+    """Write a copy of a weight file with other settings of use; `out` may be the same file."""
+    checkpoint = read_checkpoint(path)
+    input_args = load_model(path).scales._replace(pos_scale=pos_scale)._asdict()
+    settings = {
+        "model_args": {**checkpoint["model_args"], "n_iter": n_iter},
+        "input_args": {name: value for name, value in input_args.items() if value is not None},
+        "merge_args": merging._asdict(),
+    }
+    save_checkpoint({**checkpoint, **settings}, out)
 
 
 def load_model(path: Path | str) -> LoadedModel:
@@ -262,7 +278,7 @@ _SHA256 = Expected(
 _COUNT = number(int, low=1, below=2**31)
 _SCALE = number(float, low=0, below=1e30)  # far below the largest float32
 _SETTINGS = {
-    **dict.fromkeys(("n_learned_features", "n_extra_features", "n_extra_channels"), _COUNT),
+    **dict.fromkeys(("n_learned_features", "n_mid_channels", "n_extra_features", "n_extra_channels"), _COUNT),
     "n_iter": number(int, low=1, below=10_000),
     "distance": one_of(DISTANCES),
     "sees_position": FLAG,

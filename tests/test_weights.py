@@ -92,7 +92,7 @@ def test_unexpected_kind(base_weights, composite_weights):
         ("other network", "holds no model of this repo, as its first tensor is 'fc.weight'"),
         (
             "other width",
-            r"of another architecture, as feature_extract\.scale1\.0\.0\.weight is \(32, 5, 3, 3\), not \(64",
+            r"of another architecture, as feature_extract\.scale1\.0\.1\.weight is \(64,\), not \(32,\)",
         ),
         ("missing tensor", "of another architecture, as it lacks feature_extract"),
         ("no model_args", "neither a state dict nor one of our checkpoints"),
@@ -185,7 +185,8 @@ def test_our_composite_rebuilds_its_model(composite_weights, base_weights):
 
 
 def test_architecture_of_a_bare_composite_state_dict(tmp_path):
-    torch.save(CompositeSSNModel(6, 3, n_extra_channels=1).state_dict(), tmp_path / "published.pth")
+    model = CompositeSSNModel(6, 3, n_extra_channels=1, n_mid_channels=12)
+    torch.save(model.state_dict(), tmp_path / "published.pth")
     model, scales, base_sha256, _ = load_model(tmp_path / "published.pth")
     assert model.config() == {
         "n_learned_features": 6,
@@ -195,6 +196,7 @@ def test_architecture_of_a_bare_composite_state_dict(tmp_path):
         "distance": "euclidean",
         "sees_position": True,
         "padding_mode": "zeros",
+        "n_mid_channels": 12,
     }
     assert scales == InputScales(color_scale=0.26, pos_scale=10.0, extra_scale=15.0)
     assert base_sha256 is None

@@ -2,6 +2,7 @@
 
 from lib.cli.entry_point import Parser, run
 from lib.cli.options import (
+    DEFAULT_BASE_WEIGHTS,
     REPO_ROOT,
     add_bool,
     add_optflow_args,
@@ -17,6 +18,7 @@ from lib.cli.options import (
 )
 
 __all__ = [
+    "DEFAULT_BASE_WEIGHTS",
     "REPO_ROOT",
     "Parser",
     "add_bool",

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,21 +47,32 @@ _FREE_ON_RESUME = {
 }
 
 # Folders that may have moved when a run is resumed. An unset option must stay unset, and a set one set.
-_MOVABLE = {"bsds_root", "data_root", "val_data_root"}
+_MOVABLE = {"bsds_root", "data_root", "teacher", "val_data_root"}
 
-_SEVERAL_NUMBERS = {"bands", "value_range"}  # options whose value is a list
+_SEVERAL_VALUES = {"bands", "bsds_splits", "value_range"}  # options whose value is a list
 
 AUTO = "auto"  # value of --resume: find the last checkpoint
 
 _NOT_GIVEN = object()
 
 
-def add_training_args(parser: argparse.ArgumentParser, *, n_annotations: int, trained: bool) -> None:
+NamedRecipes = Mapping[str, Mapping[str, Any]]  # values of options, by the name of the recipe
+
+
+def add_training_args(
+    parser: argparse.ArgumentParser, recipes: NamedRecipes, *, n_annotations: int, trained: bool
+) -> None:
     """Add the options of a training run.
 
     With `trained`, unset options of the base model are read from its weight file.
     """
     group = parser.add_argument_group("training")
+    group.add_argument(
+        "--recipe",
+        choices=recipes,
+        help="values of options that train the shipped weights, see docs/training.md; options that are given "
+        "too replace them",
+    )
     add_fields(group, Recipe, n_annotations=n_annotations)
     add_fields(group, RunSettings)
     group.add_argument(
@@ -83,9 +95,13 @@ def add_training_args(parser: argparse.ArgumentParser, *, n_annotations: int, tr
 
 
 def parse_training_args(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, required: Sequence[str] = ()
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    recipes: NamedRecipes,
+    *,
+    required: Sequence[str] = (),
 ) -> argparse.Namespace:
-    """Parse the options of a training script; with `--resume`, unset options come from the checkpoint.
+    """Parse the options of a training script; unset options come from the recipe or the resumed checkpoint.
 
     A resumed run continues in the folder of its checkpoint, even if that folder was moved.
 
@@ -99,7 +115,7 @@ def parse_training_args(
     if given.get("resume") == AUTO:
         folder = given.get("out_dir", defaults["out_dir"])
         given["resume"] = on_first_rank(lambda: find_resumable(folder)) or AUTO
-    args = argparse.Namespace(**{**defaults, **given})
+    args = argparse.Namespace(**{**defaults, **recipes.get(given.get("recipe"), {}), **given})
     resume = resumed_from(args)
     if resume:
         stored = _read_options(parser, resume, defaults, given)
@@ -184,8 +200,8 @@ def _read_options(
 
 def _as_arguments(name: str, value: str) -> list[str]:
     """Return the command line of an option that was stored as a string."""
-    if name in _SEVERAL_NUMBERS:
-        return [f"--{name}", *value.strip("[]").split(", ")]
+    if name in _SEVERAL_VALUES:
+        return [f"--{name}", *re.findall(r"[^\[\]', ]+", value)]
     return [f"--{name}={value}"]
 
 

@@ -1,10 +1,11 @@
 """Interface of all datasets: segmented images, and a fingerprint of their files."""
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch.utils.data import Dataset
 
 from lib.metrics.label_map import VOID
 from lib.runtime.errors import InputError
+
+HOLD_OUT_EVERY = 10  # a tenth of the images is enough to select the best model
 
 
 class SegmentedImage(NamedTuple):
@@ -33,6 +36,7 @@ class FileDataset(Dataset[SegmentedImage], ABC):
     """Dataset backed by files: names and sizes are known before an image is decoded."""
 
     image_files: list[Path]
+    per_image: tuple[str, ...]  # attributes that are lists with one item for each image
 
     @property
     @abstractmethod
@@ -50,8 +54,32 @@ class FileDataset(Dataset[SegmentedImage], ABC):
     def annotation_counts(self) -> list[int]:
         """Return the number of annotations of every image, in the order of the images."""
 
+    def subset(self, indices: Sequence[int]) -> Self:
+        """Return a dataset of some of the images."""
+        subset = copy.copy(self)
+        for name in self.per_image:
+            setattr(subset, name, [getattr(self, name)[idx] for idx in indices])
+        return subset
+
     def __len__(self) -> int:
         return len(self.image_files)
+
+
+AnyFileDataset = TypeVar("AnyFileDataset", bound=FileDataset)
+
+
+def hold_out(dataset: AnyFileDataset) -> tuple[AnyFileDataset, AnyFileDataset]:
+    """Split a dataset without a validation set into a training set and a validation set.
+
+    Validation has every tenth image, starting with the first. A dataset of one image raises `InputError`.
+    """
+    if len(dataset) < 2:
+        raise InputError(
+            f"{dataset.image_files[0].parent} holds a single image; at least 2 are needed, one for validation"
+        )
+    indices = range(len(dataset))
+    training = [idx for idx in indices if idx % HOLD_OUT_EVERY]
+    return dataset.subset(training), dataset.subset(indices[::HOLD_OUT_EVERY])
 
 
 def fingerprint(dataset: Dataset[SegmentedImage]) -> str:

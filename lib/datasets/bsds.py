@@ -14,7 +14,7 @@ SPLITS = ("train", "val", "test")
 
 
 class BSDSDataset(FileDataset):
-    """A split of the Berkeley Segmentation Data Set 500, read lazily, in the order of the file names.
+    """Splits of the Berkeley Segmentation Data Set 500, read lazily, each in the order of the file names.
 
     Expects this tree, with 200, 100 and 200 images; hidden files and files of other types are ignored::
 
@@ -28,27 +28,14 @@ class BSDSDataset(FileDataset):
     .. [1] Arbelaez et al., "Contour Detection and Hierarchical Image Segmentation", TPAMI 2011.
     """
 
-    def __init__(self, bsds_root: Path, split: str) -> None:
-        image_dir = Path(bsds_root, "BSDS500", "data", "images", split)
-        annotation_dir = Path(bsds_root, "BSDS500", "data", "groundTruth", split)
-        for folder in (image_dir, annotation_dir):
-            if not folder.is_dir():
-                raise InputError(
-                    f"{bsds_root}: no folder {folder}; "
-                    "`bsds_root` must be the folder that holds BSDS500/data/images and .../groundTruth",
-                    parameter="bsds_root",
-                )
-        self.image_files = list_visible(image_dir, "*.jpg")
-        if not self.image_files:
-            raise InputError(f"{bsds_root}: no *.jpg in {image_dir}", parameter="bsds_root")
-        self.annotation_files = [annotation_dir / f"{file.stem}.mat" for file in self.image_files]
-        missing = [file.name for file in self.annotation_files if not file.is_file()]
-        if missing:
-            raise InputError(
-                f"{bsds_root}: {len(missing)} images have no annotations, "
-                f"the first lacks {annotation_dir / missing[0]}",
-                parameter="bsds_root",
-            )
+    per_image = ("image_files", "annotation_files")
+
+    def __init__(self, bsds_root: Path, *splits: str) -> None:
+        self.image_files, self.annotation_files = [], []
+        for split in splits:
+            image_files, annotation_files = _find_files(bsds_root, split)
+            self.image_files += image_files
+            self.annotation_files += annotation_files
 
     @property
     def sources(self) -> list[str]:
@@ -68,6 +55,31 @@ class BSDSDataset(FileDataset):
         image_rgb = read_image(self.image_files[idx])
         annotations = _read_annotations(self.annotation_files[idx], image_rgb.shape[:2])
         return SegmentedImage(self.image_files[idx].stem, image_rgb, annotations)
+
+
+def _find_files(bsds_root: Path, split: str) -> tuple[list[Path], list[Path]]:
+    """Find the images of a split and their annotation files."""
+    image_dir = Path(bsds_root, "BSDS500", "data", "images", split)
+    annotation_dir = Path(bsds_root, "BSDS500", "data", "groundTruth", split)
+    for folder in (image_dir, annotation_dir):
+        if not folder.is_dir():
+            raise InputError(
+                f"{bsds_root}: no folder {folder}; "
+                "`bsds_root` must be the folder that holds BSDS500/data/images and .../groundTruth",
+                parameter="bsds_root",
+            )
+    image_files = list_visible(image_dir, "*.jpg")
+    if not image_files:
+        raise InputError(f"{bsds_root}: no *.jpg in {image_dir}", parameter="bsds_root")
+    annotation_files = [annotation_dir / f"{file.stem}.mat" for file in image_files]
+    missing = [file.name for file in annotation_files if not file.is_file()]
+    if missing:
+        raise InputError(
+            f"{bsds_root}: {len(missing)} images have no annotations, "
+            f"the first lacks {annotation_dir / missing[0]}",
+            parameter="bsds_root",
+        )
+    return image_files, annotation_files
 
 
 def _read_annotations(file: Path, image_shape: tuple[int, int]) -> list[np.ndarray]:

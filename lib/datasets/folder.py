@@ -1,12 +1,10 @@
 """Dataset of your own images: a folder of images with one or more label maps each."""
 
-import copy
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -19,8 +17,6 @@ from lib.metrics.label_map import VOID
 from lib.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-HOLD_OUT_EVERY = 10  # a tenth of the images is enough to select the best model
 
 _NUMBER = re.compile(r"\.\d+\Z")  # number of an annotation, at the end of the file's stem
 
@@ -47,6 +43,8 @@ class FolderDataset(FileDataset):
     maps do not pair up, or the header of a file shows that it cannot be used. Reading broken pixels later
     raises it too.
     """
+
+    per_image = ("image_files", "label_files", "_shapes")
 
     def __init__(
         self,
@@ -85,13 +83,6 @@ class FolderDataset(FileDataset):
     def annotation_counts(self) -> list[int]:
         return [len(files) for files in self.label_files]
 
-    def subset(self, indices: Sequence[int]) -> Self:
-        """Return a dataset of some of the images."""
-        subset = copy.copy(self)
-        for name in ("image_files", "label_files", "_shapes"):
-            setattr(subset, name, [getattr(self, name)[idx] for idx in indices])
-        return subset
-
     def __getitem__(self, idx: int) -> SegmentedImage:
         image_file = self.image_files[idx]
         image_rgb = self.reader.read(image_file)
@@ -99,20 +90,6 @@ class FolderDataset(FileDataset):
             _read_labels(file, image_rgb.shape[:2], self.ignore_label) for file in self.label_files[idx]
         ]
         return SegmentedImage(image_file.stem, image_rgb, annotations)
-
-
-def hold_out(dataset: FolderDataset) -> tuple[FolderDataset, FolderDataset]:
-    """Split a dataset without a validation set into a training set and a validation set.
-
-    Validation has every tenth image, starting with the first. A dataset of one image raises `InputError`.
-    """
-    if len(dataset) < 2:
-        raise InputError(
-            f"{dataset.shown_as} holds a single image; at least 2 are needed, one for validation"
-        )
-    indices = range(len(dataset))
-    training = [idx for idx in indices if idx % HOLD_OUT_EVERY]
-    return dataset.subset(training), dataset.subset(indices[::HOLD_OUT_EVERY])
 
 
 def _find_files(root: Path) -> tuple[list[Path], list[Path]]:

@@ -1,5 +1,6 @@
 """From an image in memory to its superpixels: the one path of scripts, evaluation and your own code."""
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -455,6 +456,30 @@ class Segmenter:
                     (clustered[shared],) = self.finish(self._cluster([image], features, n_spixels))
                 found[setting] = self.postprocess(clustered[shared], n_spixels)
         return [found[setting] for setting in settings]
+
+    @torch.no_grad()
+    def sweep_merging(
+        self,
+        image: PreprocessedImage,
+        n_spixels: int,
+        fine_factors: Sequence[float],
+        merge_pos_scales: Sequence[float],
+    ) -> dict[tuple[float, float], Superpixels]:
+        """Cut an image without mask into `n_spixels` superpixels, with each pair of settings of the merges.
+
+        Learned features are computed once in all, and the fine superpixels once for each factor.
+        """
+        found = {}
+        features, _ = self._features(self._upload([image]), n_spixels)
+        varied = copy.copy(self)
+        varied.fine_factor = varied.merge_pos_scale = None
+        for factor in fine_factors:
+            varied.merging = MergeSettings(fine_factor={n_spixels: factor})
+            clustered = varied._cluster([image], features, n_spixels)
+            for scale in merge_pos_scales:
+                (superpixels,) = self.finish(clustered._replace(merge_pos_scale=scale))
+                found[factor, scale] = self.postprocess(superpixels, n_spixels)
+        return found
 
     @torch.no_grad()
     def segment_from(

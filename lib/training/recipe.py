@@ -176,6 +176,11 @@ class RunSettings:
         "keep all training images and annotations in the memory of the device, and cut the crops there; auto "
         "does so on a GPU if they take at most half of its free memory",
     )
+    choose_settings: bool = _setting(
+        False,
+        "after the last step, choose the `pos_scale`, `n_iter`, `fine_factor` and `merge_pos_scale` of "
+        "inference on the validation images, and store them in the best model",
+    )
     ignore_background: bool = _setting(
         False, "leave segment 0 out of the mean IoU; it is the background in DAVIS, BSDS500 has no background"
     )

@@ -22,10 +22,11 @@ from lib.datasets.loaders import EvaluationImages, training_loader
 from lib.datasets.resident import AUTO, ResidentData, find_places, load_resident
 from lib.evaluation.loop import check_first_image, evaluate, list_runs
 from lib.evaluation.methods import NetworkMethod, Setting
+from lib.evaluation.settings_choice import choose_and_store
 from lib.evaluation.summary import summarize
 from lib.files.values import TEXTS_BY_NAME, check_value
 from lib.inference import Segmenter
-from lib.losses import compute_loss_terms
+from lib.losses import compute_loss_terms, imitation_loss
 from lib.network.inputs import InputScales, model_input
 from lib.runtime.device import fast_convolutions, resolve_precision
 from lib.runtime.errors import InputError, TooLargeError, is_out_of_memory
@@ -38,6 +39,7 @@ from lib.training.recipe import Recipe, RunSettings, check_resumed
 from lib.training.run_folder import BEST_MODEL, RunFolder, Validation, has_best_model, prepare_run_folder
 from lib.training.trainer import Trainer, TrainingState
 from lib.weights import read_checkpoint
+from model import SuperpixelModel
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ def run_training(
     device: torch.device,
     merging: MergeSettings | None = None,
     description: Mapping[str, Any] | None = None,
+    teacher: SuperpixelModel | None = None,
     resume: Path | None = None,
     overwrite: bool = False,
 ) -> TrainingState:
@@ -103,6 +106,9 @@ def run_training(
         Settings of merged superpixels in validation. Weight files hold them as defaults of inference.
     description : mapping, optional
         Further checkpoint entries of plain types, such as the options of the run.
+    teacher : SSNModel, optional
+        Trained model whose learned features the model imitates, in addition to the losses of the annotations.
+        Both have the same number of learned features.
     resume : Path, optional
         Checkpoint to continue from.
     overwrite : bool
@@ -136,14 +142,21 @@ def run_training(
     run_folder = together(open_folder if is_first_rank() else lambda: None)
     if settings.compiled:
         model.compile_network()
-    compute_losses = _make_loss_function(state, scales, device, with_bfloat16=with_bfloat16)
+    if teacher:
+        teacher.to(device, memory_format=torch.channels_last).eval()
+    compute_losses = _make_loss_function(state, scales, device, teacher, with_bfloat16=with_bfloat16)
     method = NetworkMethod("model", Segmenter(state.average.model, scales, device=device, merging=merging))
     validate_model = partial(_validate, method, validation_sets, settings, score)
     trainer = Trainer(state, settings, compute_losses, validate_model, run_folder)
     with closing(run_folder) if run_folder else nullcontext(), fast_convolutions():
         trainer.run(together(lambda: _open_batches(train_set, places, state, settings, device)))
     if state.is_finished and state.best_score > -math.inf:
-        logger.info("best validation score: %.4f, %s", state.best_score, settings.out_dir / BEST_MODEL)
+        best_model = settings.out_dir / BEST_MODEL
+        logger.info("best validation score: %.4f, %s", state.best_score, best_model)
+        if settings.choose_settings:
+            name = next(name for name in validation_sets if score in _score_names(name))
+            choose = partial(choose_and_store, best_model, validation_sets[name], device=device)
+            on_first_rank(partial(choose, figure=score.removeprefix(f"{name}_")))
     return state
 
 
@@ -286,7 +299,12 @@ def _load_on_device(
 
 
 def _make_loss_function(
-    state: TrainingState, scales: InputScales, device: torch.device, *, with_bfloat16: bool
+    state: TrainingState,
+    scales: InputScales,
+    device: torch.device,
+    teacher: SuperpixelModel | None,
+    *,
+    with_bfloat16: bool,
 ) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     """Return a function that computes the loss terms of a batch."""
     recipe, model = state.recipe, state.model
@@ -299,7 +317,10 @@ def _make_loss_function(
         channels = model_input(model, batch["image_lab"], n_spixels, scales, extra=batch.get("extra"))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=with_bfloat16):
             output = forward(channels, n_spixels, n_iter=recipe.n_iter)
-        return compute_loss_terms(
+            if teacher:
+                with torch.no_grad():
+                    target = teacher.encode(channels).base
+        terms = compute_loss_terms(
             output.assignment,
             output.labels,
             batch["gt_labels"],
@@ -307,6 +328,10 @@ def _make_loss_function(
             reconstruction=recipe.loss,
             compactness=recipe.compactness,
         )
+        if teacher:
+            learned = slice(model.n_learned_features)
+            terms["imitation"] = imitation_loss(output.pixel_features[:, learned], target[:, learned])
+        return terms
 
     return compute_losses
 
