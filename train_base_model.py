@@ -20,6 +20,7 @@ from lib.network.inputs import DEFAULT_COLOR_SCALE, InputScales
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError
 from lib.slic.iteration import DISTANCES
+from lib.training.narrowing import copy_strongest_channels
 from lib.training.recipe import CountRange
 from lib.training.trainer import TrainingState
 from lib.weights import BASE, NO_NETWORK, LoadedModel, expect, load_model
@@ -185,7 +186,10 @@ def build_model(args: argparse.Namespace) -> LoadedModel:
         model.load_state_dict(start.model.state_dict())
         return start._replace(model=model)
     if args.teacher:
-        return load_base_network(args, "teacher")._replace(model=model)
+        teacher = load_base_network(args, "teacher")
+        if model.n_mid_channels <= teacher.model.n_mid_channels:
+            copy_strongest_channels(model.feature_extract, teacher.model.feature_extract)
+        return teacher._replace(model=model)
     return LoadedModel(model, START_SCALES)
 
 
