@@ -32,11 +32,11 @@ mkdir -p "$out"
 
 device=${DEVICE:-cuda}
 quick=()
-crops=(--batchsize=32 --crop_size=256 --nspix=50-300 --precision=bf16)
+recipe=(--recipe gpu --choose_settings False)  # choose_settings.py needs no GPU
 n_images=500
 if [[ ${QUICK:-} ]]; then
     quick=(--quick)
-    crops=(--batchsize=2 --crop_size=64 --nspix=24 --precision=auto)
+    recipe=(--batchsize=2 --crop_size=64 --nspix=24 --precision=auto)
     n_images=8
 fi
 failed=0
@@ -69,7 +69,7 @@ train() { # as many steps as fit the time, by the measured time of a step
     timeout --signal=TERM --kill-after=60 "$((seconds + 60))" python train_base_model.py \
         --bsds_root "$bsds_root" --device "$device" --out_dir "$folder" --train_iter "$steps" \
         --log_interval "$((steps / 10 + 1))" --test_interval "$interval" --save_interval "$interval" \
-        --nworkers "$(nproc)" "${crops[@]}" || status=$?
+        --nworkers "$(nproc)" "${recipe[@]}" || status=$?
     case $status in
         0) ;;
         124 | 143) # stopped by the time limit, after saving

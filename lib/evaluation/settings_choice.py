@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 MAX_IMAGES = 40  # evenly spaced; more images take longer and choose nearly the same
 
 COUNTS = (100, 200, 400, 1000)  # requested numbers of superpixels
+_FEW_COUNTS = (200, 1000)  # enough for settings that hold for all numbers
 _MIN_PIXELS = 8  # of a superpixel; a smaller image is left out for a count
 
 _POS_SCALE_FACTORS = (0.7, 0.84, 1.0, 1.2, 1.4)  # of the scale that the segmenter starts with
@@ -73,7 +74,8 @@ def choose_settings(
     """Choose the position scale, then the iterations, then for each of `COUNTS` the settings of the merges.
 
     The score of a label map is `figure` + 0.1 * (boundary recall + compactness), averaged over the pairs of
-    image and annotation. Position scale and iterations are chosen by the mean score over `COUNTS`.
+    image and annotation. Position scale and iterations are chosen by the mean score at 200 and 1000
+    superpixels.
 
     Parameters
     ----------
@@ -109,18 +111,18 @@ def choose_settings(
     def vary_merging(image: PreprocessedImage, n_spixels: int) -> _Trials:
         return segmenter.sweep_merging(image, n_spixels, _FINE_FACTORS, _MERGE_POS_SCALES)
 
-    scores = _mean_over_counts(_score(segmenter, dataset, figure, vary_pos_scale, "position scale"))
+    scores = _mean_over_counts(_score(segmenter, dataset, figure, vary_pos_scale, _FEW_COUNTS))
     pos_scale = max(scores, key=scores.__getitem__)
     logger.info("scores by `pos_scale`: %s", _show(scores))
     segmenter.scales = segmenter.scales._replace(pos_scale=pos_scale)
 
-    scores = _mean_over_counts(_score(segmenter, dataset, figure, vary_n_iter, "iterations"))
+    scores = _mean_over_counts(_score(segmenter, dataset, figure, vary_n_iter, _FEW_COUNTS))
     n_iter = min(_nearly_best(scores))
     logger.info("scores by `n_iter`: %s", _show(scores))
     segmenter.n_iter = n_iter
 
     fine_factor, merge_pos_scale = {}, {}
-    for n_spixels, scores in _score(segmenter, dataset, figure, vary_merging, "merges").items():
+    for n_spixels, scores in _score(segmenter, dataset, figure, vary_merging, COUNTS).items():
         factor, _ = min(_nearly_best(scores))  # the least to segment
         scales = {scale: score for (each, scale), score in scores.items() if each == factor}
         fine_factor[n_spixels], merge_pos_scale[n_spixels] = factor, max(scales, key=scales.__getitem__)
@@ -133,13 +135,13 @@ def _score(
     dataset: Dataset[SegmentedImage],
     figure: str,
     segment: Callable[[PreprocessedImage, int], _Trials],
-    title: str,
+    counts: Sequence[int],
 ) -> dict[int, dict[Any, float]]:
     """Return the mean score of each trial of `segment(image, n_spixels)`, by the number of superpixels."""
     values: dict[int, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for image in _spaced_images(dataset, title):
+    for image in _spaced_images(dataset):
         prepared = segmenter.preprocess(image.image_rgb, image.extra, name=image.name)
-        for n_spixels in COUNTS:
+        for n_spixels in counts:
             if n_spixels * _MIN_PIXELS > prepared.n_pixels:
                 continue
             trials = segment(prepared, n_spixels)
@@ -154,16 +156,16 @@ def _score(
                 ]
     if not values:
         raise InputError(
-            f"settings cannot be chosen: all images have fewer than {_MIN_PIXELS * COUNTS[0]} pixels"
+            f"settings cannot be chosen: all images have fewer than {_MIN_PIXELS * min(counts)} pixels"
         )
     return {n: {value: float(np.nanmean(each)) for value, each in of_n.items()} for n, of_n in values.items()}
 
 
-def _spaced_images(dataset: Dataset[SegmentedImage], title: str) -> Iterator[SegmentedImage]:
+def _spaced_images(dataset: Dataset[SegmentedImage]) -> Iterator[SegmentedImage]:
     """Yield evenly spaced images of a dataset, at most `MAX_IMAGES`."""
     images = EvaluationImages(dataset)
     indices = np.unique(np.linspace(0, len(images) - 1, min(len(images), MAX_IMAGES)).round().astype(int))
-    for idx in tqdm(indices.tolist(), desc=f"choosing {title}", unit="image", disable=None):
+    for idx in tqdm(indices.tolist(), desc="choosing settings", unit="image", disable=None):
         stop_flag.raise_if_set()
         yield images[idx]
 
