@@ -457,7 +457,7 @@ def make_small_training(device, **recipe):
         batch = {name: value.pin_memory() for name, value in batch.items()}
     with_bfloat16 = resolve_precision("auto", device) == "bf16"
     compute_losses = _make_loss_function(
-        state, InputScales(0.3, 10.0, 2.0), device, with_bfloat16=with_bfloat16
+        state, InputScales(0.3, 10.0, 2.0), device, None, with_bfloat16=with_bfloat16
     )
     trainer = Trainer(state, RunSettings(**INTERVALS), compute_losses, validate_model=None, run_folder=None)
     return trainer, batch
