@@ -473,7 +473,7 @@ class Segmenter:
         found = {}
         features, _ = self._features(self._upload([image]), n_spixels)
         varied = copy.copy(self)
-        varied.fine_factor = varied.merge_pos_scale = None
+        varied.fine_factor = None
         for factor in fine_factors:
             varied.merging = MergeSettings(fine_factor={n_spixels: factor})
             clustered = varied._cluster([image], features, n_spixels)

@@ -35,7 +35,7 @@ from lib.losses import compute_loss_terms
 from lib.network.inputs import InputScales, model_input
 from lib.runtime.errors import InputError
 from lib.superpixels.merge_settings import MergeSettings
-from lib.training import Recipe, RunSettings, run_training
+from lib.training import CountRange, Recipe, RunSettings, run_training
 from lib.training import run as training_run
 from lib.training.trainer import learning_rate_share
 from lib.weights import load_model, read_checkpoint, save_checkpoint
@@ -1116,6 +1116,25 @@ def test_teacher_adds_a_term_and_gives_the_scales(bsds_root, tmp_path, teacher):
     stored = load_model(tmp_path / "given" / "best_model.pth")
     assert stored.scales == InputScales(0.3, 4.0)
     assert stored.merging == MergeSettings({10: 4.0}, {1: 0.2})
+
+
+def test_teacher_is_only_read(bsds_root, tmp_path):
+    teacher = model.SSNModel(3, n_mid_channels=6).train()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    run_training(
+        model.SSNModel(3, n_mid_channels=6),
+        InputScales(0.3, 7.0),
+        Recipe(n_spixels=CountRange(24, 24), crop_size=40, batch_size=2, n_steps=1),
+        RunSettings(out_dir=tmp_path / "run", n_workers=0, val_n_spixels=24),
+        train_set=BSDSDataset(bsds_root, "train"),
+        validation_sets={"val": BSDSDataset(bsds_root, "val")},
+        score="val_asa",
+        device=torch.device("cpu"),
+        teacher=teacher,
+    )
+    assert "imitation" in logged_lines(tmp_path / "run")[0]
+    for name, value in teacher.state_dict().items():
+        assert value.equal(before[name]), name
 
 
 @pytest.mark.slow

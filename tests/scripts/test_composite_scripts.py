@@ -648,12 +648,15 @@ def test_recipe_is_a_valid_command_line(name):
 
 @pytest.mark.slow
 def test_recipe_fills_the_options_that_are_not_given(train_argv, tmp_path, monkeypatch):
-    recipe = {"train_iter": 3, "optflow_scale": 4.0}
+    recipe = {"optflow_deepfdim": 5, "optflow_scale": 4.0}
     monkeypatch.setattr(train_optflow_composite_model, "RECIPES", {"tiny": recipe})
-    argv = [option for option in train_argv if not option.startswith("--train_iter")]
-    assert train_optflow_composite_model.main([*argv, "--recipe=tiny"]).step == 3
-    assert load_model(tmp_path / "run" / "best_model.pth").scales.extra_scale == 2.0  # the given one
-    assert train_optflow_composite_model.main([*argv, "--recipe=tiny", "--resume=auto"]).step == 3
+    argv = [option for option in train_argv if not option.startswith("--optflow_deepfdim")]
+    train_optflow_composite_model.main([*argv, "--recipe=tiny"])
+    trained = load_model(tmp_path / "run" / "best_model.pth")
+    assert trained.model.n_extra_features == 5
+    assert trained.scales.extra_scale == 2.0  # as given
+    state = train_optflow_composite_model.main([*argv, "--recipe=tiny", "--resume=auto", "--train_iter=3"])
+    assert state.step == 3
 
 
 def test_composite_on_top_of_a_narrow_base(train_argv, tmp_path):
