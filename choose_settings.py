@@ -12,6 +12,7 @@ from lib.datasets.davis import DAVISDataset
 from lib.datasets.folder import FolderDataset
 from lib.evaluation.settings_choice import ChosenSettings, choose_and_store
 from lib.files.atomic import check_output_file
+from lib.inference import Segmenter
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError
 from lib.weights import COMPOSITE, NO_NETWORK, LoadedModel, load_model
@@ -46,12 +47,16 @@ def main(argv: Sequence[str] | None = None) -> ChosenSettings:
     args = build_parser().parse_args(argv)
     if str(args.weights) == NO_NETWORK:
         raise InputError(f"--weights {NO_NETWORK}: expected a weight file to store the settings in")
+    loaded = load_model(args.weights)
     if args.out:
         check_output_file("out", args.out, (".pth",))
+    else:
+        check_output_file("weights", args.weights, (args.weights.suffix.lower(),))
+    device = resolve_device(args.device)
     return choose_and_store(
+        Segmenter(loaded.model, loaded.scales, device=device, merging=loaded.merging),
+        open_data(args, loaded),
         args.weights,
-        open_data(args, load_model(args.weights)),
-        device=resolve_device(args.device),
         figure="mean_iou" if args.davis2017_root else "asa",
         out=args.out,
     )

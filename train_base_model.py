@@ -227,6 +227,8 @@ def open_data(args: argparse.Namespace) -> tuple[Dataset, dict[str, Dataset]]:
 
 def open_bsds(bsds_root: Path, splits: Sequence[str]) -> tuple[BSDSDataset, dict[str, BSDSDataset]]:
     """Open the training set of `splits`, and the images that validate it."""
+    if len(set(splits)) < len(splits):
+        raise InputError(f"--bsds_splits {' '.join(splits)} names a split twice")
     train_set = BSDSDataset(bsds_root, *splits)
     if "val" not in splits:
         return train_set, {"bsds_val": BSDSDataset(bsds_root, "val")}

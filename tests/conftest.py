@@ -69,6 +69,19 @@ def _no_drawing(request, monkeypatch):
 
 
 @pytest.fixture
+def few_trials(monkeypatch):
+    """Choose settings for 24 superpixels only, among two values each, for a search takes seconds."""
+    for name, values in {
+        "COUNTS": (24,),
+        "_POS_SCALE_FACTORS": (0.3, 1.0),
+        "_N_ITERS": (2, 4),
+        "_FINE_FACTORS": (2.0, 4.0),
+        "_MERGE_POS_SCALES": (0.2, 1.0),
+    }.items():
+        monkeypatch.setattr(f"lib.evaluation.settings_choice.{name}", values)
+
+
+@pytest.fixture
 def bsds_root(tmp_path):
     """A miniature BSDS500: 4, 3 and 2 images a split, two annotations each, and a stray file."""
     root = tmp_path / "BSR"

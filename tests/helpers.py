@@ -1,5 +1,6 @@
 """Helpers for several tests: small images, videos and failures."""
 
+import argparse
 import os
 import signal
 import struct
@@ -17,6 +18,8 @@ from scipy.ndimage import gaussian_filter
 from torch.overrides import TorchFunctionMode
 
 from lib import cli
+from lib.cli.options import options_as_strings
+from lib.cli.training import _as_arguments
 from lib.files.frames import list_in_order
 from lib.runtime.signals import stop_flag
 from lib.training import run as training_run
@@ -119,6 +122,21 @@ def ctrl_c_in_second_step(monkeypatch):
         patch.setattr(training_run, "compute_loss_terms", press_in_second_call)
         with pytest.raises(KeyboardInterrupt), stop_flag.set_by_signals():
             yield
+
+
+def check_recipe(script, name):
+    """Check that a recipe of a training script holds values that its command line gives.
+
+    Options of a run are stored as strings and parsed again when the run is resumed.
+    """
+    parser, recipe = script.build_parser(), script.RECIPES[name]
+    assert recipe.keys() <= vars(parser.parse_args([])).keys()
+    stored = options_as_strings(argparse.Namespace(**recipe))
+    arguments = [argument for option in stored.items() for argument in _as_arguments(*option)]
+    parsed = vars(parser.parse_args(arguments))
+    assert {option: parsed[option] for option in recipe} == recipe
+    for option, value in recipe.items():
+        assert type(parsed[option]) is type(value), option
 
 
 def in_thread(function, *args, **options):

@@ -9,6 +9,7 @@ from lib.losses import (
     RECONSTRUCTION_LOSSES,
     compute_loss_terms,
     expected_error,
+    imitation_loss,
     position_loss,
     reconstruct_labels,
     soft_iou_loss,
@@ -221,3 +222,53 @@ def test_labels_on_another_device_are_refused():
         compute_loss_terms(
             assignment, assignment.labels(), gt_labels, 3, reconstruction="expected_error", compactness=1e-5
         )
+
+
+# Two channels of variance 1 and 4, on one row of two pixels.
+TARGET = torch.tensor([[[[1.0, 3.0]], [[0.0, 4.0]]]], dtype=torch.float64)
+
+
+def test_imitation_by_hand():
+    features = torch.tensor([[[[1.0, 2.0]], [[0.0, 4.0]]]], dtype=torch.float64)
+    assert imitation_loss(features, TARGET).item() == pytest.approx(0.5 / 5)  # mean of 0 and 1, over 1 + 4
+
+
+def test_imitation_is_0_for_equal_features_and_1_for_their_mean():
+    target = 3 * torch.randn(2, 4, 20, 31) + torch.arange(4.0)[:, None, None]
+    assert imitation_loss(target, target).item() == 0
+    mean = target.mean(dim=(0, 2, 3), keepdim=True).expand_as(target)
+    assert imitation_loss(mean, target).item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1e2])
+def test_imitation_does_not_depend_on_scale_and_offset(scale):
+    features, target = torch.randn(2, 2, 4, 20, 31, dtype=torch.float64)
+    expected = imitation_loss(features, target).item()
+    assert 1 < expected < 3
+    changed = imitation_loss(scale * (features + 5), scale * (target + 5))
+    assert changed.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_only_the_imitating_features_get_gradients():
+    features = torch.zeros(1, 2, 1, 2, dtype=torch.float64, requires_grad=True)
+    target = TARGET.clone().requires_grad_()
+    imitation_loss(features, target).backward()
+    assert target.grad is None
+    torch.testing.assert_close(features.grad, -2 * TARGET / 2 / 5)  # of the mean over 2 pixels, over 1 + 4
+
+
+def test_constant_features_are_imitated_without_nan():
+    target = torch.full((1, 2, 3, 4), 0.3)
+    features = target.clone().requires_grad_()
+    loss = imitation_loss(features, target)
+    loss.backward()
+    assert loss.item() == 0
+    assert features.grad.abs().max() == 0
+    assert imitation_loss(target + 1, target).isfinite()
+
+
+def test_imitation_of_bfloat16_is_summed_in_float32():
+    features, target = torch.randn(2, 1, 4, 200, 310).bfloat16()
+    loss = imitation_loss(features, target)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, imitation_loss(features.double(), target.double()))

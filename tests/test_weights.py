@@ -8,13 +8,16 @@ import torch
 from helpers import full_disk
 from lib.network.inputs import InputScales
 from lib.runtime.errors import InputError, RunError
+from lib.superpixels.merge_settings import MergeSettings
 from lib.weights import (
+    LoadedModel,
     check_base_of_composite,
     expect,
     file_sha256,
     load_model,
     read_checkpoint,
     save_checkpoint,
+    store_settings,
 )
 from model import CompositeSSNModel, SSNModel, SSNPix
 
@@ -339,3 +342,96 @@ def test_failed_write_leaves_the_old_file(base_weights):
         save_checkpoint({"weights": {"large": torch.zeros(100_000)}}, base_weights)
     assert base_weights.read_bytes() == before
     assert list(base_weights.parent.glob(".*")) == []
+
+
+@pytest.mark.parametrize("is_bare", [False, True])
+def test_narrow_network_is_rebuilt(tmp_path, is_bare):
+    path, model = tmp_path / "narrow.pth", SSNModel(6, n_mid_channels=8)
+    if is_bare:
+        torch.save(model.state_dict(), path)
+    else:
+        save_checkpoint({"weights": model.state_dict(), "model_args": model.config()}, path)
+    loaded = load_model(path).model
+    assert loaded.config() == model.config()
+    assert loaded.state_dict()["feature_extract.scale1.0.0.weight"].shape == (8, 5, 3, 3)
+    x = torch.randn(1, 5, 20, 31)
+    torch.testing.assert_close(loaded.pixel_features(x), model.eval().pixel_features(x))
+
+
+def test_composite_keeps_the_width_of_its_base(tmp_path):
+    base = SSNModel(6, n_mid_channels=8)
+    composite = CompositeSSNModel.on_top_of(base, 3, n_extra_channels=4)
+    assert composite.feature_extract_optflow.scale1[0][0].out_channels == 32
+    torch.save(base.state_dict(), tmp_path / "base.pth")
+    save_checkpoint(
+        {"weights": composite.state_dict(), "model_args": composite.config()}, tmp_path / "composite.pth"
+    )
+    base, composite = (load_model(tmp_path / name) for name in ("base.pth", "composite.pth"))
+    assert composite.model.n_mid_channels == 8
+    x = torch.randn(1, 9, 20, 31)
+    features = composite.model.pixel_features(x)[:, :11]
+    torch.testing.assert_close(features, base.model.pixel_features(x[:, :5]))
+    check_base_of_composite(base, "base.pth", composite, "composite.pth")
+    wide = LoadedModel(SSNModel(6), InputScales())
+    with pytest.raises(InputError, match=r"wide\.pth does not fit composite\.pth: its network has another"):
+        check_base_of_composite(wide, "wide.pth", composite, "composite.pth")
+
+
+def test_stated_width_that_contradicts_the_weights(tmp_path):
+    model = SSNModel(6, n_mid_channels=8)
+    model_args = {**model.config(), "n_mid_channels": 16}
+    save_checkpoint({"weights": model.state_dict(), "model_args": model_args}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"w\.pth has n_mid_channels 16, but its weights have 8"):
+        load_model(tmp_path / "w.pth")
+
+
+SETTINGS = {"pos_scale": 8.4, "n_iter": 9, "merging": MergeSettings({100: 5.0}, {100: 0.2, 400: 1.0})}
+
+
+@pytest.mark.parametrize("with_out", [False, True])
+@pytest.mark.parametrize("kind", ["base", "composite"])
+def test_stored_settings_replace_the_earlier_ones_alone(request, kind, with_out, tmp_path):
+    path = request.getfixturevalue(f"{kind}_weights")
+    content = path.read_bytes()
+    before, loaded = read_checkpoint(path), load_model(path)
+    out = tmp_path / "out.pth" if with_out else path
+    store_settings(path, out, **SETTINGS)
+    if with_out:
+        assert path.read_bytes() == content
+    after = read_checkpoint(out)
+    for name, value in before["weights"].items():
+        assert after["weights"][name].equal(value), name
+    assert after.pop("model_args") == {**before["model_args"], "n_iter": 9}
+    assert after.pop("input_args") == {**before["input_args"], "pos_scale": 8.4}
+    assert after.pop("merge_args") == SETTINGS["merging"]._asdict()
+    assert after.keys() == before.keys() - {"model_args", "input_args", "merge_args"}
+    assert after.get("base_sha256") == before.get("base_sha256")
+
+    stored = load_model(out)
+    assert stored.model.config() == {**loaded.model.config(), "n_iter": 9}
+    assert stored.scales == loaded.scales._replace(pos_scale=8.4)
+    assert stored.merging == SETTINGS["merging"]
+
+
+@pytest.mark.parametrize("kind", ["base", "composite"])
+def test_settings_are_stored_with_a_bare_state_dict(tmp_path, kind):
+    model = SSNModel(6) if kind == "base" else CompositeSSNModel(6, 3, n_extra_channels=1)
+    path = tmp_path / "published.pth"
+    torch.save(model.state_dict(), path)
+    implied = load_model(path)
+    store_settings(path, path, **SETTINGS)
+    stored = load_model(path)
+    for name, value in model.state_dict().items():
+        assert stored.model.state_dict()[name].equal(value), name
+    assert stored.model.config() == {**implied.model.config(), "n_iter": 9}
+    assert stored.scales == implied.scales._replace(pos_scale=8.4)
+    assert stored.merging == SETTINGS["merging"]
+
+
+def test_settings_are_stored_with_every_entry_of_a_training(base_weights):
+    """As in the best model of a run: options, recipe and score stay."""
+    entries = {"options": {"lr": "0.01"}, "recipe": {"n_spixels": (24, 24)}, "step": 3, "score": 0.5}
+    save_checkpoint({**read_checkpoint(base_weights), **entries}, base_weights)
+    store_settings(base_weights, base_weights, **SETTINGS)
+    stored = read_checkpoint(base_weights)
+    assert {name: stored[name] for name in entries} == entries

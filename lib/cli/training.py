@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 # Exceptions: a new train_iter changes the learning rate, which continues on the curve of the new length.
 # data_on_device resizes colours in CIELAB instead of RGB.
 _FREE_ON_RESUME = {
+    "choose_settings",
     "compile",
     "data_on_device",
     "davis2017_root",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -54,15 +53,19 @@ class ChosenSettings(NamedTuple):
 
 
 def choose_and_store(
-    weights: Path,
+    segmenter: Segmenter,
     dataset: Dataset[SegmentedImage],
+    weights: Path,
     *,
-    device: torch.device,
     figure: str,
     out: Path | None = None,
 ) -> ChosenSettings:
-    """Choose the settings of a weight file, and store them in it or in a copy `out`."""
-    chosen = choose_settings(Segmenter.from_checkpoint(weights, device=device), dataset, figure=figure)
+    """Choose the settings of a weight file, and store them in it or in a copy `out`.
+
+    `segmenter` has the model of the file, and the settings to start from. For the other parameters and the
+    errors see `choose_settings`.
+    """
+    chosen = choose_settings(segmenter, dataset, figure=figure)
     store_settings(weights, out or weights, **chosen._asdict())
     logger.info("settings of %s: %s", out or weights, chosen)
     return chosen

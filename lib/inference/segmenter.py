@@ -467,12 +467,13 @@ class Segmenter:
     ) -> dict[tuple[float, float], Superpixels]:
         """Cut an image without mask into `n_spixels` superpixels, with each pair of settings of the merges.
 
-        Learned features are computed once in all, and the fine superpixels once for each factor.
+        Factors are above 1. Learned features are computed once in all, and the fine superpixels once for each
+        factor.
         """
         found = {}
         features, _ = self._features(self._upload([image]), n_spixels)
         varied = copy.copy(self)
-        varied.fine_factor = varied.merge_pos_scale = None
+        varied.fine_factor = None
         for factor in fine_factors:
             varied.merging = MergeSettings(fine_factor={n_spixels: factor})
             clustered = varied._cluster([image], features, n_spixels)

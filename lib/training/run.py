@@ -38,7 +38,7 @@ from lib.superpixels.merge_settings import MergeSettings
 from lib.training.recipe import Recipe, RunSettings, check_resumed
 from lib.training.run_folder import BEST_MODEL, RunFolder, Validation, has_best_model, prepare_run_folder
 from lib.training.trainer import Trainer, TrainingState
-from lib.weights import read_checkpoint
+from lib.weights import load_model, read_checkpoint
 from model import SuperpixelModel
 
 logger = logging.getLogger(__name__)
@@ -154,10 +154,21 @@ def run_training(
         best_model = settings.out_dir / BEST_MODEL
         logger.info("best validation score: %.4f, %s", state.best_score, best_model)
         if settings.choose_settings:
-            name = next(name for name in validation_sets if score in _score_names(name))
-            choose = partial(choose_and_store, best_model, validation_sets[name], device=device)
-            on_first_rank(partial(choose, figure=score.removeprefix(f"{name}_")))
+            on_first_rank(lambda: _choose_settings(method.segmenter, best_model, validation_sets, score))
     return state
+
+
+def _choose_settings(trained: Segmenter, best_model: Path, validation_sets: Datasets, score: str) -> None:
+    """Choose the settings of the best model on the images of `score`, and store them in its file.
+
+    The search starts from the settings of `trained`, not from those in the file, so that a run that is
+    resumed after its last step chooses the same again.
+    """
+    options = {"device": trained.device, "n_iter": trained.n_iter, "merging": trained.merging}
+    segmenter = Segmenter(load_model(best_model).model, trained.scales, **options)
+    name = next(name for name in validation_sets if score in _score_names(name))
+    figure = score.removeprefix(f"{name}_")
+    choose_and_store(segmenter, validation_sets[name], best_model, figure=figure)
 
 
 def _score_names(validation_set: str) -> list[str]:

@@ -1,5 +1,7 @@
 """Datasets, augmentation and the stream of training samples."""
 
+import shutil
+
 import h5py
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from scipy.io import savemat
 from scipy.sparse import csc_array
 
 from helpers import make_quadrants
-from lib.datasets.base import SegmentedImage, renumber
+from lib.datasets.base import SegmentedImage, fingerprint, hold_out, renumber
 from lib.datasets.bsds import BSDSDataset
 from lib.datasets.crops import DEFAULT_CROP_SIZE, Crop, TrainingCrops
 from lib.datasets.davis import SPLITS, DAVISDataset, read_split
@@ -28,6 +30,47 @@ def test_bsds_yields_every_annotation(bsds_root):
     assert len(image.annotations) == 2
     np.testing.assert_array_equal(image.annotations[0], labels + 1)
     np.testing.assert_array_equal(image.annotations[1], labels // 2 + 1)
+
+
+def test_bsds_splits_follow_one_another(bsds_root):
+    both = BSDSDataset(bsds_root, "train", "val")
+    parts = [BSDSDataset(bsds_root, split) for split in ("train", "val")]
+    assert len(both) == 4 + 3
+    assert both.image_files == parts[0].image_files + parts[1].image_files
+    assert both.annotation_counts() == [2] * 7
+    for part, offset in zip(parts, (0, 4), strict=True):
+        for idx in range(len(part)):
+            np.testing.assert_array_equal(both[offset + idx].image_rgb, part[idx].image_rgb)
+            np.testing.assert_array_equal(both[offset + idx].annotations, part[idx].annotations)
+    with pytest.raises(InputError, match=r"`bsds_root` .*no folder .*images/no"):
+        BSDSDataset(bsds_root, "train", "no")
+
+
+def test_bsds_subset_has_its_images_and_annotations(bsds_root):
+    whole = BSDSDataset(bsds_root, "train", "val")
+    subset = whole.subset([6, 1])
+    assert [len(whole), len(subset)] == [7, 2]
+    for idx, original in enumerate((6, 1)):
+        np.testing.assert_array_equal(subset[idx].image_rgb, whole[original].image_rgb)
+        np.testing.assert_array_equal(subset[idx].annotations, whole[original].annotations)
+    assert len({fingerprint(whole), fingerprint(subset), fingerprint(whole.subset([1, 6]))}) == 3
+
+
+def test_bsds_without_a_validation_set_holds_out_every_tenth_image(bsds_root):
+    images = bsds_root / "BSDS500/data/images"
+    annotations = bsds_root / "BSDS500/data/groundTruth"
+    for idx in range(200, 208):
+        shutil.copy(images / "val/100.jpg", images / f"val/{idx}.jpg")
+        shutil.copy(annotations / "val/100.mat", annotations / f"val/{idx}.mat")
+    training, held_out = hold_out(BSDSDataset(bsds_root, "train", "val"))
+    # 4 images of train, then 100, 101, 102 and 200 to 207 of val: numbers 0 and 10 are held out.
+    assert [file.relative_to(images).as_posix() for file in held_out.image_files] == [
+        "train/100.jpg",
+        "val/203.jpg",
+    ]
+    assert len(training) == 4 + 11 - 2
+    assert not set(training.image_files) & set(held_out.image_files)
+    assert {file.stem for file in held_out.annotation_files} == {"100", "203"}
 
 
 def test_bsds_in_another_layout_names_the_missing_folder(tmp_path):

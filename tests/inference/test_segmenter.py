@@ -619,6 +619,54 @@ def test_counts_with_the_same_input_share_a_tree(monkeypatch):
         np.testing.assert_array_equal(superpixels.labels, alone.labels)
 
 
+@pytest.mark.parametrize("n_spixels", [20, 24])
+@pytest.mark.parametrize("kind", ["base", "composite", "none"])
+def test_swept_merges_equal_single_calls(kind, n_spixels, device):
+    models = {
+        "base": SSNModel(4),
+        "composite": CompositeSSNModel(4, 3, n_extra_channels=2),
+        "none": SSNPix(),
+    }
+    image_rgb, extra = make_quadrants()[0], None
+    if kind == "composite":
+        extra = np.random.default_rng(0).normal(size=(60, 92, 2)).astype(np.float32)
+    scales = WITH_EXTRA if kind == "composite" else SCALES
+    # Settings of its own, which the sweep leaves out.
+    segmenter = Segmenter(
+        models[kind], scales, device=device, pos_scale_dist=1.5, fine_factor=4, merge_pos_scale=0.1
+    )
+    factors, pos_scales = (2.0, 3.5), (0.2, 1.0, 3.0)
+    swept = segmenter.sweep_merging(segmenter.preprocess(image_rgb, extra), n_spixels, factors, pos_scales)
+    assert list(swept) == [(factor, scale) for factor in factors for scale in pos_scales]
+    for (factor, scale), superpixels in swept.items():
+        alone = Segmenter(
+            models[kind],
+            scales,
+            device=device,
+            pos_scale_dist=1.5,
+            fine_factor=factor,
+            merge_pos_scale=scale,
+        )
+        np.testing.assert_array_equal(superpixels.labels, alone(image_rgb, n_spixels, extra=extra).labels)
+    assert len({superpixels.labels.tobytes() for superpixels in swept.values()}) > 3
+    assert (segmenter.fine_factor, segmenter.merge_pos_scale) == (4, 0.1)
+
+
+def test_swept_merges_compute_features_once(monkeypatch):
+    calls = []
+    encode = SSNModel.encode
+    monkeypatch.setattr(SSNModel, "encode", lambda *args: calls.append("encode") or encode(*args))
+    cluster_labels = lib.inference.segmenter.cluster_labels
+    monkeypatch.setattr(
+        lib.inference.segmenter,
+        "cluster_labels",
+        lambda *args, **options: calls.append("cluster") or cluster_labels(*args, **options),
+    )
+    segmenter = Segmenter(SSNModel(4), SCALES)
+    segmenter.sweep_merging(segmenter.preprocess(make_quadrants()[0]), 24, (2.0, 3.0), (0.2, 0.5, 1.0))
+    assert calls == ["encode", "cluster", "cluster"]
+
+
 def test_settings_of_the_merges_come_from_the_weight_file(base_weights):
     checkpoint = read_checkpoint(base_weights)
     merge_args = {"fine_factor": {10: 2.0, 1000: 4.0}, "merge_pos_scale": {100: 0.7}}

@@ -20,7 +20,14 @@ import eval_base_model
 import inference_base_model
 import model
 import train_base_model
-from helpers import SHORT_TRAINING, ctrl_c_in_second_step, fails_with, make_quadrants, write_annotations
+from helpers import (
+    SHORT_TRAINING,
+    check_recipe,
+    ctrl_c_in_second_step,
+    fails_with,
+    make_quadrants,
+    write_annotations,
+)
 from lib import cli
 from lib.datasets.bsds import BSDSDataset
 from lib.inference import Segmenter
@@ -28,7 +35,7 @@ from lib.losses import compute_loss_terms
 from lib.network.inputs import InputScales, model_input
 from lib.runtime.errors import InputError
 from lib.superpixels.merge_settings import MergeSettings
-from lib.training import Recipe, RunSettings, run_training
+from lib.training import CountRange, Recipe, RunSettings, run_training
 from lib.training import run as training_run
 from lib.training.trainer import learning_rate_share
 from lib.weights import load_model, read_checkpoint, save_checkpoint
@@ -893,15 +900,27 @@ def test_data_that_do_not_fit_end_a_run_before_it_starts(bsds_root, tmp_path, mo
             "--padding_mode replicate .*zeros of --init_weights {base}",
         ),
         (
+            ["--init_weights={base}", "--deepfdim=4", "--n_mid_channels=32"],
+            "--n_mid_channels 32 contradicts 64 of --init_weights {base}",
+        ),
+        (["--n_mid_channels=0"], "argument --n_mid_channels"),
+        (["--teacher={base}"], "--deepfdim 3 contradicts {base}, made with 4"),
+        (["--teacher=none"], "--teacher none: expected a weight file"),
+        (["--teacher={composite}"], "{composite} holds a composite model; expected a base model"),
+        (["--teacher={tmp}/no.pth"], "no weight file {tmp}/no.pth"),
+        (["--bsds_splits", "train", "train"], "--bsds_splits train train names a split twice"),
+        (["--bsds_splits", "train", "test"], "argument --bsds_splits: invalid choice: 'test'"),
+        (["--recipe=fast"], "argument --recipe: invalid choice: 'fast'"),
+        (
             ["--color_jitter=1.5"],
             "--color_jitter: expected .* at least 0 and of at most 1, got .1.5",
         ),
     ],
 )
-def test_bad_training_options(more, expected, bsds_root, base_weights, tmp_path, capsys):
+def test_bad_training_options(more, expected, bsds_root, base_weights, composite_weights, tmp_path, capsys):
     file = tmp_path / "file"
     file.write_text("in the way")
-    names = {"file": file, "base": base_weights, "tmp": tmp_path}
+    names = {"file": file, "base": base_weights, "composite": composite_weights, "tmp": tmp_path}
     more = [option.format(**names) for option in more]
     error = fails_with(train_base_model.main, train_argv(bsds_root, tmp_path / "run", *more), capsys)
     assert re.search(expected.format(**names), error)
@@ -989,3 +1008,252 @@ def test_every_option_has_help(capsys):
         with pytest.raises(SystemExit):
             script.main(["--help"])
         assert "(default: None)" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def both_splits(bsds_root):
+    """The miniature BSDS500 with 13 images in train and val, whose names differ, as those of BSDS500 do."""
+    data = bsds_root / "BSDS500/data"
+    for kind in ("images", "groundTruth"):
+        for file in (data / kind / "val").glob("1*"):
+            file.rename(file.with_stem(f"2{file.stem[1:]}"))
+        (last,) = (data / kind / "val").glob("202.*")
+        for idx in range(203, 209):
+            shutil.copy(last, last.with_stem(str(idx)))
+    return bsds_root
+
+
+def logged_lines(out_dir):
+    return [json.loads(line) for line in (out_dir / "log.jsonl").read_text().splitlines()]
+
+
+def test_training_on_both_splits_validates_on_every_tenth_image(both_splits, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    argv = train_argv(both_splits, tmp_path / "run", "--bsds_splits", "train", "val", "--train_iter=3")
+    with ctrl_c_in_second_step(monkeypatch):
+        train_base_model.main(argv)
+    assert "11 images in train, 2 images in bsds_held_out" in caplog.text
+    last_model = tmp_path / "run" / "last_model.pth"
+    assert read_checkpoint(last_model)["options"]["bsds_splits"] == "['train', 'val']"
+    caplog.clear()
+    assert train_base_model.main([f"--resume={last_model}"]).is_finished
+    assert "11 images in train, 2 images in bsds_held_out" in caplog.text
+    assert not any(record.levelname == "WARNING" for record in caplog.records)  # of other images
+    last_line = logged_lines(tmp_path / "run")[-1]
+    assert last_line["score"] == last_line["bsds_held_out_asa"]
+    assert train_base_model.main([*argv, "--resume=auto"]).is_finished
+    with pytest.raises(InputError, match=r"\['train'\] contradicts \['train', 'val'\] of `resume`"):
+        train_base_model.main([f"--resume={last_model}", "--bsds_splits", "train"])
+
+
+@pytest.mark.parametrize(
+    ("splits", "names_of_val", "n_train"),
+    [
+        (["train"], [f"20{idx}" for idx in range(9)], 4),
+        (["val"], ["200"], 8),
+        (["train", "val"], ["100", "206"], 11),
+        (["val", "train"], ["200", "101"], 11),
+    ],
+)
+def test_validation_images_of_splits_are_not_trained_on(both_splits, splits, names_of_val, n_train):
+    train_set, sets = train_base_model.open_bsds(both_splits, splits)
+    ((name, validation_set),) = sets.items()
+    assert name == ("bsds_val" if splits == ["train"] else "bsds_held_out")
+    assert [image.name for image in validation_set] == names_of_val
+    assert len(train_set) == n_train
+    assert not set(train_set.image_files) & set(validation_set.image_files)
+
+
+def test_narrow_network_is_trained_resumed_and_used(bsds_root, tmp_path, capsys):
+    state = train_base_model.main(train_argv(bsds_root, tmp_path / "run", "--n_mid_channels=8"))
+    assert state.model.n_mid_channels == 8
+    weights = tmp_path / "run" / "best_model.pth"
+    assert load_model(weights).model.n_mid_channels == 8
+    resume = f"--resume={tmp_path / 'run' / 'last_model.pth'}"
+    assert train_base_model.main([resume, "--train_iter=3"]).step == 3
+    error = fails_with(train_base_model.main, [resume, "--n_mid_channels=16"], capsys)
+    assert "--n_mid_channels 16 contradicts 8 of --resume" in error
+    argv = train_argv(bsds_root, tmp_path / "next", f"--init_weights={weights}", "--n_mid_channels=8")
+    start = train_base_model.main([*argv, "--lr=1e-9"]).model.feature_extract.output_conv[0].weight
+    expected = load_model(weights).model.feature_extract.output_conv[0].weight
+    torch.testing.assert_close(start, expected, atol=1e-6, rtol=0)
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """A trained model with 3 learned features, and scales and merges of its own."""
+    network = model.SSNModel(3, n_mid_channels=6, padding_mode="replicate")
+    checkpoint = {
+        "weights": network.state_dict(),
+        "model_args": network.config(),
+        "input_args": {"color_scale": 0.3, "pos_scale": 7.0},
+        "merge_args": {"fine_factor": {10: 4.0}, "merge_pos_scale": {10: 0.7}},
+    }
+    path = tmp_path / "teacher.pth"
+    save_checkpoint(checkpoint, path)
+    return path
+
+
+@pytest.mark.slow
+def test_teacher_adds_a_term_and_gives_the_scales(bsds_root, tmp_path, teacher):
+    for run, more in (("plain", []), ("taught", [f"--teacher={teacher}"])):
+        scales = [] if more else ["--color_scale=0.3", "--pos_scale=7"]
+        state = train_base_model.main(train_argv(bsds_root, tmp_path / run, *scales, *more))
+        assert (state.model.n_mid_channels, state.model.padding_mode) == (64, "zeros")
+    plain, taught = (logged_lines(tmp_path / run)[0] for run in ("plain", "taught"))
+    assert "imitation" not in plain
+    # The first step is the same but for the new term, so it has the same weights and the same input.
+    for name in ("reconstruction", "position"):
+        assert taught[name] == plain[name]
+    assert taught["imitation"] > 0.1
+    assert taught["loss"] == pytest.approx(plain["loss"] + taught["imitation"])
+    stored = load_model(tmp_path / "taught" / "best_model.pth")
+    assert stored.scales == InputScales(0.3, 7.0)
+    assert stored.merging == load_model(teacher).merging
+
+    given = [f"--teacher={teacher}", "--pos_scale=4", "--merge_pos_scale=0.2"]
+    train_base_model.main(train_argv(bsds_root, tmp_path / "given", *given))
+    stored = load_model(tmp_path / "given" / "best_model.pth")
+    assert stored.scales == InputScales(0.3, 4.0)
+    assert stored.merging == MergeSettings({10: 4.0}, {1: 0.2})
+
+
+def test_teacher_is_only_read(bsds_root, tmp_path):
+    teacher = model.SSNModel(3, n_mid_channels=6).train()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    run_training(
+        model.SSNModel(3, n_mid_channels=6),
+        InputScales(0.3, 7.0),
+        Recipe(n_spixels=CountRange(24, 24), crop_size=40, batch_size=2, n_steps=1),
+        RunSettings(out_dir=tmp_path / "run", n_workers=0, val_n_spixels=24),
+        train_set=BSDSDataset(bsds_root, "train"),
+        validation_sets={"val": BSDSDataset(bsds_root, "val")},
+        score="val_asa",
+        device=torch.device("cpu"),
+        teacher=teacher,
+    )
+    assert "imitation" in logged_lines(tmp_path / "run")[0]
+    for name, value in teacher.state_dict().items():
+        assert value.equal(before[name]), name
+
+
+@pytest.mark.slow
+def test_resumed_run_with_a_teacher_equals_uninterrupted(bsds_root, tmp_path, monkeypatch, teacher, capsys):
+    more = [f"--teacher={teacher}", "--train_iter=4"]
+    whole = train_base_model.main(train_argv(bsds_root, tmp_path / "whole", *more))
+    with ctrl_c_in_second_step(monkeypatch):
+        train_base_model.main(train_argv(bsds_root, tmp_path / "parts", *more))
+    shutil.copytree(tmp_path / "parts", tmp_path / "moved")
+    runs = {"parts": [], "moved": [f"--teacher={tmp_path / 'elsewhere.pth'}"]}
+    for run, moved in runs.items():
+        if moved:
+            teacher.rename(tmp_path / "elsewhere.pth")
+            error = fails_with(train_base_model.main, [f"--resume={tmp_path / run}/last_model.pth"], capsys)
+            assert f"no weight file {teacher}" in error
+        resumed = train_base_model.main([f"--resume={tmp_path / run / 'last_model.pth'}", *moved])
+        for name, value in whole.model.state_dict().items():
+            assert value.equal(resumed.model.state_dict()[name]), name
+        assert training_losses(tmp_path / run) == training_losses(tmp_path / "whole")
+
+
+def test_resume_refuses_a_teacher_that_the_run_had_not(bsds_root, tmp_path, teacher, capsys):
+    train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
+    argv = [f"--resume={tmp_path / 'run' / 'last_model.pth'}", f"--teacher={teacher}"]
+    error = fails_with(train_base_model.main, argv, capsys)
+    assert f"--teacher {teacher} contradicts the default of --resume" in error
+
+
+@pytest.mark.parametrize("name", train_base_model.RECIPES)
+def test_recipe_is_a_valid_command_line(name):
+    check_recipe(train_base_model, name)
+
+
+def test_small_recipe_imitates_the_shipped_model():
+    recipe = train_base_model.RECIPES["small"]
+    parser = train_base_model.build_parser()
+    taught = load_model(recipe["teacher"]).model
+    assert taught.n_learned_features == parser.get_default("deepfdim")
+    assert recipe["n_mid_channels"] < taught.n_mid_channels
+
+
+TINY_RECIPE = {"lr": 0.02, "bsds_splits": ["train", "val"], "train_iter": 3, "pos_scale": 10.0}
+WITHOUT_LR = [option for option in SHORT_TRAINING if not option.startswith(("--lr", "--train_iter"))]
+
+
+@pytest.mark.slow
+def test_recipe_fills_the_options_that_are_not_given(bsds_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_base_model, "RECIPES", {"tiny": TINY_RECIPE, "other": {}})
+
+    def argv(run, *more):
+        data = [f"--bsds_root={bsds_root}", f"--out_dir={tmp_path / run}", "--deepfdim=3"]
+        return [*data, *WITHOUT_LR, *more]
+
+    by_hand = ["--lr=0.02", "--bsds_splits", "train", "val", "--train_iter=3", "--pos_scale=10"]
+    train_base_model.main(argv("by_hand", *by_hand))
+    train_base_model.main(argv("recipe", "--recipe=tiny"))
+    assert training_losses(tmp_path / "recipe") == training_losses(tmp_path / "by_hand")
+    assert len(training_losses(tmp_path / "recipe")) == 3
+    stored = read_checkpoint(tmp_path / "recipe" / "last_model.pth")["options"]
+    assert {name: stored[name] for name in TINY_RECIPE} == {
+        name: str(value) for name, value in TINY_RECIPE.items()
+    }
+    assert stored["recipe"] == "tiny"
+
+    more = ["--recipe=tiny", "--pos_scale=3", "--train_iter=2"]
+    for _ in range(2):  # the second command finds the finished run
+        assert train_base_model.main(argv("given", *more, "--resume=auto")).step == 2
+    stored = read_checkpoint(tmp_path / "given" / "last_model.pth")["options"]
+    assert (stored["pos_scale"], stored["train_iter"], stored["lr"]) == ("3.0", "2", "0.02")
+    last_model = tmp_path / "given" / "last_model.pth"
+    assert train_base_model.main([f"--resume={last_model}"]).step == 2  # not the 3 steps of the recipe
+    error = fails_with(train_base_model.main, argv("given", "--recipe=other", "--resume=auto"), capsys)
+    assert f"--recipe other contradicts tiny of --resume {last_model}" in error
+    by_hand = f"--resume={tmp_path / 'by_hand' / 'last_model.pth'}"
+    error = fails_with(train_base_model.main, [by_hand, "--recipe=tiny"], capsys)
+    assert "--recipe tiny contradicts the default of --resume" in error
+
+
+@pytest.mark.slow
+def test_settings_chosen_after_training_are_those_of_inference(bsds_root, tmp_path, few_trials):
+    train_base_model.main(train_argv(bsds_root, tmp_path / "plain", "--pos_scale=7"))
+    argv = train_argv(bsds_root, tmp_path / "run", "--pos_scale=7", "--choose_settings")
+    train_base_model.main(argv)
+    best, last = (load_model(tmp_path / "run" / name) for name in ("best_model.pth", "last_model.pth"))
+    plain = load_model(tmp_path / "plain" / "best_model.pth")
+    for name, value in plain.model.state_dict().items():
+        assert value.equal(best.model.state_dict()[name]), name
+    assert best.scales.pos_scale in (2.1, 7.0)
+    assert best.scales.color_scale == plain.scales.color_scale
+    assert best.model.n_iter in (2, 4)
+    assert (set(best.merging.fine_factor), set(best.merging.merge_pos_scale)) == ({24}, {24})
+    assert (last.scales, last.model.n_iter, last.merging) == (plain.scales, 3, MergeSettings())
+
+    image_rgb = make_quadrants()[0]
+    Image.fromarray(image_rgb).save(tmp_path / "image.png")
+    used = [f"--base_model_weights={tmp_path / 'run' / 'best_model.pth'}", "--nspix=24", "--device=cpu"]
+    labels = segment([*used, f"--image={tmp_path / 'image.png'}"], tmp_path)
+    segmenter = Segmenter(
+        plain.model,
+        best.scales,
+        n_iter=best.model.n_iter,
+        fine_factor=best.merging.fine_factor[24],
+        merge_pos_scale=best.merging.merge_pos_scale[24],
+    )
+    np.testing.assert_array_equal(labels, segmenter(image_rgb, 24).labels)
+
+
+@pytest.mark.slow
+def test_run_resumed_after_its_last_step_chooses_the_same_settings(
+    bsds_root, tmp_path, monkeypatch, few_trials
+):
+    """The choice starts from the settings of training, although the best model holds those chosen before."""
+    argv = train_argv(bsds_root, tmp_path / "run", "--pos_scale=7", "--resume=auto")
+    train_base_model.main(argv)
+    monkeypatch.setattr("lib.evaluation.settings_choice._POS_SCALE_FACTORS", (0.3,))  # one that changes it
+    weights, chosen = tmp_path / "run" / "best_model.pth", []
+    for _ in range(2):
+        train_base_model.main([*argv, "--choose_settings"])
+        loaded = load_model(weights)
+        chosen.append((loaded.scales, loaded.model.n_iter, loaded.merging))
+    assert chosen[0][0].pos_scale == 2.1
+    assert chosen[0] == chosen[1]

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 import estimate_optflow
@@ -25,6 +26,7 @@ import train_optflow_composite_model
 from helpers import (
     INSIDE,
     SHORT_TRAINING,
+    check_recipe,
     ctrl_c_in_second_step,
     fails_with,
     translated_frames,
@@ -32,12 +34,14 @@ from helpers import (
     write_frames,
 )
 from lib.datasets.davis import DAVISDataset
+from lib.evaluation.settings_choice import choose_and_store
 from lib.files.images import ImageReader
 from lib.metrics.definitions import ContingencyTable, mean_iou
 from lib.optflow.archive import FlowArchive
 from lib.optflow.lookup import AUTO, flows_of_images
 from lib.runtime.errors import InputError, RunError
 from lib.weights import file_sha256, load_model, read_checkpoint
+from model import SSNModel
 
 REPO_ROOT = Path(__file__).parents[2]
 
@@ -635,3 +639,52 @@ def test_every_option_has_help(capsys):
         with pytest.raises(SystemExit):
             script.main(["--help"])
         assert "(default: None)" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", train_optflow_composite_model.RECIPES)
+def test_recipe_is_a_valid_command_line(name):
+    check_recipe(train_optflow_composite_model, name)
+
+
+@pytest.mark.slow
+def test_recipe_fills_the_options_that_are_not_given(train_argv, tmp_path, monkeypatch):
+    recipe = {"optflow_deepfdim": 5, "optflow_scale": 4.0}
+    monkeypatch.setattr(train_optflow_composite_model, "RECIPES", {"tiny": recipe})
+    argv = [option for option in train_argv if not option.startswith("--optflow_deepfdim")]
+    train_optflow_composite_model.main([*argv, "--recipe=tiny"])
+    trained = load_model(tmp_path / "run" / "best_model.pth")
+    assert trained.model.n_extra_features == 5
+    assert trained.scales.extra_scale == 2.0  # as given
+    state = train_optflow_composite_model.main([*argv, "--recipe=tiny", "--resume=auto", "--train_iter=3"])
+    assert state.step == 3
+
+
+def test_composite_on_top_of_a_narrow_base(train_argv, tmp_path):
+    base = SSNModel(4, n_mid_channels=8)
+    torch.save(base.state_dict(), tmp_path / "narrow.pth")
+    argv = [*train_argv, f"--base_model_weights={tmp_path / 'narrow.pth'}"]
+    train_optflow_composite_model.main(argv)
+    state = train_optflow_composite_model.main([*argv, "--resume=auto", "--train_iter=3"])
+    for trained in (state.model, load_model(tmp_path / "run" / "best_model.pth").model):
+        assert trained.config()["n_mid_channels"] == 8
+        for name, value in base.feature_extract.state_dict().items():
+            assert trained.feature_extract_color.state_dict()[name].equal(value), name
+
+
+@pytest.mark.slow
+def test_settings_chosen_after_training_are_stored(train_argv, tmp_path, monkeypatch, few_trials):
+    figures = []
+
+    def record(*args, figure):
+        figures.append(figure)
+        return choose_and_store(*args, figure=figure)
+
+    monkeypatch.setattr("lib.training.run.choose_and_store", record)
+    train_optflow_composite_model.main([*train_argv, "--choose_settings"])
+    assert figures == ["mean_iou"]
+    best, last = (load_model(tmp_path / "run" / name) for name in ("best_model.pth", "last_model.pth"))
+    assert best.scales in ((0.3, 2.1, 2.0), (0.3, 7.0, 2.0))
+    assert best.model.n_iter in (2, 4)
+    assert (set(best.merging.fine_factor), set(best.merging.merge_pos_scale)) == ({24}, {24})
+    assert best.base_sha256 == last.base_sha256
+    assert last.scales == (0.3, 7.0, 2.0)

@@ -11,8 +11,8 @@ import torch
 
 from helpers import LineFit, WaitingCalls, in_thread
 from lib.files.atomic import atomic_path
-from lib.losses import RECONSTRUCTION_LOSSES
-from lib.network.inputs import InputScales
+from lib.losses import RECONSTRUCTION_LOSSES, imitation_loss
+from lib.network.inputs import InputScales, model_input
 from lib.runtime.device import resolve_precision
 from lib.runtime.errors import InputError, RunError, TooLargeError
 from lib.runtime.signals import stop_flag
@@ -23,7 +23,7 @@ from lib.training.run_folder import RunFolder, Validation, find_resumable, has_b
 from lib.training.trainer import Trainer, TrainingState, learning_rate_share
 from lib.training.weight_average import WeightAverage
 from lib.weights import read_checkpoint
-from model import CompositeSSNModel
+from model import CompositeSSNModel, SSNModel
 
 N_STEPS = 10
 
@@ -442,9 +442,12 @@ def test_resumed_run_writes_the_periodic_checkpoint_it_was_stopped_before(tmp_pa
     assert read_checkpoint(tmp_path / "checkpoint_00000004.pth")["validated_step"] == 4
 
 
-def make_small_training(device, **recipe):
-    """Return a trainer of a small composite, and a batch as a loader yields it."""
-    model = CompositeSSNModel(3, 2).to(device, memory_format=torch.channels_last)
+SMALL_SCALES = InputScales(0.3, 10.0, 2.0)
+
+
+def make_small_training(device, model=None, teacher=None, **recipe):
+    """Return a trainer of a model, or of a small composite, and a batch as a loader yields it."""
+    model = (model or CompositeSSNModel(3, 2)).to(device, memory_format=torch.channels_last)
     settings = {"n_spixels": CountRange(12, 12), "n_iter": 2, "batch_size": 2, "n_steps": 3}
     state = TrainingState(model, Recipe(**{**settings, **recipe}))
     batch = {
@@ -456,9 +459,7 @@ def make_small_training(device, **recipe):
     if device.type == "cuda":
         batch = {name: value.pin_memory() for name, value in batch.items()}
     with_bfloat16 = resolve_precision("auto", device) == "bf16"
-    compute_losses = _make_loss_function(
-        state, InputScales(0.3, 10.0, 2.0), device, with_bfloat16=with_bfloat16
-    )
+    compute_losses = _make_loss_function(state, SMALL_SCALES, device, teacher, with_bfloat16=with_bfloat16)
     trainer = Trainer(state, RunSettings(**INTERVALS), compute_losses, validate_model=None, run_folder=None)
     return trainer, batch
 
@@ -488,9 +489,37 @@ def test_data_stays_with_the_loader_if_another_program_takes_the_memory(monkeypa
         _load_on_device(None, [], settings["auto"], cuda)
 
 
+def test_imitation_compares_learned_features_of_the_same_input():
+    cpu = torch.device("cpu")
+    student, teacher = SSNModel(3, n_mid_channels=8), SSNModel(3, padding_mode="replicate").eval()
+    trainer, batch = make_small_training(
+        cpu, student, teacher, precision="fp32", n_spixels=CountRange(24, 24)
+    )
+    student.train()
+    channels = model_input(student, batch["image_lab"], 24, SMALL_SCALES)
+    learned = student.encode(channels).base[:, :3], teacher.encode(channels).base[:, :3]
+    terms = trainer.compute_losses(batch)
+    assert list(terms) == ["reconstruction", "position", "imitation"]
+    torch.testing.assert_close(terms["imitation"], imitation_loss(*learned))
+
+
+def test_teacher_is_imitated_and_stays_as_it_is(device):
+    teacher = SSNModel(3).to(device).eval()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    student = SSNModel(3, n_mid_channels=8)
+    trainer, batch = make_small_training(device, student, teacher, n_steps=20)
+    imitation = []
+    for _ in range(10):
+        imitation.append(trainer.compute_losses(batch)["imitation"].item())
+        trainer.step(batch)
+    assert imitation[-1] < 0.7 * imitation[0]
+    assert all(value.equal(before[name]) for name, value in teacher.state_dict().items())
+    assert not any(weight.grad is not None for weight in teacher.parameters())
+
+
 @pytest.mark.parametrize("loss", RECONSTRUCTION_LOSSES)
 def test_step_reads_no_values_from_the_device(loss):
-    trainer, batch = make_small_training(torch.device("cpu"), loss=loss)
+    trainer, batch = make_small_training(torch.device("cpu"), teacher=SSNModel(3).eval(), loss=loss)
     with WaitingCalls() as calls:
         trainer.step(batch)
     assert calls.names == ["__int__"]  # the largest label of the batch, which is not on the GPU yet
@@ -499,7 +528,8 @@ def test_step_reads_no_values_from_the_device(loss):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("loss", RECONSTRUCTION_LOSSES)
 def test_step_does_not_wait_for_the_gpu(loss):
-    trainer, batch = make_small_training(torch.device("cuda"), loss=loss)
+    cuda = torch.device("cuda")
+    trainer, batch = make_small_training(cuda, teacher=SSNModel(3).to(cuda).eval(), loss=loss)
     trainer.step(batch)  # builds the grid and the states of the optimizers
     torch.cuda.set_sync_debug_mode("error")
     try:
