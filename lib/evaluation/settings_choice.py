@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,25 +23,26 @@ from lib.weights import store_settings
 
 logger = logging.getLogger(__name__)
 
-MAX_IMAGES = 40  # evenly spaced; more images take longer and choose nearly the same
+MAX_IMAGES = 20  # evenly spaced; with more, the search takes longer and chooses nearly the same
 
 COUNTS = (100, 200, 400, 1000)  # requested numbers of superpixels
-_FEW_COUNTS = (200, 1000)  # enough for settings that hold for all numbers
 _MIN_PIXELS = 8  # of a superpixel; a smaller image is left out for a count
 
-_POS_SCALE_FACTORS = (0.7, 0.84, 1.0, 1.2, 1.4)  # of the scale that the segmenter starts with
 _N_ITERS = (5, 7, 10)
+_POS_SCALE_FACTORS = (0.7, 0.84, 1.0, 1.2, 1.4)  # of the scale that the segmenter starts with
 _FINE_FACTORS = (2.0, 3.0, 5.0)
 _MERGE_POS_SCALES = (0.2, 0.35, 0.6, 1.0, 1.5)
 
-# Weight of boundary recall and compactness beside ASA or mean IoU, which vary ten times less. A higher scale
-# of the position trades recall for compactness; with both in the score, the scale rises until recall falls
-# faster than compactness rises.
-_BORDER_WEIGHT = 0.1
+_RECALL_WEIGHT = 0.1  # of boundary recall beside ASA or mean IoU, which vary ten times less
 
-_WORTH_TIME = 0.0005  # a smaller gain in score is not worth more iterations, or more fine superpixels
+# Subtracted for each unit of missing compactness. It outweighs by far what less compactness gains, some 0.1.
+_PENALTY = 10.0
 
-_Trials = Mapping[Any, Superpixels]  # superpixels of an image, by the values of a setting
+_WORTH_TIME = 0.0005  # a smaller gain is not worth more iterations, or more superpixels to segment
+
+_START = "start"  # name of the trial with the settings that the segmenter starts with
+
+_Trials = Mapping[Any, Superpixels]  # superpixels of an image, by the values of settings
 
 
 class ChosenSettings(NamedTuple):
@@ -50,6 +51,13 @@ class ChosenSettings(NamedTuple):
     pos_scale: float
     n_iter: int
     merging: MergeSettings
+
+
+class _Score(NamedTuple):
+    """Means over pairs of image and annotation."""
+
+    accuracy: float  # figure + 0.1 * boundary recall
+    compactness: float
 
 
 def choose_and_store(
@@ -74,11 +82,11 @@ def choose_and_store(
 def choose_settings(
     segmenter: Segmenter, dataset: Dataset[SegmentedImage], *, figure: str = "asa"
 ) -> ChosenSettings:
-    """Choose the position scale, then the iterations, then for each of `COUNTS` the settings of the merges.
+    """Choose the iterations, then the position scale and for each of `COUNTS` the settings of the merges.
 
-    The score of a label map is `figure` + 0.1 * (boundary recall + compactness), averaged over the pairs of
-    image and annotation. Position scale and iterations are chosen by the mean score at 200 and 1000
-    superpixels.
+    The best settings have the highest mean of `figure` + 0.1 * boundary recall over the pairs of image and
+    annotation, among those whose superpixels are on average as compact as with the settings of `segmenter`.
+    Without that condition, superpixels would follow borders ever more closely and be ever less compact.
 
     Parameters
     ----------
@@ -98,39 +106,50 @@ def choose_settings(
         If the stop flag is set.
     """
     segmenter = copy.copy(segmenter)
-    pos_scales = [float(f"{factor * segmenter.scales.pos_scale:.2g}") for factor in _POS_SCALE_FACTORS]
-
-    def vary_pos_scale(image: PreprocessedImage, n_spixels: int) -> _Trials:
-        results = segmenter.sweep(image, [(n_spixels, pos_scale) for pos_scale in pos_scales])
-        return dict(zip(pos_scales, results, strict=True))
+    start = segmenter.scales
+    pos_scales = [float(f"{factor * start.pos_scale:.2g}") for factor in _POS_SCALE_FACTORS]
 
     def vary_n_iter(image: PreprocessedImage, n_spixels: int) -> _Trials:
         trials = {}
         for n_iter in _N_ITERS:
             segmenter.n_iter = n_iter
-            (trials[n_iter],) = segmenter.sweep(image, [(n_spixels, segmenter.scales.pos_scale)])
+            (trials[n_iter],) = segmenter.sweep(image, [(n_spixels, start.pos_scale)])
         return trials
 
-    def vary_merging(image: PreprocessedImage, n_spixels: int) -> _Trials:
-        return segmenter.sweep_merging(image, n_spixels, _FINE_FACTORS, _MERGE_POS_SCALES)
+    def vary_scales(image: PreprocessedImage, n_spixels: int) -> _Trials:
+        (at_start,) = segmenter.sweep(image, [(n_spixels, start.pos_scale)])
+        trials = {_START: at_start}
+        varied = copy.copy(segmenter)
+        for pos_scale in pos_scales:
+            varied.scales = start._replace(pos_scale=pos_scale)
+            merged = varied.sweep_merging(image, n_spixels, _FINE_FACTORS, _MERGE_POS_SCALES)
+            trials |= {(pos_scale, *merging): superpixels for merging, superpixels in merged.items()}
+        return trials
 
-    scores = _mean_over_counts(_score(segmenter, dataset, figure, vary_pos_scale, _FEW_COUNTS))
-    pos_scale = max(scores, key=scores.__getitem__)
-    logger.info("scores by `pos_scale`: %s", _show(scores))
-    segmenter.scales = segmenter.scales._replace(pos_scale=pos_scale)
+    by_count = _score(segmenter, dataset, figure, vary_n_iter)
+    by_n_iter = {
+        n_iter: _mean(scores[n_iter].accuracy for scores in by_count.values()) for n_iter in _N_ITERS
+    }
+    logger.info("scores by `n_iter`: %s", _show(by_n_iter))
+    segmenter.n_iter = min(_nearly_best(by_n_iter))
 
-    scores = _mean_over_counts(_score(segmenter, dataset, figure, vary_n_iter, _FEW_COUNTS))
-    n_iter = min(_nearly_best(scores))
-    logger.info("scores by `n_iter`: %s", _show(scores))
-    segmenter.n_iter = n_iter
+    by_count = _score(segmenter, dataset, figure, vary_scales)
+    values = {n_spixels: _penalize(scores) for n_spixels, scores in by_count.items()}
+    best = {
+        scale: _mean(max(_of_merges(each, scale).values()) for each in values.values())
+        for scale in pos_scales
+    }
+    logger.info("scores by `pos_scale`, with the best merges: %s", _show(best))
+    pos_scale = max(best, key=best.__getitem__)
 
     fine_factor, merge_pos_scale = {}, {}
-    for n_spixels, scores in _score(segmenter, dataset, figure, vary_merging, COUNTS).items():
-        factor, _ = min(_nearly_best(scores))  # the least to segment
-        scales = {scale: score for (each, scale), score in scores.items() if each == factor}
-        fine_factor[n_spixels], merge_pos_scale[n_spixels] = factor, max(scales, key=scales.__getitem__)
-        logger.info("scores at %d by `fine_factor` and `merge_pos_scale`: %s", n_spixels, _show(scores))
-    return ChosenSettings(pos_scale, n_iter, MergeSettings(fine_factor, merge_pos_scale))
+    for n_spixels, each in values.items():
+        merges = _of_merges(each, pos_scale)
+        logger.info("scores at %d by `fine_factor` and `merge_pos_scale`: %s", n_spixels, _show(merges))
+        factor, _ = min(_nearly_best(merges))  # the fewest superpixels to segment
+        fine_factor[n_spixels] = factor
+        merge_pos_scale[n_spixels] = max(_MERGE_POS_SCALES, key=lambda scale: merges[factor, scale])
+    return ChosenSettings(pos_scale, segmenter.n_iter, MergeSettings(fine_factor, merge_pos_scale))
 
 
 def _score(
@@ -138,30 +157,31 @@ def _score(
     dataset: Dataset[SegmentedImage],
     figure: str,
     segment: Callable[[PreprocessedImage, int], _Trials],
-    counts: Sequence[int],
-) -> dict[int, dict[Any, float]]:
-    """Return the mean score of each trial of `segment(image, n_spixels)`, by the number of superpixels."""
-    values: dict[int, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
+) -> dict[int, dict[Any, _Score]]:
+    """Return the score of each trial of `segment(image, n_spixels)`, by the number of superpixels."""
+    pairs: dict[int, dict[Any, list[_Score]]] = defaultdict(lambda: defaultdict(list))
     for image in _spaced_images(dataset):
         prepared = segmenter.preprocess(image.image_rgb, image.extra, name=image.name)
-        for n_spixels in counts:
+        for n_spixels in COUNTS:
             if n_spixels * _MIN_PIXELS > prepared.n_pixels:
                 continue
             trials = segment(prepared, n_spixels)
             label_maps = [trial.labels for trial in trials.values()]
             metrics = (figure, "boundary_recall", "compactness")
             scores = score_label_maps(label_maps, image.image_rgb, image.annotations, metrics)
-            for value, of_trial in zip(trials, scores, strict=True):
-                borders = _BORDER_WEIGHT * of_trial.spixels["compactness"]
-                values[n_spixels][value] += [
-                    pair[figure] + borders + _BORDER_WEIGHT * pair["boundary_recall"]
+            for setting, of_trial in zip(trials, scores, strict=True):
+                compactness = of_trial.spixels["compactness"]
+                pairs[n_spixels][setting] += [
+                    _Score(pair[figure] + _RECALL_WEIGHT * pair["boundary_recall"], compactness)
                     for pair in of_trial.pairs
                 ]
-    if not values:
-        raise InputError(
-            f"settings cannot be chosen: all images have fewer than {_MIN_PIXELS * min(counts)} pixels"
-        )
-    return {n: {value: float(np.nanmean(each)) for value, each in of_n.items()} for n, of_n in values.items()}
+    if not pairs:
+        smallest = _MIN_PIXELS * min(COUNTS)
+        raise InputError(f"settings cannot be chosen: all images have fewer than {smallest} pixels")
+    return {
+        n_spixels: {setting: _Score(*np.nanmean(each, axis=0).tolist()) for setting, each in trials.items()}
+        for n_spixels, trials in pairs.items()
+    }
 
 
 def _spaced_images(dataset: Dataset[SegmentedImage]) -> Iterator[SegmentedImage]:
@@ -173,15 +193,32 @@ def _spaced_images(dataset: Dataset[SegmentedImage]) -> Iterator[SegmentedImage]
         yield images[idx]
 
 
-def _mean_over_counts(scores: Mapping[int, Mapping[Any, float]]) -> dict[Any, float]:
-    values = next(iter(scores.values()))
-    return {value: float(np.mean([of_n[value] for of_n in scores.values()])) for value in values}
+def _penalize(scores: Mapping[Any, _Score]) -> dict[Any, float]:
+    """Return the accuracy of each trial, lowered if it is less compact than with the settings at the start."""
+    wanted = scores[_START].compactness
+    return {
+        setting: score.accuracy - _PENALTY * max(0.0, wanted - score.compactness)
+        for setting, score in scores.items()
+    }
 
 
-def _nearly_best(scores: Mapping[Any, float]) -> list[Any]:
-    """Return the values of a setting whose score is so close to the best that time decides."""
-    return [value for value, score in scores.items() if score >= max(scores.values()) - _WORTH_TIME]
+def _of_merges(values: Mapping[Any, float], pos_scale: float) -> dict[tuple[float, float], float]:
+    """Return the values of a position scale, by fine factor and position scale of the merges."""
+    return {
+        (factor, scale): values[pos_scale, factor, scale]
+        for factor in _FINE_FACTORS
+        for scale in _MERGE_POS_SCALES
+    }
 
 
-def _show(scores: Mapping[Any, float]) -> str:
-    return ", ".join(f"{value} {score:.4f}" for value, score in scores.items())
+def _nearly_best(values: Mapping[Any, float]) -> list[Any]:
+    """Return the settings whose value is so close to the best that time decides."""
+    return [setting for setting, value in values.items() if value >= max(values.values()) - _WORTH_TIME]
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
+def _show(values: Mapping[Any, float]) -> str:
+    return ", ".join(f"{setting} {value:.4f}" for setting, value in values.items())
