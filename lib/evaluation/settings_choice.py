@@ -194,7 +194,7 @@ def _spaced_images(dataset: Dataset[SegmentedImage]) -> Iterator[SegmentedImage]
 
 
 def _penalize(scores: Mapping[Any, _Score]) -> dict[Any, float]:
-    """Return the accuracy of each trial, lowered if it is less compact than with the settings at the start."""
+    """Return the accuracy of each trial, lowered if it is less compact than the trial at the start."""
     wanted = scores[_START].compactness
     return {
         setting: score.accuracy - _PENALTY * max(0.0, wanted - score.compactness)
