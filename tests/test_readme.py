@@ -1,7 +1,6 @@
 """The examples of the READMEs run as they are, and checksums are those of the files."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -46,32 +45,32 @@ def test_depth_in_place_of_flow():
     assert scales.extra_scale == 1.0
 
 
-def documented_checksums():
-    """Checksum of each file of weights in the text of the model card and in the table of README."""
-    checksums = dict(re.findall(r"`(\w+\.pth)` \(SHA-256 `(\w+)`", MODEL_CARD))
-    (names,) = re.findall(r"^\| \|(.*best_model\.pth.*)\|$", README, re.MULTILINE)
-    (row,) = re.findall(r"^\| SHA-256 \|(.*)\|$", README, re.MULTILINE)
-    names, row = re.findall(r"`(\w+\.pth)`", names), re.findall(r"`(\w+)`", row)
-    return checksums | dict(zip(names, row, strict=True))
+CHECKSUMS = dict(re.findall(r"^\| `(\w+\.pth)` \|.*\| `(\w{64})` \|$", MODEL_CARD, re.MULTILINE))
 
 
-@pytest.mark.parametrize("name", re.findall(r"^\| `(\w+\.pth)` \|", MODEL_CARD, re.MULTILINE))
+def test_every_file_of_weights_is_in_the_model_card():
+    assert set(CHECKSUMS) == {path.name for path in Path("trained_models").glob("*.pth")}
+
+
+@pytest.mark.parametrize("name", CHECKSUMS)
 def test_checksum_of_weights(name):
-    assert documented_checksums()[name] == file_sha256(Path("trained_models", name))
+    assert CHECKSUMS[name] == file_sha256(Path("trained_models", name))
 
 
-def test_base_weights_are_the_mean_in_the_model_card():
-    Path("trained_models").unlink()
-    shutil.copytree(REPO_ROOT / "trained_models", "trained_models")
-    shipped = torch.load("trained_models/best_model.pth", weights_only=True)
-    Path("trained_models/best_model.pth").unlink()
-    (example,) = (example for example in find_examples(MODEL_CARD) if "mean =" in example)
-    exec(example, {})
-    remade = torch.load("trained_models/best_model.pth", weights_only=True)
-    assert remade["model_args"] == shipped["model_args"]
-    assert remade["input_args"] == shipped["input_args"]
-    assert remade["merge_args"] == shipped["merge_args"]
-    torch.testing.assert_close(remade["weights"], shipped["weights"])
+@pytest.mark.parametrize("name", CHECKSUMS)
+def test_settings_in_the_model_card_are_those_of_the_file(name):
+    model, scales, *_ = load_model(Path("trained_models", name))
+    (section,) = re.findall(rf"^## `{name}`$(.*?)(?:^## |\Z)", MODEL_CARD, re.MULTILINE | re.DOTALL)
+    assert re.findall(r"(\d+) iterations", section) == [str(model.n_iter)]
+    assert re.findall(r"`--pos_scale` ([\d.]+)", section) == [f"{scales.pos_scale:g}"]
+
+
+def test_scores_of_the_readme_are_those_of_the_results():
+    results = (REPO_ROOT / "docs" / "results.md").read_text()
+    ((asa, iou),) = re.findall(r"BSDS500 test: ASA ([\d.]+), mean IoU ([\d.]+)", README)
+    assert re.search(rf"^\| 200 \| ours \| merged \| {asa} .*\| {iou} \|$", results, re.MULTILINE)
+    (iou,) = re.findall(r"DAVIS: mean IoU without background ([\d.]+)", README)
+    assert re.search(rf"^\| composite \| 200 \| [\d.]+ \| {iou} \|", results, re.MULTILINE)
 
 
 def test_composite_contains_the_base_weights():
