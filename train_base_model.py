@@ -49,17 +49,19 @@ RECIPES = {
         "train_iter": 8000,
         "test_interval": 4000,
     },
-    # The small model imitates the shipped one: 1 hour on one core.
+    # 3,900 crops: 35 minutes on two cores with AVX2. Starts from channels of the shipped model and imitates it.
     "small": {
         **_SHARED,
-        "pos_scale": None,
+        "pos_scale": 7.6,
         "n_mid_channels": 32,
         "teacher": cli.DEFAULT_BASE_WEIGHTS,
+        "lr": 1.5e-3,
+        "warmup_share": 0.05,
         "nspix": CountRange(50, 800),
         "crop_size": 256,
         "batchsize": 3,
-        "train_iter": 2000,
-        "test_interval": 1000,
+        "train_iter": 1300,
+        "test_interval": 1300,
     },
 }
 
