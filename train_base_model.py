@@ -49,7 +49,7 @@ RECIPES = {
         "train_iter": 8000,
         "test_interval": 4000,
     },
-    # 3,900 crops: 35 minutes on two cores with AVX2. Starts from channels of the shipped model and imitates it.
+    # 3,900 crops: 35 minutes on two cores with AVX2. Starts from channels of the shipped model, imitates it.
     "small": {
         **_SHARED,
         "pos_scale": 7.6,
