@@ -37,6 +37,7 @@ from lib.runtime.errors import InputError
 from lib.superpixels.merge_settings import MergeSettings
 from lib.training import CountRange, Recipe, RunSettings, run_training
 from lib.training import run as training_run
+from lib.training.narrowing import copy_strongest_channels
 from lib.training.trainer import learning_rate_share
 from lib.weights import load_model, read_checkpoint, save_checkpoint
 
@@ -1116,6 +1117,24 @@ def test_teacher_adds_a_term_and_gives_the_scales(bsds_root, tmp_path, teacher):
     stored = load_model(tmp_path / "given" / "best_model.pth")
     assert stored.scales == InputScales(0.3, 4.0)
     assert stored.merging == MergeSettings({10: 4.0}, {1: 0.2})
+
+
+@pytest.mark.parametrize(("n_mid_channels", "is_copied"), [(4, True), (6, True), (8, False)])
+def test_student_that_is_not_wider_starts_from_the_teacher(
+    bsds_root, tmp_path, teacher, n_mid_channels, is_copied
+):
+    def start(*more):
+        options = [f"--n_mid_channels={n_mid_channels}", *more]
+        args = train_base_model.build_parser().parse_args(train_argv(bsds_root, tmp_path / "run", *options))
+        torch.manual_seed(1)  # the teacher was made with seed 0
+        return train_base_model.build_model(args).model
+
+    expected = start()
+    student = start(f"--teacher={teacher}")
+    if is_copied:
+        copy_strongest_channels(expected.feature_extract, load_model(teacher).model.feature_extract)
+    for name, value in expected.state_dict().items():
+        assert value.equal(student.state_dict()[name]), name
 
 
 def test_teacher_is_only_read(bsds_root, tmp_path):

@@ -129,7 +129,7 @@ def test_settings_of_a_composite_are_chosen_with_its_flow(
     monkeypatch.setattr(Segmenter, "preprocess", record)
     before = read_checkpoint(composite_weights)
     chosen = choose_settings.main([f"--weights={composite_weights}", *davis_argv])
-    assert seen == [5.0] * 12  # pixels a frame; 4 frames, for each of 3 kinds of settings
+    assert seen == [5.0] * 8  # pixels a frame; 4 frames, for the iterations and for the other settings
     check_stored(composite_weights, chosen, before)
     stored = load_model(composite_weights)
     assert stored.base_sha256 == before["base_sha256"]
