@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
         validation_sets["davis"] = cli.open_davis(args)
 
     torch.manual_seed(args.seed)
-    start = build_model(args)
+    start, teacher = build_model(args)
     scales = cli.choose_scales(start.scales, args)
     args.color_scale, args.pos_scale = scales.color_scale, scales.pos_scale  # stored in checkpoints
     return train_as_given(
@@ -160,12 +160,12 @@ def main(argv: Sequence[str] | None = None) -> TrainingState:
         validation_sets=validation_sets,
         score=f"{next(iter(validation_sets))}_asa",
         device=device,
-        teacher=args.teacher and load_base_network(args, "teacher").model,
+        teacher=teacher,
     )
 
 
-def build_model(args: argparse.Namespace) -> LoadedModel:
-    """Build the model that the options describe, with the weights and settings that training starts from."""
+def build_model(args: argparse.Namespace) -> tuple[LoadedModel, SSNModel | None]:
+    """Build the model that the options describe, as training starts with it, and load its teacher."""
     model = SSNModel(
         args.deepfdim,
         n_iter=args.val_niter,
@@ -174,33 +174,35 @@ def build_model(args: argparse.Namespace) -> LoadedModel:
         padding_mode=args.padding_mode,
         n_mid_channels=args.n_mid_channels,
     )
-    resume = resumed_from(args)
-    if resume:
-        return LoadedModel(model, START_SCALES, merging=load_model(resume).merging)
-    if args.init_weights:
-        start = load_base_network(args, "init_weights")
-        for name in ("distance", "sees_position", "padding_mode", "n_mid_channels"):
-            ours, theirs = getattr(model, name), getattr(start.model, name)
-            if ours != theirs:
-                raise InputError(
-                    f"--{name} {ours} contradicts {theirs} of --init_weights {args.init_weights}"
-                )
-        model.load_state_dict(start.model.state_dict())
-        return start._replace(model=model)
+    start, teacher = LoadedModel(model, START_SCALES), None
     if args.teacher:
-        teacher = load_base_network(args, "teacher")
-        if model.n_mid_channels <= teacher.model.n_mid_channels:
-            copy_strongest_channels(model.feature_extract, teacher.model.feature_extract)
-        return teacher._replace(model=model)
-    return LoadedModel(model, START_SCALES)
+        start = load_base_network(args, "teacher", like=model, shared=("sees_position",))
+        teacher = start.model
+        if model.n_mid_channels <= teacher.n_mid_channels:
+            copy_strongest_channels(model.feature_extract, teacher.feature_extract)
+    resume = resumed_from(args)
+    if resume:  # which holds the weights, the scales and the settings
+        start = start._replace(merging=load_model(resume).merging)
+    elif args.init_weights:
+        shared = ("distance", "sees_position", "padding_mode", "n_mid_channels")
+        start = load_base_network(args, "init_weights", like=model, shared=shared)
+        model.load_state_dict(start.model.state_dict())
+    return start._replace(model=model), teacher
 
 
-def load_base_network(args: argparse.Namespace, option: str) -> LoadedModel:
-    """Load the base model that an option names."""
+def load_base_network(
+    args: argparse.Namespace, option: str, *, like: SSNModel, shared: Sequence[str]
+) -> LoadedModel:
+    """Load the base model that an option names; its settings `shared` must be those of the model `like`."""
     path = getattr(args, option)
     if str(path) == NO_NETWORK:
         raise InputError(f"--{option} {NO_NETWORK}: expected a weight file")
-    return expect(load_model(path), path, kind=BASE, n_learned_features=args.deepfdim)
+    loaded = expect(load_model(path), path, kind=BASE, n_learned_features=args.deepfdim)
+    for name in shared:
+        ours, theirs = getattr(like, name), getattr(loaded.model, name)
+        if ours != theirs:
+            raise InputError(f"--{name} {ours} contradicts {theirs} of --{option} {path}")
+    return loaded
 
 
 def open_data(args: argparse.Namespace) -> tuple[Dataset, dict[str, Dataset]]:

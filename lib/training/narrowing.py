@@ -9,6 +9,7 @@ References
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal
 
@@ -58,7 +59,7 @@ def _strongest_channels(norm: nn.BatchNorm2d, readers: Sequence[Tensor], n_kept:
     """
     power = _mean_square_after_relu(norm.bias, norm.weight.abs())
     contributions = [power * weight.square().sum(dim=(0, 2, 3)) for weight in readers]
-    share = torch.stack([each / each.sum() for each in contributions]).sum(dim=0)
+    share = torch.stack([F.normalize(each, p=1, dim=0) for each in contributions]).sum(dim=0)
     return share.topk(n_kept).indices.sort().values
 
 

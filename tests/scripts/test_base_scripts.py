@@ -904,6 +904,10 @@ def test_data_that_do_not_fit_end_a_run_before_it_starts(bsds_root, tmp_path, mo
             ["--init_weights={base}", "--deepfdim=4", "--n_mid_channels=32"],
             "--n_mid_channels 32 contradicts 64 of --init_weights {base}",
         ),
+        (
+            ["--teacher={base}", "--deepfdim=4", "--sees_position=False"],
+            "--sees_position False contradicts True of --teacher {base}",
+        ),
         (["--n_mid_channels=0"], "argument --n_mid_channels"),
         (["--teacher={base}"], "--deepfdim 3 contradicts {base}, made with 4"),
         (["--teacher=none"], "--teacher none: expected a weight file"),
@@ -1127,7 +1131,7 @@ def test_student_that_is_not_wider_starts_from_the_teacher(
         options = [f"--n_mid_channels={n_mid_channels}", *more]
         args = train_base_model.build_parser().parse_args(train_argv(bsds_root, tmp_path / "run", *options))
         torch.manual_seed(1)  # the teacher was made with seed 0
-        return train_base_model.build_model(args).model
+        return train_base_model.build_model(args)[0].model
 
     expected = start()
     student = start(f"--teacher={teacher}")
