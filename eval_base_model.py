@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 
 from lib import cli
-from lib.cli.evaluation import add_evaluation_args, davis_set, evaluate_models
+from lib.cli.evaluation import add_evaluation_args, check_video_args, davis_set, evaluate_models
 from lib.cli.types import existing_dir
 from lib.datasets.bsds import SPLITS, BSDSDataset
 from lib.datasets.folder import FolderDataset
 from lib.evaluation.loop import Run
 from lib.evaluation.protocol import EvaluationSet
 from lib.evaluation.summary import Summary
+from lib.evaluation.video import VideoSummary
 from lib.files.images import DEFAULT_READER
 from lib.runtime.errors import InputError
 from lib.weights import BASE, NO_NETWORK
@@ -41,8 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, dict[Run, Summary]]:
+def main(argv: Sequence[str] | None = None) -> dict[str, dict[Run, Summary | VideoSummary]]:
     args = build_parser().parse_args(argv)
+    check_video_args(args)
     sets = open_sets(args)
     name = "ssn_pix" if str(args.base_model_weights) == NO_NETWORK else "base"
     models = {name: (args.base_model_weights, cli.load_base(args))}
@@ -67,7 +69,7 @@ def open_sets(args: argparse.Namespace) -> list[EvaluationSet]:
         dataset = FolderDataset(args.data_root, ignore_label=args.ignore_label, reader=reader)
         sets.append(EvaluationSet(name, file_name, dataset))
     if args.davis2017_root if args.eval_on_davis is None else args.eval_on_davis:
-        sets.append(davis_set(cli.open_davis(args), args.davis_split))
+        sets.append(davis_set(cli.open_davis(args, max_frames=args.max_frames), args.davis_split))
     if not sets:
         raise InputError("nothing to score: give --bsds_root, --data_root or --davis2017_root")
     return sets

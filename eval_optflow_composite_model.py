@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from functools import partial
 
 from lib import cli
-from lib.cli.evaluation import add_evaluation_args, davis_set, evaluate_models
+from lib.cli.evaluation import add_evaluation_args, check_video_args, davis_set, evaluate_models
 from lib.datasets.davis import DAVISDataset
 from lib.evaluation.loop import Run
 from lib.evaluation.summary import Summary
+from lib.evaluation.video import VideoSummary
 from lib.weights import check_base_of_composite
 from model import N_FLOW_CHANNELS
 
@@ -23,13 +24,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, dict[Run, Summary]]:
+def main(argv: Sequence[str] | None = None) -> dict[str, dict[Run, Summary | VideoSummary]]:
     args = build_parser().parse_args(argv)
+    check_video_args(args)
     dataset = DAVISDataset(
         args.davis2017_root,
         args.davis_split,
         optflow_folder=args.davis_optflow_folder,
         optflow_method=args.optflow_method,
+        max_frames=args.max_frames,
     )
     base, composite = cli.load_base(args), cli.load_composite(args)
     check_base_of_composite(base, args.base_model_weights, composite, args.comp_model_weights)

@@ -212,11 +212,14 @@ def add_optflow_args(parser: argparse.ArgumentParser, *, trained: bool) -> None:
     )
 
 
-def open_davis(args: argparse.Namespace) -> DAVISDataset:
-    """Open the DAVIS videos that the options choose; without `--davis2017_root`, raise `InputError`."""
+def open_davis(args: argparse.Namespace, *, max_frames: int | None = None) -> DAVISDataset:
+    """Open the DAVIS videos that the options choose; without `--davis2017_root`, raise `InputError`.
+
+    `max_frames` is the number of frames of each video; default: all.
+    """
     if args.davis2017_root is None:
         raise InputError("--eval_on_davis needs --davis2017_root")
-    return DAVISDataset(args.davis2017_root, args.davis_split)
+    return DAVISDataset(args.davis2017_root, args.davis_split, max_frames=max_frames)
 
 
 def load_for_use(path: Path | str, *, n_iter: int | None, **expected: Any) -> weights.LoadedModel:

@@ -39,6 +39,13 @@ class DAVISDataset(FileDataset):
     optflow_folder, optflow_method : optional
         Choice of flow archives; see `find_archives`. With a folder, images carry the flow of their frame as
         extra channels [fwd_dy, fwd_dx, bwd_dy, bwd_dx].
+    max_frames : int, optional
+        Number of frames of each video to use, from its first one; default: all.
+
+    Attributes
+    ----------
+    video_lengths : dict of str to int
+        Number of frames of each video in the folder, used or not.
 
     Raises
     ------
@@ -58,6 +65,7 @@ class DAVISDataset(FileDataset):
         *,
         optflow_folder: Path | None = None,
         optflow_method: str | None = None,
+        max_frames: int | None = None,
         parameter: str = "davis_split",
     ) -> None:
         videos = read_split(split, parameter=parameter)
@@ -65,7 +73,9 @@ class DAVISDataset(FileDataset):
         mask_root = Path(davis2017_root, "DAVIS", "Annotations", "480p")
         if not mask_root.is_dir():
             raise InputError(f"{davis2017_root}: no folder {mask_root}; {_TREE}", parameter="davis2017_root")
-        self.image_files = [frame for frames in frames_of_videos.values() for frame in frames]
+        self.max_frames = max_frames
+        self.video_lengths = {video: len(frames) for video, frames in frames_of_videos.items()}
+        self.image_files = [frame for frames in frames_of_videos.values() for frame in frames[:max_frames]]
         self.mask_files = [mask_root / f"{_frame_name(frame)}.png" for frame in self.image_files]
         unannotated = [file for file in self.mask_files if not file.is_file()]
         if unannotated:
@@ -78,7 +88,9 @@ class DAVISDataset(FileDataset):
             archives = find_archives(Path(optflow_folder), list(frames_of_videos), optflow_method)
             for archive, frames in zip(archives, frames_of_videos.values(), strict=True):
                 _check_archive(archive, frames)
-            self.flows = [(archive, idx) for archive in archives for idx in range(archive.n_frames)]
+            self.flows = [
+                (archive, idx) for archive in archives for idx in range(archive.n_frames)[:max_frames]
+            ]
 
     @property
     def sources(self) -> list[str]:
@@ -90,6 +102,10 @@ class DAVISDataset(FileDataset):
     def image_shapes(self) -> dict[str, tuple[int, int]]:
         """Return `FRAME_SHAPE` for every frame; reading resizes frames and masks of another size."""
         return dict.fromkeys(map(_frame_name, self.image_files), FRAME_SHAPE)
+
+    def n_used(self, video: str) -> int:
+        """Return the number of frames of a video that the dataset uses."""
+        return len(range(self.video_lengths[video])[: self.max_frames])
 
     def annotation_counts(self) -> list[int]:
         return [1] * len(self)

@@ -69,7 +69,7 @@ class FolderDataset(FileDataset):
         self._shapes = [reader.read_shape(image_file) for image_file in self.image_files]
         for image_shape, label_files in zip(self._shapes, self.label_files, strict=True):
             for label_file in label_files:
-                with _open_label_map(label_file, image_shape):
+                with open_label_map(label_file, image_shape):
                     pass  # opening checks the header
 
     @property
@@ -137,8 +137,11 @@ def _pair(image_files: list[Path], label_files: list[Path], *, shown_as: str) ->
 
 
 @contextmanager
-def _open_label_map(file: Path, image_shape: tuple[int, int]) -> Iterator[Image.Image | np.ndarray]:
-    """Check the header of a label map and yield it; converting it to an array reads its pixels."""
+def open_label_map(file: Path, image_shape: tuple[int, int]) -> Iterator[Image.Image | np.ndarray]:
+    """Check the header of a label map, PNG or .npy, and yield it; converting it to an array reads its pixels.
+
+    Raises `InputError` if it has another size or several channels, or cannot be read, even in the block.
+    """
     is_array = file.suffix.lower() == ".npy"
     try:
         # open_memmap refuses pickled objects.
@@ -162,7 +165,7 @@ def _open_label_map(file: Path, image_shape: tuple[int, int]) -> Iterator[Image.
 
 def _read_labels(file: Path, image_shape: tuple[int, int], ignore_label: int | None) -> np.ndarray:
     """Read labels (H, W), int32, at least 0, and `VOID` in place of `ignore_label`."""
-    with _open_label_map(file, image_shape) as opened:
+    with open_label_map(file, image_shape) as opened:
         labels = np.array(opened, order="C")
     is_void = np.zeros(labels.shape, bool) if ignore_label is None else labels == ignore_label
     kept = labels[~is_void]

@@ -28,7 +28,7 @@ class Run(NamedTuple):
     """Method with a setting; one row of the tables."""
 
     method: str
-    n_spixels: int  # requested
+    n_spixels: int | None  # requested; None for labels from files
     pos_scale: float | None  # None for methods without a position scale
 
 

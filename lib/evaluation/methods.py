@@ -19,7 +19,7 @@ SLIC_COMPACTNESS = 20.0
 class Setting(NamedTuple):
     """Values that vary within an evaluation."""
 
-    n_spixels: int  # requested
+    n_spixels: int | None  # requested; None for labels from files
     pos_scale: float | None = None  # None for methods without a position scale
 
 

@@ -40,7 +40,7 @@ def table_metrics(metrics: Sequence[str], *, ignore_background: bool) -> list[st
 def summary_table(summaries: Sequence[Summary], metrics: Sequence[str]) -> str:
     """Return a Markdown table with a row per run: requested, measured, means of `metrics`, seconds."""
     rows = [_row(each, each.mean, metrics) | {"s/image": _format_seconds(each.seconds)} for each in summaries]
-    return _markdown(rows)
+    return markdown_table(rows)
 
 
 def group_table(groups: Mapping[str, Sequence[Summary]], metrics: Sequence[str]) -> str:
@@ -50,21 +50,21 @@ def group_table(groups: Mapping[str, Sequence[Summary]], metrics: Sequence[str])
         for group, summaries in groups.items()
         for summary in summaries
     ]
-    return _markdown(rows)
+    return markdown_table(rows)
 
 
 def write_results(
     out_dir: Path, results: Sequence[DatasetResults], record: Mapping[str, Any], metrics: Sequence[str]
 ) -> None:
     """Write the summary as Markdown and CSV, the means of curves as CSV, and all of it as JSON."""
-    _write(out_dir / SUMMARY_MARKDOWN, _markdown_page(results, metrics))
+    write_text(out_dir / SUMMARY_MARKDOWN, _markdown_page(results, metrics))
     rows = [row for result in results for row in _summary_rows(result)]
     write_csv(out_dir / SUMMARY_CSV, rows)
     curve_rows = [row for result in results for row in _curve_rows(result)]
     if curve_rows:
         write_csv(out_dir / CURVE_MEANS_CSV, curve_rows)
     content = {**record, "summaries": rows, "curve_means": curve_rows}
-    _write(out_dir / RESULTS, json.dumps(without_nan(content), indent=2) + "\n")
+    write_text(out_dir / RESULTS, json.dumps(without_nan(content), indent=2) + "\n")
 
 
 def _markdown_page(results: Sequence[DatasetResults], metrics: Sequence[str]) -> str:
@@ -77,7 +77,7 @@ def _markdown_page(results: Sequence[DatasetResults], metrics: Sequence[str]) ->
         parts += ["## Means", summary_table(result.summaries, shown)]
         if pair_metrics:
             worst = [_row(summary, summary.worst, pair_metrics) for summary in result.summaries]
-            parts += ["## Worst annotation of each image", _markdown(worst)]
+            parts += ["## Worst annotation of each image", markdown_table(worst)]
         if means.common:
             parts += ["## Means over the counts that all curves cover", _curve_table(means.common, shown)]
         if means.own:
@@ -91,7 +91,7 @@ def _markdown_page(results: Sequence[DatasetResults], metrics: Sequence[str]) ->
 
 def _row(summary: Summary, values: Mapping[str, float], metrics: Sequence[str]) -> dict[str, str]:
     return {
-        **_curve_cells(summary.run),
+        **curve_cells(summary.run),
         "requested": str(summary.run.n_spixels),
         "measured": f"{summary.mean['n_spixels']:.1f}",
         **_metric_cells(values, metrics),
@@ -102,17 +102,18 @@ def _curve_table(curves: Sequence[CurveMean], metrics: Sequence[str]) -> str:
     """Return a Markdown table with a row per curve: range of measured counts, means of `metrics`."""
     rows = [
         {
-            **_curve_cells(curve),
+            **curve_cells(curve),
             "from": f"{curve.low:.1f}",
             "to": f"{curve.high:.1f}",
             **_metric_cells(curve.means, metrics),
         }
         for curve in curves
     ]
-    return _markdown(rows)
+    return markdown_table(rows)
 
 
-def _curve_cells(curve: Run | CurveMean) -> dict[str, str]:
+def curve_cells(curve: Run | CurveMean) -> dict[str, str]:
+    """Return the cells of a table that name a curve: method and `pos_scale`."""
     return {"method": curve.method, "pos_scale": "" if curve.pos_scale is None else f"{curve.pos_scale:g}"}
 
 
@@ -163,8 +164,8 @@ def _curve_rows(result: DatasetResults) -> list[dict[str, Any]]:
     ]
 
 
-def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """Format aligned columns: text left, numbers right."""
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return rows with the same columns as a Markdown table: text left, numbers right."""
     columns = []
     for name in rows[0]:
         cells = [name, *(row[name] for row in rows)]
@@ -176,7 +177,8 @@ def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, completely or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

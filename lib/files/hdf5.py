@@ -1,4 +1,7 @@
-"""Write HDF5 files completely or not at all. A full disk raises an error; with HDF5 alone it crashes."""
+"""Open HDF5 files, and write them completely or not at all.
+
+A full disk raises an error; with HDF5 alone it crashes.
+"""
 
 import io
 from collections.abc import Callable, Iterator
@@ -9,6 +12,7 @@ from typing import NamedTuple
 import h5py
 
 from lib.files.atomic import atomic_path
+from lib.runtime.errors import InputError, is_out_of_memory
 
 
 class HDF5Writing(NamedTuple):
@@ -16,6 +20,20 @@ class HDF5Writing(NamedTuple):
 
     file: h5py.File
     raise_failed_write: Callable[[], None]  # raises the error of an earlier write; call it in long loops
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file to read from; raises `InputError` if it is damaged, also in the block."""
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except InputError:
+        raise
+    except Exception as error:  # damaged files make h5py raise many kinds of errors
+        if is_out_of_memory(error):
+            raise
+        raise InputError(f"{path} is not a readable HDF5 file ({error})") from error
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from lib.files.hdf5 import HDF5Writing, write_hdf5
+from lib.files.hdf5 import HDF5Writing, open_hdf5, write_hdf5
 from lib.files.sizes import size_text
-from lib.runtime.errors import InputError, is_out_of_memory
+from lib.runtime.errors import InputError
 from lib.runtime.memory import check_memory
 
 FORWARD, BACKWARD = "flows", "inv_flows"
@@ -48,7 +48,7 @@ class FlowArchive:
         self.path = Path(path)
         if not self.path.is_file():
             raise InputError(f"no flow archive {path}")
-        with self._opened() as file:
+        with open_hdf5(self.path) as file:
             missing = [name for name in (FORWARD, BACKWARD) if not isinstance(file.get(name), h5py.Dataset)]
             if missing:
                 raise InputError(
@@ -82,7 +82,7 @@ class FlowArchive:
         n_bytes = _FRAME_BYTES * math.prod(self.frame_shape)
         check_memory(n_bytes, f"a frame of {self.path}, {size_text(self.frame_shape)},")
         flow = np.zeros((*self.frame_shape, 4), dtype=np.float32)
-        with self._opened() as file:
+        with open_hdf5(self.path) as file:
             if frame_idx < self.n_frames - 1:
                 flow[..., :2] = file[FORWARD][frame_idx]
             if frame_idx > 0:
@@ -95,20 +95,8 @@ class FlowArchive:
 
     def read_attributes(self) -> dict[str, str]:
         """Return the notes of the writer on the flow, such as its settings, each in one line."""
-        with self._opened() as file:
+        with open_hdf5(self.path) as file:
             return {name: _read_text(value) for name, value in file.attrs.items()}
-
-    @contextmanager
-    def _opened(self) -> Iterator[h5py.File]:
-        try:
-            with h5py.File(self.path, "r") as file:
-                yield file
-        except InputError:
-            raise
-        except Exception as error:  # damaged files make h5py raise many kinds of errors
-            if is_out_of_memory(error):
-                raise
-            raise InputError(f"{self.path} is not a readable HDF5 file ({error})") from error
 
 
 class FlowArchiveWriter:
