@@ -52,6 +52,7 @@ RECIPES = {
     # 3,900 crops: 35 minutes on two cores with AVX2. Starts from channels of the shipped model, imitates it.
     "small": {
         **_SHARED,
+        "choose_settings": False,  # it keeps those of its teacher
         "pos_scale": 7.6,
         "n_mid_channels": 32,
         "teacher": cli.DEFAULT_BASE_WEIGHTS,
