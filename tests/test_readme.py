@@ -67,8 +67,10 @@ def test_settings_in_the_model_card_are_those_of_the_file(name):
 
 def test_scores_of_the_readme_are_those_of_the_results():
     results = (REPO_ROOT / "docs" / "results.md").read_text()
-    ((asa, iou),) = re.findall(r"BSDS500 test: ASA ([\d.]+), mean IoU ([\d.]+)", README)
-    assert re.search(rf"^\| 200 \| ours \| merged \| {asa} .*\| {iou} \|$", results, re.MULTILINE)
+    scores = re.findall(r"BSDS500 test: ASA ([\d.]+), mean IoU ([\d.]+)", README)
+    for name, (asa, iou) in zip(("ours", "small"), scores, strict=True):
+        row = rf"^\| 200 \| {name} \| merged \| {asa} .*\| {iou} \|$"
+        assert re.search(row, results, re.MULTILINE), name
     (iou,) = re.findall(r"DAVIS: mean IoU without background ([\d.]+)", README)
     assert re.search(rf"^\| composite \| 200 \| [\d.]+ \| {iou} \|", results, re.MULTILINE)
 
