@@ -40,7 +40,7 @@ def keep_freed_memory() -> None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the free memory of a device in bytes; None if it is unknown, as for a CPU outside Linux.
+    """Return the free memory of a device in bytes; None if it is unknown, such as on a CPU outside Linux.
 
     It includes what this process has freed and the allocator keeps for reuse.
     """
