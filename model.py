@@ -329,20 +329,14 @@ def _encode_base(extractor: FeatureExtractor, channels: Tensor, sees_position: b
 
 
 def cluster(
-    pixel_features: Tensor,
-    n_spixels: int,
-    *,
-    n_iter: int,
-    distance: str,
-    mask: Tensor | None = None,
-    start: Tensor | None = None,
+    pixel_features: Tensor, n_spixels: int, *, n_iter: int, distance: str, mask: Tensor | None = None
 ) -> SSNOutput:
     """Cluster pixel features (B, C, H, W); see `slic`.
 
     Autocast and TF32 are off, so that labels do not depend on the caller's settings.
     """
     with full_precision(), torch.autocast(pixel_features.device.type, enabled=False):
-        assignment = slic(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask, start=start)
+        assignment = slic(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask)
         return SSNOutput(assignment, assignment.labels(), pixel_features)
 
 

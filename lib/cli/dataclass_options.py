@@ -24,6 +24,7 @@ _OPTIONS = {
     "images": "image",
     "ignore_background": "eval_iou_ignore_background",
     "labels": "save_labels",
+    "lifetimes": "save_lifetimes",
     "learning_rate": "lr",
     "n_annotations": "nannotations",
     "n_extra_features": "optflow_deepfdim",

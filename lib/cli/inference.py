@@ -29,14 +29,9 @@ from lib.inference.images import ImageJob, RunSummary, segment_files
 from lib.inference.jobs import NAME, OUTPUTS, find_output_folders, is_single_image, plan_jobs
 from lib.inference.outputs import LABEL_SUFFIXES, NESTED_LABEL_SUFFIXES, OVERLAYS, OverlayStyle
 from lib.inference.segmenter import Segmenter
-from lib.inference.video import (
-    VIDEO_LABEL_SUFFIXES,
-    VIDEO_SUFFIXES,
-    VideoSummary,
-    open_video,
-    read_frames,
-    segment_video,
-)
+from lib.inference.video import VideoFiles, VideoSummary, count_ahead, segment_video
+from lib.inference.video_files import VIDEO_LABEL_SUFFIXES, VIDEO_SUFFIXES
+from lib.inference.video_frames import open_video, read_frames
 from lib.optflow.archive import FlowArchive
 from lib.optflow.lookup import FlowOfFrame
 from lib.runtime.device import resolve_device
@@ -54,7 +49,6 @@ _FOR_SEVERAL = f"; a folder, or a name with {NAME}, for several images"  # in th
 _CUDA_BATCH_SIZE = 8
 _DEFAULT_VIDEO = "results.mp4"
 _FOR_IMAGES_ALONE = {
-    "levels": None,
     "mask": None,
     "save_features": None,
     "save_flow": None,
@@ -66,6 +60,7 @@ _FOR_IMAGES_ALONE = {
     "optflow_data_fr_idx": None,
     "optflow_method": None,
 }
+_FOR_VIDEOS_ALONE = {"temporal": False, "every": 1, "save_lifetimes": None}
 
 
 def add_inference_args(parser: argparse.ArgumentParser, *, demo_image: Path) -> None:
@@ -117,8 +112,14 @@ def _add_input_args(parser: argparse.ArgumentParser, demo_image: Path) -> None:
     add_bool(
         parser,
         "--temporal",
-        help="keep the labels of superpixels from frame to frame of a video, with optical flow; nothing is "
-        "merged then",
+        help="keep the labels of superpixels from frame to frame of a video, with optical flow",
+    )
+    parser.add_argument(
+        "--every",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="read only one of N frames of a video, from the first",
     )
 
 
@@ -144,10 +145,17 @@ def _add_output_args(parser: argparse.ArgumentParser) -> None:
         help=f"outlines of the superpixels to write, for labelling tools: .geojson or .svg{_FOR_SEVERAL}",
     )
     parser.add_argument(
+        "--save_lifetimes",
+        type=Path,
+        metavar="FILE",
+        help="with --temporal: picture of the first and last frame of each label to write, .png",
+    )
+    parser.add_argument(
         "--overlay",
         choices=OVERLAYS,
         default="boundaries",
-        help="draw the borders of the superpixels over the image, or paint each in its mean colour",
+        help="draw the borders of the superpixels over the image, or paint each in its mean colour, or tint "
+        "each in a colour of its label, which lasts with --temporal",
     )
     parser.add_argument(
         "--boundary_color",
@@ -196,14 +204,15 @@ def plan_given_images(
     for option, is_given in needing.items():
         if is_given and not args.enforce_connectivity:
             raise InputError(f"--{option} needs --enforce_connectivity")
-    if args.merge_pos_scale is not None and (args.fine_factor == 1 or args.temporal):
-        raise InputError("--merge_pos_scale has no effect with --fine_factor 1 or --temporal")
+    if args.merge_pos_scale is not None and args.fine_factor == 1:
+        raise InputError("--merge_pos_scale has no effect with --fine_factor 1")
     if args.levels:
         _check_levels(args)
     if args.video is not None:
         return []
-    if args.temporal:
-        raise InputError("--temporal needs a --video")
+    for option, default in _FOR_VIDEOS_ALONE.items():
+        if getattr(args, option) != default:
+            raise InputError(f"--{option} needs a --video")
     return plan_jobs(
         args.image,
         _given_outputs(args),
@@ -332,48 +341,65 @@ def _segment_video(
     for option, default in _FOR_IMAGES_ALONE.items():
         if getattr(args, option, default) != default:
             raise InputError(f"--{option} is for images, not for a --video")
-    if args.temporal and args.fine_factor not in (None, 1):
-        raise InputError("--fine_factor: superpixels of --temporal are not merged")
+    if args.temporal and args.fine_factor == 1:
+        raise InputError("--temporal makes tracks by merging, which --fine_factor 1 turns off")
+    if args.save_lifetimes and not args.temporal:
+        raise InputError("--save_lifetimes needs --temporal")
+    if archive and args.every > 1:
+        raise InputError(
+            f"--every {args.every}: {archive.path} has the flow between all frames; with --optflow_data "
+            "auto, it is estimated"
+        )
     if n_ranks() > 1:
         raise InputError("a --video is segmented by a single process")
-    out = Path(args.out or _DEFAULT_VIDEO)
-    labels = Path(args.save_labels) if args.save_labels else None
-    check_output_file("overlay", out, VIDEO_SUFFIXES)
-    if labels:
-        check_output_file("labels", labels, VIDEO_LABEL_SUFFIXES)
+    files = VideoFiles(
+        Path(args.out or _DEFAULT_VIDEO),
+        Path(args.save_labels) if args.save_labels else None,
+        args.save_lifetimes,
+    )
+    kinds = (VIDEO_SUFFIXES, VIDEO_LABEL_SUFFIXES, (".png",))
+    for name, path, suffixes in zip(files._fields, files, kinds, strict=True):
+        if path:
+            check_output_file(name, path, suffixes)
     flow = archive.path if archive else None
-    _check_distinct({"video": args.video, "optflow_data": flow, "out": out, "save_labels": labels})
+    outputs = {"out": files.overlay, "save_labels": files.labels, "save_lifetimes": files.lifetimes}
+    _check_distinct({"video": args.video, "optflow_data": flow, **outputs})
     reader = image_reader(args)
     reader.check()
     if reader != DEFAULT_READER and not args.video.is_dir():
         raise InputError(
             "--value_range and --bands are for images and folders of frames, not for video files"
         )
-    video = open_video(args.video, reader=reader)
+    video = open_video(args.video, every=args.every, reader=reader)
     with_flow = args.temporal or segmenter.model.n_extra_channels > 0
+    levels = sorted(args.levels or [])
     start = time.perf_counter()
     summary = segment_video(
         segmenter,
-        read_frames(video, archive, with_flow=with_flow),
-        args.nspix,
-        overlay_file=out,
-        labels_file=labels,
+        read_frames(video, archive, with_flow=with_flow, n_ahead=count_ahead(segmenter.device)),
+        max(levels, default=args.nspix),
+        files=files,
+        levels=levels,
         style=style,
         tracked=args.temporal,
         frame_rate=video.frame_rate,
         n_frames=len(video),
     )
-    follows = summary.share_that_follows
+    counts = f"levels of {', '.join(map(str, levels))} superpixels"
+    if not levels:
+        counts = f"{args.nspix} superpixels requested, {summary.n_measured:.1f} measured"
+    tracks = ""
+    if args.temporal:
+        tracks = f", {summary.n_tracks} tracks of {summary.mean_life:.1f} frames in the mean"
     logger.info(
-        "%s: %d frames, %d superpixels requested, %.1f measured, %.2f frames/s on %s%s, overlay in %s",
+        "%s: %d frames, %s%s, %.2f frames/s on %s, overlay in %s",
         args.video,
         summary.n_frames,
-        args.nspix,
-        summary.n_measured,
+        counts,
+        tracks,
         summary.n_frames / (time.perf_counter() - start),
         segmenter.device,
-        "" if follows is None else f", labels of {100 * follows:.1f} % of the pixels follow the flow",
-        out,
+        files.overlay,
     )
     _log_profile(args, segmenter)
     return summary

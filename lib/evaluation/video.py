@@ -20,7 +20,7 @@ from lib.evaluation.tables import curve_cells, markdown_table, without_nan, writ
 from lib.evaluation.video_methods import VideoMethod
 from lib.files.atomic import prepare_out_dir
 from lib.metrics.video import VIDEO_METRICS, VideoMetrics
-from lib.optflow.sources import DEFAULT_PRESET, DISEstimator
+from lib.optflow.sources import DEFAULT_PRESET, DISEstimator, FlowPair
 from lib.runtime.errors import InputError
 from lib.runtime.signals import stop_flag
 
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 VIDEO_PROTOCOL = """\
 Labels: a supervoxel is all pixels of a label in a video. Models label every frame alone, so that each label
-ends with its frame, or, as "tracked", keep labels along the optical flow; nothing is merged then. Labels of
-other software are taken as they are.
+ends with its frame, or, as "tracked", keep labels along the optical flow. Labels of other software are taken
+as they are.
 
 Samples: metrics are computed for each video, and their means are over the videos, whatever their length. Per
 video, ASA, BR and the measured number of superpixels are means over its frames. Void pixels of a mask, and
@@ -40,7 +40,8 @@ Chance: no random number is drawn."""
 VIDEO_TABLES = ("video_results.json", "video_summary.md", "video_summary.csv")
 VIDEO_RESULTS, VIDEO_MARKDOWN, VIDEO_CSV = VIDEO_TABLES
 
-_FORWARD = np.s_[..., :2]  # in the extra channels of a frame: the flow to the next one
+# In the extra channels of a frame: the flow to the next one, and to the last one.
+_FORWARD, _BACKWARD = np.s_[..., :2], np.s_[..., 2:]
 _COUNTS = ("n_spixels", "n_labels")  # metrics that are counts
 
 VideoScores = dict[str, float]  # by the names in `VIDEO_METRICS`
@@ -174,29 +175,29 @@ def _score_video(
     labellers = [method.start(video, method.settings(n_spixels)) for method in methods]
     metrics = [VideoMetrics() for _ in _list_runs(methods, n_spixels)]
     with_flow = any(method.needs_flow for method in methods)
-    for image, flow_from_last in _with_flow_from_last(frames, video, is_needed=with_flow):
+    for image, flow in _with_flow(frames, video, is_needed=with_flow):
         stop_flag.raise_if_set()
-        label_maps = [labels for label in labellers for labels in label(image, flow_from_last)]
+        label_maps = [labels for label in labellers for labels in label(image, flow)]
         (mask,) = image.annotations
         for of_run, labels in zip(metrics, label_maps, strict=True):
             of_run.add(labels, mask, image.image_rgb)
     return {run: of_run.result() for run, of_run in zip(_list_runs(methods, n_spixels), metrics, strict=True)}
 
 
-def _with_flow_from_last(
+def _with_flow(
     frames: Iterable[SegmentedImage], video: str, *, is_needed: bool
-) -> Iterator[tuple[SegmentedImage, np.ndarray | None]]:
-    """Yield frames with the flow (H, W, 2) from the last one; None if it does not exist, or is not needed."""
+) -> Iterator[tuple[SegmentedImage, FlowPair | None]]:
+    """Yield frames with the flow from the last one, and back; None if it does not exist, or is not needed."""
     estimator = DISEstimator(video, DEFAULT_PRESET)
     forward = None
     for image in frames:
-        flow_from_last = None
+        flow = None
         if is_needed and image.extra is None:
-            pair = estimator.flow_from_last(image.image_rgb)
-            flow_from_last = None if pair is None else pair[0]
+            flow = estimator.flow_from_last(image.image_rgb)
         elif is_needed:
-            flow_from_last, forward = forward, image.extra[_FORWARD]
-        yield image, flow_from_last
+            flow = None if forward is None else (forward, image.extra[_BACKWARD])
+            forward = image.extra[_FORWARD]
+        yield image, flow
 
 
 def _list_runs(methods: Sequence[VideoMethod], n_spixels: Sequence[int]) -> list[Run]:

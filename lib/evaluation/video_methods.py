@@ -14,13 +14,14 @@ from lib.evaluation.loop import list_settings
 from lib.evaluation.methods import Method, NetworkMethod, Setting
 from lib.inference.segmenter import Segmenter
 from lib.inference.tracking import Tracker
+from lib.optflow.sources import FlowPair
 from lib.runtime.errors import InputError
 
 TRACKED = "_tracked"  # end of the name of a model with tracking
 
-# Labels the next frame of a video, given the flow (H, W, 2) from the last frame to it, (dy, dx) in pixels;
-# None for the first frame, and where no method needs it. Returns labels (H, W), at least 0, for each setting.
-Labeller = Callable[[SegmentedImage, np.ndarray | None], list[np.ndarray]]
+# Labels the next frame of a video, given the flow from the last frame to it, and back; None for the first
+# frame, and where no method needs it. Returns labels (H, W), at least 0, for each setting.
+Labeller = Callable[[SegmentedImage, FlowPair | None], list[np.ndarray]]
 
 
 class VideoMethod(Protocol):
@@ -56,7 +57,7 @@ class FrameByFrame:
         """Start a video."""
         n_labels = np.zeros(len(settings), np.int64)
 
-        def label(image: SegmentedImage, flow_from_last: np.ndarray | None) -> list[np.ndarray]:
+        def label(image: SegmentedImage, flow: FlowPair | None) -> list[np.ndarray]:
             label_maps = self._method.segment(image, settings)
             numbered = [labels + first for labels, first in zip(label_maps, n_labels, strict=True)]
             n_labels[:] = [labels.max() + 1 for labels in numbered]
@@ -66,19 +67,14 @@ class FrameByFrame:
 
 
 class Tracked:
-    """Model whose superpixels keep their label from frame to frame, by a `Tracker`; nothing is merged."""
+    """Model whose superpixels keep their label from frame to frame, by a `Tracker`."""
 
     needs_flow = True
 
     def __init__(self, method: NetworkMethod) -> None:
         self._method = method
         self.name, self.pos_scales = method.name + TRACKED, method.pos_scales
-        self.description = {
-            **method.description,
-            "fine_factor": 1.0,
-            "merge_pos_scale": None,
-            "tracked": True,
-        }
+        self.description = {**method.description, "tracked": True}
 
     def settings(self, n_spixels: Sequence[int]) -> list[Setting]:
         """List the settings of the model."""
@@ -88,12 +84,14 @@ class Tracked:
         """Start a video."""
         segmenter = self._method.segmenter
         has_extra = segmenter.model.n_extra_channels > 0
-        trackers = [Tracker(_with_pos_scale(segmenter, each.pos_scale), each.n_spixels) for each in settings]
+        trackers = [
+            Tracker(_with_pos_scale(segmenter, each.pos_scale), [each.n_spixels]) for each in settings
+        ]
 
-        def label(image: SegmentedImage, flow_from_last: np.ndarray | None) -> list[np.ndarray]:
+        def label(image: SegmentedImage, flow: FlowPair | None) -> list[np.ndarray]:
             extra = image.extra if has_extra else None
             prepared = segmenter.preprocess(image.image_rgb, extra, name=image.name)
-            return [tracker.segment(prepared, flow_from_last).labels for tracker in trackers]
+            return [tracker.segment(prepared, flow).levels[0].labels for tracker in trackers]
 
         return label
 
@@ -130,7 +128,7 @@ class LabelVolumes:
         volume = self._volumes[video]
         n_read = 0
 
-        def label(image: SegmentedImage, flow_from_last: np.ndarray | None) -> list[np.ndarray]:
+        def label(image: SegmentedImage, flow: FlowPair | None) -> list[np.ndarray]:
             nonlocal n_read
             n_read += 1
             return [volume.read(n_read - 1, image.image_rgb.shape[:2])]

@@ -3,9 +3,11 @@
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -239,7 +241,33 @@ def _turn(image_rgb: np.ndarray, matrix: tuple[int, int, int, int] | None) -> np
     return np.ascontiguousarray(turned)
 
 
-Video = FrameFolder | VideoFile | AnimatedImage
+@dataclass
+class EveryNth:
+    """Every n-th frame of a video, from the first."""
+
+    video: VideoFile | AnimatedImage
+    n: int
+
+    @property
+    def name(self) -> str:
+        """Name of the video."""
+        return self.video.name
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second that are left."""
+        return self.video.frame_rate / self.n
+
+    def __len__(self) -> int:
+        return -(-len(self.video) // self.n)
+
+    def read(self) -> Iterator[np.ndarray]:
+        """Yield the frames, each (H, W, 3) uint8 RGB."""
+        with closing(self.video.read()) as frames:
+            yield from islice(frames, 0, None, self.n)
+
+
+Video = FrameFolder | VideoFile | AnimatedImage | EveryNth
 
 
 def open_video_file(path: Path) -> VideoFile | AnimatedImage:
@@ -260,6 +288,25 @@ def list_in_order(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if len(present) > 1:
         raise InputError(f"{folder} holds {' and '.join(present)} files; expected one kind")
     return sorted(files, key=_natural_order)
+
+
+def log_gaps(logger: logging.Logger, files: list[Path]) -> None:
+    """Log a warning if the last numbers in the names of files, in order, rise by more than the usual step.
+
+    The usual step is the most common one. Names without a number are ignored.
+    """
+    names = [(file, re.findall(r"\d+", file.stem)) for file in files]
+    numbered = [(file, int(numbers[-1])) for file, numbers in names if numbers]
+    steps = [(one, other, after - before) for (one, before), (other, after) in pairwise(numbered)]
+    counts = Counter(step for *_, step in steps)
+    usual = min(counts, key=lambda step: (-counts[step], step), default=0)
+    gaps = [(one, other) for one, other, step in steps if step > usual]
+    if gaps:
+        one, other = gaps[0]
+        more = "" if len(gaps) == 1 else f" and in {len(gaps) - 1} more places"
+        logger.warning(
+            "frames are missing between %s and %s%s; they are taken as neighbours", one, other.name, more
+        )
 
 
 def _natural_order(path: Path) -> list[tuple[int, str]]:

@@ -14,8 +14,10 @@ from lib.runtime.errors import InputError
 from lib.superpixels.drawing import (
     BOUNDARY_COLOR,
     draw_boundaries,
+    draw_label_colors,
     draw_mean_colors,
     draw_nested_boundaries,
+    label_colors,
 )
 from lib.superpixels.outlines import to_geojson, to_svg
 from lib.superpixels.regions import Superpixels
@@ -25,7 +27,7 @@ LABEL_SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".h5")
 NESTED_LABEL_SUFFIXES = (".h5",)
 FEATURE_SUFFIXES = (".npz",)
 OUTLINE_SUFFIXES = (".geojson", ".svg")
-OVERLAYS = ("boundaries", "mean_colors")
+OVERLAYS = ("boundaries", "mean_colors", "label_colors")
 
 # Level 1 writes pictures about four times faster than Pillow's default, level 6; files are larger.
 _PNG_COMPRESS_LEVEL = 1
@@ -35,17 +37,30 @@ _MAX_PNG_LABEL = 2**16 - 1
 
 
 class OverlayStyle(NamedTuple):
-    """Style of an overlay: borders drawn over the image, or each superpixel filled with its mean colour."""
+    """Style of an overlay: borders over the image, or superpixels in their mean or label colours."""
 
     kind: str = "boundaries"  # or another of `OVERLAYS`
     color: tuple[int, int, int] = BOUNDARY_COLOR  # RGB of the borders
     width: int = 2  # of the borders, in pixels
 
-    def draw(self, superpixels: Superpixels, levels: Sequence[Superpixels] = ()) -> np.ndarray:
-        """Return the overlay of an image, (H, W, 3) uint8; borders are of all `levels`, coarsest first."""
+    def draw(
+        self,
+        superpixels: Superpixels,
+        levels: Sequence[Superpixels] = (),
+        *,
+        track_ids: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return the overlay of an image, (H, W, 3) uint8.
+
+        Borders are of all `levels`, coarsest first. Label colours are those of the track ID of each
+        superpixel, (S,); by default, of its label.
+        """
         image_rgb, labels = superpixels.image_rgb, superpixels.labels
         if self.kind == "mean_colors":
             return draw_mean_colors(image_rgb, labels, superpixels.colors)
+        if self.kind == "label_colors":
+            ids = np.arange(len(superpixels.sizes)) if track_ids is None else track_ids
+            return draw_label_colors(image_rgb, labels, label_colors(ids))
         if levels:
             maps = [level.labels for level in levels]
             return draw_nested_boundaries(image_rgb, maps, color=self.color, width=self.width)

@@ -34,6 +34,7 @@ from lib.superpixels.connectivity import OUTSIDE
 from lib.superpixels.counts import check_n_spixels, fit_grid_to_mask
 from lib.superpixels.merge_settings import MergeSettings, setting_at
 from lib.superpixels.merge_tree import build_merge_trees
+from lib.superpixels.region_graph import RegionGraph, build_region_graph
 from lib.superpixels.regions import Superpixels
 from lib.weights import load_model
 from model import N_BASE_CHANNELS, LearnedFeatures, SSNPix, cluster, cluster_labels, without_position
@@ -483,29 +484,19 @@ class Segmenter:
         return found
 
     @torch.no_grad()
-    def segment_from(
-        self, image: PreprocessedImage, n_spixels: int, start: Tensor | None
-    ) -> tuple[Superpixels, Tensor]:
-        """Cut a frame into superpixels that start from given features (C, S), NaN for a fresh start.
+    def region_graph(self, image: PreprocessedImage, n_spixels: int) -> RegionGraph:
+        """Return the fine superpixels of a video frame as a graph, with the features that merges compare.
 
-        Returns the superpixels, which may be in pieces, and their features (C, S) after the clustering.
+        Raises `InputError` if the frame has a mask, or nothing is merged.
         """
         if image.mask is not None:
             raise InputError(f"{image.name} has a mask or NaN pixels, which a video cannot have")
-        check_n_spixels(n_spixels, image.n_pixels, image.name)
-        inputs = self._upload([image])
-        with self.stopwatch.stage("network", on_device=True):
-            pixel_features, _ = self._features(inputs, n_spixels)
-        with self.stopwatch.stage("clustering", on_device=True), full_precision():
-            start = None if start is None else start[None]
-            output = cluster(pixel_features, n_spixels, **self._clustering(), start=start)
-            labels = output.labels[0].to(torch.int32).cpu().numpy()
-            features = output.spixel_features[0]
-        return Superpixels(labels, image.image_rgb, n_spixels), features
-
-    def position_scale(self, image_shape: tuple[int, int], n_spixels: int) -> float:
-        """Return the factor from pixels to the position channels that are clustered."""
-        return self.pos_scale_dist * pixel_pos_scale(image_shape, n_spixels, self.scales.pos_scale)
+        clustered = self.cluster([image], n_spixels)
+        if clustered.merge_pos_scale is None:
+            raise InputError("of 1 merges nothing, but tracks are made by merging", parameter="fine_factor")
+        features, scale = clustered.pixel_features, clustered.merge_pos_scale
+        with self.stopwatch.stage("merging"), self._scaled_position(features, scale):
+            return build_region_graph(clustered.labels[0], features[0])
 
     def _upload(self, images: Sequence[PreprocessedImage]) -> _Inputs:
         """Copy images to the device, as they were read, and convert them there."""

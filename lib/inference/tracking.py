@@ -1,160 +1,240 @@
-"""Superpixels that keep their track ID from frame to frame of a video."""
+"""Superpixels that keep their track ID from frame to frame of a video.
 
+The fine superpixels of a frame are merged as those of an image are, but a merge costs the mean of what it
+costs in this frame and what it costs in the last one: each pixel has its own features, and the mean features
+of the superpixel that it was in. Optical flow in both directions finds the pixels again. Superpixels of two
+frames that share the most pixels are linked.
+"""
+
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from scipy.spatial.distance import cdist
 
 from lib.inference.segmenter import PreprocessedImage, Segmenter
-from lib.slic.grid import compute_grid_shape
+from lib.inference.tracks import TrackedSuperpixels
+from lib.optflow.correspondence import NO_ORIGIN, find_origins
+from lib.optflow.sources import FlowPair
+from lib.superpixels.merge_tree import merge_graph
+from lib.superpixels.overlap import (
+    NO_REGION,
+    count_overlaps,
+    intersection_over_union,
+    link_regions,
+)
+from lib.superpixels.region_graph import RegionGraph
 from lib.superpixels.regions import Superpixels
 
-# In cells. Without it, superpixels at the edge of a cell switch back and forth; 0.5 is no better than 0.25.
-_STAY_BONUS = 0.25
+# Share of the last frame in the cost of a merge.
+_MEMORY = 0.5
+
+# Intersection over union from which superpixels of two frames are linked. Higher values leak less and end
+# tracks earlier.
+_MIN_OVERLAP = 0.25
+
+# A frame with a smaller share of pixels that come from the last one starts a new scene.
+_MIN_SHARE_FOUND = 0.2
+
+# A track may return after at most so many frames, and within so many superpixel widths.
+_MAX_FRAMES_LOST, _REACH = 10, 2.0
+
+NO_TRACK = -1
 
 
-class TrackedSuperpixels(NamedTuple):
-    """Superpixels of a frame with their track IDs."""
+class TrackedFrame(NamedTuple):
+    """Frame that is segmented by a `Tracker`."""
 
-    superpixels: Superpixels  # connected, numbered from 0
-    labels: np.ndarray  # (H, W), int32: track ID of each pixel
+    levels: list[TrackedSuperpixels]  # one for each number of superpixels, the coarsest first; they nest
+    is_cut: bool  # starts a new scene: no track ID continues
 
 
 class Tracker:
-    """Starts the superpixels of each frame from those of the frame before, moved by the optical flow.
+    """Cuts the frames of a video into exactly the requested superpixels, which keep their track IDs.
 
-    A superpixel can only reach pixels of its own cell and of the eight cells around it. A superpixel that the
-    flow moves therefore changes to the cell at its new position. Its track ID ends if no cell near it is
-    free, or if it leaves the frame. A cell without a superpixel starts one with a new track ID.
+    Parameters
+    ----------
+    segmenter : Segmenter
+        With a fine factor above 1.
+    levels : sequence of int
+        Requested numbers of superpixels. Each has track IDs of its own.
     """
 
-    def __init__(self, segmenter: Segmenter, n_spixels: int) -> None:
+    def __init__(self, segmenter: Segmenter, levels: Sequence[int]) -> None:
         self._segmenter = segmenter
-        self._n_spixels = n_spixels
-        self._features: Tensor | None = None  # (C, S) of the superpixels of the last frame, by cell
-        self._track_ids = np.empty(0, dtype=np.int32)  # (S,)
-        self._last_labels: np.ndarray | None = None  # (H, W), cells
-        self._n_track_ids = 0
+        self._levels = [_Tracks(n_spixels, segmenter.model.position_channels) for n_spixels in sorted(levels)]
 
-    def segment(self, image: PreprocessedImage, flow_from_last: np.ndarray | None) -> TrackedSuperpixels:
+    def segment(self, image: PreprocessedImage, flow: FlowPair | None) -> TrackedFrame:
         """Segment the next frame.
 
         Parameters
         ----------
         image : PreprocessedImage
             The frame, of the size of the one before.
-        flow_from_last : ndarray, shape (H, W, 2), optional
-            Flow (dy, dx) in pixels from the last frame to this one; None for the first frame.
+        flow : pair of ndarray, each (H, W, 2) float32, optional
+            Flow (dy, dx) in pixels from the last frame to this one, and back; None for the first frame.
 
         Raises
         ------
         InputError
-            If the frame has fewer pixels than the requested superpixels, or a mask.
+            If the frame has fewer pixels than the requested superpixels, or a mask, or the segmenter merges
+            nothing.
         """
-        start = None if flow_from_last is None else self._move(flow_from_last)
-        superpixels, self._features = self._segmenter.segment_from(image, self._n_spixels, start)
-        if start is None:
-            self._track_ids = self._new_track_ids(self._features.shape[1])
-        self._last_labels = superpixels.labels
-        connected = superpixels.connected()
-        track_ids = self._identify(superpixels.labels, connected.labels)
-        return TrackedSuperpixels(connected, track_ids[connected.labels])
+        graph = self._segmenter.region_graph(image, self._levels[-1].n_spixels)
+        motion = None if flow is None else self._find_motion(flow)
+        is_cut = motion is not None and (motion.origins != NO_ORIGIN).mean() < _MIN_SHARE_FOUND
+        if motion is None or is_cut:
+            tree = merge_graph(graph)
+            for level in self._levels:
+                level.end_all()
+        else:
+            for level in self._levels:
+                level.follow(motion)
+            tree = merge_graph(self._with_memory(graph))
+        superpixels = Superpixels(tree.leaves, image.image_rgb, self._levels[-1].n_spixels, tree=tree)
+        tracked = []
+        for level in self._levels:
+            at_level = superpixels.at(level.n_spixels)
+            tracked.append(TrackedSuperpixels(at_level, level.identify(at_level, graph)))
+        return TrackedFrame(tracked, is_cut)
 
-    def _move(self, flow: np.ndarray) -> Tensor:
-        """Return the features to start from, (C, S), NaN for new superpixels; track IDs move along."""
-        shape, n_cells = flow.shape[:2], len(self._track_ids)
-        flat = self._last_labels.ravel()
-        sizes = np.bincount(flat, minlength=n_cells)
+    def _find_motion(self, flow: FlowPair) -> "_Motion":
+        forward, backward = (torch.from_numpy(each).to(self._segmenter.device) for each in flow)
+        return _Motion(find_origins(forward, backward).cpu().numpy(), flow[0])
 
-        def mean_of(values: np.ndarray) -> np.ndarray:  # NaN for superpixels without pixels
-            return np.bincount(flat, values.ravel(), n_cells) / sizes
+    def _with_memory(self, graph: RegionGraph) -> RegionGraph:
+        """Add features from the last frame, so that each squared distance is a weighted mean over both."""
+        weight = math.sqrt(_MEMORY / len(self._levels))
+        means = [math.sqrt(1 - _MEMORY) * graph.means]
+        means += [weight * level.remember(graph) for level in self._levels]
+        return graph._replace(means=np.concatenate(means, axis=1))
 
-        with np.errstate(invalid="ignore"):
-            shift = np.stack([mean_of(flow[..., axis]) for axis in (0, 1)])  # (2, S)
-            position = np.stack([mean_of(axis) for axis in np.indices(shape)]) + shift
-        moved = self._features.clone()
-        scale = self._segmenter.position_scale(shape, self._n_spixels)
-        moved[self._segmenter.model.position_channels] += scale * torch.from_numpy(shift).to(moved)
-        source = _assign_cells(position, sizes, shape, compute_grid_shape(*shape, self._n_spixels))
-        is_kept = source >= 0
-        track_ids = np.empty(n_cells, dtype=np.int32)
-        track_ids[is_kept] = self._track_ids[source[is_kept]]
-        track_ids[~is_kept] = self._new_track_ids(np.count_nonzero(~is_kept))
-        self._track_ids = track_ids
-        start = torch.full_like(moved, torch.nan)
-        start[:, torch.from_numpy(is_kept)] = moved[:, torch.from_numpy(source[is_kept])]
-        return start
 
-    def _identify(self, cells: np.ndarray, pieces: np.ndarray) -> np.ndarray:
-        """Return the track ID of each connected component, given the cell of the superpixel of each pixel.
+class _Motion(NamedTuple):
+    """Motion from the last frame to the next one."""
 
-        The largest component of a superpixel keeps its track ID; the others get new ones.
+    origins: np.ndarray  # (H, W) of the next frame; see `find_origins`
+    forward: np.ndarray  # (H, W, 2): flow (dy, dx) of the pixels of the last frame
+
+
+class _Tracks:
+    """Tracks of the superpixels of a video at one number of superpixels.
+
+    For each frame, call `follow` or `end_all`, then `identify`.
+    """
+
+    def __init__(self, n_spixels: int, position: slice) -> None:
+        self.n_spixels = n_spixels
+        self._position = position  # channels of the features
+        # Of the last frame:
+        self._superpixels: Superpixels | None = None
+        self._features: np.ndarray | None = None  # (S, C), float64: their means
+        self._track_ids: np.ndarray | None = None  # (S,), int32
+        self._n_track_ids = 0
+        self._lost: list[_LostTrack] = []
+        # Of the next frame:
+        self._carried: np.ndarray | None = (
+            None  # (H, W): superpixel that a pixel was in; `NO_REGION` for none
+        )
+        self._places: np.ndarray | None = None  # (S, 2): row and column that superpixels have moved to
+
+    def end_all(self) -> None:
+        """Let no track go on in the next frame."""
+        self._carried, self._lost = None, []
+
+    def follow(self, motion: _Motion) -> None:
+        """Move the superpixels of the last frame to the next one."""
+        labels = self._superpixels.labels.ravel()
+        self._carried = np.where(motion.origins == NO_ORIGIN, NO_REGION, labels[motion.origins])
+        self._places = _move(self._superpixels.positions, motion.forward)
+        moved = (
+            track._replace(place=_move(track.place, motion.forward), n_frames=track.n_frames + 1)
+            for track in self._lost
+        )
+        self._lost = [track for track in moved if track.n_frames <= _MAX_FRAMES_LOST]
+
+    def remember(self, graph: RegionGraph) -> np.ndarray:
+        """Return the mean features of the superpixels that the pixels of a region were in, (n_regions, C).
+
+        The position of a superpixel is the mean position of its pixels in this frame. Pixels without an
+        origin have the features of their region.
         """
-        n_cells = len(self._track_ids)
-        pairs, counts = np.unique(pieces.astype(np.int64) * n_cells + cells, return_counts=True)
-        piece, cell = np.divmod(pairs, n_cells)
-        track_id = np.full(pieces.max() + 1, -1, dtype=np.int32)
-        is_taken = np.zeros(n_cells, dtype=bool)
-        for idx in np.argsort(-counts, kind="stable"):
-            if track_id[piece[idx]] < 0 and not is_taken[cell[idx]]:
-                track_id[piece[idx]] = self._track_ids[cell[idx]]
-                is_taken[cell[idx]] = True
-        is_new = track_id < 0
-        track_id[is_new] = self._new_track_ids(np.count_nonzero(is_new))
-        return track_id
+        overlaps = count_overlaps(graph.leaves, self._carried, (len(graph.sizes), self.n_spixels))
+        features = self._features.copy()
+        n_found = np.maximum(overlaps.sum(axis=0), 1)
+        features[:, self._position] = (overlaps.T @ graph.means[:, self._position]) / n_found[:, None]
+        n_unknown = graph.sizes - overlaps.sum(axis=1)
+        return (overlaps @ features + n_unknown[:, None] * graph.means) / graph.sizes[:, None]
 
-    def _new_track_ids(self, number: int) -> np.ndarray:
-        first = self._n_track_ids
-        self._n_track_ids += number
-        return np.arange(first, self._n_track_ids, dtype=np.int32)
+    def identify(self, superpixels: Superpixels, graph: RegionGraph) -> np.ndarray:
+        """Return the track ID of each superpixel of the next frame, (S,) int32."""
+        n_spixels, labels = self.n_spixels, superpixels.labels
+        shared = count_overlaps(labels, graph.leaves, (n_spixels, len(graph.sizes)))
+        features = (shared @ graph.means) / superpixels.sizes[:, None]
+        track_ids = np.full(n_spixels, NO_TRACK, np.int32)
+        if self._carried is not None:
+            overlaps = count_overlaps(labels, self._carried, (n_spixels, n_spixels))
+            linked = link_regions(intersection_over_union(overlaps), min_score=_MIN_OVERLAP)
+            is_linked = linked != NO_REGION
+            track_ids[is_linked] = self._track_ids[linked[is_linked]]
+            self._bring_back(track_ids, superpixels, features)
+            ended = np.setdiff1d(np.arange(n_spixels), linked)
+            self._lost += [
+                _LostTrack(self._track_ids[idx], self._features[idx], self._places[idx], 1) for idx in ended
+            ]
+        is_new = track_ids == NO_TRACK
+        n_new = np.count_nonzero(is_new)
+        track_ids[is_new] = self._n_track_ids + np.arange(n_new)
+        self._n_track_ids += n_new
+        self._superpixels, self._features, self._track_ids = superpixels, features, track_ids
+        return track_ids
+
+    def _bring_back(self, track_ids: np.ndarray, superpixels: Superpixels, features: np.ndarray) -> None:
+        """Give superpixels without a track the ID of a lost one, most similar pairs first.
+
+        A superpixel must be more similar to the lost one than to any of its neighbours, and near the place
+        that it has moved to. Changes `track_ids`.
+        """
+        new = np.flatnonzero(track_ids == NO_TRACK)
+        if len(new) == 0 or not self._lost:
+            return
+        lost = self._lost
+        distance = cdist(features[new], [track.features for track in lost], "sqeuclidean")
+        is_similar = distance < _nearest_neighbors(features, superpixels.edges)[new, None]
+        reach = _REACH * math.sqrt(superpixels.labels.size / self.n_spixels)
+        is_near = cdist(superpixels.positions[new], [track.place for track in lost]) < reach
+        new_idx, lost_idx = np.nonzero(is_similar & is_near)
+        returned = set()
+        for pair in np.argsort(distance[new_idx, lost_idx], kind="stable"):
+            region, idx = new[new_idx[pair]], lost_idx[pair]
+            if track_ids[region] == NO_TRACK and idx not in returned:
+                track_ids[region] = lost[idx].track_id
+                returned.add(idx)
+        self._lost = [track for idx, track in enumerate(lost) if idx not in returned]
 
 
-def share_that_follows(last_labels: np.ndarray, labels: np.ndarray, flow: np.ndarray) -> float:
-    """Return the share of pixels that have the same label as the pixel the flow leads them to.
+class _LostTrack(NamedTuple):
+    """Track that ended and may return."""
 
-    Pixels that leave the frame are ignored; NaN if all do.
-
-    Parameters
-    ----------
-    last_labels, labels : ndarray, shape (H, W), integer
-        Labels of two neighbouring frames.
-    flow : ndarray, shape (H, W, 2)
-        Flow (dy, dx) in pixels from the first to the second.
-    """
-    target = np.rint(np.indices(labels.shape) + np.moveaxis(flow, -1, 0)).astype(np.int64)
-    is_inside = ((target >= 0) & (target < np.array(labels.shape)[:, None, None])).all(axis=0)
-    if not is_inside.any():
-        return float("nan")
-    y, x = target[:, is_inside]
-    return float((labels[y, x] == last_labels[is_inside]).mean())
+    track_id: int
+    features: np.ndarray  # (C,): mean features in its last frame
+    place: np.ndarray  # (2,): row and column that the flow has moved it to since
+    n_frames: int  # since its last frame
 
 
-def _assign_cells(
-    position: np.ndarray, sizes: np.ndarray, image_shape: tuple[int, int], grid_shape: tuple[int, int]
-) -> np.ndarray:
-    """Return the superpixel that each cell continues, (S,); -1 for none.
+def _move(places: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """Move places (..., 2), rows and columns, by the flow (H, W, 2) there, or at the edge that they left."""
+    row, col = np.moveaxis(np.rint(places).astype(np.int64), -1, 0)
+    height, width = flow.shape[:2]
+    return places + flow[row.clip(0, height - 1), col.clip(0, width - 1)]
 
-    `position` (2, S) holds the new positions in pixels; superpixels of size 0 end. Pairs of a superpixel and
-    one of the nine cells around it are accepted in the order of their distance, from the position to the
-    middle of the cell. A superpixel's previous cell counts as nearer than it is.
-    """
-    grid = np.array(grid_shape)[:, None]
-    extent = np.array(image_shape)[:, None]
-    is_inside = (sizes > 0) & (position > -0.5).all(axis=0) & (position < extent - 0.5).all(axis=0)
-    spixel = np.repeat(np.flatnonzero(is_inside), 9)
-    in_cells = (position[:, spixel] + 0.5) * grid / extent  # (2, 9 x inside), cells from the corner
-    offset = np.stack(np.divmod(np.arange(9), 3)) - 1
-    cell = np.floor(in_cells).astype(np.int64) + np.tile(offset, len(spixel) // 9)
-    is_in_grid = ((cell >= 0) & (cell < grid)).all(axis=0)
-    distance = np.linalg.norm(in_cells - cell - 0.5, axis=0)
-    distance -= _STAY_BONUS * (cell[0] * grid_shape[1] + cell[1] == spixel)
-    source = np.full(sizes.size, -1)
-    is_placed = np.zeros(sizes.size, dtype=bool)
-    pairs = np.flatnonzero(is_in_grid)
-    for pair in pairs[np.argsort(distance[pairs], kind="stable")]:
-        slot = cell[0, pair] * grid_shape[1] + cell[1, pair]
-        if source[slot] < 0 and not is_placed[spixel[pair]]:
-            source[slot] = spixel[pair]
-            is_placed[spixel[pair]] = True
-    return source
+
+def _nearest_neighbors(features: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Return the squared distance of each superpixel to the most similar one that touches it, (S,)."""
+    distance = np.square(features[edges[:, 0]] - features[edges[:, 1]]).sum(axis=1)
+    nearest = np.full(len(features), np.inf)
+    for ends in edges.T:
+        np.minimum.at(nearest, ends, distance)
+    return nearest

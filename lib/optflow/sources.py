@@ -119,7 +119,8 @@ class DISEstimator:
         return self._estimate(last, self._last), self._estimate(self._last, last)
 
     def _estimate(self, frame: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return self._estimator.calc(frame, other, None)[..., ::-1]  # OpenCV has (dx, dy)
+        flow = self._estimator.calc(frame, other, None)
+        return np.ascontiguousarray(flow[..., ::-1])  # OpenCV has (dx, dy)
 
 
 @dataclass

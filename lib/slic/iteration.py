@@ -54,7 +54,6 @@ def slic(
     n_iter: int = 5,
     distance: str = "euclidean",
     mask: Tensor | None = None,
-    start: Tensor | None = None,
     assign_step: Callable[[Cells, Tensor, str], Tensor] | None = None,
 ) -> SoftAssignment:
     """Cluster pixel features into superpixels.
@@ -75,9 +74,6 @@ def slic(
     mask : Tensor, shape (B, H, W), bool, optional
         Pixels to cluster; all by default. Pixels outside the mask are ignored, may be NaN and have zero
         affinity. A cell without pixels in the mask has no superpixel.
-    start : Tensor, shape (B, C, S), optional
-        Initial superpixel features; the mean of each cell by default. Superpixels that hold NaN also start
-        from the mean of their cell.
     assign_step : callable, optional
         Twin of `assign` to use instead; see `lib.slic.fast`.
 
@@ -93,9 +89,9 @@ def slic(
         If an argument is out of range, or tensors are on several devices.
     """
     assign_step = assign_step or assign
-    check_arguments(pixel_features, n_iter, distance, mask=mask, start=start)
+    check_arguments(pixel_features, n_iter, distance, mask=mask)
     cells = lay_out(pixel_features, n_spixels, mask)
-    centroids = first_centroids(cells.origins, start)
+    centroids = cells.origins
     for _ in range(n_iter - 1):
         affinity = assign_step(cells, centroids, distance)
         centroids = update(cells, affinity, centroids)
@@ -162,21 +158,12 @@ def find_occupied(grid: CellGrid, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     return occupied, grid.neighbor_mask & occupied.any(dim=2)[:, grid.neighbor_idx]
 
 
-def first_centroids(origins: Tensor, start: Tensor | None) -> Tensor:
-    """Return `start` (B, C, S) as (B, S, C); the mean of the cell replaces superpixels that hold NaN."""
-    if start is None:
-        return origins
-    start = start.transpose(1, 2)
-    return torch.where(start.isnan().any(dim=2, keepdim=True), origins, start)
-
-
 def check_arguments(
     pixel_features: Tensor,
     n_iter: int,
     distance: str,
     *,
     mask: Tensor | None = None,
-    start: Tensor | None = None,
 ) -> None:
     """Raise a ValueError if an argument of `slic` is out of range or on another device than the features."""
     if pixel_features.ndim != 4 or pixel_features.dtype not in (torch.float32, torch.float64):
@@ -188,4 +175,4 @@ def check_arguments(
         raise ValueError(f"n_iter must be at least 1, got {n_iter}")
     if distance not in DISTANCES:
         raise ValueError(f"distance must be one of {DISTANCES}, got {distance!r}")
-    check_devices(pixel_features=pixel_features, mask=mask, start=start)
+    check_devices(pixel_features=pixel_features, mask=mask)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.ndimage import binary_dilation
+from skimage.color import hsv2rgb, rgb2gray
 from skimage.segmentation import find_boundaries
 
 from lib.superpixels.connectivity import OUTSIDE
@@ -11,6 +12,8 @@ from lib.superpixels.connectivity import OUTSIDE
 BOUNDARY_COLOR = (255, 255, 0)  # RGB, yellow: rare in photographs
 
 _FINEST_OPACITY = 0.45  # of nested borders; lower values hide fine borders in texture
+_TINT = 0.5  # share of its colour in a tinted superpixel; the rest is the brightness of the image
+_GOLDEN_RATIO = 0.618034  # of the colour circle: multiples spread evenly over it
 
 
 def draw_boundaries(
@@ -60,3 +63,18 @@ def draw_mean_colors(image_rgb: np.ndarray, labels: np.ndarray, colors: np.ndarr
     """Paint every superpixel in its colour, RGB from 0 to 255, (S, 3); pixels labelled -1 keep their own."""
     rounded = np.nan_to_num(np.round(colors)).astype(np.uint8)  # NaN for labels that do not occur
     return np.where((labels == OUTSIDE)[..., None], image_rgb, rounded[labels])
+
+
+def label_colors(labels: np.ndarray) -> np.ndarray:
+    """Return a colour for each label (S,), RGB from 0 to 255, (S, 3); neighbouring numbers differ."""
+    hue = labels * _GOLDEN_RATIO % 1
+    saturation, value = 0.5 + 0.25 * (labels % 3), 1 - 0.2 * (labels // 3 % 2)
+    return 255 * hsv2rgb(np.stack([hue, saturation, value], axis=-1))
+
+
+def draw_label_colors(image_rgb: np.ndarray, labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """Tint every superpixel in its colour, RGB from 0 to 255, (S, 3); pixels labelled -1 keep their own."""
+    gray = rgb2gray(image_rgb)[..., None]  # 0 to 1
+    tinted = np.rint(_TINT * colors[labels] + (1 - _TINT) * 255 * gray).astype(np.uint8)
+    tinted[_find_border(labels, 1)] //= 2
+    return np.where((labels == OUTSIDE)[..., None], image_rgb, tinted)

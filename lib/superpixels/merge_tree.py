@@ -8,31 +8,20 @@ References
 .. [1] Ward, "Hierarchical Grouping to Optimize an Objective Function", JASA 1963.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lib.runtime.errors import InputError
 from lib.superpixels import merge_rounds_gpu
-from lib.superpixels.components import (
-    components_by_hooking,
-    connected_components,
-    pairs_by_sorting,
-    touching_pairs,
-)
 from lib.superpixels.connectivity import OUTSIDE
 from lib.superpixels.merge_rounds import Merges, merge_in_rounds
-
-_MAX_FLOAT32_PIXELS = 2**16  # a sum of more numbers than this in float32 would be off by over 1e-3
+from lib.superpixels.region_graph import RegionGraph, build_region_graph, graph_on_gpu
 
 # Fewest images of a batch whose graphs are merged on the GPU. For fewer, a CPU is as fast: it merges a graph
 # of 2600 regions in the time that it takes to start the some 2500 operations of all graphs on the GPU.
 _MIN_IMAGES_ON_GPU = 3
-
-_TOO_LARGE = "the features are too large to be merged; lower `merge_pos_scale`"
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +98,7 @@ class MergeTree:
 
 
 def build_merge_tree(labels: Tensor, features: Tensor) -> MergeTree:
-    """Merge the connected components of a label map until no two of them touch.
-
-    Each round merges all pairs of regions that are each other's cheapest neighbour, as the order of merges
-    far apart does not matter. A merge can bring two regions together that are cheaper to merge than any pair
-    before; its cost is then raised to the cost of the merges that it needs.
+    """Merge the connected components of a label map until no two of them touch; see `merge_graph`.
 
     Parameters
     ----------
@@ -127,18 +112,19 @@ def build_merge_tree(labels: Tensor, features: Tensor) -> MergeTree:
     InputError
         If a mean of the features is not finite.
     """
-    if labels.device.type != "cpu":
-        return trees_on_gpu(labels[None], features[None])[0]
-    components = connected_components(labels)
-    n_leaves = int(components.max()) + 1
-    sizes = torch.bincount((components - OUTSIDE).flatten(), minlength=n_leaves + 1)[1:].double()
-    means = _pixel_sums(components, n_leaves, features) / sizes[:, None]
-    if not means.isfinite().all():
-        raise InputError(_TOO_LARGE)
-    leaves = components.numpy()
-    pairs = touching_pairs(leaves, n_leaves)
-    merges = merge_in_rounds(sizes.numpy(), means.numpy(), pairs, np.arange(n_leaves))
-    return MergeTree(leaves.astype(np.int32), *_sort_by_cost(merges))
+    return merge_graph(build_region_graph(labels, features))
+
+
+def merge_graph(graph: RegionGraph) -> MergeTree:
+    """Merge the regions of a graph until no two of them touch.
+
+    Each round merges all pairs of regions that are each other's cheapest neighbour, as the order of merges
+    far apart does not matter. A merge can bring two regions together that are cheaper to merge than any pair
+    before; its cost is then raised to the cost of the merges that it needs.
+    """
+    numbers = np.arange(len(graph.sizes))
+    merges = merge_in_rounds(graph.sizes, graph.means, graph.edges, numbers)
+    return MergeTree(graph.leaves, *_sort_by_cost(merges))
 
 
 def build_merge_trees(labels: Tensor, features: Tensor) -> list[MergeTree]:
@@ -156,67 +142,19 @@ def trees_on_gpu(labels: Tensor, features: Tensor) -> list[MergeTree]:
 
     The regions of all images form one graph. Sums of features are exact; a CPU rounds them to float32.
     """
-    components = components_by_hooking(labels)
-    stops, extents = _read_stops_and_extents(components, features)
-    if not all(map(math.isfinite, extents)):
-        raise InputError(_TOO_LARGE)
-    starts, n_regions = [0, *stops[:-1]], stops[-1]
-    places = (components - OUTSIDE).flatten()
-    sizes = torch.zeros(n_regions + 1, dtype=torch.float64, device=labels.device)
-    sizes = sizes.scatter_add_(0, places, torch.ones_like(places, dtype=torch.float64))[1:]
-    means = torch.zeros(n_regions, features.shape[1], dtype=torch.float64, device=labels.device)
-    for of_image, pixels, extent in zip(components, features, extents, strict=True):
-        means += _pixel_sums(of_image, n_regions, _round_to_coarse_grid(pixels, extent))
-    means /= sizes[:, None]
-    edges = pairs_by_sorting(components, n_regions)
+    graph = graph_on_gpu(labels, features)
+    starts, stops = [0, *graph.stops[:-1]], graph.stops
     numbers = torch.cat([torch.arange(n, device=labels.device) for n in np.subtract(stops, starts).tolist()])
-    graph = (sizes, means, edges, numbers)
+    regions = (graph.sizes, graph.means, graph.edges, numbers)
     if len(labels) < _MIN_IMAGES_ON_GPU:
-        merges = merge_in_rounds(*(values.cpu().numpy() for values in graph))
+        merges = merge_in_rounds(*(values.cpu().numpy() for values in regions))
     else:
-        merges = merge_rounds_gpu.merge_in_rounds(*graph)
-    leaves = components.to(torch.int32).cpu().numpy()
+        merges = merge_rounds_gpu.merge_in_rounds(*regions)
+    leaves = graph.components.to(torch.int32).cpu().numpy()
     return [
         MergeTree(np.maximum(of_image - start, OUTSIDE), *_sort_by_cost(_cut_out(merges, start, stop)))
         for of_image, start, stop in zip(leaves, starts, stops, strict=True)
     ]
-
-
-def _read_stops_and_extents(components: Tensor, features: Tensor) -> tuple[list[int], list[float]]:
-    """Return the number of components up to each image, and the largest feature in size of each image."""
-    stops = components.flatten(1).amax(dim=1).cummax(dim=0).values + 1
-    extents = []
-    for of_image, pixels in zip(components, features, strict=True):
-        lowest, highest = torch.where(of_image == OUTSIDE, 0, pixels).aminmax()
-        extents.append(torch.maximum(-lowest, highest))
-    stops, extents = torch.stack([stops.double(), torch.stack(extents).double()]).tolist()  # waits once
-    return list(map(int, stops)), extents
-
-
-def _round_to_coarse_grid(features: Tensor, extent: float) -> Tensor:
-    """Round features (C, H, W) of at most `extent` in size so that sums over pixels are exact, to float64.
-
-    A GPU adds in any order.
-    """
-    bits = math.ceil(math.log2(features[0].numel()))
-    exponent = math.frexp(extent)[1] + bits - 52
-    return features.double().mul_(2.0**-exponent).round_().mul_(2.0**exponent)
-
-
-def _pixel_sums(components: Tensor, n_components: int, features: Tensor) -> Tensor:
-    """Return the sum of the features (C, H, W) in every component, (n_components, C) float64."""
-    n_channels, _, width = features.shape
-    # Even and odd columns have sums of their own: an addition need not wait for its left neighbour's.
-    is_odd = torch.arange(width, device=features.device) % 2
-    places = 2 * (components - OUTSIDE) + is_odd
-    n_places = 2 * (n_components + 1)
-    sums = torch.zeros(n_channels, n_places, dtype=torch.float64, device=features.device)
-    # With many components, which are small then, larger strips: adding their sums up takes time too.
-    n_rows = max(1, max(_MAX_FLOAT32_PIXELS, 8 * n_places) // width)
-    for pixels, rows in zip(features.split(n_rows, dim=1), places.split(n_rows), strict=True):
-        part = torch.zeros_like(sums, dtype=pixels.dtype)
-        sums += part.scatter_add_(1, rows.reshape(1, -1).expand(n_channels, -1), pixels.flatten(1))
-    return sums.view(n_channels, -1, 2).sum(dim=2)[:, 1:].T.contiguous()
 
 
 def _cut_out(merges: Merges, start: int, stop: int) -> Merges:

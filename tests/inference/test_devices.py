@@ -120,15 +120,17 @@ def test_with_little_memory(device, monkeypatch):
 
 def test_tracked(device):
     frames = make_images(4)
-    flow = np.zeros((60, 92, 2), dtype=np.float32)
-    flow[..., 1] = -7  # the frames are not of one scene, so that superpixels end and begin
+    forward = np.zeros((60, 92, 2), dtype=np.float32)
+    forward[..., 1] = -7  # the frames are not of one scene, so that superpixels end and begin
+    flow = forward, -forward
 
     def segment(segmenter):
-        tracker = Tracker(segmenter, N_SPIXELS)
-        return [
+        tracker = Tracker(segmenter, [N_SPIXELS])
+        tracked = [
             tracker.segment(segmenter.preprocess(frame), flow if idx else None)
             for idx, frame in enumerate(frames)
         ]
+        return [frame.levels[0] for frame in tracked]
 
     expected, actual = on_cpu_and(device, segment)
     for one, other in zip(actual, expected, strict=True):

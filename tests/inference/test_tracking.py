@@ -7,90 +7,173 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from skimage.measure import label
 
+import lib.inference.tracking
+from helpers import make_quadrants
 from lib.inference.segmenter import Segmenter
-from lib.inference.tracking import Tracker, _assign_cells, share_that_follows
+from lib.inference.tracking import Tracker, _Motion, _Tracks
 from lib.network.inputs import InputScales
 from lib.runtime.errors import InputError
+from lib.superpixels.region_graph import RegionGraph
+from lib.superpixels.regions import Superpixels
 from model import SSNPix
 
-SEGMENTER = Segmenter(SSNPix(), InputScales(0.26, 5.0))
+SCALES = InputScales(0.26, 2.5)
+SEGMENTER = Segmenter(SSNPix(), SCALES)
+N_SPIXELS = 54
+
+
+def make_scene(height=60, width=90, seed=0):
+    scene = gaussian_filter(np.random.default_rng(seed).normal(size=(height, width, 3)), (5, 5, 0))
+    return np.uint8(255 * (scene - scene.min()) / np.ptp(scene))
 
 
 def moving_frames(n_frames, speed, height=60, width=90):
     """Move a window to the right over random colours, so that the content moves to the left."""
-    rng = np.random.default_rng(0)
-    scene = gaussian_filter(rng.normal(size=(height, width + n_frames * speed, 3)), (5, 5, 0))
-    scene = np.uint8(255 * (scene - scene.min()) / np.ptp(scene))
+    scene = make_scene(height, width + n_frames * speed)
     return [scene[:, idx * speed : idx * speed + width] for idx in range(n_frames)]
 
 
-def track(frames, speed, segmenter=SEGMENTER):
-    tracker = Tracker(segmenter, 54)
-    flow = np.zeros((*frames[0].shape[:2], 2), dtype=np.float32)
-    flow[..., 1] = -speed
-    labels = [
-        tracker.segment(segmenter.preprocess(frame), flow if idx else None).labels
-        for idx, frame in enumerate(frames)
+def uniform_flow(dy, dx, shape=(60, 90)):
+    """Return the flow of a motion of the whole frame, and back."""
+    flow = np.full((*shape, 2), (dy, dx), np.float32)
+    return flow, -flow
+
+
+def track(frames, flows, levels=(N_SPIXELS,), segmenter=SEGMENTER):
+    """Return the tracked frames; `flows` are between neighbours."""
+    tracker = Tracker(segmenter, levels)
+    return [
+        tracker.segment(segmenter.preprocess(frame), flow)
+        for frame, flow in zip(frames, [None, *flows], strict=True)
     ]
-    return labels, flow
+
+
+def labels_of(frames, level=0):
+    return [frame.levels[level].labels for frame in frames]
+
+
+def share_that_stays(last, now, speed):
+    """Share of the pixels that keep their label when the content moves to the left."""
+    width = last.shape[1] - speed
+    return (last[:, speed:] == now[:, :width]).mean()
 
 
 @pytest.mark.parametrize("speed", [0, 1, 4])
-def test_labels_follow_the_flow(speed, device):
+def test_labels_follow_the_motion(speed, device):
     frames = moving_frames(15, speed)
-    labels, flow = track(frames, speed, Segmenter(SSNPix(), InputScales(0.26, 5.0), device=device))
-    shares = [share_that_follows(last, now, flow) for last, now in pairwise(labels)]
+    segmenter = Segmenter(SSNPix(), SCALES, device=device)
+    labels = labels_of(track(frames, 14 * [uniform_flow(0, -speed)], segmenter=segmenter))
+    shares = [share_that_stays(last, now, speed) for last, now in pairwise(labels)]
     assert min(shares) > 0.7
-    assert np.mean(shares) > 0.8
-    alone = [SEGMENTER(frame, 54).labels for frame in frames]
-    untracked = [share_that_follows(last, now, flow) for last, now in pairwise(alone)]
-    assert speed == 0 or np.mean(untracked) < np.mean(shares) - 0.2
-    # Some superpixels of the first frame survive to the last one, 14 steps later.
-    if speed:
-        long_flow = 14 * flow
-        assert share_that_follows(labels[0], labels[-1], long_flow) > 0.2
+    assert np.mean(shares) > 0.75
+    assert share_that_stays(labels[0], labels[-1], 14 * speed) > 0.25
 
 
-def test_tracking_without_weight_of_the_position():
-    labels, flow = track(moving_frames(4, 0), 0, Segmenter(SSNPix(), InputScales(0.26, 0.0)))
-    assert share_that_follows(labels[-2], labels[-1], flow) > 0.5
+def test_without_memory_fewer_labels_stay(monkeypatch):
+    rng = np.random.default_rng(0)
+    scene = make_scene().astype(int)
+    frames = [np.uint8((scene + rng.normal(0, 6, scene.shape)).clip(0, 255)) for _ in range(8)]
+
+    def n_tracks():
+        labels = labels_of(track(frames, 7 * [uniform_flow(0, 0)]))
+        return max(each.max() for each in labels) + 1
+
+    with_memory = n_tracks()
+    monkeypatch.setattr(lib.inference.tracking, "_MEMORY", 0.0)
+    assert with_memory < 0.8 * n_tracks()
 
 
-def test_every_label_is_one_connected_component():
-    for labels in track(moving_frames(5, 3), 3)[0]:
-        assert label(labels + 1, background=0, connectivity=1).max() == len(np.unique(labels))
+def test_every_frame_has_exactly_the_requested_superpixels_each_connected():
+    for labels in labels_of(track(moving_frames(5, 3), 4 * [uniform_flow(0, -3)])):
+        assert len(np.unique(labels)) == N_SPIXELS
+        assert label(labels + 1, background=0, connectivity=1).max() == N_SPIXELS
+
+
+def test_track_ids_are_numbered_without_gaps():
+    ids = np.unique(labels_of(track(moving_frames(5, 9), 4 * [uniform_flow(0, -9)])))
+    np.testing.assert_array_equal(ids, np.arange(len(ids)))
+    assert len(ids) > N_SPIXELS
 
 
 def test_superpixels_that_leave_end_and_those_that_enter_are_new():
-    labels, _ = track(moving_frames(8, 15), 15)
+    labels = labels_of(track(moving_frames(8, 15), 7 * [uniform_flow(0, -15)]))
     assert not set(np.unique(labels[0])) & set(np.unique(labels[-1]))  # after 105 pixels everything is new
-    assert len(np.unique(np.concatenate([each.ravel() for each in labels]))) > 54
 
 
-def test_cells_of_moved_superpixels_by_hand():
-    # Four cells in a row, 10 pixels wide each.
-    position = np.array([[5.0, 5.0, 5.0, 5.0], [16.0, 50.0, 3.0, 35.0]])
-    sizes = np.array([100, 100, 100, 0])
-    # The second leaves the frame; the fourth has no pixels.
-    assert _assign_cells(position, sizes, (10, 40), (1, 4)).tolist() == [2, 0, -1, -1]
-    position[1, 0] = 35.0
-    assert _assign_cells(position, sizes, (10, 40), (1, 4)).tolist() == [2, -1, -1, 0]
-    # Two superpixels reach one cell: the one nearer to its centre gets it, the other a free neighbour.
-    position[1] = [15.0, 13.0, 14.0, 35.0]
-    assert _assign_cells(position, np.full(4, 100), (10, 40), (1, 4)).tolist() == [0, 1, 2, 3]
+def test_equal_frames_keep_their_labels():
+    first, second = labels_of(track(2 * [make_scene()], [uniform_flow(0, 0)]))
+    assert (first == second).mean() > 0.97
 
 
-def test_share_that_follows_by_hand():
-    last = np.array([[0, 0, 1, 1]])
-    now = np.array([[2, 0, 0, 1]])
-    flow = np.zeros((1, 4, 2))
-    flow[..., 1] = 1  # the last pixel leaves the frame
-    assert share_that_follows(last, now, flow) == 1
-    assert share_that_follows(last, now, 0 * flow) == pytest.approx(0.5)
-    assert np.isnan(share_that_follows(last, now, 9 * np.ones((1, 4, 2))))
+def test_cut_ends_all_tracks():
+    inconsistent = (np.full((60, 90, 2), 3, np.float32), np.full((60, 90, 2), 3, np.float32))
+    frames = [make_scene(), make_scene(), make_scene(seed=1)]
+    first, second, third = track(frames, [uniform_flow(0, 0), inconsistent])
+    assert (first.is_cut, second.is_cut, third.is_cut) == (False, False, True)
+    assert third.levels[0].labels.min() == second.levels[0].labels.max() + 1
+    alone = SEGMENTER(frames[2], N_SPIXELS).labels
+    np.testing.assert_array_equal(third.levels[0].superpixels.labels, alone)
+
+
+def cover(scene):
+    covered = scene.copy()
+    covered[20:40, 30:60] = (255, 0, 0)
+    return covered
+
+
+def test_superpixels_return_after_they_were_covered(monkeypatch):
+    """Something appears in front for three frames; there, the flow of both directions does not agree."""
+    changed = uniform_flow(0, 0)
+    changed[1][20:40, 30:60] = 20
+    scene = make_scene()
+    frames = [scene, *3 * [cover(scene)], scene]
+    flows = [changed, *2 * [uniform_flow(0, 0)], changed]
+
+    def share_back():
+        labels = labels_of(track(frames, flows))
+        return (labels[0] == labels[-1])[22:38, 32:58].mean()
+
+    with_return = share_back()
+    assert with_return > 0.6
+    monkeypatch.setattr(lib.inference.tracking, "_MAX_FRAMES_LOST", 2)
+    assert share_back() < with_return - 0.2
+
+
+def test_levels_nest_and_have_track_ids_of_their_own():
+    frames = moving_frames(4, 2)
+    tracked = track(frames, 3 * [uniform_flow(0, -2)], levels=(40, 12))
+    for frame in tracked:
+        coarse, fine = (each.labels for each in frame.levels)
+        assert len(np.unique(coarse)) == 12
+        assert len(np.unique(np.stack([fine, coarse]).reshape(2, -1), axis=1).T) == 40
+    shares = [share_that_stays(*pair, 2) for level in (0, 1) for pair in pairwise(labels_of(tracked, level))]
+    assert min(shares) > 0.6
+
+
+def test_features_that_are_remembered_by_hand():
+    """One row of six pixels: two superpixels, then three regions; the flow moves all by a pixel."""
+    tracks = _Tracks(2, slice(1, 2))
+    image_rgb = np.zeros((1, 6, 3), np.uint8)
+    labels = np.array([[0, 0, 0, 1, 1, 1]], np.int32)
+    edges = np.array([[0], [1]])
+    first = RegionGraph(labels, np.array([3.0, 3.0]), np.array([[10.0, 1.0], [20.0, 4.0]]), edges)
+    tracks.identify(Superpixels(labels, image_rgb, 2), first)
+    tracks.follow(_Motion(np.array([[-1, 0, 1, 2, 3, 4]]), np.full((1, 6, 2), (0, 1))))
+    regions = np.array([[0, 0, 1, 1, 2, 2]], np.int32)
+    means = np.array([[7.0, 0.5], [11.0, 2.5], [21.0, 4.5]])  # a feature, and the position
+    graph = RegionGraph(regions, np.array([2.0, 2.0, 2.0]), means, np.array([[0, 1], [1, 2]]))
+    # The first superpixel now lies in half of region 0 and in region 1, at (0.5 + 2 * 2.5) / 3 in the mean.
+    expected = [[(7 + 10) / 2, (0.5 + 5.5 / 3) / 2], [10, 5.5 / 3], [20, 4.5]]
+    np.testing.assert_allclose(tracks.remember(graph), expected)
 
 
 def test_masks_are_refused():
-    image = SEGMENTER.preprocess(moving_frames(1, 0)[0], mask=np.eye(60, 90, dtype=bool))
+    image = SEGMENTER.preprocess(make_scene(), mask=np.eye(60, 90, dtype=bool))
     with pytest.raises(InputError, match="mask"):
-        Tracker(SEGMENTER, 54).segment(image, None)
+        Tracker(SEGMENTER, [N_SPIXELS]).segment(image, None)
+
+
+def test_tracks_need_merging():
+    segmenter = Segmenter(SSNPix(), SCALES, fine_factor=1)
+    with pytest.raises(InputError, match="`fine_factor` of 1 merges nothing"):
+        Tracker(segmenter, [24]).segment(segmenter.preprocess(make_quadrants()[0]), None)

@@ -19,7 +19,7 @@ from lib.files.animation import AnimatedImage
 from lib.files.frames import VideoFile
 from lib.files.images import read_image, read_image_shape, read_mask
 from lib.inference import Segmenter
-from lib.inference.video import _write_video
+from lib.inference.video_files import write_video
 from lib.optflow.archive import FlowArchive
 from lib.optflow.sources import read_flow_file
 from lib.runtime import memory
@@ -183,7 +183,7 @@ def test_annotation_file(tmp_path, allocates_little):
 
 def test_video(tmp_path, monkeypatch, pyav):
     path = tmp_path / "a.mp4"
-    with _write_video(path, (64, 96), 10) as append:
+    with write_video(path, (64, 96), 10) as append:
         append(np.zeros((64, 96, 3), np.uint8))
     assert len(VideoFile("a", path)) == 1
     monkeypatch.setattr(memory, "free_memory", lambda device: 6 * 64 * 96 - 1)

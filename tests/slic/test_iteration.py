@@ -123,13 +123,10 @@ def test_fast_functions_equal_plain_functions(shape, n_spixels, is_masked, dista
     mask = torch.rand(2, *shape, device=device) < 0.6 if is_masked else None
     if is_masked:
         mask[:, 0, 0] = True
-    n_rows, n_cols = compute_grid_shape(*shape, n_spixels)
-    start = torch.randn(2, 4, n_rows * n_cols, dtype=torch.float64, device=device)
-    start[:, :, 0] = torch.nan
     arguments = {"n_iter": 3, "distance": distance, "mask": mask}
     results = []
     for twin in (iteration, fast):
-        affinity = twin.slic(features, n_spixels, start=start, **arguments).affinity
+        affinity = twin.slic(features, n_spixels, **arguments).affinity
         weights = torch.arange(affinity.numel(), dtype=torch.float64, device=device).view_as(affinity).sin()
         (gradient,) = torch.autograd.grad((affinity * weights).sum(), features)
         labels = labels_of(twin)(features, n_spixels, **arguments)
@@ -278,10 +275,8 @@ def test_tensors_on_two_devices_are_refused(function):
         function(features, 12, mask=mask)
 
 
-def test_start_and_values_on_another_device_are_refused():
+def test_values_on_another_device_are_refused():
     features = torch.rand(1, 3, 20, 31)
-    with pytest.raises(ValueError, match="pixel_features on cpu, start on meta"):
-        slic(features, 12, start=torch.empty(1, 3, 8, device="meta"))
     assignment = slic(features, 12)
     with pytest.raises(ValueError, match="affinity on cpu, values on meta"):
         assignment.reconstruct(features.to("meta"))

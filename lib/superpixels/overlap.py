@@ -1,0 +1,61 @@
+"""Overlap of the regions of two label maps, and the pairs of regions that it links."""
+
+import numpy as np
+from scipy.sparse import coo_array, csr_array
+
+NO_REGION = -1
+
+
+def count_overlaps(one: np.ndarray, other: np.ndarray, shape: tuple[int, int]) -> csr_array:
+    """Count the pixels that every pair of regions of two label maps shares.
+
+    Parameters
+    ----------
+    one, other : ndarray, shape (H, W), integer
+        Label maps. Pixels with a negative label in either are left out.
+    shape : pair of int
+        Number of regions of each.
+
+    Returns
+    -------
+    sparse array, shape `shape`, float64
+    """
+    is_in_both = (one >= 0) & (other >= 0)
+    pairs = one[is_in_both], other[is_in_both]
+    return coo_array((np.ones(len(pairs[0])), pairs), shape=shape).tocsr()
+
+
+def intersection_over_union(overlaps: csr_array) -> csr_array:
+    """Divide the pixels that two regions share by the pixels of both, of those in both label maps."""
+    pairs = overlaps.tocoo()
+    n_pixels = overlaps.sum(axis=1)[pairs.row] + overlaps.sum(axis=0)[pairs.col] - pairs.data
+    return coo_array((pairs.data / n_pixels, (pairs.row, pairs.col)), shape=overlaps.shape).tocsr()
+
+
+def link_regions(scores: csr_array, *, min_score: float = 0.0) -> np.ndarray:
+    """Link pairs of regions, the highest score first; a region is in one pair at most.
+
+    Of equal scores, the pair with the smaller numbers comes first.
+
+    Parameters
+    ----------
+    scores : sparse array, shape (n_regions, n_others)
+        Scores of the pairs that may be linked.
+    min_score : float
+        Lower scores link nothing.
+
+    Returns
+    -------
+    ndarray, shape (n_regions,), int64
+        The other region of each region; `NO_REGION` for none.
+    """
+    pairs = scores.tocoo()
+    linked = np.full(scores.shape[0], NO_REGION)
+    is_taken = np.zeros(scores.shape[1], dtype=bool)
+    order = np.lexsort([pairs.col, pairs.row, -pairs.data])
+    order = order[pairs.data[order] >= min_score]
+    for region, other in zip(pairs.row[order].tolist(), pairs.col[order].tolist(), strict=True):
+        if linked[region] == NO_REGION and not is_taken[other]:
+            linked[region] = other
+            is_taken[other] = True
+    return linked

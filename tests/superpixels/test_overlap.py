@@ -1,0 +1,38 @@
+"""Overlap of two label maps, and links between their regions."""
+
+import numpy as np
+
+from lib.superpixels.overlap import NO_REGION, count_overlaps, intersection_over_union, link_regions
+
+ONE = np.array([[0, 0, 1, 1], [2, 2, 2, -1]])
+OTHER = np.array([[0, 0, 0, 1], [1, 1, -1, 1]])
+
+
+def test_by_hand():
+    overlaps = count_overlaps(ONE, OTHER, (3, 3))
+    np.testing.assert_array_equal(overlaps.toarray(), [[2, 0, 0], [1, 1, 0], [0, 2, 0]])
+    # Region 2 has two pixels in both maps, and so on.
+    expected = [[2 / 3, 0, 0], [1 / 4, 1 / 4, 0], [0, 2 / 3, 0]]
+    np.testing.assert_allclose(intersection_over_union(overlaps).toarray(), expected)
+    np.testing.assert_array_equal(link_regions(overlaps), [0, NO_REGION, 1])
+
+
+def test_low_scores_link_nothing():
+    scores = intersection_over_union(count_overlaps(ONE, OTHER, (3, 3)))
+    assert link_regions(scores, min_score=0.7).tolist() == [NO_REGION, NO_REGION, NO_REGION]
+    swapped = intersection_over_union(count_overlaps(OTHER, ONE, (3, 3)))
+    assert link_regions(swapped, min_score=0.5).tolist() == [0, 2, NO_REGION]
+
+
+def test_links_equal_a_greedy_loop():
+    rng = np.random.default_rng(0)
+    one, other = rng.integers(0, 12, (2, 20, 31))
+    overlaps = count_overlaps(one, other, (12, 12))
+    table = overlaps.toarray()
+    assert table.sum() == one.size
+    expected = np.full(12, NO_REGION)
+    while table.max() > 0:
+        region, partner = np.unravel_index(table.argmax(), table.shape)  # the first of equal ones
+        expected[region] = partner
+        table[region], table[:, partner] = 0, 0
+    np.testing.assert_array_equal(link_regions(overlaps), expected)
