@@ -51,6 +51,13 @@ class TrackedFrame(NamedTuple):
     is_cut: bool  # starts a new scene: no track ID continues
 
 
+class _Motion(NamedTuple):
+    """Motion from the last frame to the next one."""
+
+    origins: np.ndarray  # (H, W) of the next frame; see `find_origins`
+    forward: np.ndarray  # (H, W, 2): flow (dy, dx) of the pixels of the last frame
+
+
 class Tracker:
     """Cuts the frames of a video into exactly the requested superpixels, which keep their track IDs.
 
@@ -83,24 +90,21 @@ class Tracker:
             nothing.
         """
         graph = self._segmenter.region_graph(image, self._levels[-1].n_spixels)
-        motion = None if flow is None else self._find_motion(flow)
-        is_cut = motion is not None and (motion.origins != NO_ORIGIN).mean() < _MIN_SHARE_FOUND
-        if motion is None or is_cut:
-            tree = merge_graph(graph)
-            for level in self._levels:
-                level.end_all()
-        else:
+        with self._segmenter.stopwatch.stage("tracking"):
+            motion = None if flow is None else self._find_motion(flow)
+            is_cut = motion is not None and (motion.origins != NO_ORIGIN).mean() < _MIN_SHARE_FOUND
+            motion = None if is_cut else motion
             for level in self._levels:
                 level.follow(motion)
-            tree = merge_graph(self._with_memory(graph))
-        superpixels = Superpixels(tree.leaves, image.image_rgb, self._levels[-1].n_spixels, tree=tree)
-        tracked = []
-        for level in self._levels:
-            at_level = superpixels.at(level.n_spixels)
-            tracked.append(TrackedSuperpixels(at_level, level.identify(at_level, graph)))
-        return TrackedFrame(tracked, is_cut)
+            tree = merge_graph(graph if motion is None else self._with_memory(graph))
+            superpixels = Superpixels(tree.leaves, image.image_rgb, self._levels[-1].n_spixels, tree=tree)
+            tracked = []
+            for level in self._levels:
+                at_level = superpixels.at(level.n_spixels)
+                tracked.append(TrackedSuperpixels(at_level, level.identify(at_level, graph)))
+            return TrackedFrame(tracked, is_cut)
 
-    def _find_motion(self, flow: FlowPair) -> "_Motion":
+    def _find_motion(self, flow: FlowPair) -> _Motion:
         forward, backward = (torch.from_numpy(each).to(self._segmenter.device) for each in flow)
         return _Motion(find_origins(forward, backward).cpu().numpy(), flow[0])
 
@@ -112,17 +116,10 @@ class Tracker:
         return graph._replace(means=np.concatenate(means, axis=1))
 
 
-class _Motion(NamedTuple):
-    """Motion from the last frame to the next one."""
-
-    origins: np.ndarray  # (H, W) of the next frame; see `find_origins`
-    forward: np.ndarray  # (H, W, 2): flow (dy, dx) of the pixels of the last frame
-
-
 class _Tracks:
     """Tracks of the superpixels of a video at one number of superpixels.
 
-    For each frame, call `follow` or `end_all`, then `identify`.
+    For each frame, call `follow`, then `identify`.
     """
 
     def __init__(self, n_spixels: int, position: slice) -> None:
@@ -135,17 +132,14 @@ class _Tracks:
         self._n_track_ids = 0
         self._lost: list[_LostTrack] = []
         # Of the next frame:
-        self._carried: np.ndarray | None = (
-            None  # (H, W): superpixel that a pixel was in; `NO_REGION` for none
-        )
+        self._carried: np.ndarray | None = None  # (H, W): superpixel in the last frame, or `NO_REGION`
         self._places: np.ndarray | None = None  # (S, 2): row and column that superpixels have moved to
 
-    def end_all(self) -> None:
-        """Let no track go on in the next frame."""
-        self._carried, self._lost = None, []
-
-    def follow(self, motion: _Motion) -> None:
-        """Move the superpixels of the last frame to the next one."""
+    def follow(self, motion: _Motion | None) -> None:
+        """Move the superpixels of the last frame to the next one; None lets no track go on."""
+        if motion is None:
+            self._carried, self._lost = None, []
+            return
         labels = self._superpixels.labels.ravel()
         self._carried = np.where(motion.origins == NO_ORIGIN, NO_REGION, labels[motion.origins])
         self._places = _move(self._superpixels.positions, motion.forward)
