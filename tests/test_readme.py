@@ -1,4 +1,4 @@
-"""The examples of the READMEs run as they are, and checksums are those of the files."""
+"""The examples of the READMEs and of docs/ run as they are, and checksums are those of the files."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,9 @@ def find_examples(text):
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-EXAMPLES = find_examples(README)
+EXAMPLES = [
+    example for page in (REPO_ROOT / "docs").glob("*.md") for example in find_examples(page.read_text())
+]
 
 
 @pytest.fixture(autouse=True)
