@@ -84,7 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="log the mean error in pixels of following the flow forward and back to the start",
     )
     parser.add_argument(
-        "--nworkers", type=non_negative_int, default=os.cpu_count(), help="process this many videos at a time"
+        "--nworkers",
+        type=non_negative_int,
+        help="process this many videos at a time; default: the number of CPU cores",
     )
     return parser
 
@@ -123,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> list[ArchiveReport]:
     with own_folder(args.out_dir), progress, logging_redirect_tqdm():
         for report in make_archives(
             jobs,
-            n_workers=args.nworkers,
+            n_workers=os.cpu_count() if args.nworkers is None else args.nworkers,
             with_consistency=args.consistency_check,
             on_progress=progress.update,
         ):

@@ -1,4 +1,4 @@
-"""Make the README's pictures with the published weights, and print the numbers quoted with them.
+"""Make the pictures of the README and of docs/, and print the numbers quoted with them.
 
 python -m docs.make_pictures
 """

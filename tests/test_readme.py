@@ -1,4 +1,4 @@
-"""The examples of the READMEs run as they are, and checksums are those of the files."""
+"""The examples of the READMEs and of docs/ run as they are, and checksums are those of the files."""
 
 import re
 from pathlib import Path
@@ -10,14 +10,20 @@ from lib.weights import file_sha256, load_model
 
 REPO_ROOT = Path(__file__).parent.parent
 README = (REPO_ROOT / "README.md").read_text()
+RESULTS = (REPO_ROOT / "docs" / "results.md").read_text()
 MODEL_CARD = (REPO_ROOT / "trained_models" / "README.md").read_text()
 
 
-def find_examples(text):
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+def find_examples(page):
+    return re.findall(r"```python\n(.*?)```", (REPO_ROOT / page).read_text(), re.DOTALL)
 
 
-EXAMPLES = find_examples(README)
+def run_example(page, word):
+    """Run the only example of a page that contains a word."""
+    (example,) = (example for example in find_examples(page) if word in example)
+    namespace = {"__name__": "example"}
+    exec(example, namespace)
+    return namespace
 
 
 @pytest.fixture(autouse=True)
@@ -27,19 +33,39 @@ def _in_a_copy_of_the_repo(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+def test_examples_below_are_all():
+    # docs/experiments.md has one more, which needs files that are no longer there.
+    pages = ["README.md", *(f"docs/{page.name}" for page in (REPO_ROOT / "docs").glob("*.md"))]
+    counts = {page: len(find_examples(page)) for page in pages}
+    assert {page: n for page, n in counts.items() if n} == {
+        "README.md": 1,
+        "docs/library.md": 3,
+        "docs/experiments.md": 1,
+    }
+
+
 @pytest.mark.slow
-def test_library_call(capsys):
-    (example,) = (example for example in EXAMPLES if "Segmenter" in example)
-    exec(example, {})
-    n_spixels, n_features = re.search(r"\((\d+), (\d+)\) \(\d+, 2\)", capsys.readouterr().out).groups()
-    assert 150 < int(n_spixels) < 300
-    assert int(n_features) == 15
+def test_first_example_prints_what_it_says(capsys):
+    run_example("README.md", "Segmenter")
+    said = re.findall(r"^print.*  # ([^:\n]*)", README, re.MULTILINE)
+    assert capsys.readouterr().out.splitlines() == said == ["(300, 451) 200", "50"]
+
+
+@pytest.mark.slow
+def test_features_and_edges(capsys):
+    run_example("docs/library.md", "Segmenter")
+    assert re.fullmatch(r"\(200, 15\) \(\d+, 2\)\n", capsys.readouterr().out)
+
+
+def test_scores_of_label_maps():
+    pairs = run_example("docs/library.md", "score_label_maps")["scores"].pairs
+    # The annotation changes below row 150, the first of a row of superpixels: one of 300 rows is wrong.
+    assert [pair["asa"] for pair in pairs] == [pytest.approx(299 / 300)]
 
 
 @pytest.mark.slow
 def test_depth_in_place_of_flow():
-    (example,) = (example for example in EXAMPLES if "depth" in example)
-    exec(example, {"__name__": "example"})
+    run_example("docs/library.md", "depth")
     model, scales, *_ = load_model("log_depth/best_model.pth")
     assert model.n_extra_channels == 1
     assert scales.extra_scale == 1.0
@@ -65,14 +91,37 @@ def test_settings_in_the_model_card_are_those_of_the_file(name):
     assert re.findall(r"`--pos_scale` ([\d.]+)", section) == [f"{scales.pos_scale:g}"]
 
 
-def test_scores_of_the_readme_are_those_of_the_results():
-    results = (REPO_ROOT / "docs" / "results.md").read_text()
+# By the README's name of a method: its row in docs/results.md, without the number of superpixels.
+METHODS = {
+    "`best_model.pth`": "ours | merged",
+    "`small_model.pth`": "small | merged",
+    "published SSN weights, one level of superpixels": "published | one level",
+    "OpenCV SEEDS": "SEEDS | one level",
+    "scikit-image SLIC": "SLIC | one level",
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_results_of_the_readme_are_those_of_the_results(method):
+    (scores,) = re.findall(rf"^\| {re.escape(method)} \| (0\.[\d.| ]*) \|$", README, re.MULTILINE)
+    assert f"\n| 200 | {METHODS[method]} | {scores} |\n" in RESULTS
+
+
+def test_first_numbers_of_the_readme_are_its_results():
+    row = r"^\| {} \| ([\d.]+) \| ([\d.]+) \|"
+    methods = ("`best_model.pth`", "published SSN weights, one level of superpixels", "scikit-image SLIC")
+    results = [re.findall(row.format(method), README, re.MULTILINE)[0] for method in methods]
+    said = re.findall(r"^- \*\*([\d.]+)\*\*.*have ([\d.]+), SLIC ([\d.]+)\.$", README, re.MULTILINE)
+    assert said == [tuple(f"{float(score):.3f}" for score in scores) for scores in zip(*results, strict=True)]
+
+
+def test_scores_of_the_models_are_those_of_the_results():
     scores = re.findall(r"BSDS500 test: ASA ([\d.]+), mean IoU ([\d.]+)", README)
     for name, (asa, iou) in zip(("ours", "small"), scores, strict=True):
         row = rf"^\| 200 \| {name} \| merged \| {asa} .*\| {iou} \|$"
-        assert re.search(row, results, re.MULTILINE), name
+        assert re.search(row, RESULTS, re.MULTILINE), name
     (iou,) = re.findall(r"DAVIS: mean IoU without background ([\d.]+)", README)
-    assert re.search(rf"^\| composite \| 200 \| [\d.]+ \| {iou} \|", results, re.MULTILINE)
+    assert re.search(rf"^\| composite \| 200 \| [\d.]+ \| {iou} \|", RESULTS, re.MULTILINE)
 
 
 def test_composite_contains_the_base_weights():
