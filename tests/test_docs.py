@@ -27,9 +27,6 @@ FOREIGN_OPTIONS = {
     *("--fuzz", "--shm-size", "--train", "--help"),
 }
 
-# Written together with the tracking of videos, which it describes.
-MISSING_PAGES = {"docs/video.md"}
-
 
 def page_id(page):
     return page.relative_to(REPO_ROOT).as_posix()
@@ -172,7 +169,5 @@ def test_links_lead_somewhere(page):
             continue
         file, _, anchor = link.partition("#")
         target = page.parent / file if file else page
-        if link in MISSING_PAGES:
-            continue
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
