@@ -1,6 +1,7 @@
 """The wheel: its names, its files, and that it works where the checkout is not importable."""
 
 import ast
+import doctest
 import json
 import os
 import re
@@ -112,6 +113,13 @@ def test_the_package_lacks_no_module_but_the_command_line(package):
         Path("__init__.py"),
         Path("model.py"),
     }
+
+
+@pytest.mark.slow
+def test_docstring_examples():
+    results = doctest.testmod(ssn_superpixels)
+    assert results.attempted > 3
+    assert results.failed == 0
 
 
 @pytest.mark.slow
