@@ -19,9 +19,9 @@ DEFAULT_COMPACTNESS = 10.0
 
 # Arguments of `skimage.segmentation.slic` without a meaning here: values that change nothing, and what to do
 # for the others.
-_NOT_HERE = {
+_WITHOUT_MEANING = {
     "max_num_iter": ((), "the weights set the iterations; `Segmenter` takes `n_iter`"),
-    "sigma": ((0,), "the network was trained on images that are not smoothed; smooth the image first"),
+    "sigma": ((0,), "nothing is smoothed here; smooth the image first"),
     "spacing": ((None,), "pixels are square; resize the image first"),
     "convert2lab": ((None, True), "the network reads CIELAB, converted from RGB"),
     "min_size_factor": ((), "small superpixels are merged with the most similar neighbour, at no fixed size"),
@@ -80,9 +80,9 @@ def superpixels(
     Raises
     ------
     InputError
-        A ValueError: if the image is a volume, has another number of channels or unmasked values that are not
-        finite, or an argument has no meaning here or another value than above. If the image has fewer pixels
-        than superpixels, or the mask more parts.
+        A ValueError: if the image is a volume, has another number of channels, or unmasked values that are
+        not finite. If an argument has no meaning here, or another value than above. If the image has fewer
+        pixels than `n_segments`, or the mask has more parts and superpixels are connected.
     TypeError
         If scikit-image has no such argument either.
 
@@ -126,9 +126,9 @@ def _load_shipped_base() -> LoadedModel:
 
 def _check_others(others: dict[str, Any]) -> None:
     for name, value in others.items():
-        if name not in _NOT_HERE:
+        if name not in _WITHOUT_MEANING:
             raise TypeError(f"superpixels() got an unexpected keyword argument {name!r}")
-        harmless, advice = _NOT_HERE[name]
+        harmless, advice = _WITHOUT_MEANING[name]
         if np.ndim(value) > 0 or value not in harmless:
             raise InputError(f"has no meaning here, unlike in scikit-image: {advice}", parameter=name)
 
