@@ -31,6 +31,10 @@ DEFAULT_N_EXTRA_FEATURES = 10
 BASE, COMPOSITE = "base", "composite"  # kinds of models
 NO_NETWORK = "none"  # third kind, given in place of a weight file: clusters colour and position
 
+# Files that come with the code; a wheel puts them beside `lib` as well.
+_SHIPPED_DIR = Path(__file__).resolve().parents[1] / "trained_models"
+_SHIPPED = {BASE: "best_model.pth", "small": "small_model.pth", COMPOSITE: "best_composite_model.pth"}
+
 _CONTENTS = {BASE: "a base model", COMPOSITE: "a composite model", NO_NETWORK: "no network"}
 
 # Constructor arguments that a state dict determines: argument -> (tensor, dimension).
@@ -60,6 +64,16 @@ class LoadedModel(NamedTuple):
     def kind(self) -> str:
         """`BASE`, `COMPOSITE` or `NO_NETWORK`."""
         return {SSNModel: BASE, CompositeSSNModel: COMPOSITE, SSNPix: NO_NETWORK}[type(self.model)]
+
+
+def shipped_weights(name: str = BASE) -> Path:
+    """Return the path of a weight file that comes with the code: "base", "small" or "composite".
+
+    Raises an InputError for another name.
+    """
+    if name not in _SHIPPED:
+        raise InputError(f"no shipped weights {name!r}; choose from {', '.join(_SHIPPED)}")
+    return _SHIPPED_DIR / _SHIPPED[name]
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:

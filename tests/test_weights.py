@@ -17,6 +17,7 @@ from lib.weights import (
     load_model,
     read_checkpoint,
     save_checkpoint,
+    shipped_weights,
     store_settings,
 )
 from model import CompositeSSNModel, SSNModel, SSNPix
@@ -30,6 +31,20 @@ def test_our_checkpoint_rebuilds_its_model(base_weights):
     assert model.n_iter == 3
     assert not model.training
     assert scales == InputScales(color_scale=0.3, pos_scale=7.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "n_mid_channels"),
+    [("base", "base", 64), ("small", "base", 32), ("composite", "composite", 64)],
+)
+def test_shipped_weights(name, kind, n_mid_channels):
+    loaded = load_model(shipped_weights(name))
+    assert (loaded.kind, loaded.model.n_mid_channels) == (kind, n_mid_channels)
+
+
+def test_shipped_weights_of_another_name():
+    with pytest.raises(InputError, match="no shipped weights 'large'; choose from base, small, composite"):
+        shipped_weights("large")
 
 
 def test_architecture_of_a_bare_state_dict(tmp_path):

@@ -20,8 +20,8 @@ from lib.superpixels.merge_settings import MergeSettings
 from model import N_FLOW_CHANNELS
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
-DEFAULT_BASE_WEIGHTS = REPO_ROOT / "trained_models" / "best_model.pth"
-DEFAULT_COMPOSITE_WEIGHTS = REPO_ROOT / "trained_models" / "best_composite_model.pth"
+DEFAULT_BASE_WEIGHTS = weights.shipped_weights(weights.BASE)
+DEFAULT_COMPOSITE_WEIGHTS = weights.shipped_weights(weights.COMPOSITE)
 
 _SHARED = {
     "base_model_weights": {

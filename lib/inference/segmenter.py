@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from PIL import Image
-from skimage.measure import label
 from torch import Tensor, nn
 
 from lib.files.conversion import find_unmasked
@@ -31,7 +30,7 @@ from lib.runtime.memory import check_memory
 from lib.runtime.stopwatch import Stopwatch
 from lib.slic.soft_assignment import SoftAssignment
 from lib.superpixels.connectivity import OUTSIDE
-from lib.superpixels.counts import check_n_spixels, fit_grid_to_mask
+from lib.superpixels.counts import check_n_spixels, check_parts, fit_grid_to_mask
 from lib.superpixels.merge_settings import MergeSettings, setting_at
 from lib.superpixels.merge_tree import build_merge_trees
 from lib.superpixels.region_graph import RegionGraph, build_region_graph
@@ -370,7 +369,7 @@ class Segmenter:
         self._check_memory(images[0])
         check_n_spixels(n_spixels, images[0].n_pixels, images[0].name)
         if merged and images[0].mask is not None and self._n_fine(images[0], n_spixels) is not None:
-            _check_parts(images[0], n_spixels)
+            check_parts(images[0].mask, n_spixels, images[0].name)
         n_on_grid = images[0].on_grid(n_spixels)
         inputs = self._upload(images)
         with self.stopwatch.stage("network", on_device=True):
@@ -636,16 +635,6 @@ class Segmenter:
         masks = nothing if mask is None else _as_array(mask)
         parts = zip(arrays, extras, masks, strict=True)
         return [self.preprocess(*each, value_range=value_range) for each in parts]
-
-
-def _check_parts(image: PreprocessedImage, n_spixels: int) -> None:
-    n_parts = label(image.mask, connectivity=1).max()
-    if n_spixels < n_parts:
-        raise InputError(
-            f"{n_spixels} is too few: the mask of {image.name} is in {n_parts} parts; request at least "
-            f"{n_parts}",
-            parameter="n_spixels",
-        )
 
 
 def _as_array(values: np.ndarray | Tensor | None) -> np.ndarray | None:

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from skimage.measure import label
 
 from lib.runtime.errors import InputError
 from lib.slic.grid import compute_grid_shape
@@ -15,6 +16,17 @@ def check_n_spixels(n_spixels: int, n_pixels: int, image_name: str, *, parameter
         raise InputError(f"{n_spixels} is below 1", parameter=parameter)
     if n_spixels > n_pixels:
         raise InputError(f"{n_spixels} is above the {n_pixels} pixels of {image_name}", parameter=parameter)
+
+
+def check_parts(mask: np.ndarray, n_spixels: int, image_name: str, *, parameter: str = "n_spixels") -> None:
+    """Raise an InputError if a mask (H, W) has more 4-connected parts than requested superpixels."""
+    n_parts = label(mask, connectivity=1).max()
+    if n_spixels < n_parts:
+        raise InputError(
+            f"{n_spixels} is too few: the mask of {image_name} is in {n_parts} parts; request at least "
+            f"{n_parts}",
+            parameter=parameter,
+        )
 
 
 def fit_grid_to_mask(mask: np.ndarray, n_spixels: int) -> int:
