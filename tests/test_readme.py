@@ -39,7 +39,7 @@ def test_examples_below_are_all():
     counts = {page: len(find_examples(page)) for page in pages}
     assert {page: n for page, n in counts.items() if n} == {
         "README.md": 1,
-        "docs/library.md": 3,
+        "docs/library.md": 4,
         "docs/experiments.md": 1,
     }
 
@@ -48,7 +48,7 @@ def test_examples_below_are_all():
 def test_first_example_prints_what_it_says(capsys):
     run_example("README.md", "Segmenter")
     said = re.findall(r"^print.*  # ([^:\n]*)", README, re.MULTILINE)
-    assert capsys.readouterr().out.splitlines() == said == ["(300, 451) 200", "50"]
+    assert capsys.readouterr().out.splitlines() == said == ["(512, 512) 200", "50"]
 
 
 @pytest.mark.slow
