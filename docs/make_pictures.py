@@ -6,14 +6,13 @@ python -m docs.make_pictures
 import tempfile
 from pathlib import Path
 
-import h5py
 import numpy as np
 from PIL import Image
 
 import inference_base_model
 import inference_optflow_composite_model
 from lib.cli.options import DEFAULT_BASE_WEIGHTS, DEFAULT_COMPOSITE_WEIGHTS, REPO_ROOT
-from lib.files.frames import FRAME_SUFFIXES, list_in_order
+from lib.files.frames import FRAME_SUFFIXES, VideoFile, list_in_order
 from lib.files.images import read_image
 from lib.inference.segmenter import Segmenter
 from lib.optflow.archive import FlowArchive
@@ -26,7 +25,6 @@ CLIP_DIR = DEMO_DIR / "clip"
 MIDDLE = 1  # index of the frame that has a mask
 GAP = 6  # pixels between two pictures
 TINT = np.array([255, 60, 60])
-SAME_COLORS = np.array([[255, 0, 0], [0, 100, 255], [0, 200, 0], [255, 140, 0], [200, 0, 255], [0, 220, 220]])
 
 
 def make_superpixels() -> None:
@@ -61,23 +59,12 @@ def make_folder() -> None:
 
 
 def make_video() -> None:
-    """Make `video.jpg`: the demo clip with `--temporal`; the largest lasting superpixels are tinted."""
+    """Make `video.jpg`: the frames of the demo clip with `--temporal`, tinted by label."""
     with tempfile.TemporaryDirectory() as folder:
-        files = ["--out", f"{folder}/overlay.mp4", "--save_labels", f"{folder}/labels.h5"]
-        options = ["--video", str(CLIP_DIR), "--temporal"]
-        inference_optflow_composite_model.main([*options, *files])
-        with h5py.File(f"{folder}/labels.h5") as file:
-            label_maps = file["labels"][:]
-    n_labels = label_maps.max() + 1
-    sizes = [np.bincount(label_map.ravel(), minlength=n_labels) for label_map in label_maps]
-    chosen = np.argsort(-np.min(sizes, axis=0))[: len(SAME_COLORS)]
-    pictures = []
-    for path, label_map in zip(list_in_order(CLIP_DIR, FRAME_SUFFIXES), label_maps, strict=True):
-        picture = read_image(path)
-        for label, color in zip(chosen, SAME_COLORS, strict=True):
-            picture = _tinted(picture, label_map == label, color)
-        pictures.append(draw_boundaries(picture, label_map))
-    _save_row(pictures, "video.jpg")
+        overlay = Path(folder) / "overlay.mp4"
+        options = ["--video", str(CLIP_DIR), "--temporal", "--overlay", "label_colors"]
+        inference_optflow_composite_model.main([*options, "--out", str(overlay)])
+        _save_row(list(VideoFile("overlay", overlay).read()), "video.jpg")
 
 
 def _tinted(picture: np.ndarray, mask: np.ndarray, color: np.ndarray) -> np.ndarray:

@@ -393,8 +393,8 @@ def test_segmenting_the_demo_frame_needs_no_option_and_flow_helps(tmp_path):
             "{frame} .*{next}",
         ),
         (["--video=v.mp4", "--optflow_method=dis"], "--optflow_method .*--video"),
-        (["--video=v.mp4", "--temporal", "--fine_factor=3"], "--fine_factor.*--temporal"),
-        (["--video=v.mp4", "--temporal", "--merge_pos_scale=3"], "--merge_pos_scale .*--temporal"),
+        (["--video=v.mp4", "--temporal", "--fine_factor=1"], "--temporal .*--fine_factor 1"),
+        (["--video=v.mp4", "--optflow_data={flow}", "--every=2"], "--every 2.*--optflow_data auto"),
         (["--fine_factor=1", "--merge_pos_scale=3"], "--merge_pos_scale .*--fine_factor 1"),
         (
             ["--image={frame}", "--optflow_data={flow}", "--optflow_data_fr_idx=2"],
