@@ -17,6 +17,7 @@ _OPTIONS = {
     "batch_size": "batchsize",
     "compiled": "compile",
     "exact": "exact_nspix",
+    "annotations": "save_annotations",
     "extra_scale": "optflow_scale",
     "features": "save_features",
     "flow": "save_flow",

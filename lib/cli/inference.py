@@ -21,13 +21,19 @@ from lib.cli.options import (
     image_reader,
     open_segmenter,
 )
-from lib.cli.types import positive_int
+from lib.cli.types import non_negative_float, positive_int
 from lib.files.atomic import check_output_file, real_path
 from lib.files.folder_lock import own_folder
 from lib.files.images import DEFAULT_READER
 from lib.inference.images import ImageJob, RunSummary, segment_files
 from lib.inference.jobs import NAME, OUTPUTS, find_output_folders, is_single_image, plan_jobs
-from lib.inference.outputs import LABEL_SUFFIXES, NESTED_LABEL_SUFFIXES, OVERLAYS, OverlayStyle
+from lib.inference.outputs import (
+    LABEL_SUFFIXES,
+    NESTED_LABEL_SUFFIXES,
+    OVERLAYS,
+    ExportStyle,
+    OverlayStyle,
+)
 from lib.inference.segmenter import Segmenter
 from lib.inference.video import (
     VIDEO_LABEL_SUFFIXES,
@@ -44,6 +50,7 @@ from lib.runtime.errors import InputError, RunError
 from lib.runtime.notices import forget_logged
 from lib.runtime.ranks import n_ranks, on_first_rank, together
 from lib.runtime.stopwatch import Stopwatch
+from lib.superpixels.annotations import ANNOTATION_SUFFIXES
 from lib.training.recipe import Recipe
 from lib.weights import LoadedModel
 
@@ -55,6 +62,9 @@ _CUDA_BATCH_SIZE = 8
 _DEFAULT_VIDEO = "results.mp4"
 _FOR_IMAGES_ALONE = {
     "levels": None,
+    "simplify": 0,
+    "save_annotations": None,
+    "annotation_format": None,
     "mask": None,
     "save_features": None,
     "save_flow": None,
@@ -144,6 +154,24 @@ def _add_output_args(parser: argparse.ArgumentParser) -> None:
         help=f"outlines of the superpixels to write, for labelling tools: .geojson or .svg{_FOR_SEVERAL}",
     )
     parser.add_argument(
+        "--simplify",
+        type=non_negative_float,
+        default=0,
+        metavar="PIXELS",
+        help="simplify the outlines of --save_outlines: no corner of a pixel on them is farther away than "
+        "this, in pixels; neighbours still meet",
+    )
+    parser.add_argument(
+        "--save_annotations",
+        help="superpixels to write as masks of the category superpixel, for labelling tools: .json (COCO or "
+        f"labelme) or .zip (CVAT, at most 255 superpixels){_FOR_SEVERAL}",
+    )
+    parser.add_argument(
+        "--annotation_format",
+        choices=ANNOTATION_SUFFIXES,
+        help="format of --save_annotations; default: coco for .json, cvat for .zip",
+    )
+    parser.add_argument(
         "--overlay",
         choices=OVERLAYS,
         default="boundaries",
@@ -196,6 +224,10 @@ def plan_given_images(
     for option, is_given in needing.items():
         if is_given and not args.enforce_connectivity:
             raise InputError(f"--{option} needs --enforce_connectivity")
+    if args.simplify and not args.save_outlines:
+        raise InputError("--simplify needs --save_outlines")
+    if args.annotation_format and not args.save_annotations:
+        raise InputError("--annotation_format needs --save_annotations")
     if args.merge_pos_scale is not None and (args.fine_factor == 1 or args.temporal):
         raise InputError("--merge_pos_scale has no effect with --fine_factor 1 or --temporal")
     if args.levels:
@@ -208,6 +240,7 @@ def plan_given_images(
         args.image,
         _given_outputs(args),
         nested=bool(args.levels),
+        annotation_format=args.annotation_format,
         mask=args.mask,
         reader=image_reader(args),
         flows_of=flows_of,
@@ -282,6 +315,7 @@ def _segment_images(
             connected=args.enforce_connectivity,
             exact=args.exact_nspix,
             style=style,
+            export=ExportStyle(args.simplify, args.annotation_format),
             batch_size=args.batchsize or (_CUDA_BATCH_SIZE if segmenter.device.type == "cuda" else 1),
             skip_existing=args.skip_existing,
         )
