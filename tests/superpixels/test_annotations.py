@@ -97,7 +97,9 @@ def read_labelme(text):
         assert shape["flags"] == {}
         (x1, y1), (x2, y2) = shape["points"]
         mask = np.array(Image.open(io.BytesIO(base64.b64decode(shape["mask"])))).astype(bool)
-        labels[y1 : y2 + 1, x1 : x2 + 1][mask] = shape["group_id"]
+        window = labels[y1 : y2 + 1, x1 : x2 + 1]
+        assert (window[mask] == -1).all()  # no pixel twice
+        window[mask] = shape["group_id"]
     return labels, content["imagePath"]
 
 
