@@ -20,7 +20,7 @@ from lib.superpixels.regions import Superpixels
 
 ANNOTATION_SUFFIXES = {"coco": ".json", "labelme": ".json", "cvat": ".zip"}  # by format
 _CATEGORY = "superpixel"
-_LABELME_VERSION = "5.3.0"  # the first one with masks
+_LABELME_VERSION = "5.4.0"  # reads masks cut to bounding boxes
 
 # CVAT reads objects as colours of the PASCAL VOC palette; the first of its 256 colours is the background.
 _MAX_CVAT_OBJECTS = 255

@@ -90,7 +90,7 @@ def read_labelme(text):
     content = json.loads(text)
     labels = np.full((content["imageHeight"], content["imageWidth"]), -1)
     assert content["imageData"] is None
-    assert (content["version"], content["flags"]) == ("5.3.0", {})
+    assert (content["version"], content["flags"]) == ("5.4.0", {})
     for shape in content["shapes"]:
         assert shape["shape_type"] == "mask"
         assert shape["label"] == "superpixel"

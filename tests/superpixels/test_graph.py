@@ -86,6 +86,7 @@ def test_node_features_that_do_not_exist(node_features, message):
         make_superpixels().to_graph(node_features)
 
 
+@pytest.mark.slow  # the import
 def test_pyg_data():
     data_module = pytest.importorskip("torch_geometric.data")
     superpixels = make_superpixels()
