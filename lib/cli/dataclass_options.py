@@ -14,10 +14,10 @@ Settings = TypeVar("Settings")
 
 # Option names without dashes, for parameters whose option is named differently.
 _OPTIONS = {
+    "annotations": "save_annotations",
     "batch_size": "batchsize",
     "compiled": "compile",
     "exact": "exact_nspix",
-    "annotations": "save_annotations",
     "extra_scale": "optflow_scale",
     "features": "save_features",
     "flow": "save_flow",

@@ -106,6 +106,7 @@ def to_cvat(superpixels: Superpixels, image_name: str) -> bytes:
     inside = superpixels.labels != OUTSIDE
     objects = np.zeros(superpixels.labels.shape, dtype=np.int64)
     objects[inside] = np.unique(superpixels.labels[inside], return_inverse=True)[1] + 1
+    image_name = image_name.encode(errors="replace").decode()  # of a file whose name is not UTF-8
     palette = _voc_palette()
     red, green, blue = palette[1]
     files = {

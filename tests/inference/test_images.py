@@ -161,7 +161,9 @@ def test_odd_names(kind, in_tmp_path):
     assert segment(*argv, "--save_outlines", str(folder / "{name}.svg")).n_done == 1
     assert files_below(in_tmp_path / "o") == sorted([f"{stem}.png", f"{stem}.h5"])
     assert files_below(in_tmp_path / folder) == sorted([f"{stem}.png", f"{stem}.svg"])
-    segment(f"--image={name}", "--out=one/", "--save_labels=one/")
+    assert segment(*argv, "--save_annotations=a/{name}.zip").n_done == 1
+    segment(f"--image={name}", "--out=one/", "--save_labels=one/", "--save_annotations=a.json")
+    assert json.loads(Path("a.json").read_text())["images"][0]["file_name"] == name
     assert files_below(in_tmp_path / "one") == sorted([f"{stem}.png", f"{stem}.npy"])
     segment(f"--image={name}", f"--out={folder / ('y' + name[1:])}")
     assert (folder / f"y{name[1:]}").is_file()
