@@ -39,7 +39,7 @@ def test_examples_below_are_all():
     counts = {page: len(find_examples(page)) for page in pages}
     assert {page: n for page, n in counts.items() if n} == {
         "README.md": 1,
-        "docs/library.md": 4,
+        "docs/library.md": 5,
         "docs/experiments.md": 1,
     }
 
@@ -53,8 +53,20 @@ def test_first_example_prints_what_it_says(capsys):
 
 @pytest.mark.slow
 def test_features_and_edges(capsys):
-    run_example("docs/library.md", "Segmenter")
+    run_example("docs/library.md", "superpixels.edges")
     assert re.fullmatch(r"\(200, 15\) \(\d+, 2\)\n", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_graph(capsys):
+    run_example("docs/library.md", "to_graph")
+    assert re.fullmatch(r"torch.Size\(\[200, 14\]\) torch.Size\(\[2, \d+\]\)\n", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_in_place_of_slic():
+    labels = run_example("docs/library.md", "import superpixels")["labels"]
+    assert (labels.shape, labels.min(), labels.max()) == ((512, 512), 1, 100)
 
 
 def test_scores_of_label_maps():

@@ -14,6 +14,7 @@ Settings = TypeVar("Settings")
 
 # Option names without dashes, for parameters whose option is named differently.
 _OPTIONS = {
+    "annotations": "save_annotations",
     "batch_size": "batchsize",
     "compiled": "compile",
     "exact": "exact_nspix",

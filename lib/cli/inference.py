@@ -21,13 +21,19 @@ from lib.cli.options import (
     image_reader,
     open_segmenter,
 )
-from lib.cli.types import positive_int
+from lib.cli.types import non_negative_float, positive_int
 from lib.files.atomic import check_output_file, real_path
 from lib.files.folder_lock import own_folder
 from lib.files.images import DEFAULT_READER
 from lib.inference.images import ImageJob, RunSummary, segment_files
 from lib.inference.jobs import NAME, OUTPUTS, find_output_folders, is_single_image, plan_jobs
-from lib.inference.outputs import LABEL_SUFFIXES, NESTED_LABEL_SUFFIXES, OVERLAYS, OverlayStyle
+from lib.inference.outputs import (
+    LABEL_SUFFIXES,
+    NESTED_LABEL_SUFFIXES,
+    OVERLAYS,
+    ExportStyle,
+    OverlayStyle,
+)
 from lib.inference.segmenter import Segmenter
 from lib.inference.video import VideoFiles, VideoSummary, count_ahead, segment_video
 from lib.inference.video_files import VIDEO_LABEL_SUFFIXES, VIDEO_SUFFIXES
@@ -39,6 +45,7 @@ from lib.runtime.errors import InputError, RunError
 from lib.runtime.notices import forget_logged
 from lib.runtime.ranks import n_ranks, on_first_rank, together
 from lib.runtime.stopwatch import Stopwatch
+from lib.superpixels.annotations import ANNOTATION_SUFFIXES
 from lib.training.recipe import Recipe
 from lib.weights import LoadedModel
 
@@ -49,6 +56,9 @@ _FOR_SEVERAL = f"; a folder, or a name with {NAME}, for several images"  # in th
 _CUDA_BATCH_SIZE = 8
 _DEFAULT_VIDEO = "results.mp4"
 _FOR_IMAGES_ALONE = {
+    "simplify": 0,
+    "save_annotations": None,
+    "annotation_format": None,
     "mask": None,
     "save_features": None,
     "save_flow": None,
@@ -145,6 +155,24 @@ def _add_output_args(parser: argparse.ArgumentParser) -> None:
         help=f"outlines of the superpixels to write, for labelling tools: .geojson or .svg{_FOR_SEVERAL}",
     )
     parser.add_argument(
+        "--simplify",
+        type=non_negative_float,
+        default=0,
+        metavar="PIXELS",
+        help="simplify the outlines of --save_outlines: no corner of a pixel on them is farther away than "
+        "this, in pixels; neighbours still meet",
+    )
+    parser.add_argument(
+        "--save_annotations",
+        help="superpixels to write as masks of the category superpixel, for labelling tools: .json (COCO or "
+        f"labelme) or .zip (CVAT, at most 255 superpixels){_FOR_SEVERAL}",
+    )
+    parser.add_argument(
+        "--annotation_format",
+        choices=ANNOTATION_SUFFIXES,
+        help="format of --save_annotations; default: coco for .json, cvat for .zip",
+    )
+    parser.add_argument(
         "--save_lifetimes",
         type=Path,
         metavar="FILE",
@@ -204,6 +232,10 @@ def plan_given_images(
     for option, is_given in needing.items():
         if is_given and not args.enforce_connectivity:
             raise InputError(f"--{option} needs --enforce_connectivity")
+    if args.simplify and not args.save_outlines:
+        raise InputError("--simplify needs --save_outlines")
+    if args.annotation_format and not args.save_annotations:
+        raise InputError("--annotation_format needs --save_annotations")
     if args.merge_pos_scale is not None and args.fine_factor == 1:
         raise InputError("--merge_pos_scale has no effect with --fine_factor 1")
     if args.levels:
@@ -217,6 +249,7 @@ def plan_given_images(
         args.image,
         _given_outputs(args),
         nested=bool(args.levels),
+        annotation_format=args.annotation_format,
         mask=args.mask,
         reader=image_reader(args),
         flows_of=flows_of,
@@ -291,6 +324,7 @@ def _segment_images(
             connected=args.enforce_connectivity,
             exact=args.exact_nspix,
             style=style,
+            export=ExportStyle(args.simplify, args.annotation_format),
             batch_size=args.batchsize or (_CUDA_BATCH_SIZE if segmenter.device.type == "cuda" else 1),
             skip_existing=args.skip_existing,
         )

@@ -133,7 +133,7 @@ def add_spixel_args(parser: argparse.ArgumentParser, *, swept: bool = False) -> 
             metavar="N",
             help="numbers of superpixels of nested levels, in place of --nspix; a superpixel lies in one of "
             "the next coarser level. --out shows the borders of all levels, and --save_labels writes all; "
-            "--save_features, --save_outlines and --overlay mean_colors use the finest",
+            "--save_features, --save_outlines, --save_annotations and --overlay mean_colors use the finest",
         )
     group.add_argument(
         "--niter",

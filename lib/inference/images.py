@@ -19,7 +19,14 @@ from tqdm import tqdm
 
 from lib.files.atomic import remove_leftovers
 from lib.files.images import DEFAULT_READER, ImageReader, count_pixels, read_mask
-from lib.inference.outputs import DEFAULT_STYLE, OutputFiles, OverlayStyle, write_outputs
+from lib.inference.outputs import (
+    DEFAULT_EXPORT,
+    DEFAULT_STYLE,
+    ExportStyle,
+    OutputFiles,
+    OverlayStyle,
+    write_outputs,
+)
 from lib.inference.segmenter import Clustered, PreprocessedImage, Segmenter
 from lib.optflow.lookup import FlowOfFrame
 from lib.runtime.errors import InputError, RunError, is_out_of_memory
@@ -80,13 +87,22 @@ class ImageJob(NamedTuple):
         superpixels: Superpixels,
         levels: Sequence[Superpixels],
         style: OverlayStyle,
+        export: ExportStyle,
     ) -> None:
         """Write the files, and make missing folders."""
         with segmenter.stopwatch.stage("writing"):
             for path in self.files.paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
             flow = None if image.extra is None else np.moveaxis(image.extra.numpy(), 0, -1)
-            write_outputs(superpixels, self.files, levels=levels, style=style, flow=flow)
+            write_outputs(
+                superpixels,
+                self.files,
+                levels=levels,
+                style=style,
+                export=export,
+                flow=flow,
+                image=self.image,
+            )
 
 
 _ReadImage = tuple[ImageJob, PreprocessedImage]
@@ -131,6 +147,7 @@ def segment_files(
     connected: bool = True,
     exact: bool = False,
     style: OverlayStyle = DEFAULT_STYLE,
+    export: ExportStyle = DEFAULT_EXPORT,
     batch_size: int = 1,
     skip_existing: bool = False,
 ) -> RunSummary:
@@ -153,8 +170,10 @@ def segment_files(
         `connected`. See `write_outputs`. Other outputs are of the finest level.
     batch_size : int
         Largest number of images in a batch; they have one size and no masks.
-    style, skip_existing
-        Style of the overlays; True skips images whose files all exist.
+    style, export
+        Style of the overlays; detail of the outlines and format of the annotations.
+    skip_existing : bool
+        Skip images whose files all exist.
 
     Raises
     ------
@@ -177,6 +196,7 @@ def segment_files(
             connected=connected,
             exact=exact,
             style=style,
+            export=export,
             batch_size=batch_size,
             progress=progress,
         )
@@ -215,6 +235,7 @@ class _Pipeline:
     connected: bool
     exact: bool
     style: OverlayStyle
+    export: ExportStyle
     batch_size: int  # halved when a batch does not fit the memory
     progress: tqdm
     failures: list[Failure] = field(default_factory=list)
@@ -373,7 +394,7 @@ class _Pipeline:
                 superpixels = self.segmenter.postprocess(superpixels, self.n_spixels, exact=self.exact)
             with self.segmenter.stopwatch.stage("connectivity"):
                 levels = [superpixels.at(n_spixels) for n_spixels in self.levels]
-            job.write(self.segmenter, image, superpixels, levels, self.style)
+            job.write(self.segmenter, image, superpixels, levels, self.style, self.export)
         except Exception as error:
             self._fail(job, _error_of_image(error))
             return 0

@@ -22,6 +22,7 @@ from lib.inference.outputs import (
 )
 from lib.optflow.lookup import FlowOfFrame
 from lib.runtime.errors import InputError
+from lib.superpixels.annotations import ANNOTATION_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ OUTPUTS = {
     "labels": Output(LABEL_SUFFIXES),
     "features": Output(FEATURE_SUFFIXES),
     "outlines": Output(OUTLINE_SUFFIXES),
+    "annotations": Output(tuple(dict.fromkeys(ANNOTATION_SUFFIXES.values()))),
     "flow": Output(PICTURE_SUFFIXES),
 }
 _OUTPUT_SUFFIXES = {suffix for output in OUTPUTS.values() for suffix in output.suffixes}
@@ -60,6 +62,7 @@ def plan_jobs(
     outputs: Mapping[str, str | None],
     *,
     nested: bool = False,
+    annotation_format: str | None = None,
     mask: str | None = None,
     reader: ImageReader = DEFAULT_READER,
     flows_of: Callable[[Sequence[Path]], Sequence[FlowOfFrame]] | None = None,
@@ -74,6 +77,8 @@ def plan_jobs(
         File, folder or template with `{name}`, by key of `OUTPUTS`; None means the default.
     nested : bool
         Label maps are of nested levels.
+    annotation_format : str, optional
+        Format of annotations, a key of `ANNOTATION_SUFFIXES`; by default, the suffix chooses.
     mask : str, optional
         Picture of the pixels to segment; for several images, a folder or a template.
     reader : ImageReader
@@ -90,7 +95,7 @@ def plan_jobs(
     reader.check()
     is_single = is_single_image(images)
     mask_template = _mask_template(mask, is_single=is_single)
-    templates = _make_templates(images, outputs, nested=nested)
+    templates = _make_templates(images, outputs, nested=nested, annotation_format=annotation_format)
     found = _find_images(images, [*templates.values(), *filter(None, [mask_template])])
     jobs = []
     masks = {real_path(_fill(mask_template, name)) for _, name in found} if mask_template else set()
@@ -183,10 +188,16 @@ def _match(given: str) -> tuple[Path, list[Path]]:
 
 
 def _make_templates(
-    images: Sequence[str], outputs: Mapping[str, str | None], *, nested: bool = False
+    images: Sequence[str],
+    outputs: Mapping[str, str | None],
+    *,
+    nested: bool = False,
+    annotation_format: str | None = None,
 ) -> dict[str, str]:
     """Return the template of each output, by key of `OUTPUTS`; see `_make_template`."""
-    kinds = OUTPUTS | {"labels": _NESTED_LABELS} if nested else OUTPUTS
+    kinds = OUTPUTS | {"labels": _NESTED_LABELS} if nested else dict(OUTPUTS)
+    if annotation_format:
+        kinds["annotations"] = Output((ANNOTATION_SUFFIXES[annotation_format],))
     is_single = is_single_image(images)
     templates = {
         kind: _make_template(kind, output, outputs.get(kind), is_single=is_single)

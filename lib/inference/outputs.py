@@ -1,5 +1,6 @@
-"""Write the files of an image: overlay, label map, features, outlines, flow."""
+"""Write the files of an image: overlay, label map, features, outlines, annotations, flow."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from lib.files.atomic import write_together
 from lib.files.hdf5 import write_hdf5
 from lib.optflow.drawing import draw_flow
 from lib.runtime.errors import InputError
+from lib.superpixels.annotations import ANNOTATION_SUFFIXES, to_coco, to_cvat, to_labelme
 from lib.superpixels.drawing import (
     BOUNDARY_COLOR,
     draw_boundaries,
@@ -70,6 +72,16 @@ class OverlayStyle(NamedTuple):
 DEFAULT_STYLE = OverlayStyle()
 
 
+class ExportStyle(NamedTuple):
+    """Detail of outlines, and format of annotations."""
+
+    tolerance: float = 0  # largest distance of simplified outlines from the pixels, in pixels; 0: none
+    annotation_format: str | None = None  # a key of `ANNOTATION_SUFFIXES`; None: the first one of the suffix
+
+
+DEFAULT_EXPORT = ExportStyle()
+
+
 class OutputFiles(NamedTuple):
     """Output files of an image; the suffix chooses the format."""
 
@@ -77,6 +89,7 @@ class OutputFiles(NamedTuple):
     labels: Path | None = None  # .npy (int32), .png (16 bits), .tif (32 bits), .h5 (compressed `labels`)
     features: Path | None = None  # .npz of `pixel_features`, `spixel_features`, `n_base_features`, `labels`
     outlines: Path | None = None  # of connected superpixels, .geojson or .svg
+    annotations: Path | None = None  # masks for labelling tools; see `ExportStyle`
     flow: Path | None = None  # picture of the optical flow
 
     @property
@@ -90,11 +103,14 @@ def write_outputs(
     *,
     levels: Sequence[Superpixels] = (),
     style: OverlayStyle = DEFAULT_STYLE,
+    export: ExportStyle = DEFAULT_EXPORT,
     flow: np.ndarray | None = None,
+    image: Path | None = None,
 ) -> None:
     """Write the requested files of an image: all of them, or none.
 
-    `files.features` needs superpixels with features, and `files.flow` needs `flow`, (H, W, 4) float32 pixels.
+    `files.features` needs superpixels with features, `files.flow` needs `flow`, (H, W, 4) float32 pixels, and
+    `files.annotations`, which name the file of the image, need `image`.
 
     `levels`, the coarsest first, are cuts of one merge tree. The overlay shows the borders of all, unless it
     has mean colours. `files.labels`, an HDF5 file, holds these compressed datasets:
@@ -122,7 +138,11 @@ def write_outputs(
         writers[files.features] = lambda to: _write_features(superpixels, to)
     if files.outlines:
         draw = to_svg if files.outlines.suffix.lower() == ".svg" else to_geojson
-        writers[files.outlines] = lambda to: to.write_text(draw(superpixels))
+        writers[files.outlines] = lambda to: to.write_text(draw(superpixels, tolerance=export.tolerance))
+    if files.annotations:
+        writers[files.annotations] = lambda to: to.write_bytes(
+            _annotations(superpixels, files.annotations, export.annotation_format, image)
+        )
     write_together(writers)
 
 
@@ -135,6 +155,25 @@ def _write_features(superpixels: Superpixels, temporary: Path) -> None:
             n_base_features=superpixels.n_base_features,
             labels=superpixels.labels,
         )
+
+
+def _annotations(superpixels: Superpixels, path: Path, annotation_format: str | None, image: Path) -> bytes:
+    """Return the content of a file of annotations; without a format, the first one of the suffix."""
+    suffix = path.suffix.lower()
+    match annotation_format or next(kind for kind, end in ANNOTATION_SUFFIXES.items() if end == suffix):
+        case "cvat":
+            return to_cvat(superpixels, image.stem)
+        case "labelme":
+            return to_labelme(superpixels, _path_from(path.parent, image)).encode()
+        case _:
+            return to_coco(superpixels, image.name).encode()
+
+
+def _path_from(folder: Path, file: Path) -> str:
+    try:
+        return Path(os.path.relpath(file, folder)).as_posix()
+    except ValueError:  # on another drive of Windows
+        return file.absolute().as_posix()
 
 
 def _write_picture(picture: np.ndarray, temporary: Path, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Label maps of superpixels: connectivity, statistics, outlines and pictures."""
+"""Label maps of superpixels: connectivity, statistics, graphs, outlines, annotations and pictures."""
 
 from lib.superpixels.regions import Superpixels
 

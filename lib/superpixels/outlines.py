@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
 from lib.superpixels.connectivity import OUTSIDE
 from lib.superpixels.regions import Superpixels
+from lib.superpixels.simplification import find_kept_corners
 
 # Sides of a pixel in clockwise order, so that the pixel lies to the right: start corner, end corner and the
 # pixel beyond the side. All are (row, column), relative to the top left corner and to the pixel.
@@ -22,13 +23,73 @@ _SIDES = (
 Ring = list[tuple[int, int]]
 
 
-def trace_outlines(labels: np.ndarray) -> list[list[Ring]]:
+def trace_outlines(labels: np.ndarray, *, tolerance: float = 0) -> list[list[Ring]]:
     """Trace the outlines of 4-connected superpixels (H, W) along the sides of their pixels.
+
+    With a `tolerance` above 0, in pixels, they are simplified: no corner of a pixel on them is farther from
+    the result. Neighbours keep the same corners of their border; see `find_kept_corners`.
 
     Returns the rings of corners (x, y) of each superpixel, in pixels from the top left corner of the image.
     The outer ring comes first and runs clockwise on screen; rings of holes follow and run counterclockwise.
     No ring meets itself, but two rings may meet at a corner. The first corner is not repeated at the end.
     """
+    outlines = _trace_sides(labels)
+    if tolerance > 0:
+        is_kept = find_kept_corners(labels, chain.from_iterable(outlines), tolerance)
+        outlines = [[_only_kept(ring, is_kept) for ring in rings] for rings in outlines]
+    else:
+        outlines = [[_without_straight_corners(ring) for ring in rings] for rings in outlines]
+    # Holes have negative areas.
+    return [sorted(rings, key=_signed_area, reverse=True) for rings in outlines]
+
+
+def to_geojson(superpixels: Superpixels, *, tolerance: float = 0) -> str:
+    """Return a GeoJSON FeatureCollection with a Polygon for each superpixel, in pixels (x, y).
+
+    The properties of a superpixel are `label`, `size` in pixels and `color`, the mean RGB. See
+    `trace_outlines` for `tolerance`.
+    """
+    features = [
+        {
+            "type": "Feature",
+            "properties": {"label": label, "size": size, "color": color},
+            "geometry": {"type": "Polygon", "coordinates": [[*ring, ring[0]] for ring in rings]},
+        }
+        for label, size, color, rings in _regions(superpixels, tolerance)
+    ]
+    return json.dumps({"type": "FeatureCollection", "features": features})
+
+
+def to_svg(superpixels: Superpixels, *, tolerance: float = 0) -> str:
+    """Return an SVG picture with a path for each superpixel, filled with its mean colour.
+
+    The attributes of a path are `data-label` and `data-size`; coordinates are in pixels. See `trace_outlines`
+    for `tolerance`.
+    """
+    height, width = superpixels.labels.shape
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" fill-rule="evenodd" stroke="yellow" stroke-width="0.5">'
+    ]
+    for label, size, color, rings in _regions(superpixels, tolerance):
+        path = " ".join("M" + " ".join(f"{x},{y}" for x, y in ring) + "Z" for ring in rings)
+        fill = f"rgb({','.join(map(str, color))})"
+        lines.append(
+            f'<path data-label="{label}" data-size="{size}" fill={quoteattr(fill)} d={quoteattr(path)}/>'
+        )
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def _regions(superpixels: Superpixels, tolerance: float) -> Iterator[tuple[int, int, list[int], list[Ring]]]:
+    """Yield label, size, mean colour and rings of each superpixel."""
+    colors = np.round(superpixels.colors).astype(int).tolist()
+    sizes = superpixels.sizes.tolist()
+    for label, rings in enumerate(trace_outlines(superpixels.labels, tolerance=tolerance)):
+        yield label, sizes[label], colors[label], rings
+
+
+def _trace_sides(labels: np.ndarray) -> list[list[Ring]]:
+    """Trace the rings of each superpixel with every corner of a pixel on them."""
     height, width = labels.shape
     padded = np.pad(labels, 1, constant_values=OUTSIDE)
     starts, ends, owners = [], [], []
@@ -44,53 +105,8 @@ def trace_outlines(labels: np.ndarray) -> list[list[Ring]]:
     outlines = []
     for first, last in pairwise(bounds):
         sides = order[first:last]
-        rings = _chain(start[sides].tolist(), end[sides].tolist(), width + 1)
-        rings = [_without_straight_corners(ring) for ring in rings]
-        outlines.append(sorted(rings, key=_signed_area, reverse=True))  # holes have negative areas
+        outlines.append(_chain(start[sides].tolist(), end[sides].tolist(), width + 1))
     return outlines
-
-
-def to_geojson(superpixels: Superpixels) -> str:
-    """Return a GeoJSON FeatureCollection with a Polygon for each superpixel, in pixels (x, y).
-
-    The properties of a superpixel are `label`, `size` in pixels and `color`, the mean RGB.
-    """
-    features = [
-        {
-            "type": "Feature",
-            "properties": {"label": label, "size": size, "color": color},
-            "geometry": {"type": "Polygon", "coordinates": [[*ring, ring[0]] for ring in rings]},
-        }
-        for label, size, color, rings in _regions(superpixels)
-    ]
-    return json.dumps({"type": "FeatureCollection", "features": features})
-
-
-def to_svg(superpixels: Superpixels) -> str:
-    """Return an SVG picture with a path for each superpixel, filled with its mean colour.
-
-    The attributes of a path are `data-label` and `data-size`; coordinates are in pixels.
-    """
-    height, width = superpixels.labels.shape
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" fill-rule="evenodd" stroke="yellow" stroke-width="0.5">'
-    ]
-    for label, size, color, rings in _regions(superpixels):
-        path = " ".join("M" + " ".join(f"{x},{y}" for x, y in ring) + "Z" for ring in rings)
-        fill = f"rgb({','.join(map(str, color))})"
-        lines.append(
-            f'<path data-label="{label}" data-size="{size}" fill={quoteattr(fill)} d={quoteattr(path)}/>'
-        )
-    return "\n".join([*lines, "</svg>", ""])
-
-
-def _regions(superpixels: Superpixels) -> Iterator[tuple[int, int, list[int], list[Ring]]]:
-    """Yield label, size, mean colour and rings of each superpixel."""
-    colors = np.round(superpixels.colors).astype(int).tolist()
-    sizes = superpixels.sizes.tolist()
-    for label, rings in enumerate(trace_outlines(superpixels.labels)):
-        yield label, sizes[label], colors[label], rings
 
 
 def _chain(starts: list[int], ends: list[int], n_columns: int) -> list[Ring]:
@@ -121,6 +137,10 @@ def _chain(starts: list[int], ends: list[int], n_columns: int) -> list[Ring]:
                     del index_on_path[passed]
                 rings.append([(passed % n_columns, passed // n_columns) for passed in ring])
     return rings
+
+
+def _only_kept(ring: Ring, is_kept: np.ndarray) -> Ring:
+    return [(x, y) for x, y in ring if is_kept[y, x]]
 
 
 def _without_straight_corners(ring: Ring) -> Ring:

@@ -2,14 +2,18 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from lib.runtime.errors import InputError
 from lib.slic.soft_assignment import SoftAssignment
 from lib.superpixels.connectivity import OUTSIDE, border_sides, enforce_connectivity, enforce_count
+from lib.superpixels.graph import NODE_FEATURES, SuperpixelGraph, build_graph, pascalvoc_sp_features
 from lib.superpixels.merge_tree import MergeTree
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,16 +113,53 @@ class Superpixels:
             return None
         return self.mean_of(np.moveaxis(self.pixel_features, 0, -1))
 
-    @cached_property
+    @property
     def edges(self) -> np.ndarray:
         """Pairs of superpixels that share a border, (E, 2) int32, sorted; the smaller label comes first.
 
         Superpixels share a border if a pixel of one is a 4-neighbour of a pixel of the other.
         """
-        low, high = np.sort(border_sides(self.labels), axis=0).astype(np.int64)
-        n_labels = len(self.sizes)
-        unique = np.unique(low * n_labels + high)
-        return np.stack(np.divmod(unique, n_labels), axis=1).astype(np.int32)
+        return self._borders[0]
+
+    @property
+    def border_lengths(self) -> np.ndarray:
+        """Number of pixel sides that each pair of `edges` shares, (E,) int64."""
+        return self._borders[1]
+
+    def to_graph(self, node_features: str = "colors") -> SuperpixelGraph:
+        """Return the superpixels as a graph of tensors on the CPU; node s is superpixel s.
+
+        Parameters
+        ----------
+        node_features : str
+            "colors": mean RGB, 0 to 255, (S, 3). "learned": `features`, (S, C). "pascalvoc_sp": the 14
+            features of the Long Range Graph Benchmark, see `pascalvoc_sp_features`. The row of a label that
+            does not occur is NaN, and no edge leads to it.
+
+        Raises
+        ------
+        InputError
+            If `node_features` is none of these, or "learned" without `pixel_features`.
+        """
+        match node_features:
+            case "colors":
+                values = self.colors
+            case "learned":
+                values = self.features
+            case "pascalvoc_sp":
+                values = pascalvoc_sp_features(self.labels, self.image_rgb)
+            case _:
+                raise InputError(
+                    f"must be one of {', '.join(NODE_FEATURES)}, got {node_features!r}",
+                    parameter="node_features",
+                )
+        if values is None:
+            raise InputError("learned features need superpixels that were segmented with features")
+        return build_graph(values, self.positions, self.edges, self.border_lengths)
+
+    def to_pyg(self, node_features: str = "colors") -> "Data":
+        """Return `to_graph` as a `torch_geometric.data.Data`; see `SuperpixelGraph.to_pyg`."""
+        return self.to_graph(node_features).to_pyg()
 
     def mean_of(self, values: np.ndarray) -> np.ndarray:
         """Average per-pixel numbers or bools in each superpixel: (H, W[, K]) to (S[, K]), float32.
@@ -153,6 +194,14 @@ class Superpixels:
     def _sums(self, channels: np.ndarray) -> np.ndarray:
         """Sum values (N, K) in each superpixel, (S, K)."""
         return np.stack([np.bincount(self._flat_labels, channel) for channel in channels.T], axis=-1)
+
+    @cached_property
+    def _borders(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return `edges` and `border_lengths`."""
+        low, high = np.sort(border_sides(self.labels), axis=0).astype(np.int64)
+        n_labels = len(self.sizes)
+        pairs, lengths = np.unique(low * n_labels + high, return_counts=True)
+        return np.stack(np.divmod(pairs, n_labels), axis=1).astype(np.int32), lengths
 
     @cached_property
     def _flat_labels(self) -> np.ndarray:

@@ -82,6 +82,27 @@ def test_folder_keeps_its_structure(photos, in_tmp_path, caplog):
     assert "5 images segmented, 0 skipped, 0 failed" in caplog.text
 
 
+def test_annotations_of_a_folder(photos, in_tmp_path):
+    segment("--image=photos", "--save_annotations=a", "--annotation_format=labelme")
+    names = ["a.json", "b.json", "c.json", "trip/d.json", "trip/day 1/e.json"]
+    assert files_below(in_tmp_path / "a") == names
+    content = json.loads((in_tmp_path / "a/trip/d.json").read_text())
+    assert content["imagePath"] == "../../photos/trip/d.png"
+    assert (len(content["shapes"]), content["imageWidth"]) == (24, 92)
+    argv = ["--save_annotations=z", "--annotation_format=cvat", "--enforce_connectivity=False"]
+    segment("--image=photos", *argv)
+    assert files_below(in_tmp_path / "z") == [name.replace("json", "zip") for name in names]
+
+
+def test_outlines_simplified_by_the_script(photos, in_tmp_path):
+    lengths = []
+    for pixels in ("0", "1.5"):
+        segment("--image=photos/a.png", "--save_outlines=o.geojson", f"--simplify={pixels}")
+        features = json.loads(Path("o.geojson").read_text())["features"]
+        lengths.append(sum(len(ring) for each in features for ring in each["geometry"]["coordinates"]))
+    assert lengths[1] < lengths[0]
+
+
 KINDS = {
     "ppm": "PPM",
     "pgm": "PPM",
@@ -140,7 +161,9 @@ def test_odd_names(kind, in_tmp_path):
     assert segment(*argv, "--save_outlines", str(folder / "{name}.svg")).n_done == 1
     assert files_below(in_tmp_path / "o") == sorted([f"{stem}.png", f"{stem}.h5"])
     assert files_below(in_tmp_path / folder) == sorted([f"{stem}.png", f"{stem}.svg"])
-    segment(f"--image={name}", "--out=one/", "--save_labels=one/")
+    assert segment(*argv, "--save_annotations=a/{name}.zip").n_done == 1
+    segment(f"--image={name}", "--out=one/", "--save_labels=one/", "--save_annotations=a.json")
+    assert json.loads(Path("a.json").read_text())["images"][0]["file_name"] == name
     assert files_below(in_tmp_path / "one") == sorted([f"{stem}.png", f"{stem}.npy"])
     segment(f"--image={name}", f"--out={folder / ('y' + name[1:])}")
     assert (folder / f"y{name[1:]}").is_file()
@@ -624,6 +647,12 @@ def test_bad_levels(photos, in_tmp_path, argv, message, capsys):
     error = fails_with(segment_levels, ["--image=photos/a.png", "--levels", *argv], capsys)
     assert re.search(message, error)
     assert not list(in_tmp_path.glob("*.*"))
+
+
+@pytest.mark.parametrize("option", ["--save_annotations", "--save_outlines"])
+def test_files_for_labelling_tools_are_not_for_videos(in_tmp_path, option, capsys):
+    error = fails_with(segment_levels, ["--video=v.mp4", f"{option}=a.json"], capsys)
+    assert f"{option} is for images" in error
 
 
 def test_levels_are_not_for_videos(in_tmp_path, capsys):

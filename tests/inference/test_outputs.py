@@ -1,5 +1,7 @@
 """Output files of an image."""
 
+import json
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -9,7 +11,7 @@ from PIL import Image
 
 from helpers import make_quadrants
 from lib.files.atomic import check_output_file
-from lib.inference.outputs import OutputFiles, OverlayStyle, write_outputs
+from lib.inference.outputs import ExportStyle, OutputFiles, OverlayStyle, write_outputs
 from lib.inference.segmenter import Segmenter
 from lib.network.inputs import InputScales
 from lib.optflow.drawing import draw_flow
@@ -212,6 +214,51 @@ def test_png_cannot_hold_pixels_outside_the_mask(tmp_path):
 def test_outlines(tmp_path, name, start):
     write_outputs(make_superpixels(), OutputFiles(tmp_path / "o.png", outlines=tmp_path / name))
     assert (tmp_path / name).read_text().startswith(start)
+
+
+def test_simplified_outlines(tmp_path):
+    labels = np.tri(30, 40, dtype=np.int32)
+    superpixels = Superpixels(labels, np.zeros((30, 40, 3), dtype=np.uint8), 2)
+    files = OutputFiles(tmp_path / "o.png", outlines=tmp_path / "o.geojson")
+    n_corners = []
+    for tolerance in (0, 1):
+        write_outputs(superpixels, files, export=ExportStyle(tolerance))
+        features = json.loads(files.outlines.read_text())["features"]
+        n_corners.append(len(features[1]["geometry"]["coordinates"][0]))
+    assert n_corners == [63, 5]
+
+
+@pytest.mark.parametrize(
+    ("name", "annotation_format", "keys"),
+    [
+        ("a.json", None, {"info", "images", "categories", "annotations"}),
+        ("a.JSON", "coco", {"info", "images", "categories", "annotations"}),
+        ("a.json", "labelme", {"version", "flags", "shapes", "imagePath"}),
+    ],
+)
+def test_annotations_in_json(tmp_path, name, annotation_format, keys):
+    (tmp_path / "out").mkdir()
+    files = OutputFiles(tmp_path / "o.png", annotations=tmp_path / "out" / name)
+    image = tmp_path / "photos" / "b.jpg"
+    export = ExportStyle(annotation_format=annotation_format)
+    write_outputs(make_superpixels(), files, export=export, image=image)
+    content = json.loads(files.annotations.read_text())
+    assert keys <= set(content)
+    if annotation_format == "labelme":
+        assert content["imagePath"] == "../photos/b.jpg"
+    else:
+        assert content["images"][0]["file_name"] == "b.jpg"
+
+
+def test_annotations_for_cvat(tmp_path):
+    files = OutputFiles(tmp_path / "o.png", annotations=tmp_path / "a.ZIP")
+    write_outputs(make_superpixels(), files, image=Path("photos/b.jpg"))
+    with zipfile.ZipFile(files.annotations) as archive:
+        assert "SegmentationObject/b.png" in archive.namelist()
+    with pytest.raises(InputError, match="at most 255"):
+        write_outputs(every_pixel(16, 17), files, image=Path("b.jpg"))
+    with zipfile.ZipFile(files.annotations) as archive:  # the file before stays
+        assert "SegmentationObject/b.png" in archive.namelist()
 
 
 def test_saved_features(tmp_path):
