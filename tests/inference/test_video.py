@@ -260,6 +260,16 @@ def test_frames_before_a_broken_one_are_kept(n_ahead, clip, tmp_path, monkeypatc
     assert len(list(VideoFile("results", tmp_path / "results.mp4").read())) == 2
 
 
+def test_frames_of_another_size_with_tracking(clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(make_quadrants()[0]).save(clip / "2.png")
+    argv = ["--base_model_weights=none", "--video=clip", "--nspix=24", "--temporal", "--save_labels=l.h5"]
+    with pytest.raises(RunError, match=r"frame 2 is 60x92, the last was 61x92; 2 frames are in results.mp4"):
+        inference_base_model.main(argv)
+    with h5py.File("l.h5") as file:
+        assert file["tracks"]["last_frame"].max() == 1  # the table is complete for the frames that are kept
+
+
 def test_frames_of_another_size(clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(make_quadrants()[0]).save(clip / "1.png")
