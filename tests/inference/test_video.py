@@ -264,7 +264,7 @@ def test_frames_of_another_size_with_tracking(clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(make_quadrants()[0]).save(clip / "2.png")
     argv = ["--base_model_weights=none", "--video=clip", "--nspix=24", "--temporal", "--save_labels=l.h5"]
-    with pytest.raises(RunError, match=r"frame 2 is 60x92, the last was 61x92; 2 frames are in results.mp4"):
+    with pytest.raises(RunError, match=r"frame 2 is 92x60, the last was 92x61; 2 frames are in results.mp4"):
         inference_base_model.main(argv)
     with h5py.File("l.h5") as file:
         assert file["tracks"]["last_frame"].max() == 1  # the table is complete for the frames that are kept
