@@ -98,19 +98,9 @@ class MergeTree:
 
 
 def build_merge_tree(labels: Tensor, features: Tensor) -> MergeTree:
-    """Merge the connected components of a label map until no two of them touch; see `merge_graph`.
+    """Merge the connected components of a label map, which become leaves, until no two of them touch.
 
-    Parameters
-    ----------
-    labels : Tensor, shape (H, W), integer
-        Label map; -1 outside the mask. Each 4-connected component of a label becomes a leaf.
-    features : Tensor, shape (C, H, W), float32
-        Features of the pixels, on the same device.
-
-    Raises
-    ------
-    InputError
-        If a mean of the features is not finite.
+    For parameters and errors see `build_region_graph`, for the order of the merges `merge_graph`.
     """
     return merge_graph(build_region_graph(labels, features))
 
