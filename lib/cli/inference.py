@@ -195,9 +195,8 @@ def _add_output_args(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--boundary_width",
         type=positive_int,
-        default=2,
-        help="width of the borders in the overlay, in pixels; with --levels, the finest borders are 1 pixel "
-        "wide, and each coarser level is wider by this",
+        help="width of the borders in the overlay, in pixels; default: by the size of the superpixels; with "
+        "--levels, the finest borders are 1 pixel wide, and each coarser level is wider by this, or by 2",
     )
     add_bool(
         parser,

@@ -34,6 +34,8 @@ OVERLAYS = ("boundaries", "mean_colors", "label_colors")
 # Level 1 writes pictures about four times faster than Pillow's default, level 6; files are larger.
 _PNG_COMPRESS_LEVEL = 1
 
+_JPEG_QUALITY = 95
+
 _MAX_JPEG_SIDE = 65_500  # pixels; limit of libjpeg
 _MAX_PNG_LABEL = 2**16 - 1
 
@@ -43,7 +45,7 @@ class OverlayStyle(NamedTuple):
 
     kind: str = "boundaries"  # or another of `OVERLAYS`
     color: tuple[int, int, int] = BOUNDARY_COLOR  # RGB of the borders
-    width: int = 2  # of the borders, in pixels
+    width: int | None = None  # of the borders, in pixels; None: by the size of the superpixels
 
     def draw(
         self,
@@ -65,7 +67,7 @@ class OverlayStyle(NamedTuple):
             return draw_label_colors(image_rgb, labels, label_colors(ids))
         if levels:
             maps = [level.labels for level in levels]
-            return draw_nested_boundaries(image_rgb, maps, color=self.color, width=self.width)
+            return draw_nested_boundaries(image_rgb, maps, color=self.color, width=self.width or 2)
         return draw_boundaries(image_rgb, labels, color=self.color, width=self.width)
 
 
@@ -179,8 +181,11 @@ def _path_from(folder: Path, file: Path) -> str:
 def _write_picture(picture: np.ndarray, temporary: Path, path: Path) -> None:
     if path.suffix.lower() in (".jpg", ".jpeg") and max(picture.shape) > _MAX_JPEG_SIDE:
         raise InputError(f"{path}: JPEG cannot hold an image with more than {_MAX_JPEG_SIDE} pixels per side")
+    options = {"compress_level": _PNG_COMPRESS_LEVEL}
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        options = {"quality": _JPEG_QUALITY, "subsampling": 0}  # coloured lines would bleed otherwise
     try:
-        Image.fromarray(picture).save(temporary, compress_level=_PNG_COMPRESS_LEVEL)
+        Image.fromarray(picture).save(temporary, **options)
     except ValueError as error:  # for example, WebP is limited to 16,383 pixels per side
         raise InputError(f"{path}: the format cannot hold this image ({error})") from error
 

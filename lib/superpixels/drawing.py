@@ -12,18 +12,28 @@ from lib.superpixels.connectivity import OUTSIDE
 BOUNDARY_COLOR = (255, 255, 0)  # RGB, yellow: rare in photographs
 
 _FINEST_OPACITY = 0.45  # of nested borders; lower values hide fine borders in texture
+_RIM_BRIGHTNESS = 0.4  # of the pixels beside a border
 _TINT = 0.5  # share of its colour in a tinted superpixel; the rest is the brightness of the image
 _GOLDEN_RATIO = 0.618034  # of the colour circle: multiples spread evenly over it
 
 
 def draw_boundaries(
-    image_rgb: np.ndarray, labels: np.ndarray, *, color: Sequence[int] = BOUNDARY_COLOR, width: int = 2
+    image_rgb: np.ndarray,
+    labels: np.ndarray,
+    *,
+    color: Sequence[int] = BOUNDARY_COLOR,
+    width: int | None = None,
 ) -> np.ndarray:
     """Return an image (H, W, 3), uint8, with the borders between its superpixels (H, W) drawn over it.
 
-    A border is `width` pixels wide, half on either side; an odd width has one more pixel above or left.
+    A border is `width` pixels wide, half on either side; an odd width has one more pixel above or left. By
+    default, it grows with the size of the superpixels. A darkened pixel on each side keeps it visible where the
+    image has its colour.
     """
+    width = width or _fitting_width(labels)
     overlay = image_rgb.copy()
+    is_rim = _find_border(labels, width + 2)
+    overlay[is_rim] = np.rint(_RIM_BRIGHTNESS * overlay[is_rim]).astype(np.uint8)
     overlay[_find_border(labels, width)] = color
     return overlay
 
@@ -47,6 +57,12 @@ def draw_nested_boundaries(
         mixed = opacity * np.array(color) + (1 - opacity) * image_rgb[is_border]
         overlay[is_border] = np.rint(mixed).astype(np.uint8)
     return overlay
+
+
+def _fitting_width(labels: np.ndarray) -> int:
+    """Return the width of borders, in pixels: 1 for superpixels 10 pixels wide, 2 for 25 and 6 for 200."""
+    n_pixels, n_spixels = np.count_nonzero(labels != OUTSIDE), max(1, len(np.unique(labels)))
+    return max(1, round(0.4 * (n_pixels / n_spixels) ** 0.25))
 
 
 def _find_border(labels: np.ndarray, width: int) -> np.ndarray:

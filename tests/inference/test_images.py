@@ -655,10 +655,6 @@ def test_files_for_labelling_tools_are_not_for_videos(in_tmp_path, option, capsy
     assert f"{option} is for images" in error
 
 
-def test_levels_are_not_for_videos(in_tmp_path, capsys):
-    assert "--levels is for images" in fails_with(segment_levels, ["--video=v.mp4", "--levels=5"], capsys)
-
-
 def test_style_of_overlays(photos, in_tmp_path):
     style = ["--boundary_color=#ff0000", "--boundary_width=1"]
     segment("--image=photos/a.png", *style, "--out=one.png")

@@ -126,6 +126,17 @@ def test_styles_of_overlays(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
 
 
+def test_jpeg_overlays_keep_the_colour_of_thin_lines(tmp_path):
+    superpixels = make_superpixels()
+    path = tmp_path / "overlay.jpg"
+    write_outputs(superpixels, OutputFiles(path), style=OverlayStyle(color=(255, 0, 0), width=1))
+    with Image.open(path) as image:
+        assert image.layer[0][1:3] == image.layer[1][1:3] == (1, 1)  # colours have the full resolution
+        stored = np.asarray(image).astype(int)
+    expected = draw_boundaries(superpixels.image_rgb, superpixels.labels, color=(255, 0, 0), width=1)
+    assert np.abs(stored - expected).mean() < 6
+
+
 def test_a_border_wider_than_the_image_covers_it():
     superpixels = make_superpixels()
     overlay = draw_boundaries(superpixels.image_rgb, superpixels.labels, color=(1, 2, 3), width=10**20)

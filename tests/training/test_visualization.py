@@ -155,11 +155,19 @@ def test_boundaries_are_drawn_and_other_pixels_kept():
     image_rgb = np.full((10, 12, 3), 100, dtype=np.uint8)
     labels = np.zeros((10, 12), dtype=np.int32)
     labels[:, 6:] = 1
-    overlay = draw_boundaries(image_rgb, labels)
-    is_border = np.zeros((10, 12), dtype=bool)
-    is_border[:, 5:7] = True
-    np.testing.assert_array_equal(overlay[is_border], np.tile(BOUNDARY_COLOR, (20, 1)))
-    assert (overlay[~is_border] == 100).all()
+    overlay = draw_boundaries(image_rgb, labels, width=2)
+    np.testing.assert_array_equal(overlay[:, 5:7], np.broadcast_to(BOUNDARY_COLOR, (10, 2, 3)))
+    np.testing.assert_array_equal(overlay[:, [4, 7]], np.full((10, 2, 3), 40))  # darker, beside the border
+    assert (overlay[:, :4] == 100).all()
+    assert (overlay[:, 8:] == 100).all()
+
+
+@pytest.mark.parametrize(("side", "width"), [(4, 1), (10, 1), (25, 2), (45, 3), (200, 6)])
+def test_borders_of_larger_superpixels_are_wider(side, width):
+    labels = np.repeat([0, 1], side)[None].repeat(side, axis=0)
+    image_rgb = np.zeros((side, 2 * side, 3), np.uint8)
+    expected = draw_boundaries(image_rgb, labels, width=width)
+    np.testing.assert_array_equal(draw_boundaries(image_rgb, labels), expected)
 
 
 @pytest.mark.parametrize(("width", "drawn"), [(1, [5]), (2, [5, 6]), (3, [4, 5, 6]), (4, [4, 5, 6, 7])])
