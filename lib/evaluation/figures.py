@@ -1,8 +1,9 @@
 """Draw an evaluation: metrics against the measured count, and a sheet of the worst and best images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 import matplotlib as mpl
 import numpy as np
@@ -26,6 +27,8 @@ from lib.superpixels.drawing import draw_boundaries
 _COLORS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#999999", "#cc79a7", "#56b4e9", "#e69f00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _DASHES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (8, 3)), (0, (3, 1, 1, 1)))
+_N_STYLES = len(_COLORS) * len(_DASHES)
+_USUAL_NAMES = ("base", "composite", "slic", "grid")
 _LEAK_COLOR = np.array([255, 0, 0])  # RGB
 _N_COLUMNS = 4  # of panels
 _N_SHEET_IMAGES = 4  # worst images, and at most as many best images
@@ -123,6 +126,26 @@ def draw_curves(summaries: Sequence[Summary], metrics: Sequence[str], title: str
     return figure
 
 
+def choose_styles(names: Iterable[str]) -> dict[str, int]:
+    """Return the number of the line style of each curve, so that a name has the same one in most pictures.
+
+    Usual names have fixed styles. Another name has one by its checksum, or the next one whose colour is free,
+    or which is free itself.
+    """
+    styles: dict[str, int] = {}
+    for name in sorted(set(names), key=lambda name: (name not in _USUAL_NAMES, name)):
+        n_free = _N_STYLES - len(_USUAL_NAMES)
+        first = len(_USUAL_NAMES) + crc32(name.encode()) % n_free
+        if name in _USUAL_NAMES:
+            first = _USUAL_NAMES.index(name)
+        order = [(first + step) % _N_STYLES for step in range(_N_STYLES)]
+        colors = {idx % len(_COLORS) for idx in styles.values()}
+        free = [idx for idx in order if idx % len(_COLORS) not in colors]
+        free += [idx for idx in order if idx not in styles.values()]
+        styles[name] = (free or order)[0]
+    return styles
+
+
 def draw_sheet(rows: Sequence[Sequence[SheetImage]], title: str) -> Figure:
     """Draw rows of images with their superpixels; leaking pixels are red.
 
@@ -154,12 +177,19 @@ def save_figure(figure: Figure, path: Path) -> None:
 def _draw_panel(panel: Axes, summaries: Sequence[Summary], name: str) -> None:
     curves = group_curves(summaries)
     has_pos_scales = len({method for method, _ in curves}) < len(curves)
-    for idx, ((method, pos_scale), points) in enumerate(curves.items()):
-        with_scale = has_pos_scales and pos_scale is not None
+    names = {
+        (method, pos_scale): f"{method}, pos_scale {pos_scale:g}"
+        if has_pos_scales and pos_scale is not None
+        else method
+        for method, pos_scale in curves
+    }
+    styles = choose_styles(names.values())
+    for curve, points in curves.items():
+        idx = styles[names[curve]]
         panel.plot(
             [point.mean["n_spixels"] for point in points],
             [point.mean[name] for point in points],
-            label=f"{method}, pos_scale {pos_scale:g}" if with_scale else method,
+            label=names[curve],
             markersize=5,
             linewidth=1.4,
             markerfacecolor="white",

@@ -27,8 +27,8 @@ def draw_boundaries(
     """Return an image (H, W, 3), uint8, with the borders between its superpixels (H, W) drawn over it.
 
     A border is `width` pixels wide, half on either side; an odd width has one more pixel above or left. By
-    default, it grows with the size of the superpixels. A darkened pixel on each side keeps it visible where the
-    image has its colour.
+    default, it grows with the size of the superpixels. A darkened pixel on each side keeps it visible where
+    the image has its colour.
     """
     width = width or _fitting_width(labels)
     overlay = image_rgb.copy()
