@@ -44,7 +44,8 @@ def make_composite() -> None:
         iou = np.sum(on_horse & horse) / np.sum(on_horse | horse)
         print(f"{weights.name}: {superpixels.n_measured} superpixels, IoU with the horse {iou:.3f}")
         pictures.append(draw_boundaries(_tinted(image_rgb, on_horse, TINT), superpixels.labels))
-    pictures.append(draw_flow(flow)[:, : image_rgb.shape[1]])
+    swapped = np.roll(flow, 2, axis=-1)  # the forward flow on the right, where the wheel is
+    pictures.append(draw_flow(swapped)[:, image_rgb.shape[1] :])
     _save_row(pictures, "composite.jpg")
 
 
