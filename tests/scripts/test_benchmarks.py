@@ -1,10 +1,15 @@
-"""The benchmark of one device runs on a CPU."""
+"""The benchmark of one device runs on a CPU, and the baseline of tracking links labels."""
 
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from benchmarks import benchmark_gpu
+from benchmarks.benchmark_video import Linked
+from lib.datasets.base import SegmentedImage
+from lib.evaluation.methods import Setting
 
 
 @pytest.mark.slow
@@ -42,3 +47,20 @@ def test_figure_that_fails_is_reported_and_the_others_follow(tmp_path, capsys, m
         "folder_time failed: RuntimeError('no space')",
         "training_time",
     ]
+
+
+def test_baseline_of_tracking_by_hand():
+    frames = [[[0, 0, 1, 1, 2]], [[1, 1, 1, 0, 0]], [[0, 0, 0, 0, 1]]]
+    images = [SegmentedImage(f"v/{idx}", np.array(labels), []) for idx, labels in enumerate(frames)]
+    alone = SimpleNamespace(
+        name="alone",
+        pos_scales=(None,),
+        description={},
+        segment=lambda image, settings: [image.image_rgb for _ in settings],
+    )
+    label = Linked(alone).start("v", [Setting(3), Setting(3)])
+    first, second, third = ([labels.tolist() for labels in label(image, None)] for image in images)
+    assert first == 2 * [[[0, 0, 1, 1, 2]]]
+    # Label 1 shares two pixels with 0, the most; label 0 then shares one with 1 and with 2, of which 1 is first.
+    assert second == 2 * [[[0, 0, 0, 1, 1]]]
+    assert third == 2 * [[[0, 0, 0, 0, 1]]]
