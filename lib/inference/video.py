@@ -111,11 +111,11 @@ def segment_video(
                         growing.append(FrameFile(files.labels, writing))
                     for file in growing:
                         stack.enter_context(file)
-                for table, tracked_at_level in zip(tables, frame, strict=False):
-                    table.add(tracked_at_level)
                 contents = (_draw(style, frame), np.stack([each.labels for each in frame]))
                 for file, content in zip(growing, contents, strict=False):
                     file.append(content)
+                for table, at_level in zip(tables, frame, strict=False):
+                    table.add(at_level)
                 n_written += 1
                 progress.update()
     except (InputError, RunError, KeyboardInterrupt) as error:
@@ -125,7 +125,10 @@ def segment_video(
             raise
         problem = RunError(f"out of memory at frame {n_written}")
     if files.lifetimes and n_written:
-        draw_lifetimes(tables, files.lifetimes)
+        try:
+            draw_lifetimes(tables, files.lifetimes)
+        except RunError as error:
+            problem = problem or error
     kept = [f"{file.n_frames} frames are in {file.path}" for file in growing if file.n_frames]
     if isinstance(problem, KeyboardInterrupt):
         logger.warning("stopped; %s", ", ".join(kept) or "no frame was finished")

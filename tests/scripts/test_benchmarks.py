@@ -61,6 +61,6 @@ def test_baseline_of_tracking_by_hand():
     label = Linked(alone).start("v", [Setting(3), Setting(3)])
     first, second, third = ([labels.tolist() for labels in label(image, None)] for image in images)
     assert first == 2 * [[[0, 0, 1, 1, 2]]]
-    # Label 1 shares two pixels with 0, the most; label 0 then shares one with 1 and with 2, of which 1 is first.
+    # Label 1 shares two pixels with 0, the most. Label 0 shares one with 1 and one with 2; 1 comes first.
     assert second == 2 * [[[0, 0, 0, 1, 1]]]
     assert third == 2 * [[[0, 0, 0, 0, 1]]]
