@@ -90,10 +90,10 @@ def test_damaged_files(tmp_path):
 
 def test_subset_of_frames_has_their_masks_and_flow(davis_root, optflow_folder):
     every = DAVISDataset(davis_root, str(davis_root / "both.txt"), optflow_folder=optflow_folder)
-    (image,) = every.subset([2])
-    assert image.name == every[2].name == "dogs/00000"
-    np.testing.assert_array_equal(image.annotations, every[2].annotations)
-    np.testing.assert_array_equal(image.extra, every[2].extra)
+    (image,) = every.subset([3])
+    assert image.name == every[3].name == "dogs/00001"
+    np.testing.assert_array_equal(image.annotations, every[3].annotations)
+    np.testing.assert_array_equal(image.extra, every[3].extra)
     assert len(every) == 4
 
 
