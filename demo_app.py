@@ -17,6 +17,7 @@ from lib.files.sessions import SessionFiles, temporary_folder
 from lib.inference.page import COMPACTNESS, N_ITER, N_SPIXELS, PICTURES, Page, Range
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError
+from lib.runtime.notices import RESULT
 from lib.runtime.ranks import skip_teardown
 from lib.runtime.signals import stop_flag
 
@@ -130,7 +131,7 @@ def _serve(app: gr.Blocks, host: str, port: int, max_megapixels: float) -> None:
     except OSError as error:  # Gradio's message names Gradio's options
         text = f"--host {host} --port {port} is taken or may not be used; choose another"
         raise InputError(text) from error
-    logger.info("page at %s, Ctrl-C stops it", address)
+    logger.log(RESULT, "page at %s, Ctrl-C stops it", address)
     while True:
         stop_flag.raise_if_set()
         time.sleep(0.1)

@@ -24,6 +24,7 @@ from lib.optflow.archive import archive_name
 from lib.optflow.production import ArchiveJob, ArchiveReport, make_archives
 from lib.optflow.sources import DEFAULT_PRESET, DIS_PRESETS, FLOW_SUFFIXES, DISFlow, FlowFiles, FlowSource
 from lib.runtime.errors import InputError
+from lib.runtime.notices import RESULT, hides_progress
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +121,10 @@ def main(argv: Sequence[str] | None = None) -> list[ArchiveReport]:
         raise InputError(f"several videos would write {', '.join(twice)}; give them in separate runs")
     jobs = [ArchiveJob(source, path, attributes) for source, path in zip(sources, paths, strict=True)]
 
-    reports = []
-    progress = tqdm(total=sum(map(len, sources)) or None, desc="estimating flow", unit="pair", disable=None)
+    reports, level = [], RESULT if args.consistency_check else logging.INFO
+    progress = tqdm(
+        total=sum(map(len, sources)) or None, desc="estimating flow", unit="pair", disable=hides_progress()
+    )
     with own_folder(args.out_dir), progress, logging_redirect_tqdm():
         for report in make_archives(
             jobs,
@@ -129,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> list[ArchiveReport]:
             with_consistency=args.consistency_check,
             on_progress=progress.update,
         ):
-            logger.info("%s", _describe(report))
+            logger.log(logging.ERROR if report.problem else level, "%s", _describe(report))
             reports.append(report)
     problems = [report.problem for report in reports if report.problem]
     if len(problems) > 1:

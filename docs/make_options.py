@@ -18,7 +18,7 @@ import inference_base_model
 import inference_optflow_composite_model
 import train_base_model
 import train_optflow_composite_model
-from lib.cli.options import REPO_ROOT
+from lib.cli.entry_point import show_default
 
 PAGE = Path(__file__).parent / "options.md"
 
@@ -27,10 +27,14 @@ INTRODUCTION = """\
 
 The options of all scripts, as `--help` prints them. `python -m docs.make_options` makes this page.
 
+- Every script also has `--version`, which prints the versions of this software and of PyTorch, and `--quiet`.
+  A quiet run logs only warnings, errors, and results such as tables of an evaluation, and shows no progress.
 - An option in square brackets, such as `--profile [True|False]`, is a flag: alone it means True.
 - The default `-` means that the option is not set.
 - If an option cannot be used, a script ends before any work, with exit status 2 and one line that names it.
 """
+
+EVERYWHERE = ("-h", "--version", "--quiet")
 
 SCRIPTS_BY_TASK = {
     "Inference": (inference_base_model, inference_optflow_composite_model),
@@ -64,7 +68,7 @@ def _tables(parsers: Mapping[str, argparse.ArgumentParser]) -> list[str]:
 
 
 def _options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    return [action for action in parser._actions if action.dest != "help"]
+    return [action for action in parser._actions if action.option_strings[0] not in EVERYWHERE]
 
 
 def _table(rows: Sequence[str]) -> str:
@@ -92,16 +96,10 @@ def _values(action: argparse.Action) -> str:
 
 
 def _default(value: Any) -> str:
-    """Return a default in a table cell; paths in the repository are relative to its root."""
+    """Return a default in a table cell."""
     if value is None or value == []:
         return "-"
-    values = value if isinstance(value, list) else [value]
-    return f"`{' '.join(map(_relative, values))}`"
-
-
-def _relative(value: Any) -> str:
-    path = Path(str(value))
-    return path.relative_to(REPO_ROOT).as_posix() if path.is_relative_to(REPO_ROOT) else str(value)
+    return f"`{show_default(value)}`"
 
 
 def _as_markdown(help_text: str) -> str:

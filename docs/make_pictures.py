@@ -15,6 +15,7 @@ from lib.cli.options import DEFAULT_BASE_WEIGHTS, DEFAULT_COMPOSITE_WEIGHTS, REP
 from lib.files.frames import FRAME_SUFFIXES, VideoFile, list_in_order
 from lib.files.images import read_image
 from lib.inference.segmenter import Segmenter
+from lib.metrics.registry import score_label_maps
 from lib.optflow.archive import FlowArchive
 from lib.optflow.drawing import draw_flow
 from lib.superpixels.drawing import draw_boundaries
@@ -25,11 +26,31 @@ CLIP_DIR = DEMO_DIR / "clip"
 MIDDLE = 1  # index of the frame that has a mask
 GAP = 6  # pixels between two pictures
 TINT = np.array([255, 60, 60])
+COMPACTNESS_OPTIONS = {"pos_scale": (2, 30), "pos_scale_dist": (0.25, 4), "merge_pos_scale": (0, 4)}
+FACE = slice(20, 240), slice(100, 340)  # rows and columns of the demo image
 
 
 def make_superpixels() -> None:
     """Make `superpixels.jpg`: the demo image."""
     inference_base_model.main(["--out", str(DOCS_DIR / "superpixels.jpg")])
+
+
+def make_compactness() -> None:
+    """Make `compactness.jpg`: a column for each option, with its low value above its high one."""
+    image_rgb = read_image(DEMO_DIR / "cat.jpg")
+    columns = []
+    with tempfile.TemporaryDirectory() as folder:
+        overlay, labels = (str(Path(folder) / name) for name in ("overlay.png", "labels.npy"))
+        for option, values in COMPACTNESS_OPTIONS.items():
+            pictures = []
+            for value in values:
+                options = [f"--{option}={value}", "--boundary_width=1"]
+                inference_base_model.main([*options, "--out", overlay, "--save_labels", labels])
+                (scores,) = score_label_maps([np.load(labels)], image_rgb, [], ["compactness"])
+                print(f"--{option} {value}: compactness {scores.spixels['compactness']:.2f}")
+                pictures.append(read_image(overlay)[FACE])
+            columns.append(_joined(pictures, axis=0))
+    _save_row(columns, "compactness.jpg", quality=75)
 
 
 def make_composite() -> None:
@@ -73,15 +94,22 @@ def _tinted(picture: np.ndarray, mask: np.ndarray, color: np.ndarray) -> np.ndar
     return np.where(mask[..., None], mixed, picture)
 
 
-def _save_row(pictures: list[np.ndarray], name: str) -> None:
+def _save_row(pictures: list[np.ndarray], name: str, *, quality: int = 88) -> None:
     """Save pictures of equal height side by side."""
-    gap = np.full((pictures[0].shape[0], GAP, 3), 255, dtype=np.uint8)
-    parts = [part for picture in pictures for part in (gap, picture)][1:]
-    Image.fromarray(np.concatenate(parts, axis=1)).save(DOCS_DIR / name, quality=88)
+    Image.fromarray(_joined(pictures, axis=1)).save(DOCS_DIR / name, quality=quality)
+
+
+def _joined(pictures: list[np.ndarray], *, axis: int) -> np.ndarray:
+    """Join pictures of equal size along an axis, with white gaps."""
+    shape = list(pictures[0].shape)
+    shape[axis] = GAP
+    gap = np.full(shape, 255, dtype=np.uint8)
+    return np.concatenate([part for picture in pictures for part in (gap, picture)][1:], axis=axis)
 
 
 if __name__ == "__main__":
     make_superpixels()
+    make_compactness()
     make_composite()
     make_folder()
     make_video()

@@ -18,7 +18,7 @@ from lib.files.atomic import atomic_path
 from lib.files.values import FLAG, Expected, check_value, number, one_of, show
 from lib.network.convolution import PADDING_MODES
 from lib.network.inputs import DEFAULT_OPTFLOW_SCALE, InputScales
-from lib.runtime.errors import DamagedFileError, InputError, is_out_of_memory
+from lib.runtime.errors import DamagedFileError, InputError, is_out_of_memory, missing_path
 from lib.runtime.memory import check_memory
 from lib.slic.iteration import DISTANCES
 from lib.superpixels.merge_settings import MergeSettings
@@ -101,7 +101,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"no weight file {path}")
+        raise missing_path(path, "weight file")
     try:
         _compare_checksums(path)
         with warnings.catch_warnings(action="ignore"):  # of kinds of tensors that are refused below

@@ -14,6 +14,7 @@ ROWS = [
     {"losses", "model", "optflow"},
     {"weights", "datasets"},
     {"inference"},
+    {"ssn_superpixels"},
     {"evaluation"},
     {"training"},
     {"cli"},
@@ -44,7 +45,7 @@ def imported_packages(path):
 
 def test_every_package_has_a_row():
     found = {package_of(".".join(path.with_suffix("").parts)) for path in FILES} - {"__init__"}
-    assert found | {"model"} == set(ROW_OF)
+    assert found | {"model", "ssn_superpixels"} == set(ROW_OF)
 
 
 @pytest.mark.parametrize("path", [*FILES, Path("model.py")], ids=str)

@@ -1,6 +1,7 @@
 """Run a script as a program: parse options, set up logging, report errors."""
 
 import argparse
+import difflib
 import logging
 import os
 import re
@@ -8,19 +9,22 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from PIL import Image
 
 from lib.cli.dataclass_options import with_options
+from lib.cli.options import REPO_ROOT
+from lib.cli.types import BOOL
 from lib.datasets.loaders import is_lost_worker
 from lib.runtime.errors import InputError, OtherRankError, RunError, is_out_of_memory
 from lib.runtime.memory import free_memory, keep_freed_memory
-from lib.runtime.notices import silence_readers
+from lib.runtime.notices import is_shown, quiet, silence_readers
 from lib.runtime.ranks import end_process, is_first_rank, joined_ranks
 from lib.runtime.signals import Stop, stop_flag
 from lib.runtime.workers import LOST_WORKER
+from ssn_superpixels import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +34,33 @@ _LARGEST_SAFE_IMAGE = 2**29
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser that shows defaults and reports an error in one line with status 2."""
+    """Argument parser that shows defaults and reports an error in one line with status 2.
+
+    Every parser has `--version` and `--quiet`. They are no settings of a run: parsed options lack them.
+    """
 
     origin = ""  # in front of errors: the file that the options come from
 
     def __init__(self, description: str) -> None:
         super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+        versions = f"ssn_superpixels {__version__}, torch {torch.__version__}"
+        self.add_argument("--version", action="version", version=versions, help="print the versions and exit")
+        self.add_argument(
+            "--quiet",
+            action=_SetQuiet,
+            dest=argparse.SUPPRESS,
+            default=argparse.SUPPRESS,
+            help="log only warnings, errors, and results such as tables of an evaluation; show no progress",
+            **BOOL,
+        )
+
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._did_you_mean(unknown)}")
+        return parsed
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -49,11 +74,41 @@ class Parser(argparse.ArgumentParser):
         message = _escape(f"{self.origin}{message}", control_characters=True)
         self.exit(2, f"{self.prog}: error: {message}\n" if is_first_rank() else None)
 
+    def _did_you_mean(self, arguments: Sequence[str]) -> str:
+        """Return the end of an error message that names the options nearest to unknown ones; may be empty."""
+        unknown = [argument.partition("=")[0] for argument in arguments if argument.startswith("-")]
+        known = {option.lstrip("-"): option for option in self._option_string_actions}
+        names = [difflib.get_close_matches(option.lstrip("-"), known, n=1) for option in unknown]
+        nearest = [known[name] for matches in names for name in matches]
+        return f"; did you mean {', '.join(dict.fromkeys(nearest))}?" if nearest else ""
+
+
+class _SetQuiet(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if values:
+            quiet.set()
+        else:
+            quiet.clear()
+
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         # Avoids "(default: None)" if an option is required or its help states the default.
-        return action.help if action.default is None else super()._get_help_string(action)
+        if action.default is None:
+            return action.help
+        default = show_default(action.default).replace("%", "%%")
+        return super()._get_help_string(action).replace("%(default)s", default)
+
+
+def show_default(value: Any) -> str:
+    """Return the default of an option as text; paths in the repository are relative to its root."""
+    values = value if isinstance(value, list) else [value]
+    return " ".join(map(_relative, values))
+
+
+def _relative(value: Any) -> str:
+    path = Path(str(value))
+    return path.relative_to(REPO_ROOT).as_posix() if path.is_relative_to(REPO_ROOT) else str(value)
 
 
 class _OutputError(Exception):
@@ -88,6 +143,7 @@ def _exit_status(main: Callable[[], object], program: str) -> int:
         with joined_ranks(), stop_flag.set_by_signals():
             level = logging.INFO if is_first_rank() else logging.ERROR
             handler = _OutputHandler(sys.stdout)
+            handler.addFilter(is_shown)
             handler.addFilter(_name_options)
             logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
             main()

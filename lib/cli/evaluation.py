@@ -29,7 +29,7 @@ from lib.weights import NO_NETWORK, LoadedModel, file_sha256
 
 _SSN_PIX, _SLIC, _GRID = "ssn_pix", "slic", "grid"
 _METHOD_NAME = r"[\w.+-]+"  # characters that are safe in file names and table cells
-_FOR_IMAGES_ALONE = ("bsds_root", "data_root", "metrics", "eval_iou_ignore_background", "resume")
+_FOR_IMAGES_ALONE = ("bsds_root", "data_root", "metrics", "eval_iou_ignore_background", "resume", "limit")
 
 
 def add_evaluation_args(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +54,13 @@ def add_evaluation_args(parser: argparse.ArgumentParser) -> None:
         metavar="METRIC",
         help=f"metrics to compute: {', '.join(METRICS)}; default: all but "
         + ", ".join(name for name in METRICS if name not in DEFAULT_METRICS),
+    )
+    group.add_argument(
+        "--limit",
+        type=positive_int,
+        metavar="N",
+        help="images to score of each dataset, from its first one, for a quick look; whole videos have "
+        "--max_frames; default: all",
     )
     add_bool(group, "--protocol", help="log the protocol in words")
     group.add_argument("--out_dir", type=Path, help="folder for tables, curves and pictures; default: none")
@@ -92,6 +99,11 @@ def check_video_args(args: argparse.Namespace) -> None:
         raise InputError("--video_metrics scores DAVIS: give --davis2017_root, and not --eval_on_davis False")
     if n_ranks() > 1:
         raise InputError("--video_metrics needs a single process, without torchrun")
+
+
+def limit_sets(sets: Sequence[EvaluationSet], limit: int | None) -> list[EvaluationSet]:
+    """Return datasets of the first `limit` images of each one; None keeps all images."""
+    return [each._replace(dataset=each.dataset.subset(range(len(each.dataset))[:limit])) for each in sets]
 
 
 def davis_set(dataset: DAVISDataset, split: str) -> EvaluationSet:
@@ -140,7 +152,7 @@ def evaluate_models(
     with own_folder(args.out_dir) if args.out_dir else nullcontext():
         return run_evaluation(
             methods,
-            sets,
+            limit_sets(sets, args.limit),
             n_spixels=args.nspix,
             metrics=tuple(metrics),
             device=device,

@@ -42,7 +42,7 @@ from lib.optflow.archive import FlowArchive
 from lib.optflow.lookup import FlowOfFrame
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError, RunError
-from lib.runtime.notices import forget_logged
+from lib.runtime.notices import RESULT, forget_logged
 from lib.runtime.ranks import n_ranks, on_first_rank, together
 from lib.runtime.stopwatch import Stopwatch
 from lib.superpixels.annotations import ANNOTATION_SUFFIXES
@@ -331,7 +331,8 @@ def _segment_images(
         _log_profile(args, segmenter)
         if args.profile:
             share = 100 * summary.seconds_waited / summary.seconds
-            on_first_rank(lambda: logger.info("%.0f %% of the time waiting for reading and writing", share))
+            text = "%.0f %% of the time waiting for reading and writing"
+            on_first_rank(lambda: logger.log(RESULT, text, share))
         on_first_rank(lambda: _report(summary))
         return summary
     for failure in summary.failures:
@@ -440,7 +441,7 @@ def _segment_video(
 
 def _log_profile(args: argparse.Namespace, segmenter: Segmenter) -> None:
     if args.profile:
-        on_first_rank(lambda: logger.info("%s", segmenter.stopwatch))
+        on_first_rank(lambda: logger.log(RESULT, "%s", segmenter.stopwatch))
 
 
 def _check_distinct(files: Mapping[str, Path | None]) -> None:

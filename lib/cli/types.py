@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lib.files import values
+from lib.runtime.errors import missing_path
 from lib.training.recipe import CountRange
 
 Number = TypeVar("Number", int, float)
@@ -71,5 +72,5 @@ def existing_dir(text: str) -> Path:
     """Parse the path of an existing folder."""
     path = Path(text)
     if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"no folder {text}")
+        raise argparse.ArgumentTypeError(str(missing_path(text, "folder")))
     return path

@@ -58,6 +58,8 @@ class DAVISDataset(FileDataset):
     .. [1] Pont-Tuset et al., "The 2017 DAVIS Challenge on Video Object Segmentation", arXiv 1704.00675.
     """
 
+    per_image = ("image_files", "mask_files")
+
     def __init__(
         self,
         davis2017_root: Path,
@@ -91,6 +93,7 @@ class DAVISDataset(FileDataset):
             self.flows = [
                 (archive, idx) for archive in archives for idx in range(archive.n_frames)[:max_frames]
             ]
+            self.per_image += ("flows",)
 
     @property
     def sources(self) -> list[str]:

@@ -18,7 +18,8 @@ from lib.datasets.loaders import EvaluationImages, evaluation_loader
 from lib.evaluation.methods import Method, Setting
 from lib.metrics.registry import DEFAULT_METRICS, Scores, check_metrics, score_label_maps
 from lib.runtime.errors import InputError, RunError
-from lib.runtime.ranks import gather, is_first_rank, n_ranks
+from lib.runtime.notices import hides_progress
+from lib.runtime.ranks import gather, n_ranks
 from lib.runtime.signals import start_worker, stop_flag
 from lib.runtime.workers import LOST_WORKER, usable_workers
 from lib.superpixels.counts import check_n_spixels
@@ -103,9 +104,8 @@ def evaluate(
     check_metrics(metrics)
     _check_not_empty(dataset)
     metrics = tuple(dict.fromkeys(("n_spixels", *metrics)))
-    is_hidden = None if is_first_rank() else True  # None: shown on a terminal
     own = _evaluate_own_share(methods, dataset, n_spixels, metrics, n_workers, first_idx, parameter)
-    progress = tqdm(total=len(dataset), initial=first_idx, desc=title, unit="image", disable=is_hidden)
+    progress = tqdm(total=len(dataset), initial=first_idx, desc=title, unit="image", disable=hides_progress())
     with closing(own), progress:
         for _ in range(first_idx, len(dataset), n_ranks()):
             for image in gather(lambda: next(own, None)):

@@ -27,6 +27,7 @@ from lib.evaluation.timing import seconds_per_image
 from lib.files.atomic import prepare_out_dir
 from lib.metrics.registry import DEFAULT_METRICS, check_metrics
 from lib.runtime.errors import InputError
+from lib.runtime.notices import RESULT
 from lib.runtime.ranks import is_first_rank, on_first_rank, together
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def run_evaluation(
     for result in results:
         _log_tables(result, shown)
     if with_protocol:
-        logger.info("\n%s", describe(record))
+        logger.log(RESULT, "\n%s", describe(record))
     if out_dir and is_first_rank():
         journal.write_tables()
         write_results(out_dir, results, record, metrics)
@@ -168,8 +169,8 @@ def _score_set(
 
 def _log_tables(result: DatasetResults, shown: Sequence[str]) -> None:
     if result.groups:
-        logger.info("\n%s\n\n%s", result.name, group_table(result.groups, shown))
-    logger.info("\n%s\n\n%s\n", result.name, summary_table(result.summaries, shown))
+        logger.log(RESULT, "\n%s\n\n%s", result.name, group_table(result.groups, shown))
+    logger.log(RESULT, "\n%s\n\n%s\n", result.name, summary_table(result.summaries, shown))
 
 
 def _log_lines(result: DatasetResults, *, ignore_background: bool) -> None:
@@ -178,4 +179,4 @@ def _log_lines(result: DatasetResults, *, ignore_background: bool) -> None:
     if len(set(methods)) == len(methods):
         for summary in result.summaries:
             name = f"{result.name}, {summary.run.method}" if len(methods) > 1 else result.name
-            logger.info("%s: %s", name, summary.line(ignore_background=ignore_background))
+            logger.log(RESULT, "%s: %s", name, summary.line(ignore_background=ignore_background))

@@ -16,6 +16,7 @@ from lib.datasets.loaders import EvaluationImages
 from lib.inference.segmenter import PreprocessedImage, Segmenter
 from lib.metrics.registry import score_label_maps
 from lib.runtime.errors import InputError
+from lib.runtime.notices import RESULT, hides_progress
 from lib.runtime.signals import stop_flag
 from lib.superpixels.merge_settings import MergeSettings
 from lib.superpixels.regions import Superpixels
@@ -75,7 +76,7 @@ def choose_and_store(
     """
     chosen = choose_settings(segmenter, dataset, figure=figure)
     store_settings(weights, out or weights, **chosen._asdict())
-    logger.info("settings of %s: %s", out or weights, chosen)
+    logger.log(RESULT, "settings of %s: %s", out or weights, chosen)
     return chosen
 
 
@@ -188,7 +189,7 @@ def _spaced_images(dataset: Dataset[SegmentedImage]) -> Iterator[SegmentedImage]
     """Yield evenly spaced images of a dataset, at most `MAX_IMAGES`."""
     images = EvaluationImages(dataset)
     indices = np.unique(np.linspace(0, len(images) - 1, min(len(images), MAX_IMAGES)).round().astype(int))
-    for idx in tqdm(indices.tolist(), desc="choosing settings", unit="image", disable=None):
+    for idx in tqdm(indices.tolist(), desc="choosing settings", unit="image", disable=hides_progress()):
         stop_flag.raise_if_set()
         yield images[idx]
 

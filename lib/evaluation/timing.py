@@ -11,6 +11,7 @@ from lib.datasets.base import SegmentedImage
 from lib.datasets.loaders import EvaluationImages
 from lib.evaluation.loop import Run, list_settings
 from lib.evaluation.methods import Method
+from lib.runtime.notices import hides_progress
 from lib.runtime.signals import stop_flag
 from lib.superpixels.counts import check_n_spixels
 
@@ -30,7 +31,7 @@ def seconds_per_image(
         check_n_spixels(max(n_spixels), image.image_rgb[..., 0].size, image.name)
     work = [(method, setting) for method in methods for setting in list_settings(method, n_spixels)]
     medians = {}
-    for method, setting in tqdm(work, desc="timing", unit="setting", leave=False, disable=None):
+    for method, setting in tqdm(work, desc="timing", unit="setting", leave=False, disable=hides_progress()):
         stop_flag.raise_if_set()
         durations = []
         for image in [images[0], *images]:

@@ -22,6 +22,7 @@ from lib.files.atomic import prepare_out_dir
 from lib.metrics.video import VIDEO_METRICS, VideoMetrics
 from lib.optflow.sources import DEFAULT_PRESET, DISEstimator, FlowPair
 from lib.runtime.errors import InputError
+from lib.runtime.notices import RESULT, hides_progress
 from lib.runtime.signals import stop_flag
 
 logger = logging.getLogger(__name__)
@@ -134,9 +135,9 @@ def run_video_evaluation(
         for run in _list_runs(methods, n_spixels)
     ]
     tables = _tables(summaries)
-    logger.info("\n%s\n\n%s\n", each.name, "\n\n".join(tables.values()))
+    logger.log(RESULT, "\n%s\n\n%s\n", each.name, "\n\n".join(tables.values()))
     if with_protocol:
-        logger.info("\n%s", describe(record))
+        logger.log(RESULT, "\n%s", describe(record))
     if out_dir:
         _write_results(out_dir, each.name, summaries, tables, record)
         logger.info("tables in %s", out_dir)
@@ -144,7 +145,7 @@ def run_video_evaluation(
         method, count = summary.run.method, summary.run.n_spixels
         requested = "" if count is None else f", {count} superpixels"
         scale = "" if len(_scales(summaries, method)) < 2 else f", position scale {summary.run.pos_scale:g}"
-        logger.info("%s, %s%s%s: %s", each.name, method, requested, scale, summary.line())
+        logger.log(RESULT, "%s, %s%s%s: %s", each.name, method, requested, scale, summary.line())
     return {each.name: {summary.run: summary for summary in summaries}}
 
 
@@ -162,7 +163,7 @@ def score_videos(
     `run_video_evaluation`; `title` is of the progress bar.
     """
     loader = evaluation_loader(dataset, n_workers=n_workers)
-    progress = tqdm(loader, total=len(dataset), desc=title, unit="frame", disable=None)
+    progress = tqdm(loader, total=len(dataset), desc=title, unit="frame", disable=hides_progress())
     return {
         video: _score_video(methods, video, frames, n_spixels)
         for video, frames in groupby(progress, key=lambda image: image.name.rpartition("/")[0])

@@ -18,7 +18,7 @@ from lib.files.images import DEFAULT_READER, ImageReader, resize_image
 from lib.files.listing import list_visible
 from lib.files.pyav import import_av
 from lib.files.sizes import size_text
-from lib.runtime.errors import InputError
+from lib.runtime.errors import InputError, missing_path
 from lib.runtime.memory import check_memory
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class _Scan(NamedTuple):
 def _open_stream(path: Path, **options: str) -> Iterator[tuple["InputContainer", "VideoStream"]]:
     """Open the first video stream of a file, with options of FFmpeg."""
     if not path.is_file():
-        raise InputError(f"no video file {path}")
+        raise missing_path(path, "video file")
     av = import_av()
     with ExitStack() as stack:
         try:

@@ -30,7 +30,8 @@ from lib.inference.outputs import (
 from lib.inference.segmenter import Clustered, PreprocessedImage, Segmenter
 from lib.optflow.lookup import FlowOfFrame
 from lib.runtime.errors import InputError, RunError, is_out_of_memory
-from lib.runtime.ranks import gather, is_first_rank, n_ranks, rank
+from lib.runtime.notices import hides_progress
+from lib.runtime.ranks import gather, n_ranks, rank
 from lib.runtime.signals import stop_flag
 from lib.runtime.stopwatch import Stopwatch
 from lib.runtime.streams import SideStream
@@ -185,8 +186,7 @@ def segment_files(
     for folder in {path.parent for job in share for path in job.files.paths}:
         if folder.is_dir():
             remove_leftovers(folder)
-    is_disabled = None if is_first_rank() else True  # None: shown on a terminal
-    with tqdm(total=len(share), desc="segmenting", unit="image", disable=is_disabled) as progress:
+    with tqdm(total=len(share), desc="segmenting", unit="image", disable=hides_progress()) as progress:
         todo = [job for job in share if not (skip_existing and job.is_done())]
         progress.update(len(share) - len(todo))
         pipeline = _Pipeline(

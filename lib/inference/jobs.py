@@ -21,7 +21,7 @@ from lib.inference.outputs import (
     OutputFiles,
 )
 from lib.optflow.lookup import FlowOfFrame
-from lib.runtime.errors import InputError
+from lib.runtime.errors import InputError, missing_path
 from lib.superpixels.annotations import ANNOTATION_SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ def _match(given: str) -> tuple[Path, list[Path]]:
         return path, [file for file in files if file.is_file()]
     if path.exists() or not glob.has_magic(given):
         if not path.is_file():
-            raise InputError(f"no image file {given}")
+            raise missing_path(given, "image file")
         return path.parent, [path]
     root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
     found = [Path(file) for file in sorted(glob.glob(given, recursive=True)) if Path(file).is_file()]

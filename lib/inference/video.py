@@ -20,6 +20,7 @@ from lib.inference.video_files import FrameFile, write_labels, write_video
 from lib.inference.video_frames import VideoFrame
 from lib.runtime.ahead import read_ahead
 from lib.runtime.errors import InputError, RunError, is_out_of_memory
+from lib.runtime.notices import hides_progress
 from lib.runtime.signals import stop_flag
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def segment_video(
     growing: list[FrameFile] = []  # opened when the first frame shows the size
     problem: InputError | RunError | KeyboardInterrupt | None = None
     n_written = 0
-    progress = tqdm(total=n_frames or None, desc="segmenting", unit="frame", disable=None)
+    progress = tqdm(total=n_frames or None, desc="segmenting", unit="frame", disable=hides_progress())
     try:
         with progress, ExitStack() as stack:
             segmented = read_ahead(run.segment_all(frames), count_ahead(segmenter.device))

@@ -19,7 +19,7 @@ import numpy as np
 
 from lib.files.hdf5 import HDF5Writing, open_hdf5, write_hdf5
 from lib.files.sizes import size_text
-from lib.runtime.errors import InputError
+from lib.runtime.errors import InputError, missing_path
 from lib.runtime.memory import check_memory
 
 FORWARD, BACKWARD = "flows", "inv_flows"
@@ -47,7 +47,7 @@ class FlowArchive:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise InputError(f"no flow archive {path}")
+            raise missing_path(path, "flow archive")
         with open_hdf5(self.path) as file:
             missing = [name for name in (FORWARD, BACKWARD) if not isinstance(file.get(name), h5py.Dataset)]
             if missing:

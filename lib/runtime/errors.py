@@ -1,5 +1,8 @@
 """Errors that a script reports in one line, without a traceback."""
 
+import difflib
+from pathlib import Path
+
 import torch
 
 
@@ -28,6 +31,28 @@ class RunError(RuntimeError):
 
 class OtherRankError(Exception):
     """Another rank failed and has reported its error."""
+
+
+def missing_path(path: Path | str, kind: str) -> InputError:
+    """Return the error for a path that a user gave and that is no `kind`, such as "video file".
+
+    The message names the most similar path beside the first part of the path that does not exist.
+    """
+    return InputError(f"no {kind} {path}{_did_you_mean(Path(path))}")
+
+
+def _did_you_mean(path: Path) -> str:
+    """Return the end of an error message that names the nearest sibling of a missing path; may be empty."""
+    if path.exists():
+        return ""
+    while not path.parent.exists():
+        path = path.parent
+    try:
+        names = [sibling.name for sibling in path.parent.iterdir()]
+    except OSError:
+        return ""
+    nearest = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.with_name(nearest[0])}?" if nearest else ""
 
 
 # In messages of a RuntimeError: from PyTorch's allocator on a CPU, from CUDA if others hold the memory,

@@ -1,9 +1,16 @@
-"""Log what concerns many files once in a run, and switch off the warnings of other libraries."""
+"""Choose what is shown in a run: notices once, quiet runs, no warnings of other libraries."""
 
 import logging
 import warnings
 from collections.abc import Hashable
-from threading import Lock
+from threading import Event, Lock
+
+from lib.runtime.ranks import is_first_rank
+
+RESULT = 25  # level of a log line between INFO and WARNING: a result, which quiet runs log too
+logging.addLevelName(RESULT, "RESULT")
+
+quiet = Event()  # set by a script to log only results, warnings and errors, and to show no progress
 
 _logged: set[Hashable] = set()
 _lock = Lock()  # several threads read images
@@ -16,6 +23,19 @@ def log_once(logger: logging.Logger, key: Hashable, message: str, *args: object)
         _logged.add(key)
     if is_new:
         logger.warning(message, *args)
+
+
+def is_shown(record: logging.LogRecord) -> bool:
+    """Log filter that leaves out information in a quiet run."""
+    return record.levelno >= RESULT or not quiet.is_set()
+
+
+def hides_progress() -> bool | None:
+    """Return `disable` of a progress bar: True in a quiet run and on ranks above 0, None elsewhere.
+
+    With None, tqdm shows the bar on a terminal only.
+    """
+    return True if quiet.is_set() or not is_first_rank() else None
 
 
 def silence_readers() -> None:

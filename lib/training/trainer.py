@@ -16,7 +16,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lib.files.values import Expected, check_value, number
 from lib.runtime.errors import InputError, RunError
-from lib.runtime.ranks import is_first_rank, mean_over_ranks, n_ranks, on_first_rank, together
+from lib.runtime.notices import hides_progress
+from lib.runtime.ranks import mean_over_ranks, n_ranks, on_first_rank, together
 from lib.runtime.signals import Stop, stop_flag
 from lib.training.optimizers import build_optimizers, check_optimizer_state
 from lib.training.recipe import Recipe, RunSettings
@@ -25,6 +26,9 @@ from lib.training.weight_average import WeightAverage
 from lib.weights import check_tensors
 
 logger = logging.getLogger(__name__)
+
+_N_TIMED_STEPS = 5  # after the first one, which is slower
+_LONG_HOURS = 1.0  # a run on a CPU that takes longer says so at its start
 
 # Entries of a checkpoint that hold the numbers of a run.
 _PROGRESS = {
@@ -157,7 +161,7 @@ class Trainer:
             initial=self.state.step,
             desc="training",
             unit="step",
-            disable=None if is_first_rank() else True,  # None: shown on a terminal
+            disable=hides_progress(),
         )
 
     def run(self, batches: Iterable[Any]) -> None:
@@ -179,8 +183,13 @@ class Trainer:
             try:
                 self._log_validate_save()  # needed if the run was stopped between a step and its validation
                 self._interval = _Interval()
-                for batch in self._receive(iter(batches)):
+                start = 0.0
+                for n_taken, batch in enumerate(self._receive(iter(batches)), 1):
                     self.step(batch)
+                    if n_taken == 1:
+                        start = time.perf_counter()
+                    elif n_taken == 1 + _N_TIMED_STEPS:
+                        self._warn_if_long(time.perf_counter() - start, is_new=self.state.step == n_taken)
                     self._log_validate_save()
             except Stop as stop:
                 self.log_interval()
@@ -244,6 +253,21 @@ class Trainer:
     def save(self) -> None:
         """Save the state of the run as `last_model.pth`."""
         on_first_rank(lambda: self.run_folder.save_last(self.state.weights(), self.state.progress()))
+
+    def _warn_if_long(self, seconds: float, *, is_new: bool) -> None:
+        """Log how long the rest of a run takes on a CPU, if that is long; `_N_TIMED_STEPS` took `seconds`."""
+        recipe = self.state.recipe
+        n_left = recipe.n_steps - self.state.step
+        hours = n_left * seconds / _N_TIMED_STEPS / 3600
+        if hours < _LONG_HOURS or self.state.trained_weights()[0].device.type != "cpu":
+            return
+        crops_per_s = _N_TIMED_STEPS * recipe.batch_size * n_ranks() / seconds
+        way_out = "a lower `n_steps`"
+        if is_new and recipe.n_steps == Recipe.n_steps:  # the default is for a GPU
+            way_out = f"`recipe` cpu or {way_out}"
+        figures = n_left, crops_per_s, hours, way_out
+        text = "%d steps to go at about %.1f crops/s take about %.1f hours on this CPU; %s shortens it"
+        on_first_rank(lambda: logger.warning(text, *figures))
 
     def _log_validate_save(self) -> None:
         """Log, validate and save if the step count requires it."""

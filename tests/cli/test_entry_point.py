@@ -1,7 +1,9 @@
 """Parsing of options and reporting of errors."""
 
+import logging
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from lib import cli
 from lib.cli.types import existing_dir
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError, RunError
+from lib.runtime.notices import RESULT, hides_progress, quiet
 from lib.runtime.workers import usable_workers
+from ssn_superpixels import __version__
 
 
 @pytest.mark.parametrize(
@@ -124,3 +128,71 @@ def test_empty_value_is_refused(argv, capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(argv)
     assert "empty" in capsys.readouterr().err
+
+
+def test_version_is_that_of_the_package_and_of_torch(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.Parser("").parse_args(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"ssn_superpixels {__version__}, torch {torch.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        ([], ["step 1", "ASA 0.9", "old --out_dir"]),
+        (["--quiet"], ["ASA 0.9", "old --out_dir"]),
+        (["--quiet", "--quiet=False"], ["step 1", "ASA 0.9", "old --out_dir"]),
+    ],
+)
+def test_quiet_run_logs_results_and_warnings(argv, shown, monkeypatch, capsys):
+    monkeypatch.setattr(logging.root, "handlers", [])  # those of pytest
+    monkeypatch.setattr(logging.root, "level", logging.WARNING)
+    hidden = []
+
+    def main():
+        assert vars(cli.Parser("").parse_args(argv)) == {}
+        logging.info("step 1")
+        logging.log(RESULT, "ASA 0.9")
+        logging.warning("old `out_dir`")
+        hidden.append(hides_progress())
+
+    try:
+        with pytest.raises(SystemExit) as caught:
+            cli.run(main)
+    finally:
+        quiet.clear()
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.splitlines() == shown
+    assert hidden == [None if "step 1" in shown else True]
+
+
+@pytest.mark.parametrize(
+    ("argv", "end"),
+    [
+        (["--nspx", "300"], "unrecognized arguments: --nspx 300; did you mean --nspix?\n"),
+        (["--pos-scale=3"], "unrecognized arguments: --pos-scale=3; did you mean --pos_scale?\n"),
+        (["-nspix", "3", "--nitr=2"], "; did you mean --nspix, --niter?\n"),
+        (["--frobnicate"], "unrecognized arguments: --frobnicate\n"),
+        (["cat.jpg"], "unrecognized arguments: cat.jpg\n"),
+    ],
+)
+def test_unknown_option_names_the_nearest(argv, end, capsys):
+    parser = cli.Parser("")
+    cli.add_spixel_args(parser)
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(argv)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(end)
+
+
+def test_help_shows_paths_in_the_repository_relative_to_it():
+    parser = cli.Parser("")
+    cat = cli.REPO_ROOT / "demo" / "cat.jpg"
+    parser.add_argument("--image", default=[str(cat), "100%.png"], help="images")
+    parser.add_argument("--weights", default=cat, help="a file")
+    parser.add_argument("--out", default=Path("/o"), help="a folder")
+    text = " ".join(parser.format_help().split())
+    assert "images (default: demo/cat.jpg 100%.png)" in text
+    assert "a file (default: demo/cat.jpg)" in text
+    assert "a folder (default: /o)" in text

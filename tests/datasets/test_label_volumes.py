@@ -88,6 +88,15 @@ def test_damaged_files(tmp_path):
         open_label_volume(tmp_path, "dogs").read(5, SHAPE)
 
 
+def test_subset_of_frames_has_their_masks_and_flow(davis_root, optflow_folder):
+    every = DAVISDataset(davis_root, str(davis_root / "both.txt"), optflow_folder=optflow_folder)
+    (image,) = every.subset([3])
+    assert image.name == every[3].name == "dogs/00001"
+    np.testing.assert_array_equal(image.annotations, every[3].annotations)
+    np.testing.assert_array_equal(image.extra, every[3].extra)
+    assert len(every) == 4
+
+
 def test_first_frames_of_each_video(davis_root, optflow_folder):
     split = str(davis_root / "both.txt")
     every = DAVISDataset(davis_root, split, optflow_folder=optflow_folder)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import re
 import signal
@@ -301,6 +302,32 @@ def test_resume_refuses_other_files_of_the_same_names(bsds_root, tmp_path, capsy
     assert "data.BSDS500 test.sources_sha256" in error
 
 
+def test_limit_scores_the_first_images_of_each_dataset(bsds_root, davis_root, tmp_path, caplog, capsys):
+    caplog.set_level(logging.INFO)
+    argv = eval_argv(bsds_root, f"--davis2017_root={davis_root}", f"--davis_split={davis_root / 'both.txt'}")
+    argv += [f"--out_dir={tmp_path / 'o'}", "--nspix=24", "--metrics=asa"]
+    eval_base_model.main([*argv, "--limit=1"])
+    last_lines = [line.partition("(")[2] for line in caplog.messages[-2:]]
+    assert last_lines == ["1 images, 2 pairs)", "1 images, 1 pairs)"]
+    rows = read_rows(tmp_path / "o" / "scores.csv")
+    assert [(row["dataset"], row["image"]) for row in rows] == [
+        ("BSDS500 test", "100"),
+        ("BSDS500 test", "100"),
+        ("DAVIS both.txt", "car/00000"),
+    ]
+    record = json.loads((tmp_path / "o" / "run.json").read_text())
+    assert record["options"]["limit"] == "1"
+    assert [data["images"] for data in record["data"].values()] == [1, 1]
+    error = fails_with(eval_base_model.main, [*argv, "--limit=2", "--resume"], capsys)
+    assert "data.BSDS500 test.images is 1, not 2" in error
+
+
+def test_limit_above_the_number_of_images_scores_all(bsds_root, caplog):
+    caplog.set_level(logging.INFO)
+    eval_base_model.main(eval_argv(bsds_root, "--nspix=24", "--metrics=asa", "--limit=9"))
+    assert caplog.messages[-1].endswith("(2 images, 4 pairs)")
+
+
 @pytest.mark.parametrize("metrics", [["n_spixels"], ["mean_iou_foreground", "size_spread"]])
 def test_metrics_without_extremes_draw_no_sheets(tmp_path, metrics):
     images = [image._replace(annotations=[0 * image.annotations[0]]) for image in Frames()]  # only background
@@ -559,6 +586,7 @@ def test_default_metrics_are_computed_but_only_the_main_ones_shown(bsds_root, ca
         (["--out_dir={weights}/o"], "--out_dir {weights}/o"),
         (["--nspix", "24", "0"], "argument --nspix: .*'0'"),
         (["--nspix"], "argument --nspix"),
+        (["--limit=0"], "argument --limit: .*'0'"),
         (["--nspix", "24", "9999"], "--nspix 9999 .*5520 pixels of 100"),
         (["--pos_scale", "-1"], "argument --pos_scale"),
         (["--compare", "composite={composite}"], "{composite} .*composite .*base"),

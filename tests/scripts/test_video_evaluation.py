@@ -241,6 +241,7 @@ def test_results_are_overwritten_only_with_overwrite(base_argv, tmp_path, capsys
         (["--bsds_root={tmp}"], "--bsds_root cannot be used with --video_metrics"),
         (["--data_root={tmp}"], "--data_root cannot be used with --video_metrics"),
         (["--metrics=asa"], "--metrics cannot be used with --video_metrics"),
+        (["--limit=1"], "--limit cannot be used with --video_metrics"),
         (["--out_dir={tmp}/o", "--resume"], "--resume cannot be used with --video_metrics"),
         (
             ["--eval_iou_ignore_background"],

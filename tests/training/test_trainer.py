@@ -103,6 +103,43 @@ def test_log_has_a_line_per_interval_and_per_validation(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("n_steps", "seconds", "is_new", "expected"),
+    [
+        # 4 crops a step.
+        (
+            500_000,
+            5.0,
+            True,
+            ["499994 steps to go at about 4.0 crops/s take about 138.9 hours", "`recipe` cpu or "],
+        ),
+        (500_000, 5.0, False, ["about 138.9 hours on this CPU; a lower `n_steps` shortens it"]),
+        (
+            5200,
+            5.0,
+            True,
+            ["5194 steps to go at about 4.0 crops/s take about 1.4 hours on this CPU; a lower"],
+        ),
+        (500_000, 0.02, True, []),
+    ],
+)
+def test_long_run_on_a_cpu_says_how_long(n_steps, seconds, is_new, expected, caplog):
+    state = make_state(n_steps=n_steps)
+    state.step = 6
+    trainer = Trainer(state, RunSettings(), compute_losses=None, validate_model=None, run_folder=None)
+    trainer._warn_if_long(seconds, is_new=is_new)
+    assert len(caplog.messages) == bool(expected)
+    for part in expected:
+        assert part in caplog.messages[0]
+
+
+@pytest.mark.parametrize(("stop_at", "n_warnings"), [(5, 0), (6, 1), (10, 1)])
+def test_time_is_estimated_once_after_the_first_steps(tmp_path, monkeypatch, caplog, stop_at, n_warnings):
+    monkeypatch.setattr("lib.training.trainer._LONG_HOURS", 0.0)
+    run(tmp_path, make_state(n_steps=stop_at))
+    assert sum("steps to go" in message for message in caplog.messages) == n_warnings
+
+
 def test_best_model_is_from_the_best_validation(tmp_path):
     state = make_state()
     run(tmp_path, state, score_of={4: 0.5, 8: 0.9, 10: 0.7}.get)
