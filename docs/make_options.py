@@ -14,6 +14,7 @@ import demo_app
 import estimate_optflow
 import eval_base_model
 import eval_optflow_composite_model
+import export_model
 import inference_base_model
 import inference_optflow_composite_model
 import train_base_model
@@ -42,6 +43,7 @@ SCRIPTS_BY_TASK = {
     "Evaluation": (eval_base_model, eval_optflow_composite_model),
     "Settings of use": (choose_settings,),
     "Optical flow": (estimate_optflow,),
+    "Export": (export_model,),
     "Web page": (demo_app,),
 }
 

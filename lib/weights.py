@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.files.atomic import atomic_path
+from lib.files.tensors import encode_safetensors, read_safetensors, tensors_sha256
 from lib.files.values import FLAG, Expected, check_value, number, one_of, show
 from lib.network.convolution import PADDING_MODES
 from lib.network.inputs import DEFAULT_OPTFLOW_SCALE, InputScales
@@ -31,11 +32,16 @@ DEFAULT_N_EXTRA_FEATURES = 10
 BASE, COMPOSITE = "base", "composite"  # kinds of models
 NO_NETWORK = "none"  # third kind, given in place of a weight file: clusters colour and position
 
+SAFETENSORS = ".safetensors"  # suffix of weight files in that format; all others are PyTorch's
+
 # Files that come with the code; a wheel puts them beside `lib` as well.
 _SHIPPED_DIR = Path(__file__).resolve().parents[1] / "trained_models"
 _SHIPPED = {BASE: "best_model.pth", "small": "small_model.pth", COMPOSITE: "best_composite_model.pth"}
 
 _CONTENTS = {BASE: "a base model", COMPOSITE: "a composite model", NO_NETWORK: "no network"}
+
+# Entries of a checkpoint that `load_model` reads, besides the weights.
+_SETTINGS_OF_MODEL = ("model_args", "input_args", "merge_args", "base_sha256")
 
 # Constructor arguments that a state dict determines: argument -> (tensor, dimension).
 _SIZES = {
@@ -65,6 +71,13 @@ class LoadedModel(NamedTuple):
         """`BASE`, `COMPOSITE` or `NO_NETWORK`."""
         return {SSNModel: BASE, CompositeSSNModel: COMPOSITE, SSNPix: NO_NETWORK}[type(self.model)]
 
+    def settings(self) -> dict[str, Any]:
+        """Return all but the weights, in plain types, as in a weight file."""
+        input_args = {name: value for name, value in self.scales._asdict().items() if value is not None}
+        merge_args = {name: dict(values) for name, values in self.merging._asdict().items()}
+        settings = {"model_args": self.model.config(), "input_args": input_args, "merge_args": merge_args}
+        return settings if self.base_sha256 is None else {**settings, "base_sha256": self.base_sha256}
+
 
 def shipped_weights(name: str = BASE) -> Path:
     """Return the path of a weight file that comes with the code: "base", "small" or "composite".
@@ -77,12 +90,24 @@ def shipped_weights(name: str = BASE) -> Path:
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint with a checksum of its weights; a failed write keeps the old file."""
-    checkpoint = {**checkpoint, "weights_sha256": _weights_sha256(checkpoint["weights"])}
+    """Write a checkpoint in the format of its suffix; a failed write keeps the old file."""
+    content = encode_checkpoint(checkpoint, path.suffix)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def encode_checkpoint(checkpoint: dict[str, Any], suffix: str) -> bytes:
+    """Return the content of a weight file, with a checksum.
+
+    A .safetensors file holds what `load_model` reads, and nothing else of the checkpoint of a training.
+    """
+    if suffix.lower() == SAFETENSORS:
+        settings = {name: checkpoint[name] for name in _SETTINGS_OF_MODEL if name in checkpoint}
+        return encode_safetensors(checkpoint["weights"], settings)
+    checkpoint = {**checkpoint, "weights_sha256": tensors_sha256(checkpoint["weights"])}
     buffer = io.BytesIO()  # torch.save to a file hides why a write failed
     torch.save(checkpoint, buffer)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -90,7 +115,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     The result has at least "weights" (a state dict) and "model_args" (empty for a bare state dict). All
     checksums of the file are compared: one for each record, unless PyTorch's old format has none, and in our
-    files one for the weights.
+    files one for the weights, in .safetensors files one for all.
 
     Raises
     ------
@@ -102,19 +127,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise missing_path(path, "weight file")
-    try:
-        _compare_checksums(path)
-        with warnings.catch_warnings(action="ignore"):  # of kinds of tensors that are refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises various errors for broken bytes
-        if is_out_of_memory(error) or isinstance(error, InputError):
-            raise
-        # EINVAL: torch seeks beyond the end of a truncated file, which is damage, not a read error.
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise InputError(f"{path} cannot be read ({error.strerror})") from error
-        raise DamagedFileError(
-            f"{path} is not a readable weight file: damaged, or holds more than tensors and plain types"
-        ) from error
+    content = (_read_safetensors if path.suffix.lower() == SAFETENSORS else _read_torch_file)(path)
     if _is_state_dict(content):
         content = {"weights": content, "model_args": {}}
     if not (
@@ -127,7 +140,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         check_value(f"{path}: {name}", value, _TENSOR)
     # A tensor may announce a large shape and hold one number, which is repeated.
     check_memory(_count_bytes(content["weights"]), f"{path}: the state dict")
-    sha256 = _weights_sha256(content["weights"])
+    sha256 = tensors_sha256(content["weights"])
     # Drop the checksum, so that an edited copy of the dict does not keep it.
     if content.pop("weights_sha256", sha256) != sha256:
         raise DamagedFileError(f"{path} is damaged or edited: its weights do not match its weights_sha256")
@@ -244,13 +257,38 @@ def file_sha256(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _weights_sha256(weights: dict[str, Tensor]) -> str:
-    """Return the SHA-256 over names, types, shapes and bytes of a state dict, in its order."""
-    digest = hashlib.sha256()
-    for name, value in weights.items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+def _read_torch_file(path: Path) -> Any:
+    """Return the content of a file of PyTorch, whatever it holds."""
+    try:
+        _compare_checksums(path)
+        with warnings.catch_warnings(action="ignore"):  # of kinds of tensors that are refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises various errors for broken bytes
+        if is_out_of_memory(error) or isinstance(error, InputError):
+            raise
+        # EINVAL: torch seeks beyond the end of a truncated file, which is damage, not a read error.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise InputError(f"{path} cannot be read ({error.strerror})") from error
+        raise DamagedFileError(
+            f"{path} is not a readable weight file: damaged, or holds more than tensors and plain types"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """Return the content of a .safetensors file as a checkpoint."""
+    tensors, settings = read_safetensors(path)
+    if isinstance(settings.get("merge_args"), dict):
+        settings["merge_args"] = {
+            name: _with_counts(values) for name, values in settings["merge_args"].items()
+        }
+    return {"weights": tensors, "model_args": {}, **settings}
+
+
+def _with_counts(values: Any) -> Any:
+    """Return a dict with numbers in place of keys that JSON made strings; other values as they are."""
+    if not isinstance(values, dict):
+        return values
+    return {int(key) if re.fullmatch("[0-9]{1,10}", key) else key: value for key, value in values.items()}
 
 
 def _find_model_class(weights: dict[str, Tensor], path: Path | str) -> type[nn.Module]:

@@ -13,7 +13,7 @@ ROWS = [
     {"metrics", "network", "superpixels", "files"},
     {"losses", "model", "optflow"},
     {"weights", "datasets"},
-    {"inference"},
+    {"inference", "export"},
     {"ssn_superpixels"},
     {"evaluation"},
     {"training"},

@@ -182,7 +182,7 @@ def test_requirements_are_those_of_the_files():
     shared, demo, dev = (set(read_requirements(f"requirements{end}.txt")) for end in ("", "-demo", "-dev"))
     assert {*PROJECT["dependencies"]} | extras["video"] | extras["train"] - dev == shared
     assert extras["demo"] == demo
-    assert extras["geo"] | {*PYPROJECT["build-system"]["requires"]} < dev
+    assert extras["geo"] | extras["export"] | {*PYPROJECT["build-system"]["requires"]} < dev
 
 
 def test_one_version_everywhere():

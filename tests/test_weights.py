@@ -450,3 +450,90 @@ def test_settings_are_stored_with_every_entry_of_a_training(base_weights):
     store_settings(base_weights, base_weights, **SETTINGS)
     stored = read_checkpoint(base_weights)
     assert {name: stored[name] for name in entries} == entries
+
+
+@pytest.fixture
+def as_safetensors(tmp_path):
+    """Return a function that writes a checkpoint as a .safetensors file."""
+    pytest.importorskip("safetensors", reason="needs safetensors")
+
+    def write(checkpoint):
+        save_checkpoint(checkpoint, tmp_path / "file.safetensors")
+        return tmp_path / "file.safetensors"
+
+    return write
+
+
+def check_same_model(loaded, expected):
+    for name, value in expected.model.state_dict().items():
+        assert loaded.model.state_dict()[name].equal(value), name
+    assert loaded.model.config() == expected.model.config()
+    assert loaded[1:] == expected[1:]
+    assert (loaded.kind, loaded.model.training) == (expected.kind, False)
+
+
+@pytest.mark.parametrize("kind", ["base", "small", "composite"])
+def test_safetensors_hold_the_same_model(kind, as_safetensors):
+    loaded = load_model(shipped_weights(kind))
+    written = as_safetensors({"weights": loaded.model.state_dict(), **loaded.settings()})
+    check_same_model(load_model(written), loaded)
+
+
+def test_safetensors_of_a_checkpoint_leave_the_training_out(base_weights, as_safetensors):
+    checkpoint = {**read_checkpoint(base_weights), "step": 3, "optimizer": {"moments": torch.zeros(3)}}
+    assert read_checkpoint(as_safetensors(checkpoint)).keys() == {"weights", "model_args", "input_args"}
+
+
+def test_safetensors_of_a_bare_state_dict(tmp_path):
+    safetensors_torch = pytest.importorskip("safetensors.torch", reason="needs safetensors")
+    model = SSNModel(6)
+    safetensors_torch.save_file(model.state_dict(), tmp_path / "converted.safetensors")
+    check_same_model(load_model(tmp_path / "converted.safetensors"), LoadedModel(model.eval(), InputScales()))
+
+
+def test_settings_are_stored_in_safetensors(as_safetensors, composite_weights):
+    path = as_safetensors(read_checkpoint(composite_weights))
+    store_settings(path, path, **SETTINGS)
+    store_settings(composite_weights, composite_weights, **SETTINGS)
+    check_same_model(load_model(path), load_model(composite_weights))
+    assert load_model(path).merging == SETTINGS["merging"]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("model_args", {"n_iter": 0}),
+        ("model_args", [3]),
+        ("input_args", {"color_scale": -1}),
+        ("input_args", None),
+        ("merge_args", {"fine_factor": {0: 3.0}}),
+        ("merge_args", {"fine_factor": {"x": 3.0}}),
+        ("merge_args", {"merge_pos_scale": {10**12: 3.0}}),
+        ("merge_args", {"fine_factor": 3.0}),
+        ("merge_args", "x"),
+        ("base_sha256", "abc"),
+    ],
+)
+def test_unusable_setting_in_safetensors_is_named(base_weights, as_safetensors, place, value):
+    path = as_safetensors({**read_checkpoint(base_weights), place: value})
+    with pytest.raises(InputError, match=f"{path}") as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_tensors_in_safetensors(as_safetensors):
+    with pytest.raises(InputError, match="neither a state dict nor one of our checkpoints"):
+        load_model(as_safetensors({"weights": {}, "model_args": {}}))
+    with pytest.raises(InputError, match="holds no model of this repo"):
+        load_model(as_safetensors({"weights": {"fc.weight": torch.zeros(2)}, "model_args": {}}))
+    weights = {**SSNModel(4).state_dict(), "feature_extract.output_conv.0.bias": torch.full((4,), torch.inf)}
+    with pytest.raises(InputError, match=r"output_conv\.0\.bias holds values that are not finite"):
+        load_model(as_safetensors({"weights": weights, "model_args": {}}))
+
+
+def test_suffix_chooses_the_format(base_weights, as_safetensors, tmp_path):
+    written = as_safetensors(read_checkpoint(base_weights))
+    upper = written.rename(tmp_path / "FILE.SAFETENSORS")
+    check_same_model(load_model(upper), load_model(base_weights))
+    with pytest.raises(InputError, match=r"file\.pth is not a readable weight file"):
+        load_model(upper.rename(tmp_path / "file.pth"))

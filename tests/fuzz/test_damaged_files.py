@@ -100,7 +100,11 @@ def write_weights(path: Path) -> None:
     model_args = {"n_learned_features": 2, "n_iter": 2, "distance": "euclidean"}
     input_args = {"color_scale": 0.3, "pos_scale": 7.0}
     weights = SSNModel(**model_args).state_dict()
-    save_checkpoint({"weights": weights, "model_args": model_args, "input_args": input_args}, path)
+    merge_args = {"fine_factor": {10: 2.0}, "merge_pos_scale": {10: 0.5}}
+    settings = {"model_args": model_args, "input_args": input_args, "merge_args": merge_args}
+    if path.suffix == ".safetensors":
+        pytest.importorskip("safetensors")
+    save_checkpoint({"weights": weights, **settings}, path)
 
 
 def write_state_dict(path: Path) -> None:
@@ -173,6 +177,7 @@ KINDS = {
     "middlebury flow": Kind(".flo", lambda path: write_flo(path, FLOW), read_flow_file),
     "kitti flow": Kind(".png", write_kitti, read_flow_file),
     "weights": Kind(".pth", write_weights, read_weights, has_checksum=True),
+    "safetensors": Kind(".safetensors", write_weights, read_weights, has_checksum=True),
     "state dict": Kind(".pth", write_state_dict, read_weights, has_checksum=True),
     "checkpoint": Kind(".pth", write_last_checkpoint, read_last_checkpoint, has_checksum=True),
     "mp4": Kind(".mp4", write_video, read_video),
