@@ -132,7 +132,9 @@ def main(argv: Sequence[str] | None = None) -> list[ArchiveReport]:
             with_consistency=args.consistency_check,
             on_progress=progress.update,
         ):
-            logger.log(logging.ERROR if report.problem else level, "%s", _describe(report))
+            # A single failure ends the script with its message.
+            is_error = report.problem is not None and len(jobs) > 1
+            logger.log(logging.ERROR if is_error else level, "%s", _describe(report))
             reports.append(report)
     problems = [report.problem for report in reports if report.problem]
     if len(problems) > 1:

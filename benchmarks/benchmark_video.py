@@ -4,7 +4,7 @@ The baseline segments every frame alone, and then links superpixels of neighbour
 largest overlap first, without any flow. Both use the composite model. A frame's time includes the estimation
 of its flow by DIS, in both directions; tracked and untracked frames are timed in turn.
 
-    python -m benchmarks.benchmark_video --davis2017_root DAVIS2017 --davis_optflow_folder optflow \
+    python -m benchmarks.benchmark_video --davis2017_root DAVIS2017 --davis_optflow_folder optflow \\
         --davis_split videos.txt --max_frames 24 --nspix 200 600
 """
 

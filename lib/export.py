@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.export import Dim
+from torch.fx import GraphModule
 
 from lib.files.atomic import atomic_path, check_output_file
 from lib.network.folded import FoldedModel
@@ -160,7 +161,8 @@ def _encode_program(loaded: LoadedModel) -> bytes:
             (_random_channels(loaded, *_RECORDED),),
             dynamic_shapes=_dynamic_shapes(),
         )
-        for node in program.graph.nodes:
+        graphs = [part.graph for part in program.graph_module.modules() if isinstance(part, GraphModule)]
+        for node in (node for graph in graphs for node in graph.nodes):
             node.meta.pop("stack_trace", None)  # names of files on this computer
         buffer = io.BytesIO()
         torch.export.save(program, buffer, extra_files={METADATA: json.dumps(describe(loaded), indent=2)})

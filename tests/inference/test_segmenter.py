@@ -141,12 +141,12 @@ def test_nothing_is_rounded_whatever_the_caller_allows(monkeypatch):
     try:
         with cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
             segmenter(image_rgb, 24, with_features=True)
-            segmenter.segment_from(segmenter.preprocess(image_rgb), 24, None)
+            segmenter.region_graph(segmenter.preprocess(image_rgb), 24)
             assert (cudnn.allow_tf32, cudnn.benchmark) == (True, True)
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert len(seen) == 6
+    assert len(seen) == 5
     assert set(seen) == {(False, False, "highest")}
 
 
