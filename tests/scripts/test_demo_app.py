@@ -79,6 +79,16 @@ def wait_for_result(page, result):
     playwright.expect(page.locator("#result textarea")).to_have_value(result, timeout=60_000)
 
 
+def clear(page):
+    """Remove the image, as a visitor must before the page takes another one."""
+    page.locator("#image button[aria-label='Clear'], #image button[aria-label='Remove Image']").first.click()
+    wait_for_result(page, "Drop an image above.")
+
+
+def drop(page, path):
+    page.locator("#image input[type=file]").set_input_files(path)
+
+
 def set_slider(page, name, value):
     number = page.locator(f"#{name} input[type=number]")
     number.fill(str(value))
@@ -99,9 +109,8 @@ def test_drop_an_image_move_a_slider_and_download(page, base_weights, tmp_path):
     assert download_labels(page, tmp_path).shape == (300, 451)
     file = tmp_path / "image.gif"  # with a palette
     Image.fromarray(make_quadrants(120, 184)[0]).save(file)
-    page.locator("#image button[aria-label='Clear'], #image button[aria-label='Remove Image']").first.click()
-    wait_for_result(page, "Drop an image above.")
-    page.locator("#image input[type=file]").set_input_files(file)
+    clear(page)
+    drop(page, file)
     wait_for_result(page, "200 superpixels")
     set_slider(page, "count", 50)
     wait_for_result(page, "50 superpixels")
@@ -113,10 +122,6 @@ def test_drop_an_image_move_a_slider_and_download(page, base_weights, tmp_path):
     for tab, name in (("Mean colours", "mean"), ("Boundaries", "boundaries"), ("Overlay", "overlay")):
         page.get_by_role("tab", name=tab).click()
         playwright.expect(page.locator(f"#{name} img")).to_be_visible(timeout=10_000)
-
-
-def drop(page, path):
-    page.locator("#image input[type=file]").set_input_files(path)
 
 
 def list_files(folder):
@@ -146,6 +151,7 @@ def test_refusals_clear_the_result(page, uploads, tmp_path, capfd):
         wait_for_result(page, "200 superpixels")
         playwright.expect(pictures).to_have_count(1)
         playwright.expect(labels).to_be_enabled()
+        clear(page)
         drop(page, path)
         wait_for_result(page, reason)
         playwright.expect(pictures).to_have_count(0)
