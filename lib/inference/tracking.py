@@ -1,9 +1,9 @@
 """Superpixels that keep their track ID from frame to frame of a video.
 
-The fine superpixels of a frame are merged as those of an image are, but a merge costs the mean of what it
-costs in this frame and what it costs in the last one: each pixel has its own features, and the mean features
-of the superpixel that it was in. Optical flow in both directions finds the pixels again. Superpixels of two
-frames that share the most pixels are linked.
+Fine superpixels are merged as in an image, but a merge costs the mean of its cost in this frame and its cost
+in the last one: each pixel has its own features, and the mean features of the superpixel that it was in.
+Optical flow in both directions finds the pixels again. Superpixels of two frames are linked if they share
+most of their pixels.
 """
 
 import math
@@ -19,12 +19,7 @@ from lib.inference.tracks import TrackedSuperpixels
 from lib.optflow.correspondence import NO_ORIGIN, find_origins
 from lib.optflow.sources import FlowPair
 from lib.superpixels.merge_tree import merge_graph
-from lib.superpixels.overlap import (
-    NO_REGION,
-    count_overlaps,
-    intersection_over_union,
-    link_regions,
-)
+from lib.superpixels.overlap import NO_REGION, count_overlaps, intersection_over_union, link_regions
 from lib.superpixels.region_graph import RegionGraph
 from lib.superpixels.regions import Superpixels
 
@@ -42,7 +37,7 @@ _MIN_SHARE_FOUND = 0.3
 # A track may return after at most so many frames, and within so many superpixel widths.
 _MAX_FRAMES_LOST, _REACH = 10, 2.0
 
-NO_TRACK = -1
+NO_TRACK = -1  # in place of a track ID
 
 
 class TrackedFrame(NamedTuple):
