@@ -404,6 +404,8 @@ def _segment_video(
         raise InputError(
             "--value_range and --bands are for images and folders of frames, not for video files"
         )
+    if files.lifetimes and real_path(args.video) in real_path(files.lifetimes).parents:
+        raise InputError(f"--save_lifetimes {files.lifetimes}: the picture would be a frame of the --video")
     video = open_video(args.video, every=args.every, reader=reader)
     with_flow = args.temporal or segmenter.model.n_extra_channels > 0
     levels = sorted(args.levels or [])

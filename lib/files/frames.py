@@ -291,16 +291,17 @@ def list_in_order(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def log_gaps(logger: logging.Logger, files: list[Path]) -> None:
-    """Log a warning if the last numbers in the names of files, in order, rise by more than the usual step.
+    """Log a warning if the last numbers in the names of files, in order, rise by two usual steps or more.
 
-    The usual step is the most common one. Names without a number are ignored.
+    The usual step is the most common one. Rounding, as of timestamps, is allowed for. Names without a number
+    are ignored.
     """
     names = [(file, re.findall(r"\d+", file.stem)) for file in files]
     numbered = [(file, int(numbers[-1])) for file, numbers in names if numbers]
     steps = [(one, other, after - before) for (one, before), (other, after) in pairwise(numbered)]
     counts = Counter(step for *_, step in steps)
     usual = min(counts, key=lambda step: (-counts[step], step), default=0)
-    gaps = [(one, other) for one, other, step in steps if step > usual]
+    gaps = [(one, other) for one, other, step in steps if step >= 1.5 * usual > 0]
     if gaps:
         one, other = gaps[0]
         more = "" if len(gaps) == 1 else f" and in {len(gaps) - 1} more places"

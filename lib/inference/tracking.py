@@ -3,7 +3,7 @@
 Fine superpixels are merged as in an image, but a merge costs the mean of its cost in this frame and its cost
 in the last one: each pixel has its own features, and the mean features of the superpixel that it was in.
 Optical flow in both directions finds the pixels again. Superpixels of two frames are linked if they share
-most of their pixels.
+enough of the pixels that were found.
 """
 
 import math

@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from lib.files.atomic import atomic_path
 from lib.superpixels.drawing import label_colors
 from lib.superpixels.regions import Superpixels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # A row of the table: frames from 0, number of frames in which the track occurs, pixels per such frame, RGB.
 TRACK = np.dtype(
@@ -90,6 +89,8 @@ def draw_lifetimes(tables: Sequence[TrackTable], path: Path) -> None:
     Each table has a panel, with the tracks from top to bottom in the order of their IDs. Raises `RunError` if
     the file cannot be written.
     """
+    from matplotlib.figure import Figure  # only this picture needs it
+
     figure = Figure(figsize=(6.5 * len(tables), 5), layout="constrained")
     for axes, table in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables, strict=True):
         _draw_panel(axes, table)
@@ -97,7 +98,10 @@ def draw_lifetimes(tables: Sequence[TrackTable], path: Path) -> None:
         figure.savefig(temporary, dpi=_DPI, format="png")
 
 
-def _draw_panel(axes: Axes, table: TrackTable) -> None:
+def _draw_panel(axes: "Axes", table: TrackTable) -> None:
+    from matplotlib.collections import PolyCollection
+    from matplotlib.ticker import MaxNLocator
+
     rows, ids = table.rows, np.arange(table.n_tracks)
     left, right, top, bottom = rows["first_frame"] - 0.5, rows["last_frame"] + 0.5, ids - 0.5, ids + 0.5
     corners = [(left, top), (right, top), (right, bottom), (left, bottom)]

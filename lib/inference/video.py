@@ -72,7 +72,7 @@ def segment_video(
     files : VideoFiles
         Files to write; `lifetimes` needs tracking.
     levels : sequence of int
-        Nested levels in each frame, coarsest first, in place of `n_spixels`, which is the last of them.
+        Nested levels in each frame, in place of `n_spixels`.
     style : OverlayStyle
         Style of the overlay.
     tracked : bool
@@ -92,6 +92,7 @@ def segment_video(
     Stop
         If the stop flag is set; it is polled between frames. The files hold the finished frames.
     """
+    levels = sorted(levels)
     counts = levels or [n_spixels]
     run = _VideoRun(segmenter, counts, Tracker(segmenter, counts) if tracked else None)
     tables = [TrackTable() for _ in counts] if tracked else []
@@ -130,6 +131,8 @@ def segment_video(
             draw_lifetimes(tables, files.lifetimes)
         except RunError as error:
             problem = problem or error
+        except MemoryError:
+            problem = problem or RunError(f"out of memory for {files.lifetimes}")
     kept = [f"{file.n_frames} frames are in {file.path}" for file in growing if file.n_frames]
     if isinstance(problem, KeyboardInterrupt):
         logger.warning("stopped; %s", ", ".join(kept) or "no frame was finished")

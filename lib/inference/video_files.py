@@ -106,7 +106,8 @@ def write_video(path: Path, shape: tuple[int, int], frame_rate: float) -> Iterat
 
 
 def _to_fraction(frame_rate: float) -> Fraction:
-    """Return a frame rate as a fraction with small numbers, such as 30000/1001 or 1/60."""
+    """Return a frame rate as a fraction with small numbers, such as 30000/1001 or 1/60; at least 1e-4."""
+    frame_rate = max(frame_rate, 1e-4)  # the numbers of the format have 32 bits
     if frame_rate < 1:
         return 1 / Fraction(1 / frame_rate).limit_denominator(1001)
     return Fraction(frame_rate).limit_denominator(1001)

@@ -1,5 +1,8 @@
 """The table of the tracks of a video, and the picture of their lifetimes."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -64,3 +67,9 @@ def test_picture_has_a_bar_for_each_track(table, tmp_path):
     draw_lifetimes([table, table], tmp_path / "two.png")
     two = np.asarray(Image.open(tmp_path / "two.png").convert("RGB").convert("HSV"))[..., 1] > 60
     assert two.sum() == pytest.approx(2 * is_colored.sum(), rel=0.1)
+
+
+@pytest.mark.slow
+def test_only_the_picture_needs_matplotlib():
+    code = "import sys; sys.modules['matplotlib'] = None; import lib.inference.video"
+    subprocess.run([sys.executable, "-c", code], check=True)

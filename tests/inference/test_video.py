@@ -225,6 +225,11 @@ def test_missing_frames_are_reported(clip, tmp_path, monkeypatch, caplog):
     argv = ["--base_model_weights=none", "--video=clip", "--nspix=24"]
     assert inference_base_model.main(argv).n_frames == 3
     assert "frames are missing between clip/0.png and 2.png; they are taken as neighbours" in caplog.text
+    caplog.clear()
+    for name, new in (("0", "000"), ("2", "033"), ("3", "067")):  # milliseconds
+        (clip / f"{name}.png").rename(clip / f"{new}.png")
+    assert inference_base_model.main(argv).n_frames == 3
+    assert "missing" not in caplog.text
 
 
 def test_composite_estimates_or_reads_its_flow(clip, composite_weights, tmp_path, monkeypatch, capsys):
@@ -398,7 +403,8 @@ def test_frame_rate_stays(clip, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("frame_rate", "expected"), [(1000, 1000), (1 / 60, Fraction(1, 60)), (29.97003, Fraction(30000, 1001))]
+    ("frame_rate", "expected"),
+    [(1000, 1000), (1 / 60, Fraction(1, 60)), (1e-12, Fraction(1, 10**4)), (29.97003, Fraction(30000, 1001))],
 )
 def test_unusual_frame_rates_are_written(tmp_path, frame_rate, expected):
     frames = (VideoFrame(make_quadrants()[0], None) for _ in range(3))
@@ -543,6 +549,10 @@ def test_memory_does_not_grow_with_the_length(tmp_path):
         (["--video=clip", "--save_lifetimes=l.png"], "--save_lifetimes needs --temporal"),
         (["--video=clip", "--temporal", "--save_lifetimes=l.svg"], "--save_lifetimes l.svg: "),
         (["--video=clip", "--temporal", "--save_lifetimes=clip"], "--save_lifetimes clip"),
+        (
+            ["--video=clip", "--temporal", "--save_lifetimes=clip/0.png"],
+            "clip/0.png: .* frame",
+        ),
         (["--video=clip", "--temporal", "--fine_factor=1"], "--temporal .*--fine_factor 1"),
         (["--video=clip", "--image=a.png"], "argument --image: not allowed with argument --video"),
         (["--video=clip", "--exact_nspix"], "--exact_nspix "),
