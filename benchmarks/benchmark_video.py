@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.measuring import describe
 from lib import cli
@@ -42,7 +43,7 @@ class Linked(FrameByFrame):
     def start(self, video: str, settings: Sequence[Setting]) -> Labeller:
         """Start a video."""
         label_alone = super().start(video, settings)
-        last: list[np.ndarray | None] = [None] * len(settings)  # labels, contiguous in a frame
+        last: list[Tensor | None] = [None] * len(settings)  # labels, contiguous in a frame
         ids: list[np.ndarray] = [np.empty(0, np.int64)] * len(settings)  # label in the video of each
 
         def label(image: SegmentedImage, flow: FlowPair | None) -> list[np.ndarray]:
@@ -51,10 +52,11 @@ class Linked(FrameByFrame):
                 labels = numbered - numbered.min()
                 n_labels = labels.max() + 1
                 of_video = np.arange(n_labels) + numbered.min()  # new ones: larger than all before
+                on_cpu = torch.from_numpy(labels)
                 if last[idx] is not None:
-                    links = link_regions(count_overlaps(labels, last[idx], (n_labels, len(ids[idx]))))
+                    links = link_regions(count_overlaps(on_cpu, last[idx], (n_labels, len(ids[idx]))))
                     of_video = np.where(links == NO_REGION, of_video, ids[idx][links])
-                last[idx], ids[idx] = labels, of_video
+                last[idx], ids[idx] = on_cpu, of_video
                 linked.append(of_video[labels])
             return linked
 

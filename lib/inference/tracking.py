@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.spatial.distance import cdist
+from torch import Tensor
 
 from lib.inference.segmenter import PreprocessedImage, Segmenter
 from lib.inference.tracks import TrackedSuperpixels
@@ -50,8 +51,13 @@ class TrackedFrame(NamedTuple):
 class _Motion(NamedTuple):
     """Motion from the last frame to the next one."""
 
-    origins: np.ndarray  # (H, W) of the next frame; see `find_origins`
+    origins: Tensor  # (H, W) of the next frame; see `find_origins`
     forward: np.ndarray  # (H, W, 2): flow (dy, dx) of the pixels of the last frame
+
+    @property
+    def share_found(self) -> float:
+        """Share of the pixels that come from the last frame."""
+        return (self.origins != NO_ORIGIN).double().mean().item()
 
 
 class Tracker:
@@ -67,7 +73,8 @@ class Tracker:
 
     def __init__(self, segmenter: Segmenter, levels: Sequence[int]) -> None:
         self._segmenter = segmenter
-        self._levels = [_Tracks(n_spixels, segmenter.model.position_channels) for n_spixels in sorted(levels)]
+        position, device = segmenter.model.position_channels, segmenter.device
+        self._levels = [_Tracks(n_spixels, position, device) for n_spixels in sorted(levels)]
 
     def segment(self, image: PreprocessedImage, flow: FlowPair | None) -> TrackedFrame:
         """Segment the next frame.
@@ -88,7 +95,7 @@ class Tracker:
         graph = self._segmenter.region_graph(image, self._levels[-1].n_spixels)
         with self._segmenter.stopwatch.stage("tracking"):
             motion = None if flow is None else self._find_motion(flow)
-            is_cut = motion is not None and (motion.origins != NO_ORIGIN).mean() < _MIN_SHARE_FOUND
+            is_cut = motion is not None and motion.share_found < _MIN_SHARE_FOUND
             motion = None if is_cut else motion
             for level in self._levels:
                 level.follow(motion)
@@ -102,7 +109,7 @@ class Tracker:
 
     def _find_motion(self, flow: FlowPair) -> _Motion:
         forward, backward = (torch.from_numpy(each).to(self._segmenter.device) for each in flow)
-        return _Motion(find_origins(forward, backward).cpu().numpy(), flow[0])
+        return _Motion(find_origins(forward, backward), flow[0])
 
     def _with_memory(self, graph: RegionGraph) -> RegionGraph:
         """Add features from the last frame, so that each squared distance is a weighted mean over both."""
@@ -115,20 +122,22 @@ class Tracker:
 class _Tracks:
     """Tracks of the superpixels of a video at one number of superpixels.
 
-    For each frame, call `follow`, then `identify`.
+    For each frame, call `follow`, then `identify`. What has a value for each pixel is on the device.
     """
 
-    def __init__(self, n_spixels: int, position: slice) -> None:
+    def __init__(self, n_spixels: int, position: slice, device: torch.device) -> None:
         self.n_spixels = n_spixels
         self._position = position  # channels of the features
+        self._device = device
         # Of the last frame:
-        self._superpixels: Superpixels | None = None
+        self._labels: Tensor | None = None  # (H, W)
+        self._positions: np.ndarray | None = None  # (S, 2): mean row and column of superpixels
         self._features: np.ndarray | None = None  # (S, C), float64: their means
         self._track_ids: np.ndarray | None = None  # (S,), int32
         self._n_track_ids = 0
         self._lost: list[_LostTrack] = []
         # Of the next frame:
-        self._carried: np.ndarray | None = None  # (H, W): superpixel in the last frame, or `NO_REGION`
+        self._carried: Tensor | None = None  # (H, W): superpixel in the last frame, or `NO_REGION`
         self._places: np.ndarray | None = None  # (S, 2): row and column that superpixels have moved to
 
     def follow(self, motion: _Motion | None) -> None:
@@ -136,9 +145,10 @@ class _Tracks:
         if motion is None:
             self._carried, self._lost = None, []
             return
-        labels = self._superpixels.labels.ravel()
-        self._carried = np.where(motion.origins == NO_ORIGIN, NO_REGION, labels[motion.origins])
-        self._places = _move(self._superpixels.positions, motion.forward)
+        has_origin = motion.origins != NO_ORIGIN
+        origins = torch.where(has_origin, motion.origins, 0)
+        self._carried = torch.where(has_origin, self._labels.flatten()[origins], NO_REGION)
+        self._places = _move(self._positions, motion.forward)
         moved = (
             track._replace(place=_move(track.place, motion.forward), n_frames=track.n_frames + 1)
             for track in self._lost
@@ -151,7 +161,8 @@ class _Tracks:
         The position of a superpixel is the mean position of its pixels in this frame. Pixels without an
         origin have the features of their region.
         """
-        overlaps = count_overlaps(graph.leaves, self._carried, (len(graph.sizes), self.n_spixels))
+        leaves = self._upload(graph.leaves)
+        overlaps = count_overlaps(leaves, self._carried, (len(graph.sizes), self.n_spixels))
         features = self._features.copy()
         n_found = np.maximum(overlaps.sum(axis=0), 1)
         features[:, self._position] = (overlaps.T @ graph.means[:, self._position]) / n_found[:, None]
@@ -160,8 +171,8 @@ class _Tracks:
 
     def identify(self, superpixels: Superpixels, graph: RegionGraph) -> np.ndarray:
         """Return the track ID of each superpixel of the next frame, (S,) int32."""
-        n_spixels, labels = self.n_spixels, superpixels.labels
-        shared = count_overlaps(labels, graph.leaves, (n_spixels, len(graph.sizes)))
+        n_spixels, labels = self.n_spixels, self._upload(superpixels.labels)
+        shared = count_overlaps(labels, self._upload(graph.leaves), (n_spixels, len(graph.sizes)))
         features = (shared @ graph.means) / superpixels.sizes[:, None]
         track_ids = np.full(n_spixels, NO_TRACK, np.int32)
         if self._carried is not None:
@@ -178,8 +189,12 @@ class _Tracks:
         n_new = np.count_nonzero(is_new)
         track_ids[is_new] = self._n_track_ids + np.arange(n_new)
         self._n_track_ids += n_new
-        self._superpixels, self._features, self._track_ids = superpixels, features, track_ids
+        self._labels, self._positions = labels, superpixels.positions
+        self._features, self._track_ids = features, track_ids
         return track_ids
+
+    def _upload(self, labels: np.ndarray) -> Tensor:
+        return torch.from_numpy(labels).to(self._device)
 
     def _bring_back(self, track_ids: np.ndarray, superpixels: Superpixels, features: np.ndarray) -> None:
         """Give superpixels without a track the ID of a lost one, most similar pairs first.

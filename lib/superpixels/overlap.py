@@ -1,17 +1,19 @@
 """Overlap of the regions of two label maps, and the pairs of regions that it links."""
 
 import numpy as np
+import torch
 from scipy.sparse import coo_array, csr_array
+from torch import Tensor
 
 NO_REGION = -1
 
 
-def count_overlaps(one: np.ndarray, other: np.ndarray, shape: tuple[int, int]) -> csr_array:
-    """Count the pixels that every pair of regions of two label maps shares.
+def count_overlaps(one: Tensor, other: Tensor, shape: tuple[int, int]) -> csr_array:
+    """Count the pixels that every pair of regions of two label maps shares, on their device.
 
     Parameters
     ----------
-    one, other : ndarray, shape (H, W), integer
+    one, other : Tensor, shape (H, W), integer
         Label maps. Pixels with a negative label in either are left out.
     shape : pair of int
         Number of regions of each.
@@ -20,9 +22,20 @@ def count_overlaps(one: np.ndarray, other: np.ndarray, shape: tuple[int, int]) -
     -------
     sparse array, shape `shape`, float64
     """
+    if one.device.type != "cpu":
+        return _count_by_sorting(one, other, shape)
+    one, other = one.numpy(), other.numpy()
     is_in_both = (one >= 0) & (other >= 0)
     pairs = one[is_in_both], other[is_in_both]
     return coo_array((np.ones(len(pairs[0])), pairs), shape=shape).tocsr()
+
+
+def _count_by_sorting(one: Tensor, other: Tensor, shape: tuple[int, int]) -> csr_array:
+    """Return `count_overlaps(one, other, shape)` by whole-array operations, for a GPU."""
+    is_in_both = (one >= 0) & (other >= 0)
+    keys, n_pixels = torch.unique((one.long() * shape[1] + other)[is_in_both], return_counts=True)
+    keys, n_pixels = torch.stack([keys, n_pixels]).cpu().numpy()
+    return coo_array((n_pixels.astype(np.float64), np.divmod(keys, shape[1])), shape=shape).tocsr()
 
 
 def intersection_over_union(overlaps: csr_array) -> csr_array:

@@ -104,7 +104,10 @@ class Superpixels:
     @cached_property
     def positions(self) -> np.ndarray:
         """Mean row and column of each superpixel, in pixels, (S, 2) float32."""
-        return self.mean_of(np.moveaxis(np.indices(self.labels.shape), 0, -1))
+        places = np.nonzero(self.labels != OUTSIDE)
+        with np.errstate(invalid="ignore"):  # labels that do not occur
+            means = self._sums(np.stack(places, axis=1)) / self.sizes[:, None]
+        return means.astype(np.float32)
 
     @cached_property
     def features(self) -> np.ndarray | None:

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import gaussian_filter
 from skimage.measure import label
 
@@ -152,13 +153,13 @@ def test_levels_nest_and_have_track_ids_of_their_own():
 
 def test_features_that_are_remembered_by_hand():
     """One row of six pixels: two superpixels, then three regions; the flow moves all by a pixel."""
-    tracks = _Tracks(2, slice(1, 2))
+    tracks = _Tracks(2, slice(1, 2), torch.device("cpu"))
     image_rgb = np.zeros((1, 6, 3), np.uint8)
     labels = np.array([[0, 0, 0, 1, 1, 1]], np.int32)
     edges = np.array([[0], [1]])
     first = RegionGraph(labels, np.array([3.0, 3.0]), np.array([[10.0, 1.0], [20.0, 4.0]]), edges)
     tracks.identify(Superpixels(labels, image_rgb, 2), first)
-    tracks.follow(_Motion(np.array([[-1, 0, 1, 2, 3, 4]]), np.full((1, 6, 2), (0, 1))))
+    tracks.follow(_Motion(torch.tensor([[-1, 0, 1, 2, 3, 4]]), np.full((1, 6, 2), (0, 1))))
     regions = np.array([[0, 0, 1, 1, 2, 2]], np.int32)
     means = np.array([[7.0, 0.5], [11.0, 2.5], [21.0, 4.5]])  # a feature, and the position
     graph = RegionGraph(regions, np.array([2.0, 2.0, 2.0]), means, np.array([[0, 1], [1, 2]]))

@@ -1,20 +1,34 @@
 """Overlap of two label maps, and links between their regions."""
 
 import numpy as np
+import torch
 
-from lib.superpixels.overlap import NO_REGION, count_overlaps, intersection_over_union, link_regions
+from lib.superpixels.overlap import (
+    NO_REGION,
+    _count_by_sorting,
+    count_overlaps,
+    intersection_over_union,
+    link_regions,
+)
 
-ONE = np.array([[0, 0, 1, 1], [2, 2, 2, -1]])
-OTHER = np.array([[0, 0, 0, 1], [1, 1, -1, 1]])
+ONE = torch.tensor([[0, 0, 1, 1], [2, 2, 2, -1]])
+OTHER = torch.tensor([[0, 0, 0, 1], [1, 1, -1, 1]])
 
 
-def test_by_hand():
-    overlaps = count_overlaps(ONE, OTHER, (3, 3))
+def test_by_hand(device):
+    overlaps = count_overlaps(ONE.to(device), OTHER.to(device), (3, 3))
     np.testing.assert_array_equal(overlaps.toarray(), [[2, 0, 0], [1, 1, 0], [0, 2, 0]])
     # Region 2 has two pixels in both maps, and so on.
     expected = [[2 / 3, 0, 0], [1 / 4, 1 / 4, 0], [0, 2 / 3, 0]]
     np.testing.assert_allclose(intersection_over_union(overlaps).toarray(), expected)
     np.testing.assert_array_equal(link_regions(overlaps), [0, NO_REGION, 1])
+
+
+def test_counting_by_sorting_is_equal():
+    one, other = torch.randint(-1, 12, (2, 20, 31), generator=torch.Generator().manual_seed(1))
+    expected = count_overlaps(one, other, (12, 14))
+    assert expected.sum() == ((one >= 0) & (other >= 0)).sum() < one.numel()
+    np.testing.assert_array_equal(_count_by_sorting(one, other, (12, 14)).toarray(), expected.toarray())
 
 
 def test_low_scores_link_nothing():
@@ -25,11 +39,10 @@ def test_low_scores_link_nothing():
 
 
 def test_links_equal_a_greedy_loop():
-    rng = np.random.default_rng(0)
-    one, other = rng.integers(0, 12, (2, 20, 31))
+    one, other = torch.randint(12, (2, 20, 31), generator=torch.Generator().manual_seed(0))
     overlaps = count_overlaps(one, other, (12, 12))
     table = overlaps.toarray()
-    assert table.sum() == one.size
+    assert table.sum() == one.numel()
     expected = np.full(12, NO_REGION)
     while table.max() > 0:
         region, partner = np.unravel_index(table.argmax(), table.shape)  # the first of equal ones
