@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from lib.runtime.control_groups import free_in_groups
 from lib.runtime.errors import TooLargeError
 
 _MEMORY_INFO = Path("/proc/meminfo")
@@ -42,7 +43,8 @@ def keep_freed_memory() -> None:
 def free_memory(device: torch.device) -> int | None:
     """Return the free memory of a device in bytes; None if it is unknown, such as on a CPU outside Linux.
 
-    It includes what this process has freed and the allocator keeps for reuse.
+    It includes what this process has freed and the allocator keeps for reuse. On a CPU, it is at most what a
+    container or a cluster job may still use.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -52,7 +54,9 @@ def free_memory(device: torch.device) -> int | None:
     available = re.search(r"MemAvailable: *(\d+) kB", _MEMORY_INFO.read_text())
     if available is None:  # old kernels, and Windows Subsystem for Linux 1
         return None
-    return 1024 * int(available[1]) + _count_kept_bytes()
+    in_groups = free_in_groups()
+    free = 1024 * int(available[1])
+    return (free if in_groups is None else min(free, in_groups)) + _count_kept_bytes()
 
 
 class _AllocatorInfo(ctypes.Structure):

@@ -97,3 +97,9 @@ def test_free_memory_of_a_cpu(tmp_path, monkeypatch):
 def test_free_memory_of_a_gpu():
     device = torch.device("cuda", 0)
     assert 0 < free_memory(device) < torch.cuda.get_device_properties(device).total_memory
+
+
+def test_free_memory_is_limited_by_control_groups(monkeypatch):
+    monkeypatch.setattr(memory, "_count_kept_bytes", lambda: 5)
+    monkeypatch.setattr(memory, "free_in_groups", lambda: 1000)
+    assert free_memory(torch.device("cpu")) == 1005
