@@ -2,8 +2,8 @@
 
 Fine superpixels are merged as in an image, but a merge costs the mean of its cost in this frame and its cost
 in the last one: each pixel has its own features, and the mean features of the superpixel that it was in.
-Optical flow in both directions finds the pixels again. Superpixels of two frames are linked if they share
-enough of the pixels that were found.
+Optical flow in both directions finds the pixels again. Superpixels of two frames are linked if they have
+enough pixels in common; pixels that are hidden count, those that leave the frame do not.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lib.inference.segmenter import PreprocessedImage, Segmenter
 from lib.inference.tracks import TrackedSuperpixels
-from lib.optflow.correspondence import NO_ORIGIN, find_origins
+from lib.optflow.correspondence import NO_ORIGIN, find_origins, stay_inside
 from lib.optflow.sources import FlowPair
 from lib.superpixels.merge_tree import merge_graph
 from lib.superpixels.overlap import NO_REGION, count_overlaps, intersection_over_union, link_regions
@@ -52,6 +52,7 @@ class _Motion(NamedTuple):
     """Motion from the last frame to the next one."""
 
     origins: Tensor  # (H, W) of the next frame; see `find_origins`
+    stays: Tensor  # (H, W), bool: pixels of the last frame that do not leave
     forward: np.ndarray  # (H, W, 2): flow (dy, dx) of the pixels of the last frame
 
     @property
@@ -109,7 +110,7 @@ class Tracker:
 
     def _find_motion(self, flow: FlowPair) -> _Motion:
         forward, backward = (torch.from_numpy(each).to(self._segmenter.device) for each in flow)
-        return _Motion(find_origins(forward, backward), flow[0])
+        return _Motion(find_origins(forward, backward), stay_inside(forward), flow[0])
 
     def _with_memory(self, graph: RegionGraph) -> RegionGraph:
         """Add features from the last frame, so that each squared distance is a weighted mean over both."""
@@ -138,6 +139,7 @@ class _Tracks:
         self._lost: list[_LostTrack] = []
         # Of the next frame:
         self._carried: Tensor | None = None  # (H, W): superpixel in the last frame, or `NO_REGION`
+        self._n_staying: np.ndarray | None = None  # (S,): pixels of superpixels that do not leave
         self._places: np.ndarray | None = None  # (S, 2): row and column that superpixels have moved to
 
     def follow(self, motion: _Motion | None) -> None:
@@ -148,6 +150,8 @@ class _Tracks:
         has_origin = motion.origins != NO_ORIGIN
         origins = torch.where(has_origin, motion.origins, 0)
         self._carried = torch.where(has_origin, self._labels.flatten()[origins], NO_REGION)
+        staying = self._labels[motion.stays]
+        self._n_staying = torch.bincount(staying, minlength=self.n_spixels).cpu().numpy()
         self._places = _move(self._positions, motion.forward)
         moved = (
             track._replace(place=_move(track.place, motion.forward), n_frames=track.n_frames + 1)
@@ -177,7 +181,8 @@ class _Tracks:
         track_ids = np.full(n_spixels, NO_TRACK, np.int32)
         if self._carried is not None:
             overlaps = count_overlaps(labels, self._carried, (n_spixels, n_spixels))
-            linked = link_regions(intersection_over_union(overlaps), min_score=_MIN_OVERLAP)
+            scores = intersection_over_union(overlaps, superpixels.sizes, self._n_staying)
+            linked = link_regions(scores, min_score=_MIN_OVERLAP)
             is_linked = linked != NO_REGION
             track_ids[is_linked] = self._track_ids[linked[is_linked]]
             self._bring_back(track_ids, superpixels, features)
@@ -200,7 +205,7 @@ class _Tracks:
         """Give superpixels without a track the ID of a lost one, most similar pairs first.
 
         A superpixel must be more similar to the lost one than to any of its neighbours, and near the place
-        that it has moved to. Changes `track_ids`.
+        that it has moved to, which must be inside the frame. Changes `track_ids`.
         """
         new = np.flatnonzero(track_ids == NO_TRACK)
         if len(new) == 0 or not self._lost:
@@ -209,7 +214,9 @@ class _Tracks:
         distance = cdist(features[new], [track.features for track in lost], "sqeuclidean")
         is_similar = distance < _nearest_neighbors(features, superpixels.edges)[new, None]
         reach = _REACH * math.sqrt(superpixels.labels.size / self.n_spixels)
-        is_near = cdist(superpixels.positions[new], [track.place for track in lost]) < reach
+        places = np.array([track.place for track in lost])
+        is_inside = ((places >= 0) & (places < superpixels.labels.shape)).all(axis=1)
+        is_near = is_inside & (cdist(superpixels.positions[new], places) < reach)
         new_idx, lost_idx = np.nonzero(is_similar & is_near)
         returned = set()
         for pair in np.argsort(distance[new_idx, lost_idx], kind="stable"):

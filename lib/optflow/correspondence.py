@@ -32,15 +32,26 @@ def find_origins(forward: Tensor, backward: Tensor) -> Tensor:
     .. [1] Sundaram et al., "Dense Point Trajectories by GPU-accelerated Large Displacement Optical Flow",
        ECCV 2010.
     """
-    height, width = backward.shape[:2]
-    dy, dx = backward.unbind(dim=-1)
-    y = (torch.arange(height, device=backward.device)[:, None] + dy).round_()
-    x = (torch.arange(width, device=backward.device) + dx).round_()
-    is_inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    y, x, is_inside = _follow(backward)
     y, x = (torch.where(is_inside, each, 0).long() for each in (y, x))
-    origins = y * width + x
+    origins = y * backward.shape[1] + x
+    dy, dx = backward.unbind(dim=-1)
     dy_back, dx_back = forward.flatten(0, 1)[origins].unbind(dim=-1)
     error = (dy + dy_back).square_() + (dx + dx_back).square_()
     length = dy.square() + dx.square() + dy_back.square() + dx_back.square()
     is_consistent = error < _ACCEPTED_PER_LENGTH * length + _ACCEPTED
     return torch.where(is_inside & is_consistent, origins, NO_ORIGIN)
+
+
+def stay_inside(flow: Tensor) -> Tensor:
+    """Return where the flow (H, W, 2) of pixels leads to a pixel of the other frame, (H, W) bool."""
+    return _follow(flow)[2]
+
+
+def _follow(flow: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the nearest row and column that each pixel moves to, and if they are inside the frame."""
+    height, width = flow.shape[:2]
+    dy, dx = flow.unbind(dim=-1)
+    y = (torch.arange(height, device=flow.device)[:, None] + dy).round_()
+    x = (torch.arange(width, device=flow.device) + dx).round_()
+    return y, x, (y >= 0) & (y < height) & (x >= 0) & (x < width)

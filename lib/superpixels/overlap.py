@@ -38,10 +38,14 @@ def _count_by_sorting(one: Tensor, other: Tensor, shape: tuple[int, int]) -> csr
     return coo_array((n_pixels.astype(np.float64), np.divmod(keys, shape[1])), shape=shape).tocsr()
 
 
-def intersection_over_union(overlaps: csr_array) -> csr_array:
-    """Divide the pixels that two regions share by the pixels of both, of those in both label maps."""
+def intersection_over_union(overlaps: csr_array, sizes: np.ndarray, other_sizes: np.ndarray) -> csr_array:
+    """Divide the pixels that two regions share by the pixels of both, from the sizes of all regions.
+
+    Sizes that are smaller than what is shared, as along a rounded flow, count as what is shared.
+    """
     pairs = overlaps.tocoo()
-    n_pixels = overlaps.sum(axis=1)[pairs.row] + overlaps.sum(axis=0)[pairs.col] - pairs.data
+    n_more, n_others_more = sizes[pairs.row] - pairs.data, other_sizes[pairs.col] - pairs.data
+    n_pixels = pairs.data + np.maximum(n_more, 0) + np.maximum(n_others_more, 0)
     return coo_array((pairs.data / n_pixels, (pairs.row, pairs.col)), shape=overlaps.shape).tocsr()
 
 

@@ -151,15 +151,41 @@ def test_levels_nest_and_have_track_ids_of_their_own():
     assert min(shares) > 0.6
 
 
+def identify(tracks, row, means):
+    """Return the track IDs of two superpixels in a frame of one row, from their mean features."""
+    labels = np.array([row], np.int32)
+    sizes = np.bincount(row).astype(float)
+    graph = RegionGraph(labels, sizes, np.array(means, float), np.array([[0], [1]]))
+    image_rgb = np.zeros((*labels.shape, 3), np.uint8)
+    return tracks.identify(Superpixels(labels, image_rgb, 2), graph).tolist()
+
+
+def motion_of_row(origins, stays):
+    """Return the motion of a row to the right by one pixel, with the origins in the last frame."""
+    return _Motion(torch.tensor([origins]), torch.tensor([stays]), np.full((1, len(origins), 2), (0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("origins", "stays", "after", "ids"),
+    [
+        # Of superpixel 0, one of five pixels is found: the others are hidden.
+        ([-1, -1, -1, -1, 4, 5, 6, 7], 8 * [True], [0, 0, 0, 0, 0, 1, 1, 1], [2, 1]),
+        # The others leave.
+        ([4, 5, 6, 7, -1, -1, -1, -1], 4 * [False] + 4 * [True], [0, 1, 1, 1, 1, 1, 1, 1], [0, 1]),
+    ],
+)
+def test_hidden_pixels_break_a_link_but_not_those_that_leave(origins, stays, after, ids):
+    tracks = _Tracks(2, slice(1, 2), torch.device("cpu"))
+    assert identify(tracks, [0, 0, 0, 0, 0, 1, 1, 1], [[10, 1], [20, 4]]) == [0, 1]
+    tracks.follow(motion_of_row(origins, stays))
+    assert identify(tracks, after, [[10, 1], [20, 4]]) == ids
+
+
 def test_features_that_are_remembered_by_hand():
     """One row of six pixels: two superpixels, then three regions; the flow moves all by a pixel."""
     tracks = _Tracks(2, slice(1, 2), torch.device("cpu"))
-    image_rgb = np.zeros((1, 6, 3), np.uint8)
-    labels = np.array([[0, 0, 0, 1, 1, 1]], np.int32)
-    edges = np.array([[0], [1]])
-    first = RegionGraph(labels, np.array([3.0, 3.0]), np.array([[10.0, 1.0], [20.0, 4.0]]), edges)
-    tracks.identify(Superpixels(labels, image_rgb, 2), first)
-    tracks.follow(_Motion(torch.tensor([[-1, 0, 1, 2, 3, 4]]), np.full((1, 6, 2), (0, 1))))
+    identify(tracks, [0, 0, 0, 1, 1, 1], [[10, 1], [20, 4]])
+    tracks.follow(motion_of_row([-1, 0, 1, 2, 3, 4], 5 * [True] + [False]))
     regions = np.array([[0, 0, 1, 1, 2, 2]], np.int32)
     means = np.array([[7.0, 0.5], [11.0, 2.5], [21.0, 4.5]])  # a feature, and the position
     graph = RegionGraph(regions, np.array([2.0, 2.0, 2.0]), means, np.array([[0, 1], [1, 2]]))

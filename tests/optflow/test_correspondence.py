@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from lib.optflow.correspondence import NO_ORIGIN, find_origins
+from lib.optflow.correspondence import NO_ORIGIN, find_origins, stay_inside
 
 
 def origins_one_by_one(forward, backward):
@@ -52,3 +52,11 @@ def test_equals_one_pixel_after_the_other(device):
     for pair in ((forward, backward), (-smooth + 0.3 * forward, smooth)):
         origins = find_origins(*(torch.from_numpy(each).to(device) for each in pair))
         np.testing.assert_array_equal(origins.cpu(), origins_one_by_one(*pair))
+
+
+def test_pixels_that_leave(device):
+    flow = torch.zeros(3, 4, 2)
+    flow[0, 0, 0], flow[1, 3, 1], flow[2, 0, 0], flow[2, 3, 1] = -0.6, 0.4, 0.6, -3.0
+    expected = np.ones((3, 4), bool)
+    expected[0, 0] = expected[2, 0] = False
+    np.testing.assert_array_equal(stay_inside(flow.to(device)).cpu(), expected)

@@ -13,15 +13,23 @@ from lib.superpixels.overlap import (
 
 ONE = torch.tensor([[0, 0, 1, 1], [2, 2, 2, -1]])
 OTHER = torch.tensor([[0, 0, 0, 1], [1, 1, -1, 1]])
+SIZES, OTHER_SIZES = np.array([2, 2, 3]), np.array([3, 4, 0])
 
 
 def test_by_hand(device):
     overlaps = count_overlaps(ONE.to(device), OTHER.to(device), (3, 3))
     np.testing.assert_array_equal(overlaps.toarray(), [[2, 0, 0], [1, 1, 0], [0, 2, 0]])
-    # Region 2 has two pixels in both maps, and so on.
-    expected = [[2 / 3, 0, 0], [1 / 4, 1 / 4, 0], [0, 2 / 3, 0]]
-    np.testing.assert_allclose(intersection_over_union(overlaps).toarray(), expected)
+    np.testing.assert_allclose(
+        intersection_over_union(overlaps, SIZES, OTHER_SIZES).toarray(),
+        [[2 / 3, 0, 0], [1 / 4, 1 / 5, 0], [0, 2 / 5, 0]],
+    )
     np.testing.assert_array_equal(link_regions(overlaps), [0, NO_REGION, 1])
+
+
+def test_sizes_below_what_is_shared():
+    overlaps = count_overlaps(ONE, OTHER, (3, 3))
+    scores = intersection_over_union(overlaps, SIZES, np.array([0, 4, 0])).toarray()
+    np.testing.assert_allclose(scores, [[1, 0, 0], [1 / 2, 1 / 5, 0], [0, 2 / 5, 0]])
 
 
 def test_counting_by_sorting_is_equal():
@@ -32,10 +40,11 @@ def test_counting_by_sorting_is_equal():
 
 
 def test_low_scores_link_nothing():
-    scores = intersection_over_union(count_overlaps(ONE, OTHER, (3, 3)))
+    scores = intersection_over_union(count_overlaps(ONE, OTHER, (3, 3)), SIZES, OTHER_SIZES)
     assert link_regions(scores, min_score=0.7).tolist() == [NO_REGION, NO_REGION, NO_REGION]
-    swapped = intersection_over_union(count_overlaps(OTHER, ONE, (3, 3)))
-    assert link_regions(swapped, min_score=0.5).tolist() == [0, 2, NO_REGION]
+    assert link_regions(scores, min_score=0.5).tolist() == [0, NO_REGION, NO_REGION]
+    swapped = intersection_over_union(count_overlaps(OTHER, ONE, (3, 3)), OTHER_SIZES, SIZES)
+    assert link_regions(swapped, min_score=0.4).tolist() == [0, 2, NO_REGION]
 
 
 def test_links_equal_a_greedy_loop():
