@@ -60,6 +60,12 @@ class TiffLayout(NamedTuple):
         return not is_plain_rgb or self.is_planar or self.orientation != 1
 
 
+def is_tiff(path: Path) -> bool:
+    """Return True if a file is a TIFF file by its first bytes; errors of the file system are raised."""
+    with path.open("rb") as file:
+        return file.read(4) in _STARTS
+
+
 def read_layout(path: Path) -> TiffLayout | None:
     """Read the layout of a TIFF file from its header.
 
@@ -67,9 +73,8 @@ def read_layout(path: Path) -> TiffLayout | None:
     white as zero, and values of other than 8, 16, 32 or 64 bits.
     """
     try:
-        with path.open("rb") as file:
-            if file.read(4) not in _STARTS:
-                return None
+        if not is_tiff(path):
+            return None
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages.first
             has_more_pages = len(tiff.pages) > 1 and not tiff.pages[1].is_reduced
@@ -100,17 +105,21 @@ def _layout_of(page: tifffile.TiffPage, *, has_more_pages: bool) -> TiffLayout |
     )
 
 
+def check_size(shape: tuple[int, int], n_bands: int, dtype: np.dtype) -> None:
+    """Raise `InputError` if an image is larger than Pillow would read, or `n_bands` of it than the memory."""
+    n_pixels = shape[0] * shape[1]
+    if Image.MAX_IMAGE_PIXELS is not None and n_pixels > 2 * Image.MAX_IMAGE_PIXELS:
+        largest = f"{2 * Image.MAX_IMAGE_PIXELS:.0f}"
+        raise InputError(f"has {n_pixels} pixels, more than the {largest} that are read")
+    check_memory(n_pixels * n_bands * dtype.itemsize, f"of {size_text(shape)} pixels and {n_bands} bands")
+
+
 def read_bands(path: Path, layout: TiffLayout) -> np.ndarray:
     """Read all bands as stored, (H, W, n_bands), without the orientation.
 
     Errors of tifffile are raised, and `InputError` if the image is larger than Pillow would read.
     """
-    n_pixels = layout.shape[0] * layout.shape[1]
-    if Image.MAX_IMAGE_PIXELS is not None and n_pixels > 2 * Image.MAX_IMAGE_PIXELS:
-        largest = f"{2 * Image.MAX_IMAGE_PIXELS:.0f}"
-        raise InputError(f"has {n_pixels} pixels, more than the {largest} that are read")
-    n_bytes = n_pixels * layout.n_bands * layout.dtype.itemsize
-    check_memory(n_bytes, f"of {size_text(layout.shape)} pixels and {layout.n_bands} bands")
+    check_size(layout.shape, layout.n_bands, layout.dtype)
     with tifffile.TiffFile(path) as tiff:
         pixels = tiff.pages.first.asarray()
     if layout.is_planar:
