@@ -98,8 +98,7 @@ def add_reading_args(group: argparse._ActionsContainer, *, of: str = "images") -
         nargs="+",
         metavar="BAND",
         help=f"bands of {of} to read, from 1: red, green and blue, such as 4 3 2, or one of grey; opacity is "
-        "ignored then. Images of more bands, such as satellite images, need it, but for GeoTIFF files that "
-        "name the three",
+        "ignored then. Images of more bands, such as satellite images, need it",
     )
 
 
