@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 # TIFF tags: scale, tie points and matrix of the transform, keys of the CRS, and nodata as GDAL writes it.
 _GEO_TAGS = (33550, 33922, 34264, 34735, 42113)
 
+# Bytes of a pixel in the bands that are read at a time; the network takes about 200. A compressed file is
+# decoded once for each such group.
+_BYTES_AT_ONCE = 64
+
 _MAX_SHIFT = 0.5  # pixels, of a corner between two images of the same place
 
 
@@ -133,7 +137,7 @@ def read_geotiff(path: Path, *, bands: Bands | None = None) -> GeoImage:
         if bands is not None:
             check_has_bands(file.count, bands)
         chosen = bands or _find_colors(file, path)
-        check_size(file.shape, len(chosen), np.dtype(file.dtypes[0]))
+        check_size(file.shape, len(chosen), _dtype_of(file))
         pixels = _read(file, chosen)
         if bands is None and _roles(file) == ["palette"]:
             pixels = _with_palette(pixels, file.colormap(1))
@@ -141,21 +145,25 @@ def read_geotiff(path: Path, *, bands: Bands | None = None) -> GeoImage:
 
 
 def read_each_band(path: Path) -> Iterator[tuple[int, np.ma.MaskedArray]]:
-    """Yield the number from 1, and the values (H, W), of each band of a TIFF file but opacity, one by one.
+    """Yield the number from 1, and the values (H, W), of each band of a TIFF file but opacity.
 
-    Values are masked as in `read_geotiff`. Raises `InputError` if the file cannot be read, or rasterio is
-    missing.
+    Values are masked as in `read_geotiff`. A few bands are in memory at a time. Raises `InputError` if the
+    file cannot be read, or rasterio is missing.
     """
     with _opened(path) as file:
-        for band, role in enumerate(_roles(file), start=1):
-            if role != "alpha":
-                yield band, _read(file, [band])[..., 0]
+        bands, n_bytes = _data_bands(file), _dtype_of(file).itemsize
+    n_at_once = max(1, _BYTES_AT_ONCE // n_bytes)
+    for first in range(0, len(bands), n_at_once):
+        group = bands[first : first + n_at_once]
+        with _opened(path) as file:  # not across a yield, as files of GDAL must be closed in order
+            values = _read(file, group)
+        yield from zip(group, np.moveaxis(values, -1, 0), strict=True)
 
 
 def count_bands(path: Path) -> int:
     """Return the number of bands that `read_each_band` yields."""
     with _opened(path) as file:
-        return sum(role != "alpha" for role in _roles(file))
+        return len(_data_bands(file))
 
 
 def read_georeference(path: Path) -> Georeference:
@@ -254,10 +262,20 @@ def _roles(file: "DatasetReader") -> list[str]:
     return [color.name for color in file.colorinterp]
 
 
+def _dtype_of(file: "DatasetReader") -> np.dtype:
+    if "complex" in file.dtypes[0]:  # rasterio names types of complex integers that NumPy lacks
+        raise InputError("has complex pixels; convert it to their amplitude")
+    return np.dtype(file.dtypes[0])
+
+
+def _data_bands(file: "DatasetReader") -> list[int]:
+    """Return the bands that are not opacity."""
+    return [band for band, role in enumerate(_roles(file), start=1) if role != "alpha"]
+
+
 def _find_colors(file: "DatasetReader", path: Path) -> Sequence[int]:
     """Return the bands of colour or grey; raise `InputError` if the file does not say which they are."""
-    roles = _roles(file)
-    data = [band for band, role in enumerate(roles, start=1) if role != "alpha"]
+    roles, data = _roles(file), _data_bands(file)
     colors = [roles.index(color) + 1 for color in ("red", "green", "blue") if color in roles]
     if len(data) in (1, 3) and len(colors) < 3:
         return data

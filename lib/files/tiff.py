@@ -61,9 +61,12 @@ class TiffLayout(NamedTuple):
 
 
 def is_tiff(path: Path) -> bool:
-    """Return True if a file is a TIFF file by its first bytes; errors of the file system are raised."""
-    with path.open("rb") as file:
-        return file.read(4) in _STARTS
+    """Return True if a file is a TIFF file by its first bytes; False if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) in _STARTS
+    except OSError:
+        return False
 
 
 def read_layout(path: Path) -> TiffLayout | None:
@@ -72,9 +75,9 @@ def read_layout(path: Path) -> TiffLayout | None:
     Returns None for other and broken files, and for files that are left to Pillow: palettes, CMYK, YCbCr,
     white as zero, and values of other than 8, 16, 32 or 64 bits.
     """
+    if not is_tiff(path):
+        return None
     try:
-        if not is_tiff(path):
-            return None
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages.first
             has_more_pages = len(tiff.pages) > 1 and not tiff.pages[1].is_reduced

@@ -216,6 +216,15 @@ def test_control_points_are_reported(path, caplog):
     assert "a.tif has a place by control points alone" in caplog.messages[0]
 
 
+@pytest.mark.parametrize("dtype", ["complex64", "complex_int16"])
+def test_complex_pixels_are_refused(dtype, path):
+    write_geotiff(path, make_bands(1, np.complex64), dtype=dtype, **UTM)
+    with pytest.raises(InputError, match=r"a\.tif has complex pixels; convert it to their amplitude"):
+        ImageReader().read_masked(path)
+    with pytest.raises(InputError, match=r"a\.tif has complex pixels"):
+        next(read_each_band(path))
+
+
 def test_truncated_files_are_named(path):
     write_geotiff(path, make_bands(3, np.uint8), **UTM)
     path.write_bytes(path.read_bytes()[:900])
