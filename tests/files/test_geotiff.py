@@ -1,7 +1,6 @@
 """Test reading GeoTIFF files, their place and what has no data, and writing label maps."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -282,4 +281,4 @@ def test_reader_of_other_files(tmp_path):
     Image.fromarray(make_bands(3, np.uint8)).save(tmp_path / "a.png")
     np.testing.assert_array_equal(ImageReader().read_masked(tmp_path / "a.png"), make_bands(3, np.uint8))
     with pytest.raises(InputError, match=r"no image file .*b\.png"):
-        ImageReader().read_masked(Path(tmp_path / "b.png"))
+        ImageReader().read_masked(tmp_path / "b.png")

@@ -91,19 +91,26 @@ def test_polygons_and_their_statistics(tmp_path):
 @given(
     arrays(np.int64, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 2)),
     st.sampled_from([0, 1.5]),
+    st.sampled_from([PIXELS, TURNED]),
     st.booleans(),
 )
-def test_polygons_meet_without_gaps(tmp_path_factory, labels, tolerance, with_mask):
+def test_polygons_meet_without_gaps(tmp_path_factory, labels, tolerance, georeference, with_mask):
     labels = enforce_connectivity(labels, labels.size * 2)  # single pixels stay
     if with_mask and labels.max() > 0:
         labels[labels == labels.max()] = -1
     path = tmp_path_factory.mktemp("polygons") / "a.gpkg"
-    _, polygons, fields = make_layer(path, superpixels_of(labels), (), TURNED, tolerance=tolerance)
+    _, polygons, fields = make_layer(path, superpixels_of(labels), (), georeference, tolerance=tolerance)
     assert shapely.is_valid(polygons).all()
     assert shapely.coverage_is_valid(polygons)
     assert shapely.is_ccw(shapely.get_exterior_ring(polygons)).all()
     if tolerance == 0:
         np.testing.assert_allclose(shapely.area(polygons), fields["area"], rtol=1e-9)
+
+
+def test_no_gap_opens_where_a_border_meets_a_straight_one(tmp_path):
+    labels = np.repeat([[0, 0, 0, 0, 0], [1, 1, 2, 2, 3]], 3, axis=0).repeat(3, axis=1)
+    _, polygons, _ = make_layer(tmp_path / "a.gpkg", superpixels_of(labels), (), TURNED)
+    assert shapely.union_all(polygons).geom_type == "Polygon"
 
 
 def test_too_many_bands(tmp_path):
