@@ -66,6 +66,16 @@ class ImageReader(NamedTuple):
     def read(self, path: Path) -> np.ndarray:
         return read_image(path, value_range=self.value_range, bands=self.bands)
 
+    def read_shape(self, path: Path) -> tuple[int, int]:
+        """Read a shape as `read_image_shape`; raise `InputError` too if `read` would refuse the bands."""
+        layout = read_layout(path)
+        if layout is not None:
+            try:
+                _check_layout(layout, self.bands)
+            except InputError as error:
+                raise InputError(f"{path} {error}") from error
+        return read_image_shape(path)
+
     def read_masked(self, path: Path) -> np.ndarray:
         """Read an image as `read`, but mask pixels of a GeoTIFF file without data; see `read_geotiff`."""
         if not is_geotiff(path):
@@ -81,16 +91,6 @@ class ImageReader(NamedTuple):
         if is_known is None:
             return image_rgb
         return np.ma.MaskedArray(image_rgb, np.repeat(~is_known[..., None], 3, axis=2))
-
-    def read_shape(self, path: Path) -> tuple[int, int]:
-        """Read a shape as `read_image_shape`; raise `InputError` too if `read` would refuse the bands."""
-        layout = read_layout(path)
-        if layout is not None:
-            try:
-                _check_layout(layout, self.bands)
-            except InputError as error:
-                raise InputError(f"{path} {error}") from error
-        return read_image_shape(path)
 
     def described(self) -> dict[str, str]:
         """Return the settings as text by name, to compare runs."""

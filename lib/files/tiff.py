@@ -60,15 +60,6 @@ class TiffLayout(NamedTuple):
         return not is_plain_rgb or self.is_planar or self.orientation != 1
 
 
-def is_tiff(path: Path) -> bool:
-    """Return True if a file is a TIFF file by its first bytes; False if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(4) in _STARTS
-    except OSError:
-        return False
-
-
 def read_layout(path: Path) -> TiffLayout | None:
     """Read the layout of a TIFF file from its header.
 
@@ -84,6 +75,15 @@ def read_layout(path: Path) -> TiffLayout | None:
             return _layout_of(page, has_more_pages=has_more_pages)
     except Exception:  # broken files make tifffile raise many kinds of errors
         return None
+
+
+def is_tiff(path: Path) -> bool:
+    """Return True if a file is a TIFF file by its first bytes; False if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) in _STARTS
+    except OSError:
+        return False
 
 
 def _layout_of(page: tifffile.TiffPage, *, has_more_pages: bool) -> TiffLayout | None:
@@ -108,15 +108,6 @@ def _layout_of(page: tifffile.TiffPage, *, has_more_pages: bool) -> TiffLayout |
     )
 
 
-def check_size(shape: tuple[int, int], n_bands: int, dtype: np.dtype) -> None:
-    """Raise `InputError` if an image is larger than Pillow would read, or `n_bands` of it than the memory."""
-    n_pixels = shape[0] * shape[1]
-    if Image.MAX_IMAGE_PIXELS is not None and n_pixels > 2 * Image.MAX_IMAGE_PIXELS:
-        largest = f"{2 * Image.MAX_IMAGE_PIXELS:.0f}"
-        raise InputError(f"has {n_pixels} pixels, more than the {largest} that are read")
-    check_memory(n_pixels * n_bands * dtype.itemsize, f"of {size_text(shape)} pixels and {n_bands} bands")
-
-
 def read_bands(path: Path, layout: TiffLayout) -> np.ndarray:
     """Read all bands as stored, (H, W, n_bands), without the orientation.
 
@@ -128,3 +119,12 @@ def read_bands(path: Path, layout: TiffLayout) -> np.ndarray:
     if layout.is_planar:
         pixels = np.moveaxis(pixels, 0, 2)
     return pixels.reshape(*layout.shape, layout.n_bands)
+
+
+def check_size(shape: tuple[int, int], n_bands: int, dtype: np.dtype) -> None:
+    """Raise `InputError` if an image is larger than Pillow would read, or `n_bands` of it than the memory."""
+    n_pixels = shape[0] * shape[1]
+    if Image.MAX_IMAGE_PIXELS is not None and n_pixels > 2 * Image.MAX_IMAGE_PIXELS:
+        largest = f"{2 * Image.MAX_IMAGE_PIXELS:.0f}"
+        raise InputError(f"has {n_pixels} pixels, more than the {largest} that are read")
+    check_memory(n_pixels * n_bands * dtype.itemsize, f"of {size_text(shape)} pixels and {n_bands} bands")
