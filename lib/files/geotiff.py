@@ -82,7 +82,7 @@ def is_geotiff(path: Path) -> bool:
 
     Without rasterio, it is False; what is then lost is reported once. It is False for broken files.
     """
-    if not path.is_file() or not is_tiff(path):
+    if not Path(path).is_file() or not is_tiff(path):
         return False
     if find_rasterio() is None:
         if _has_geo_tags(path):

@@ -80,7 +80,7 @@ def read_layout(path: Path) -> TiffLayout | None:
 def is_tiff(path: Path) -> bool:
     """Return True if a file is a TIFF file by its first bytes; False if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             return file.read(4) in _STARTS
     except OSError:
         return False
