@@ -21,6 +21,7 @@ from lib import cli
 from lib.cli.options import options_as_strings
 from lib.cli.training import _as_arguments
 from lib.files.frames import list_in_order
+from lib.files.gdal import import_rasterio
 from lib.runtime.signals import stop_flag
 from lib.training import run as training_run
 
@@ -94,6 +95,19 @@ def write_annotations(path: Path, annotations, *, is_compressed=False):
     for idx, annotation in enumerate(annotations):
         cells[0, idx] = {"Segmentation": annotation.astype(np.uint16), "Boundaries": annotation > 1}
     savemat(path, {"groundTruth": cells}, do_compression=is_compressed)
+
+
+def write_geotiff(path, values, *, roles=None, mask=None, **options):
+    """Write values (H, W, bands) with rasterio; `roles` are names of colours, `mask` is (H, W) bool."""
+    rasterio = import_rasterio()
+    height, width, count = values.shape
+    options = {"driver": "GTiff", "dtype": values.dtype, **options}
+    with rasterio.open(path, "w", height=height, width=width, count=count, **options) as file:
+        file.write(np.moveaxis(values, 2, 0))
+        if roles:
+            file.colorinterp = [rasterio.enums.ColorInterp[role] for role in roles]
+        if mask is not None:
+            file.write_mask(mask)
 
 
 def fails_with(main, argv, capsys):

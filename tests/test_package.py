@@ -152,7 +152,8 @@ small = Segmenter.from_checkpoint(shipped_weights("small"))(image, 30).n_measure
 for module in pkgutil.walk_packages({PACKAGE}.__path__, "{PACKAGE}."):
     importlib.import_module(module.name)
 own = [name for name in ("lib", "model") if name in sys.modules]
-extras = [name for name in ("av", "h5py", "matplotlib", "tensorboard") if name in loaded]
+optional = ("av", "h5py", "matplotlib", "pyogrio", "rasterio", "tensorboard")
+extras = [name for name in optional if name in loaded]
 print(json.dumps([labels.tolist(), composite, small, own, extras]))
 """
     labels, composite, small, own, extras = run_apart(program, tmp_path, search_path=tmp_path / "site")

@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from helpers import write_geotiff
 from lib.weights import file_sha256, load_model
 
 REPO_ROOT = Path(__file__).parent.parent
@@ -39,7 +41,7 @@ def test_examples_below_are_all():
     counts = {page: len(find_examples(page)) for page in pages}
     assert {page: n for page, n in counts.items() if n} == {
         "README.md": 1,
-        "docs/library.md": 5,
+        "docs/library.md": 6,
         "docs/experiments.md": 1,
     }
 
@@ -67,6 +69,19 @@ def test_graph(capsys):
 def test_in_place_of_slic():
     labels = run_example("docs/library.md", "import superpixels")["labels"]
     assert (labels.shape, labels.min(), labels.max()) == ((512, 512), 1, 100)
+
+
+@pytest.mark.slow
+def test_georeferenced_image():
+    pytest.importorskip("pyogrio")
+    values = np.random.default_rng(0).integers(1, 3000, (60, 92, 6), dtype=np.uint16)
+    values[:9] = 0
+    write_geotiff("field.tif", values, crs="EPSG:32633", transform=(10, 0, 5e5, 0, -10, 4.6e6), nodata=0)
+    superpixels = run_example("docs/library.md", "read_geotiff")["superpixels"]
+    assert superpixels.n_measured == 200
+    np.testing.assert_array_equal(superpixels.labels < 0, values[..., 0] == 0)
+    assert Path("labels.tif").stat().st_size > 0
+    assert Path("superpixels.gpkg").read_bytes().startswith(b"SQLite format 3")
 
 
 def test_scores_of_label_maps():

@@ -143,8 +143,8 @@ def _add_output_args(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--save_labels",
-        help="label map to write: .npy (int32), .png (16 bits), .tif (32 bits) or .h5, the only "
-        f"format for a video and for --levels{_FOR_SEVERAL}",
+        help="label map to write: .npy (int32), .png (16 bits), .tif (32 bits; of a GeoTIFF file a GeoTIFF "
+        f"in its CRS, with nodata) or .h5, the only format for a video and for --levels{_FOR_SEVERAL}",
     )
     parser.add_argument(
         "--save_features",
@@ -152,7 +152,8 @@ def _add_output_args(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--save_outlines",
-        help=f"outlines of the superpixels to write, for labelling tools: .geojson or .svg{_FOR_SEVERAL}",
+        help="outlines of the superpixels to write: .geojson or .svg in pixels, for labelling tools, or "
+        f".gpkg, a GeoPackage in the CRS of the image, with statistics of each band{_FOR_SEVERAL}",
     )
     parser.add_argument(
         "--simplify",

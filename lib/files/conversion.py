@@ -30,7 +30,10 @@ def to_rgb(
     """Convert an image of 8 bits, or an array (H, W, C), to RGB, on white if it has opacity."""
     if isinstance(pixels, np.ndarray):
         if pixels.dtype.kind == "f":
-            return _float_file_to_rgb(pixels, value_range)
+            rgb, is_known = float_file_to_rgb(pixels, value_range)
+            if is_known is not None:
+                raise InputError("has NaN pixels")
+            return rgb
         if pixels.dtype != np.uint8:
             pixels = scale_to_8_bits(pixels, value_range, name=name)
             pixels = 255 - pixels if is_white_zero else pixels
@@ -75,6 +78,18 @@ def floats_to_rgb(pixels: np.ndarray, value_range: ValueRange | None) -> tuple[n
     return rgb, None if is_known.all() else is_known
 
 
+def float_file_to_rgb(
+    pixels: np.ndarray, value_range: ValueRange | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Convert floats (H, W, 1 to 4) of a file, which need a range, to RGB of 8 bits, as `floats_to_rgb`."""
+    if value_range is None:
+        raise InputError(
+            "has 32-bit float pixels of unknown range; give `value_range`, or convert it to 8 or 16 bits"
+        )
+    rgb, is_known = floats_to_rgb(pixels, value_range)
+    return np.rint(255 * rgb).astype(np.uint8), is_known
+
+
 def find_unmasked(values: np.ndarray) -> np.ndarray | None:
     """Return where no channel of an array (H, W, C) is masked, (H, W) bool; None if that is everywhere."""
     is_masked = np.ma.getmaskarray(values).any(axis=2) if np.ma.is_masked(values) else None
@@ -106,17 +121,6 @@ def to_mask(pixels: Image.Image | np.ndarray, is_white_zero: bool, *, name: str)
     if opacity.size:
         is_inside &= opacity[..., 0] > opacity.max() / 2
     return is_inside
-
-
-def _float_file_to_rgb(pixels: np.ndarray, value_range: ValueRange | None) -> np.ndarray:
-    if value_range is None:
-        raise InputError(
-            "has 32-bit float pixels of unknown range; give `value_range`, or convert it to 8 or 16 bits"
-        )
-    rgb, is_known = floats_to_rgb(pixels, value_range)
-    if is_known is not None:
-        raise InputError("has NaN pixels")
-    return np.rint(255 * rgb).astype(np.uint8)
 
 
 def _report_odd_opacity(opacity: np.ndarray, *, name: str) -> None:

@@ -9,7 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
-from lib.files.conversion import floats_to_rgb, masked_integers_to_rgb, to_mask, to_rgb
+from lib.files.band_choice import Bands, check_bands, check_has_bands, must_choose
+from lib.files.conversion import (
+    float_file_to_rgb,
+    floats_to_rgb,
+    masked_integers_to_rgb,
+    to_mask,
+    to_rgb,
+)
 from lib.files.decoding import (
     has_white_zero,
     has_wide_colors,
@@ -18,6 +25,7 @@ from lib.files.decoding import (
     read_wide_colors,
     turn,
 )
+from lib.files.geotiff import is_geotiff, read_geotiff, read_geotiff_mask
 from lib.files.native_output import native_output_hidden
 from lib.files.repair import has_late_metadata, use_image
 from lib.files.sizes import check_decoding
@@ -32,7 +40,6 @@ from lib.runtime.notices import log_once
 
 logger = logging.getLogger(__name__)
 
-Bands = tuple[int, ...]  # of a file, from 1: red, green and blue, or one of grey
 UNSET = "default"  # a setting that is not given, in `ImageReader.described`
 
 # Formats that Pillow recognises by their first bytes, and reads without other programs.
@@ -54,7 +61,7 @@ class ImageReader(NamedTuple):
     def check(self) -> None:
         """Raise `InputError` if a setting cannot be used for any image."""
         check_value_range(self.value_range)
-        _check_bands(self.bands)
+        check_bands(self.bands)
 
     def read(self, path: Path) -> np.ndarray:
         return read_image(path, value_range=self.value_range, bands=self.bands)
@@ -68,6 +75,22 @@ class ImageReader(NamedTuple):
             except InputError as error:
                 raise InputError(f"{path} {error}") from error
         return read_image_shape(path)
+
+    def read_masked(self, path: Path) -> np.ndarray:
+        """Read an image as `read`, but mask pixels of a GeoTIFF file without data; see `read_geotiff`."""
+        if not is_geotiff(path):
+            return self.read(path)
+        pixels = read_geotiff(path, bands=self.bands).pixels
+        try:
+            if pixels.dtype.kind == "f":
+                image_rgb, is_known = float_file_to_rgb(pixels.filled(np.nan), self.value_range)
+            else:
+                image_rgb, is_known = masked_integers_to_rgb(pixels, self.value_range, name=str(path))
+        except InputError as error:
+            raise InputError(f"{path} {error}") from error
+        if is_known is None:
+            return image_rgb
+        return np.ma.MaskedArray(image_rgb, np.repeat(~is_known[..., None], 3, axis=2))
 
     def described(self) -> dict[str, str]:
         """Return the settings as text by name, to compare runs."""
@@ -103,7 +126,7 @@ def read_image(
     InputError
         If the file is missing, is not a readable image or lacks a band, or a setting cannot be used.
     """
-    _check_bands(bands)
+    check_bands(bands)
 
     def convert(pixels: Image.Image | np.ndarray, is_white_zero: bool) -> np.ndarray:
         return to_rgb(_choose_bands(pixels, bands), is_white_zero, value_range, name=str(path))
@@ -176,9 +199,11 @@ def read_mask(path: Path) -> np.ndarray:
     """Read an image as a mask, (H, W) bool: True where a pixel is neither black, transparent nor NaN.
 
     Pixels of less than half the largest opacity count as transparent. As JPEG does not keep black, pixels of
-    less than half the brightness count as black there. Raises `InputError` if the file is missing or not a
-    readable image.
+    less than half the brightness count as black there. In a GeoTIFF file, pixels of nodata are outside.
+    Raises `InputError` if the file is missing or not a readable image.
     """
+    if is_geotiff(path):
+        return read_geotiff_mask(path)
     return _read_upright(path, "mask", lambda *pixels: to_mask(*pixels, name=str(path)))
 
 
@@ -324,25 +349,9 @@ def _log_pages(path: Path) -> None:
 def _check_layout(layout: TiffLayout, bands: Bands | None) -> None:
     """Raise `InputError` if a file lacks a chosen band, or if the bands of an image must be chosen."""
     if bands is not None:
-        _check_has_bands(layout.n_bands, bands)
+        check_has_bands(layout.n_bands, bands)
     elif layout.n_colors not in (1, 3):
-        raise InputError(
-            f"has {layout.n_bands} bands; `bands` chooses three, as red, green and blue, or one of grey"
-        )
-
-
-def _check_has_bands(n_bands: int, bands: Bands) -> None:
-    if max(bands) > n_bands:
-        raise InputError(f"has {n_bands} bands, and so no band {max(bands)} of `bands`")
-
-
-def _check_bands(bands: Bands | None) -> None:
-    if bands is not None and (len(bands) not in (1, 3) or min(bands) < 1):
-        raise InputError(
-            f"{' '.join(map(str, bands))}: expected three bands, as red, green and blue, or one of grey, "
-            "counted from 1",
-            parameter="bands",
-        )
+        raise must_choose(layout.n_bands)
 
 
 def _choose_bands(pixels: Image.Image | np.ndarray, bands: Bands | None) -> Image.Image | np.ndarray:
@@ -353,5 +362,5 @@ def _choose_bands(pixels: Image.Image | np.ndarray, bands: Bands | None) -> Imag
         has_bands = pixels.mode in ("L", "LA", "RGB", "RGBA")
         pixels = np.asarray(pixels if has_bands else pixels.convert("RGB"))
     pixels = pixels.reshape(*pixels.shape[:2], -1)
-    _check_has_bands(pixels.shape[2], bands)
+    check_has_bands(pixels.shape[2], bands)
     return pixels[..., [band - 1 for band in bands]]

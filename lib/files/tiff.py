@@ -66,16 +66,24 @@ def read_layout(path: Path) -> TiffLayout | None:
     Returns None for other and broken files, and for files that are left to Pillow: palettes, CMYK, YCbCr,
     white as zero, and values of other than 8, 16, 32 or 64 bits.
     """
+    if not is_tiff(path):
+        return None
     try:
-        with path.open("rb") as file:
-            if file.read(4) not in _STARTS:
-                return None
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages.first
             has_more_pages = len(tiff.pages) > 1 and not tiff.pages[1].is_reduced
             return _layout_of(page, has_more_pages=has_more_pages)
     except Exception:  # broken files make tifffile raise many kinds of errors
         return None
+
+
+def is_tiff(path: Path) -> bool:
+    """Return True if a file is a TIFF file by its first bytes; False if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) in _STARTS
+    except OSError:
+        return False
 
 
 def _layout_of(page: tifffile.TiffPage, *, has_more_pages: bool) -> TiffLayout | None:
@@ -105,14 +113,18 @@ def read_bands(path: Path, layout: TiffLayout) -> np.ndarray:
 
     Errors of tifffile are raised, and `InputError` if the image is larger than Pillow would read.
     """
-    n_pixels = layout.shape[0] * layout.shape[1]
-    if Image.MAX_IMAGE_PIXELS is not None and n_pixels > 2 * Image.MAX_IMAGE_PIXELS:
-        largest = f"{2 * Image.MAX_IMAGE_PIXELS:.0f}"
-        raise InputError(f"has {n_pixels} pixels, more than the {largest} that are read")
-    n_bytes = n_pixels * layout.n_bands * layout.dtype.itemsize
-    check_memory(n_bytes, f"of {size_text(layout.shape)} pixels and {layout.n_bands} bands")
+    check_size(layout.shape, layout.n_bands, layout.dtype)
     with tifffile.TiffFile(path) as tiff:
         pixels = tiff.pages.first.asarray()
     if layout.is_planar:
         pixels = np.moveaxis(pixels, 0, 2)
     return pixels.reshape(*layout.shape, layout.n_bands)
+
+
+def check_size(shape: tuple[int, int], n_bands: int, dtype: np.dtype) -> None:
+    """Raise `InputError` if an image is larger than Pillow would read, or `n_bands` of it than the memory."""
+    n_pixels = shape[0] * shape[1]
+    if Image.MAX_IMAGE_PIXELS is not None and n_pixels > 2 * Image.MAX_IMAGE_PIXELS:
+        largest = f"{2 * Image.MAX_IMAGE_PIXELS:.0f}"
+        raise InputError(f"has {n_pixels} pixels, more than the {largest} that are read")
+    check_memory(n_pixels * n_bands * dtype.itemsize, f"of {size_text(shape)} pixels and {n_bands} bands")

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from lib.files.atomic import remove_leftovers
+from lib.files.geotiff import check_same_place
 from lib.files.images import DEFAULT_READER, ImageReader, count_pixels, read_mask
 from lib.inference.outputs import (
     DEFAULT_EXPORT,
@@ -70,12 +71,14 @@ class ImageJob(NamedTuple):
         """Read the image, its mask and its flow, and prepare them for the network."""
         with segmenter.stopwatch.stage("reading"):
             mask = None if self.mask is None else read_mask(self.mask)
-            image_rgb = self.reader.read(self.image)
+            if self.mask is not None:
+                check_same_place(self.image, self.mask)
+            image = self.reader.read_masked(self.image)
         extra = None
         if self.flow is not None:
             with segmenter.stopwatch.stage("flow"):
-                extra = self.flow.read(image_rgb)
-        return segmenter.preprocess(image_rgb, extra, mask, name=str(self.image))
+                extra = self.flow.read(np.ma.getdata(image))
+        return segmenter.preprocess(image, extra, mask, name=str(self.image))
 
     def is_done(self) -> bool:
         """Return True if all files exist."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lib.files.atomic import check_output_file, prepare_out_dir, real_path
+from lib.files.gdal import check_geo_extra
 from lib.files.images import DEFAULT_READER, ImageReader, is_image
 from lib.files.listing import is_hidden, log_left_out
 from lib.inference.images import ImageJob
@@ -89,13 +90,15 @@ def plan_jobs(
     Raises
     ------
     InputError
-        If no image is found, a file cannot be written, two files are the same, or a setting of reading
-        cannot be used.
+        If no image is found, a file cannot be written, two files are the same, a setting of reading cannot
+        be used, or the packages that write GeoPackages are missing.
     """
     reader.check()
     is_single = is_single_image(images)
     mask_template = _mask_template(mask, is_single=is_single)
     templates = _make_templates(images, outputs, nested=nested, annotation_format=annotation_format)
+    if templates.get("outlines", "").lower().endswith(".gpkg"):
+        check_geo_extra()
     found = _find_images(images, [*templates.values(), *filter(None, [mask_template])])
     jobs = []
     masks = {real_path(_fill(mask_template, name)) for _, name in found} if mask_template else set()

@@ -1,5 +1,6 @@
 """Write the files of an image: overlay, label map, features, outlines, annotations, flow."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +10,12 @@ import numpy as np
 from PIL import Image
 
 from lib.files.atomic import write_together
+from lib.files.geotiff import PIXELS, is_geotiff, read_georeference, to_label_geotiff
 from lib.files.hdf5 import write_hdf5
+from lib.inference.geo import bands_of, to_polygon_layer
 from lib.optflow.drawing import draw_flow
 from lib.runtime.errors import InputError
+from lib.runtime.notices import log_once
 from lib.superpixels.annotations import ANNOTATION_SUFFIXES, to_coco, to_cvat, to_labelme
 from lib.superpixels.drawing import (
     BOUNDARY_COLOR,
@@ -24,11 +28,13 @@ from lib.superpixels.drawing import (
 from lib.superpixels.outlines import to_geojson, to_svg
 from lib.superpixels.regions import Superpixels
 
+logger = logging.getLogger(__name__)
+
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 LABEL_SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".h5")
 NESTED_LABEL_SUFFIXES = (".h5",)
 FEATURE_SUFFIXES = (".npz",)
-OUTLINE_SUFFIXES = (".geojson", ".svg")
+OUTLINE_SUFFIXES = (".geojson", ".svg", ".gpkg")
 OVERLAYS = ("boundaries", "mean_colors", "label_colors")
 
 # Level 1 writes pictures about four times faster than Pillow's default, level 6; files are larger.
@@ -88,9 +94,9 @@ class OutputFiles(NamedTuple):
     """Output files of an image; the suffix chooses the format."""
 
     overlay: Path  # picture of the image with its superpixels
-    labels: Path | None = None  # .npy (int32), .png (16 bits), .tif (32 bits), .h5 (compressed `labels`)
+    labels: Path | None = None  # .npy (int32), .png (16 bits), .tif (int32), .h5 (compressed `labels`)
     features: Path | None = None  # .npz of `pixel_features`, `spixel_features`, `n_base_features`, `labels`
-    outlines: Path | None = None  # of connected superpixels, .geojson or .svg
+    outlines: Path | None = None  # of connected superpixels, .geojson, .svg or .gpkg
     annotations: Path | None = None  # masks for labelling tools; see `ExportStyle`
     flow: Path | None = None  # picture of the optical flow
 
@@ -112,7 +118,8 @@ def write_outputs(
     """Write the requested files of an image: all of them, or none.
 
     `files.features` needs superpixels with features, `files.flow` needs `flow`, (H, W, 4) float32 pixels, and
-    `files.annotations`, which name the file of the image, need `image`.
+    `files.annotations`, which name the file of the image, need `image`. If `image` is a GeoTIFF file, labels
+    in .tif and outlines in .gpkg have its place; see `to_label_geotiff` and `to_polygon_layer`.
 
     `levels`, the coarsest first, are cuts of one merge tree. The overlay shows the borders of all, unless it
     has mean colours. `files.labels`, an HDF5 file, holds these compressed datasets:
@@ -135,10 +142,14 @@ def write_outputs(
     if files.labels and levels:
         writers[files.labels] = lambda to: _write_levels(levels, to)
     elif files.labels:
-        writers[files.labels] = lambda to: _write_labels(superpixels.labels, to, files.labels)
+        writers[files.labels] = lambda to: _write_labels(superpixels.labels, to, files.labels, image)
     if files.features:
         writers[files.features] = lambda to: _write_features(superpixels, to)
-    if files.outlines:
+    if files.outlines and files.outlines.suffix.lower() == ".gpkg":
+        writers[files.outlines] = lambda to: to.write_bytes(
+            _polygon_layer(superpixels, image, export.tolerance)
+        )
+    elif files.outlines:
         draw = to_svg if files.outlines.suffix.lower() == ".svg" else to_geojson
         writers[files.outlines] = lambda to: to.write_text(draw(superpixels, tolerance=export.tolerance))
     if files.annotations:
@@ -169,6 +180,20 @@ def _annotations(superpixels: Superpixels, path: Path, annotation_format: str | 
             return to_labelme(superpixels, _path_from(path.parent, image)).encode()
         case _:
             return to_coco(superpixels, image.name).encode()
+
+
+def _polygon_layer(superpixels: Superpixels, image: Path | None, tolerance: float) -> bytes:
+    """Return the content of a GeoPackage; without an image file, the statistics are of RGB."""
+    georeference = PIXELS if image is None else read_georeference(image)
+    if not georeference.has_place:
+        text = "%s has no georeference: its polygons are in pixels, y down, as for other such images"
+        log_once(logger, "no place", text, image or "the image")
+    elif georeference.crs is None:
+        text = "%s names no CRS, and so its polygons have none, as for other such images"
+        log_once(logger, "no CRS", text, image)
+    image_rgb = superpixels.image_rgb
+    bands = enumerate(np.moveaxis(image_rgb, 2, 0), start=1) if image is None else bands_of(image, image_rgb)
+    return to_polygon_layer(superpixels, bands, georeference, tolerance=tolerance)
 
 
 def _path_from(folder: Path, file: Path) -> str:
@@ -204,7 +229,7 @@ def _write_levels(levels: Sequence[Superpixels], temporary: Path) -> None:
         )
 
 
-def _write_labels(labels: np.ndarray, temporary: Path, path: Path) -> None:
+def _write_labels(labels: np.ndarray, temporary: Path, path: Path, image: Path | None) -> None:
     match path.suffix.lower():
         case ".npy":
             with temporary.open("wb") as file:  # NumPy may add a suffix to a file name
@@ -212,6 +237,8 @@ def _write_labels(labels: np.ndarray, temporary: Path, path: Path) -> None:
         case ".h5":
             with write_hdf5(temporary) as writing:
                 writing.file.create_dataset("labels", data=labels, compression="gzip", shuffle=True)
+        case ".tif" | ".tiff" if image is not None and is_geotiff(image):
+            temporary.write_bytes(to_label_geotiff(labels, read_georeference(image)))
         case ".tif" | ".tiff":
             Image.fromarray(labels).save(temporary, compression="tiff_adobe_deflate")
         case _:

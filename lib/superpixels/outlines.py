@@ -9,7 +9,7 @@ import numpy as np
 
 from lib.superpixels.connectivity import OUTSIDE
 from lib.superpixels.regions import Superpixels
-from lib.superpixels.simplification import find_kept_corners
+from lib.superpixels.simplification import count_sides, find_kept_corners
 
 # Sides of a pixel in clockwise order, so that the pixel lies to the right: start corner, end corner and the
 # pixel beyond the side. All are (row, column), relative to the top left corner and to the pixel.
@@ -23,11 +23,17 @@ _SIDES = (
 Ring = list[tuple[int, int]]
 
 
-def trace_outlines(labels: np.ndarray, *, tolerance: float = 0) -> list[list[Ring]]:
+def trace_outlines(
+    labels: np.ndarray, *, tolerance: float = 0, with_junctions: bool = False
+) -> list[list[Ring]]:
     """Trace the outlines of 4-connected superpixels (H, W) along the sides of their pixels.
 
     With a `tolerance` above 0, in pixels, they are simplified: no corner of a pixel on them is farther from
     the result. Neighbours keep the same corners of their border; see `find_kept_corners`.
+
+    With `with_junctions`, a corner where borders meet is in the ring of each superpixel around it, also where
+    that ring is straight. After rotation or projection, rounding then opens no gap. Simplified outlines have
+    these corners anyway.
 
     Returns the rings of corners (x, y) of each superpixel, in pixels from the top left corner of the image.
     The outer ring comes first and runs clockwise on screen; rings of holes follow and run counterclockwise.
@@ -38,7 +44,9 @@ def trace_outlines(labels: np.ndarray, *, tolerance: float = 0) -> list[list[Rin
         is_kept = find_kept_corners(labels, chain.from_iterable(outlines), tolerance)
         outlines = [[_only_kept(ring, is_kept) for ring in rings] for rings in outlines]
     else:
-        outlines = [[_without_straight_corners(ring) for ring in rings] for rings in outlines]
+        n_sides = count_sides(labels)
+        is_kept = n_sides > 2 if with_junctions else np.zeros(n_sides.shape, dtype=bool)
+        outlines = [[_without_straight_corners(ring, is_kept) for ring in rings] for rings in outlines]
     # Holes have negative areas.
     return [sorted(rings, key=_signed_area, reverse=True) for rings in outlines]
 
@@ -143,11 +151,13 @@ def _only_kept(ring: Ring, is_kept: np.ndarray) -> Ring:
     return [(x, y) for x, y in ring if is_kept[y, x]]
 
 
-def _without_straight_corners(ring: Ring) -> Ring:
+def _without_straight_corners(ring: Ring, is_kept: np.ndarray) -> Ring:
+    """Return the corners of a ring where it turns, and those where `is_kept` (H + 1, W + 1) is True."""
     points = np.array(ring)
     before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
     is_turn = (before != after).any(axis=1)
-    return [tuple(point) for point in points[is_turn].tolist()]
+    x, y = points.T
+    return [tuple(point) for point in points[is_turn | is_kept[y, x]].tolist()]
 
 
 def _signed_area(ring: Ring) -> float:

@@ -170,11 +170,18 @@ class Superpixels:
         NaN and masked values are left out; `valid_share_of` returns how much is left. A superpixel without
         any valid value is NaN. Raises a ValueError if the height or width of `values` differs.
         """
-        channels, is_valid = self._values_inside(values)
-        n_valid = self._sums(is_valid)
-        with np.errstate(invalid="ignore"):  # labels that do not occur, or without a valid value
-            means = self._sums(np.where(is_valid, channels, 0)) / n_valid
+        means = self._means(*self._values_inside(values))
         return means.astype(np.float32).reshape(-1, *np.shape(values)[2:])
+
+    def std_of(self, values: np.ndarray) -> np.ndarray:
+        """Standard deviation of per-pixel numbers in each superpixel: (H, W[, K]) to (S[, K]), float32.
+
+        It is the root of the mean squared deviation of the values that `mean_of` averages.
+        """
+        channels, is_valid = self._values_inside(values)
+        deviations = channels - self._means(channels, is_valid)[self._flat_labels]
+        variances = self._means(deviations**2, is_valid)
+        return np.sqrt(variances).astype(np.float32).reshape(-1, *np.shape(values)[2:])
 
     def valid_share_of(self, values: np.ndarray) -> np.ndarray:
         """Share of each superpixel's pixels that `mean_of` uses, 0 to 1: (H, W[, K]) to (S[, K]), float32."""
@@ -193,6 +200,11 @@ class Superpixels:
         is_valid = ~(is_masked | np.isnan(values))
         inside, n_pixels = self.labels != OUTSIDE, len(self._flat_labels)
         return values[inside].reshape(n_pixels, -1), is_valid[inside].reshape(n_pixels, -1)
+
+    def _means(self, channels: np.ndarray, is_valid: np.ndarray) -> np.ndarray:
+        """Average the valid ones of values (N, K) in each superpixel, (S, K) float64."""
+        with np.errstate(invalid="ignore"):  # labels that do not occur, or without a valid value
+            return self._sums(np.where(is_valid, channels, 0)) / self._sums(is_valid)
 
     def _sums(self, channels: np.ndarray) -> np.ndarray:
         """Sum values (N, K) in each superpixel, (S, K)."""

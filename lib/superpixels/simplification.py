@@ -38,7 +38,7 @@ def find_kept_corners(
     .. [2] Saalfeld, "Topologically consistent line simplification with the Douglas-Peucker algorithm",
        Cartography and Geographic Information Science 26(1), 1999.
     """
-    n_sides = _count_sides(labels)
+    n_sides = count_sides(labels)
     is_border = n_sides > 0
     is_kept = n_sides > 2
     is_kept[[0, 0, -1, -1], [0, -1, 0, -1]] = True
@@ -53,8 +53,8 @@ def find_kept_corners(
     return is_kept
 
 
-def _count_sides(labels: np.ndarray) -> np.ndarray:
-    """Count the sides between different labels that meet at each corner of a pixel, (H + 1, W + 1)."""
+def count_sides(labels: np.ndarray) -> np.ndarray:
+    """Count the sides between different labels that meet at each corner of a pixel, (H + 1, W + 1) int8."""
     padded = np.pad(labels, 1, constant_values=OUTSIDE)
     vertical = (padded[:, 1:] != padded[:, :-1]).astype(np.int8)
     horizontal = (padded[1:] != padded[:-1]).astype(np.int8)

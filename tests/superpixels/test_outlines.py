@@ -25,6 +25,14 @@ def test_outlines_by_hand():
     assert trace_outlines(labels)[1] == [[(1, 1), (2, 1), (2, 2), (1, 2)]]
 
 
+def test_rings_keep_the_corners_where_borders_meet():
+    labels = np.array([[0, 0, 0, 0], [1, 1, 2, 2]])
+    top = {(0, 0), (4, 0), (4, 1), (0, 1)}
+    assert set(trace_outlines(labels)[0][0]) == top
+    assert set(trace_outlines(labels, with_junctions=True)[0][0]) == {*top, (2, 1)}
+    assert set(trace_outlines(labels, with_junctions=True)[1][0]) == {(0, 1), (2, 1), (2, 2), (0, 2)}
+
+
 @settings(deadline=None, max_examples=100)
 @given(arrays(np.int64, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 2)))
 def test_rings_enclose_their_pixels(labels):

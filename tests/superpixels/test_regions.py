@@ -23,6 +23,22 @@ def test_means_with_gaps_and_outside_pixels():
     np.testing.assert_allclose(superpixels.mean_of(depth)[[0, 2]], [2, 7])
 
 
+def test_deviations_are_those_of_valid_values():
+    superpixels = Superpixels(LABELS, IMAGE_RGB, 2)
+    values = np.random.default_rng(0).normal(1e6, 3, (*LABELS.shape, 2))
+    values[1, 0, 0] = np.nan
+    is_masked = np.zeros(values.shape, dtype=bool)
+    is_masked[1, 1, 1] = True
+    found = superpixels.std_of(np.ma.masked_array(values, is_masked))
+    for label in (0, 2):
+        for channel in range(2):
+            chosen = (label == LABELS) & ~is_masked[..., channel] & ~np.isnan(values[..., channel])
+            assert found[label, channel] == pytest.approx(values[chosen, channel].std(), rel=1e-6)
+    assert np.isnan(found[1]).all()
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(superpixels.std_of(values[..., 1]), superpixels.std_of(values)[:, 1])
+
+
 def test_means_leave_out_nan_and_masked_values():
     superpixels = Superpixels(LABELS, IMAGE_RGB, 2)
     depth = np.array([[1, np.nan, 5], [7, -9999, 3]])
