@@ -14,7 +14,7 @@ import gradio as gr
 from lib import cli
 from lib.cli.types import port_int, positive_float
 from lib.files.sessions import SessionFiles, temporary_folder
-from lib.inference.page import COMPACTNESS, N_ITER, N_SPIXELS, PICTURES, Page, Range
+from lib.inference.page import COMPACTNESS, N_ITER, N_SPIXELS, PICTURES, Page, PageResult, Range
 from lib.runtime.device import resolve_device
 from lib.runtime.errors import InputError
 from lib.runtime.notices import RESULT
@@ -59,14 +59,23 @@ def build_app(page: Page, files: SessionFiles) -> gr.Blocks:
         n_iter: float | None,
         request: gr.Request,
     ) -> tuple:
-        path = Path(image["path"]) if image and image["path"] else None
-        result = page.segment(path, n_spixels, compactness, n_iter, session=request.session_hash)
+        return updates(
+            page.segment(path_of(image), n_spixels, compactness, n_iter, session=request.session_hash)
+        )
+
+    def clear_if_removed(image: dict[str, Any] | None, request: gr.Request) -> tuple | Any:
+        return gr.skip() if path_of(image) else updates(page.remove(request.session_hash))
+
+    def path_of(image: dict[str, Any] | None) -> Path | None:
+        return Path(image["path"]) if image and image["path"] else None
+
+    def updates(result: PageResult) -> tuple:
         has_labels = result.labels is not None
         download = gr.update(value=str(result.labels) if has_labels else None, interactive=has_labels)
         return *result.pictures, download, result.text
 
     def end_session(request: gr.Request) -> None:
-        files.close(request.session_hash)
+        page.close(request.session_hash)
 
     with gr.Blocks(title="Superpixels", delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)) as app:
         gr.Markdown("# Superpixels\nDrop an image and move the sliders.")
@@ -83,8 +92,18 @@ def build_app(page: Page, files: SessionFiles) -> gr.Blocks:
                 for name in PICTURES:
                     with gr.Tab(name):
                         pictures.append(gr.Image(label=name, format="png", elem_id=name.split()[0].lower()))
+        # An upload over an image takes that one away at once. This must not start a computation, whose result
+        # races with the new one. If the upload is refused, the old image stays away.
+        image.change(
+            clear_if_removed,
+            image,
+            [*pictures, labels, result],
+            preprocess=False,
+            queue=False,
+            show_progress="hidden",
+        )
         gr.on(
-            [image.change, n_spixels.change, compactness.change, n_iter.change, app.load],
+            [image.upload, n_spixels.change, compactness.change, n_iter.change, app.load],
             segment,
             [image, n_spixels, compactness, n_iter],
             [*pictures, labels, result],

@@ -45,6 +45,9 @@ class PageResult(NamedTuple):
     labels: Path | None = None  # NumPy file of the label map
 
 
+NO_IMAGE = PageResult("Drop an image above.")
+
+
 class Page:
     """Segments images for the sessions of a page.
 
@@ -75,6 +78,7 @@ class Page:
         self._device = device
         self._max_megapixels = max_megapixels
         self._computing = Lock()
+        self._removed: set[str] = set()  # sessions whose image was removed after the last request
         # Pillow compares sizes in headers, also of images in an image, before it decodes pixels. It warns
         # above this number, and refuses more than twice as many pixels.
         Image.MAX_IMAGE_PIXELS = 1e6 * max_megapixels / 2
@@ -98,7 +102,8 @@ class Page:
         Errors in the input, and a lack of memory, are reported in the result.
         """
         if path is None:
-            return PageResult("Drop an image above.")
+            return NO_IMAGE
+        self._removed.discard(session)
         try:
             self._files.open(session, path)
             N_SPIXELS.check(n_spixels)
@@ -113,12 +118,23 @@ class Page:
                     n_iter=int(n_iter),
                     merging=self._loaded.merging,
                 )
-                return self._save(segmenter(read_image(path), int(n_spixels)), session)
+                result = self._save(segmenter(read_image(path), int(n_spixels)), session)
+            return NO_IMAGE if session in self._removed else result
         except (InputError, MemoryError, RuntimeError) as error:
             reason = self._reason(error, path)
             if reason is None:
                 raise
             return PageResult(reason)
+
+    def remove(self, session: str) -> PageResult:
+        """Clear the page of a session whose image is removed, perhaps while it is segmented."""
+        self._removed.add(session)
+        return NO_IMAGE
+
+    def close(self, session: str) -> None:
+        """Delete the files of a session."""
+        self._files.close(session)
+        self._removed.discard(session)
 
     def _save(self, superpixels: Superpixels, session: str) -> PageResult:
         folder = self._files.add_result(session)

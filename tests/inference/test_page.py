@@ -13,7 +13,7 @@ from lib.files.images import read_image
 from lib.files.sessions import SessionFiles
 from lib.inference import Segmenter
 from lib.inference import page as page_module
-from lib.inference.page import PICTURES, Page, PageResult, draw_pictures
+from lib.inference.page import NO_IMAGE, PICTURES, Page, PageResult, draw_pictures
 from lib.runtime.errors import InputError, TooLargeError
 
 SHAPE = (60, 92)
@@ -164,6 +164,17 @@ def test_error_of_the_program_is_raised(page, image, monkeypatch):
     with pytest.raises(RuntimeError, match="shapes differ"):
         segment(page, image)
     assert not page.is_computing
+
+
+def test_image_removed_during_a_computation(page, image, monkeypatch):
+    def read_and_remove(path):
+        assert page.remove("one") == NO_IMAGE
+        return read_image(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(page_module, "read_image", read_and_remove)
+        assert segment(page, image) == NO_IMAGE
+    assert segment(page, image).text == "20 superpixels"
 
 
 def test_session_ends_during_a_computation(page, files, image, monkeypatch):

@@ -48,6 +48,19 @@ def uploads(tmp_path):
 
 
 @pytest.fixture
+def segmented(monkeypatch):
+    """Names of the images that are segmented, one for each request."""
+    names, segment = [], Page.segment
+
+    def note(self, path, *settings, **options):
+        names.append(path.name)
+        return segment(self, path, *settings, **options)
+
+    monkeypatch.setattr(Page, "segment", note)
+    return names
+
+
+@pytest.fixture
 def address(monkeypatch, base_weights, uploads):
     """Serve the page with an untrained model; it accepts 0.2 megapixels, and files of 0.1 MB."""
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
@@ -79,12 +92,6 @@ def wait_for_result(page, result):
     playwright.expect(page.locator("#result textarea")).to_have_value(result, timeout=60_000)
 
 
-def clear(page):
-    """Remove the image, as a visitor must before the page takes another one."""
-    page.locator("#image button[aria-label='Clear'], #image button[aria-label='Remove Image']").first.click()
-    wait_for_result(page, "Drop an image above.")
-
-
 def drop(page, path):
     page.locator("#image input[type=file]").set_input_files(path)
 
@@ -104,16 +111,16 @@ def download_labels(page, tmp_path):
 
 @pytest.mark.slow
 @needs_browser
-def test_drop_an_image_move_a_slider_and_download(page, base_weights, tmp_path):
+def test_drop_an_image_move_a_slider_and_download(segmented, page, base_weights, tmp_path):
     wait_for_result(page, "200 superpixels")  # for the initial image
     assert download_labels(page, tmp_path).shape == (300, 451)
     file = tmp_path / "image.gif"  # with a palette
     Image.fromarray(make_quadrants(120, 184)[0]).save(file)
-    clear(page)
     drop(page, file)
-    wait_for_result(page, "200 superpixels")
+    wait_until(lambda: len(segmented) == 2, 30)
     set_slider(page, "count", 50)
     wait_for_result(page, "50 superpixels")
+    assert segmented == ["cat.jpg", "image.gif", "image.gif"]
     labels = download_labels(page, tmp_path)
     assert labels.shape == (120, 184)
     assert labels.max() + 1 == 50
@@ -137,6 +144,24 @@ def wait_until(condition, seconds):
 
 @pytest.mark.slow
 @needs_browser
+def test_remove_the_image_and_drop_another_one_at_once(page, uploads, tmp_path):
+    wait_for_result(page, "200 superpixels")
+    file = tmp_path / "image.png"
+    Image.fromarray(make_quadrants(120, 184)[0]).save(file)
+    page.get_by_role("button", name="Remove Image").click()
+    drop(page, file)
+    wait_until(lambda: any(path.name == file.name for path in list_files(uploads)), 30)
+    set_slider(page, "count", 50)
+    wait_for_result(page, "50 superpixels")
+    assert download_labels(page, tmp_path).shape == (120, 184)
+    page.get_by_role("button", name="Remove Image").click()
+    wait_for_result(page, "Drop an image above.")
+    playwright.expect(page.locator("#overlay img")).to_have_count(0)
+    playwright.expect(page.locator("#labels")).to_be_disabled()
+
+
+@pytest.mark.slow
+@needs_browser
 def test_refusals_clear_the_result(page, uploads, tmp_path, capfd):
     broken, large, heavy = (tmp_path / name for name in ("broken.jpg", "large.png", "heavy.bmp"))
     broken.write_text("This is no image.")
@@ -151,16 +176,15 @@ def test_refusals_clear_the_result(page, uploads, tmp_path, capfd):
         wait_for_result(page, "200 superpixels")
         playwright.expect(pictures).to_have_count(1)
         playwright.expect(labels).to_be_enabled()
-        clear(page)
         drop(page, path)
         wait_for_result(page, reason)
         playwright.expect(pictures).to_have_count(0)
         playwright.expect(labels).to_be_disabled()
-    drop(page, heavy)  # the browser shows a message of Gradio, and the page stays as it is
+    drop(page, heavy)  # the browser shows a message of Gradio, and takes the old image away
     playwright.expect(page.get_by_text('"heavy.bmp"')).to_be_visible()
-    wait_for_result(page, "large.png has more than 0.2 megapixels, the limit of this page")
-    set_slider(page, "count", 5000)
-    playwright.expect(pictures).to_have_count(0)
+    wait_for_result(page, "Drop an image above.")
+    drop(page, broken)
+    wait_for_result(page, "broken.jpg is not a readable image (cannot identify image file 'broken.jpg')")
     page.close()
     wait_until(lambda: not list_files(uploads), 10)
     assert "Traceback" not in capfd.readouterr().err
