@@ -24,7 +24,7 @@ from lib.inference.page_settings import (
     View,
 )
 from lib.inference.segmenter import Segmenter
-from lib.runtime.errors import InputError, is_out_of_memory
+from lib.runtime.errors import InputError, RunError, is_out_of_memory
 from lib.runtime.notices import silence_readers
 from lib.weights import BASE, COMPOSITE, LoadedModel, expect, load_model
 from model import N_FLOW_CHANNELS
@@ -126,7 +126,7 @@ class Page:
         if inputs.image is None:
             return NO_IMAGE
         self._removed.discard(session)
-        return self._answer(lambda: self._segment(inputs, drawing, session, on_stage), inputs.paths)
+        return self._answer(lambda: self._segment(inputs, drawing, session, on_stage), inputs.paths, session)
 
     def redraw(self, level: object, drawing: Drawing, *, session: str) -> PageResult | None:
         """Draw the superpixels of a session at another level or in another style, without a new segmentation.
@@ -136,7 +136,8 @@ class Page:
         shown = self._shown.get(session)
         if shown is None:
             return None
-        result = self._answer(lambda: self._draw(shown, level, drawing), [shown.segmentation.image])
+        image = shown.segmentation.image
+        result = self._answer(lambda: self._draw(shown, level, drawing), [image], session)
         return result if self._shown.get(session) is shown else None
 
     def remove(self, session: str) -> PageResult:
@@ -213,13 +214,13 @@ class Page:
         view = View(segmentation, level, style, download)
         return PageResult(text, pictures, drawn.download, view, stored.has_levels)
 
-    def _answer(self, compute: Callable[[], PageResult], paths: list[Path]) -> PageResult:
+    def _answer(self, compute: Callable[[], PageResult], paths: list[Path], session: str) -> PageResult:
         """Return the result of `compute`, or the reason for a refusal, in which `paths` have no folders."""
         try:
             return compute()
-        except FileNotFoundError:  # of a session that ends meanwhile
-            return _ENDED
-        except (InputError, MemoryError, RuntimeError) as error:
+        except (InputError, MemoryError, OSError, RuntimeError) as error:
+            if isinstance(error, FileNotFoundError | RunError) and not self._files.is_open(session):
+                return _ENDED  # its folder is gone
             reason = self._reason(error, paths)
             if reason is None:
                 raise

@@ -21,11 +21,10 @@ from lib.inference.outputs import OverlayStyle
 from lib.inference.page import NO_IMAGE, Page, PageResult, estimate_flow
 from lib.inference.page_settings import DOWNLOADS, Drawing, Inputs
 from lib.runtime.errors import InputError, TooLargeError
-from lib.weights import save_checkpoint
+from lib.weights import save_checkpoint, shipped_weights
 from model import SSNModel
 
 SHAPE = (60, 92)
-MOVING = translated_frames(2, 0, 3)
 
 
 @pytest.fixture
@@ -173,16 +172,24 @@ COMPOSITE = "Composite, two frames"
 
 
 def test_composite_of_two_frames(page, files, composite_weights):
-    frames = [save(files, frame[: SHAPE[0], : SHAPE[1]], f"{idx}.png") for idx, frame in enumerate(MOVING)]
-    result = segment(page, frames[0], model=COMPOSITE, next_frame=frames[1])
+    first, second = (frame[: SHAPE[0], : SHAPE[1]] for frame in translated_frames(2, 0, 3))
+    second = np.concatenate([first[:, :46], second[:, 46:]], axis=1)  # the right half moves to the right
+    frames = [save(files, first, "0.png"), save(files, second, "1.png")]
     flow = estimate_flow(*frames, read_image(frames[0]))
-    assert abs(np.median(flow[10:-10, 10:-10, 1]) - 3) < 0.5  # the frames move by 3 pixels to the right
-    expected = Segmenter.from_checkpoint(composite_weights)(read_image(frames[0]), 20, extra=flow)
-    np.testing.assert_array_equal(np.load(result.download), expected.labels)
-    same = segment(
-        page, frames[0], model="Own file", next_frame=frames[1], weights=copy(files, composite_weights)
-    )
-    np.testing.assert_array_equal(np.load(same.download), expected.labels)
+    assert abs(np.median(flow[10:-10, 60:-10, 1]) - 3) < 0.5
+    labels = segment_flow(composite_weights, frames[0], flow)
+    result = segment(page, frames[0], model=COMPOSITE, next_frame=frames[1])
+    np.testing.assert_array_equal(np.load(result.download), labels)
+    trained = shipped_weights("composite")
+    labels = segment_flow(trained, frames[0], flow)
+    assert not np.array_equal(labels, segment_flow(trained, frames[0], 0 * flow))
+    own = copy(files, trained)
+    result = segment(page, frames[0], model="Own file", next_frame=frames[1], weights=own)
+    np.testing.assert_array_equal(np.load(result.download), labels)
+
+
+def segment_flow(weights, frame, flow):
+    return Segmenter.from_checkpoint(weights, n_iter=3)(read_image(frame), 20, extra=flow).labels
 
 
 def test_composite_needs_the_next_frame(page, image):
@@ -378,6 +385,20 @@ def test_session_ends_during_a_computation(page, files, image, monkeypatch):
     monkeypatch.setattr(page_module, "read_image", read_and_end)
     assert segment(page, image) == PageResult("The session has ended.")
     assert list(files.folder.iterdir()) == []
+
+
+def test_session_ends_during_a_drawing(page, files, image, monkeypatch):
+    def draw_and_end(style, superpixels, levels):
+        page.close("one")
+        return superpixels.image_rgb
+
+    segment(page, image)
+    monkeypatch.setattr(OverlayStyle, "draw", draw_and_end)
+    assert redraw(page, 5) is None
+    image.parent.mkdir()
+    image = save(files, make_quadrants(*SHAPE)[0])
+    assert segment(page, image) == PageResult("The session has ended.")
+    assert list(files.folder.rglob("*.png")) == []
 
 
 def test_weights_of_another_model(base_weights, composite_weights, files):
