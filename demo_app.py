@@ -54,6 +54,7 @@ _CLIP = [_DEMO_DIR / "clip" / f"0000{number}.jpg" for number in range(2)]
 _BASE_NAME, _COMPOSITE_NAME, _ = MODELS.names
 DEMO_IMAGE = _DEMO_DIR / "cat.jpg"
 EXAMPLES = (Example(DEMO_IMAGE, _BASE_NAME), Example(_CLIP[0], _COMPOSITE_NAME, _CLIP[1]))
+_ABOUT_CLIP = "In the second one, a horse of gravel walks over gravel: only its motion shows it."
 EXAMPLE_FILES = [DEMO_IMAGE, *_CLIP]
 
 FOLDER_PREFIX = "superpixels_page_"  # of the temporary folder
@@ -87,7 +88,7 @@ def build_app(page: Page, files: SessionFiles) -> gr.Blocks:
     gr.set_static_paths(EXAMPLE_FILES)  # Gradio serves the files, and no copies
 
     with gr.Blocks(title="Superpixels", delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)) as app:
-        gr.Markdown("# Superpixels\nDrop an image, or click an example.")
+        gr.Markdown(f"# Superpixels\nDrop an image, or click an example. {_ABOUT_CLIP}")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 image = _image("Image", str(DEMO_IMAGE), elem_id="image")
@@ -137,7 +138,7 @@ def build_app(page: Page, files: SessionFiles) -> gr.Blocks:
                         language="shell",
                         lines=2,
                         interactive=False,
-                        show_label=False,
+                        label="In the root of the repository",
                         wrap_lines=True,
                         elem_id="command",
                     )

@@ -27,7 +27,10 @@ def command_of(view: View) -> str:
         words += ["--niter", done.n_iter]
     words += _style(view) + _outputs(view, nested=has_level)
     if has_level:
-        lines.append(f"# level_{view.level} in labels.h5 is the level on the page; the picture shows both")
+        picture = "both levels" if view.style.kind == DEFAULT_STYLE.kind else f"{done.n_spixels} superpixels"
+        lines.append(
+            f"# labels.h5 has the labels of the page as level_{view.level}; the picture shows {picture}"
+        )
     return "\n".join([*lines, shlex.join(map(str, words))])
 
 

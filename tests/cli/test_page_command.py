@@ -67,8 +67,14 @@ def view_of(
         ),
         (
             view_of(level=50, download=GEOJSON),
-            "# level_50 in labels.h5 is the level on the page; the picture shows both\n"
+            "# labels.h5 has the labels of the page as level_50; the picture shows both levels\n"
             f"python inference_base_model.py --image demo/cat.jpg --levels 50 200 {FILES} labels.h5",
+        ),
+        (
+            view_of(level=50, style=OverlayStyle("mean_colors")),
+            "# labels.h5 has the labels of the page as level_50; the picture shows 200 superpixels\n"
+            "python inference_base_model.py --image demo/cat.jpg --levels 50 200 --overlay mean_colors "
+            f"{FILES} labels.h5",
         ),
         (
             view_of(Path("/uploads/b.JPG"), Path("/uploads/a.png"), DEFAULT_COMPOSITE_WEIGHTS),
@@ -77,7 +83,7 @@ def view_of(
             f"--nspix 200 {FILES} labels.npy",
         ),
     ],
-    ids=["default", "own file", "style", "composite", "level", "uploaded frames"],
+    ids=["default", "own file", "style", "composite", "level", "level in colours", "uploaded frames"],
 )
 def test_command(view, command):
     assert command_of(view) == command
