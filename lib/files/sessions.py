@@ -78,6 +78,10 @@ class SessionFiles:
             if is_upload:
                 uploads.add(path.resolve())
 
+    def is_open(self, session: str) -> bool:
+        """Return True from `open` to `close`."""
+        return session in self._results
+
     def add_result(self, session: str) -> Path | None:
         """Return a new folder for a result, and delete the oldest result; None if the session has ended."""
         with self._lock:

@@ -31,7 +31,9 @@ def test_end_of_a_session_deletes_its_files_only(files, tmp_path):
     files.open("second", shared)
     first, second = files.add_result("first"), files.add_result("second")
     (first / "labels.npy").write_text("labels")
+    assert files.is_open("first")
     files.close("first")
+    assert not files.is_open("first")
     assert set(files.folder.iterdir()) == {shared.parent, second}
     assert shared.exists()
     assert example.exists()

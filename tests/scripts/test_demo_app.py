@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from lib import cli
 from lib.files.images import read_image
 from lib.files.sessions import SessionFiles
 from lib.inference.page import Page
+from lib.inference.page_settings import DOWNLOADS
 from lib.inference.segmenter import Segmenter
 from lib.runtime.errors import InputError
 
@@ -48,15 +50,28 @@ def uploads(tmp_path):
 
 
 @pytest.fixture
-def address(monkeypatch, base_weights, uploads):
-    """Serve the page with an untrained model; it accepts 0.2 megapixels, and files of 0.1 MB."""
+def segmented(monkeypatch):
+    """Names of the images that are segmented, one for each request."""
+    names, segment = [], Page.segment
+
+    def note(self, inputs, *settings, **options):
+        names.append(inputs.image.name)
+        return segment(self, inputs, *settings, **options)
+
+    monkeypatch.setattr(Page, "segment", note)
+    return names
+
+
+@pytest.fixture
+def address(monkeypatch, base_weights, composite_weights, uploads):
+    """Serve the page with untrained models; it accepts 0.2 megapixels, and files of 0.1 MB."""
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # restores it
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     import demo_app
 
-    files = SessionFiles(uploads, examples=[demo_app.DEMO_IMAGE])
-    app = demo_app.build_app(Page(base_weights, files, max_megapixels=0.2), files)
+    files = SessionFiles(uploads, examples=demo_app.EXAMPLE_FILES)
+    app = demo_app.build_app(Page(base_weights, composite_weights, files, max_megapixels=0.2), files)
     _, address, _ = app.launch(
         prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", max_file_size=100_000
     )
@@ -64,25 +79,32 @@ def address(monkeypatch, base_weights, uploads):
     app.close(verbose=False)
 
 
-@pytest.fixture
-def page(address):
-    """Open the page."""
+PATIENCE = 60  # seconds, for a browser on a machine under load
+DESKTOP = {"width": 1300, "height": 1000}
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright.expect.set_options(timeout=1000 * PATIENCE)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=_OFFLINE)
-        page = browser.new_page(viewport={"width": 1300, "height": 1000})
-        page.goto(address)
-        yield page
+        yield browser
         browser.close()
 
 
+@pytest.fixture
+def page(address, browser, request):
+    """Open the page, on a desktop unless the parameter is another size of the window."""
+    page = browser.new_page(viewport=getattr(request, "param", DESKTOP))
+    page.set_default_timeout(1000 * PATIENCE)
+    page.goto(address)
+    yield page
+    page.close()
+
+
 def wait_for_result(page, result):
-    playwright.expect(page.locator("#result textarea")).to_have_value(result, timeout=60_000)
-
-
-def clear(page):
-    """Remove the image, as a visitor must before the page takes another one."""
-    page.locator("#image button[aria-label='Clear'], #image button[aria-label='Remove Image']").first.click()
-    wait_for_result(page, "Drop an image above.")
+    playwright.expect(page.locator("#result textarea")).to_have_value(result)
 
 
 def drop(page, path):
@@ -95,33 +117,58 @@ def set_slider(page, name, value):
     number.press("Enter")
 
 
+def unfold(page, name):
+    page.locator(f"#{name} > button").click()
+
+
+def choose(page, name, option):
+    page.locator(f"#{name}").get_by_text(option, exact=True).click()
+
+
+def download(page, kind, tmp_path):
+    """Choose a kind of file, and return where it is saved."""
+    page.locator("#kind input").click()
+    page.get_by_role("option", name=kind).click()
+    button = page.locator("#download")
+    ending = DOWNLOADS.values[kind].ending
+    playwright.expect(button).to_contain_text(f"_{ending}")
+    with page.expect_download() as started:
+        button.click()
+    path = tmp_path / started.value.suggested_filename
+    started.value.save_as(path)
+    return path
+
+
 def download_labels(page, tmp_path):
-    with page.expect_download() as download:
-        page.locator("#labels").click()
-    download.value.save_as(tmp_path / "labels.npy")
-    return np.load(tmp_path / "labels.npy")
+    return np.load(download(page, "Labels (.npy)", tmp_path))
 
 
 @pytest.mark.slow
 @needs_browser
-def test_drop_an_image_move_a_slider_and_download(page, base_weights, tmp_path):
+def test_drop_an_image_move_a_slider_download_and_remove(segmented, page, base_weights, tmp_path):
     wait_for_result(page, "200 superpixels")  # for the initial image
     assert download_labels(page, tmp_path).shape == (300, 451)
     file = tmp_path / "image.gif"  # with a palette
     Image.fromarray(make_quadrants(120, 184)[0]).save(file)
-    clear(page)
     drop(page, file)
-    wait_for_result(page, "200 superpixels")
+    wait_until(lambda: len(segmented) == 2, PATIENCE)
     set_slider(page, "count", 50)
     wait_for_result(page, "50 superpixels")
+    assert segmented == ["cat.jpg", "image.gif", "image.gif"]
     labels = download_labels(page, tmp_path)
     assert labels.shape == (120, 184)
     assert labels.max() + 1 == 50
     expected = Segmenter.from_checkpoint(base_weights)(read_image(file), 50)
     np.testing.assert_array_equal(labels, expected.labels)
-    for tab, name in (("Mean colours", "mean"), ("Boundaries", "boundaries"), ("Overlay", "overlay")):
-        page.get_by_role("tab", name=tab).click()
-        playwright.expect(page.locator(f"#{name} img")).to_be_visible(timeout=10_000)
+    assert download(page, "Outlines (.svg)", tmp_path).name == "image_outlines.svg"
+    page.get_by_role("button", name="Remove Image").click()
+    drop(page, file)  # at once
+    wait_until(lambda: len(segmented) == 4, PATIENCE)
+    wait_for_result(page, "50 superpixels")
+    page.get_by_role("button", name="Remove Image").click()
+    wait_for_result(page, "Drop an image above.")
+    playwright.expect(page.locator("#picture img")).to_have_count(0)
+    playwright.expect(page.locator("#download")).to_be_disabled()
 
 
 def list_files(folder):
@@ -135,6 +182,52 @@ def wait_until(condition, seconds):
     assert condition()
 
 
+def check_fit(page):
+    """Check that nothing is wider than the window."""
+    width = page.viewport_size["width"]
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    parts = ("image", "examples", "count", "settings", "picture", "level", "overlay", "download", "command")
+    for name in parts:
+        box = page.locator(f"#{name}").bounding_box()
+        assert box["x"] >= 0, name
+        assert box["x"] + box["width"] <= width, name
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize("page", [DESKTOP, PHONE], ids=["desktop", "phone"], indirect=True)
+def test_two_frames_their_levels_and_their_command(segmented, page, tmp_path):
+    wait_for_result(page, "200 superpixels")
+    page.locator("#examples button").nth(1).click()
+    playwright.expect(page.locator("#picture img").last).to_have_attribute("src", re.compile("00000_"))
+    set_slider(page, "level", 40)
+    wait_for_result(page, "40 superpixels")
+    for name in ("overlay", "shell", "settings"):
+        unfold(page, name)
+    choose(page, "style", "Mean colours")
+    for words in ("inference_optflow_composite_model.py", "--levels 40 200", "--overlay mean_colors"):
+        playwright.expect(page.locator("#command")).to_contain_text(words)
+    playwright.expect(page.locator("#next_frame img")).to_be_visible()
+    labels = download_labels(page, tmp_path)
+    assert labels.shape == (320, 480)
+    assert labels.max() + 1 == 40
+    assert segmented == ["cat.jpg", "00000.jpg"]  # levels and styles need no segmentation
+    check_fit(page)
+    choose(page, "model", "Own file")
+    wait_for_result(page, "Drop a weight file of your own, .pth or .safetensors.")
+    playwright.expect(page.locator("#weights")).to_be_visible()
+    check_fit(page)
+    choose(page, "model", "Base")
+    wait_for_result(page, "200 superpixels")
+    playwright.expect(page.locator("#next_frame")).to_be_hidden()
+    page.locator("#picture").get_by_role("button", name="Fullscreen").click()
+    wait_until(lambda: shown_width(page) >= page.viewport_size["width"] - 2, PATIENCE)
+
+
+def shown_width(page):
+    return page.locator("#picture img").first.bounding_box()["width"]
+
+
 @pytest.mark.slow
 @needs_browser
 def test_refusals_clear_the_result(page, uploads, tmp_path, capfd):
@@ -142,27 +235,26 @@ def test_refusals_clear_the_result(page, uploads, tmp_path, capfd):
     broken.write_text("This is no image.")
     Image.new("RGB", (500, 500)).save(large)
     Image.new("RGB", (200, 200)).save(heavy)
-    pictures, labels = page.locator("#overlay img"), page.locator("#labels")
+    pictures, labels = page.locator("#picture img"), page.locator("#download")
     for path, reason in (
         (broken, "broken.jpg is not a readable image (cannot identify image file 'broken.jpg')"),
         (large, "large.png has more than 0.2 megapixels, the limit of this page"),
     ):
         page.reload()
         wait_for_result(page, "200 superpixels")
-        playwright.expect(pictures).to_have_count(1)
+        playwright.expect(pictures).to_have_count(2)
         playwright.expect(labels).to_be_enabled()
-        clear(page)
         drop(page, path)
         wait_for_result(page, reason)
         playwright.expect(pictures).to_have_count(0)
         playwright.expect(labels).to_be_disabled()
-    drop(page, heavy)  # the browser shows a message of Gradio, and the page stays as it is
+    drop(page, heavy)  # the browser shows a message of Gradio, and takes the old image away
     playwright.expect(page.get_by_text('"heavy.bmp"')).to_be_visible()
-    wait_for_result(page, "large.png has more than 0.2 megapixels, the limit of this page")
-    set_slider(page, "count", 5000)
-    playwright.expect(pictures).to_have_count(0)
+    wait_for_result(page, "Drop an image above.")
+    drop(page, broken)
+    wait_for_result(page, "broken.jpg is not a readable image (cannot identify image file 'broken.jpg')")
     page.close()
-    wait_until(lambda: not list_files(uploads), 10)
+    wait_until(lambda: not list_files(uploads), PATIENCE)
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -183,10 +275,11 @@ def upload(address, content):
     return post(url, body + b"\r\n--x--\r\n", "multipart/form-data; boundary=x")
 
 
-def start_segmentation(address, image):
+def start_segmentation(address, image, model="Base", next_frame=None, weights=None):
     """Request a segmentation as a program would; return the address of its events."""
+    data = [model, next_frame, weights, "Borders", "yellow", 0, "Labels (.npy)"]
     url = f"{address}gradio_api/call/segment"
-    _, answer = post(url, json.dumps({"data": [image, 20, 1, 3]}).encode())
+    _, answer = post(url, json.dumps({"data": [image, 20, 1, 3, *data]}).encode())
     return f"{url}/{answer['event_id']}"
 
 
@@ -199,8 +292,8 @@ def test_only_uploads_are_read(address, tmp_path):
     Image.fromarray(make_quadrants(60, 92)[0]).save(secret)
     _, (path,) = upload(address, secret.read_bytes())
 
-    def segment(image):
-        with urllib.request.urlopen(start_segmentation(address, image)) as events:
+    def segment(image, *other):
+        with urllib.request.urlopen(start_segmentation(address, image, *other)) as events:
             return events.read().decode()
 
     assert "20 superpixels" in segment({"path": path, **META})
@@ -208,6 +301,10 @@ def test_only_uploads_are_read(address, tmp_path):
         events = segment(image)
         assert "event: error" in events or '"secret.png is not an upload"' in events
         assert "labels.npy" not in events
+    upload_of_image, secret = {"path": path, **META}, {"path": str(secret), **META}
+    for other in (("Composite, two frames", secret), ("Own file", None, secret)):
+        events = segment(upload_of_image, *other)
+        assert "event: error" in events or '"secret.png is not an upload"' in events
 
 
 # The page, with a segmentation that never ends.
