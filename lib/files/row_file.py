@@ -44,10 +44,15 @@ class RowFile:
                 self._seek(channel, start)
                 self._file.write(np.ascontiguousarray(rows).data.cast("B"))
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Read the rows from `start` to `stop` - 1, (C, n_rows, W)."""
+    def read(self, start: int, stop: int, *, buffer: np.ndarray | None = None) -> np.ndarray:
+        """Read the rows from `start` to `stop` - 1, (C, n_rows, W).
+
+        If a flat `buffer` of the dtype is given, the result is its start.
+        """
         n_channels, _, width = self.shape
-        values = np.empty((n_channels, stop - start, width), self.dtype)
+        n_values = n_channels * (stop - start) * width
+        buffer = np.empty(n_values, self.dtype) if buffer is None else buffer[:n_values]
+        values = buffer.reshape(n_channels, stop - start, width)
         for channel, rows in enumerate(values):
             self._seek(channel, start)
             n_bytes = self._file.readinto(rows.data.cast("B"))

@@ -126,13 +126,17 @@ class _Features:
         self._position_factor = position_factor
         self.shape = file.shape
         self.device = segmenter.device
+        self._buffer = np.empty(0, np.float32)
 
     def scaled(self, position_factor: float) -> "_Features":
         return _Features(self._file, self._segmenter, position_factor)
 
     def read(self, start: int, stop: int) -> Tensor:
         stop_flag.raise_if_set()
-        features = torch.from_numpy(self._file.read(start, stop))
+        n_values = self.shape[0] * (stop - start) * self.shape[2]
+        if n_values > len(self._buffer):  # kept, as new memory for each reading would fragment
+            self._buffer = np.empty(n_values, np.float32)
+        features = torch.from_numpy(self._file.read(start, stop, buffer=self._buffer))
         features[self._segmenter.model.position_channels] *= self._position_factor
         return features.to(self.device)
 

@@ -88,7 +88,7 @@ class FeatureRows(Protocol):
     device: torch.device  # of the rows that are read
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Return rows of pixels, (C, n_rows, W) float32."""
+        """Return rows of pixels, (C, n_rows, W) float32; valid until the next call."""
 
 
 @torch.no_grad()
@@ -152,7 +152,6 @@ class _Window:
         if not self._top <= rows.start <= rows.stop <= self._stop:
             self._top = rows.start
             self._stop = min(self._height, max(rows.stop, rows.start + self._n_rows))
-            self._held = None  # its memory is free before more is needed
             self._held = self._source.read(self._top, self._stop)[None]
         return self._held, self._top
 
