@@ -3,6 +3,7 @@
 Weight files depend on the module names, which come from the published PyTorch weights.
 """
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple, Self
 
@@ -10,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.network.bands import extract_in_bands
+from lib.network.bands import Rows, extract_band, extract_in_bands
 from lib.network.convolution import PADDING_MODES, ConvBlock, InputConvBlock, convolve_concatenation
 from lib.runtime.device import full_precision
-from lib.slic import DISTANCES, SoftAssignment, slic, slic_labels
+from lib.slic import DISTANCES, FeatureRows, SoftAssignment, slic, slic_label_rows, slic_labels
 from lib.slic.grid import check_devices
 
 N_BASE_CHANNELS = 5  # L, a, b, y, x: see lib/network/inputs.py
@@ -134,11 +135,13 @@ class SuperpixelModel(nn.Module):
         n_iter = self.n_iter if n_iter is None else n_iter
         return cluster(features, n_spixels, n_iter=n_iter, distance=self.distance)
 
-    def encode(self, channels: Tensor, known: LearnedFeatures | None = None) -> LearnedFeatures:
+    def encode(
+        self, channels: Tensor, known: LearnedFeatures | None = None, *, band: Rows | None = None
+    ) -> LearnedFeatures:
         """Compute the learned features of scaled channels [L, a, b, y, x, extra].
 
         `known` are features of the same images computed with another position scale; parts that do not depend
-        on the position are reused.
+        on the position are reused. With a `band` of an image, `channels` are those of its context.
         """
         raise NotImplementedError
 
@@ -227,10 +230,12 @@ class SSNModel(SuperpixelModel):
             N_BASE_CHANNELS, n_learned_features, n_mid_channels, padding_mode=padding_mode
         )
 
-    def encode(self, channels: Tensor, known: LearnedFeatures | None = None) -> LearnedFeatures:
+    def encode(
+        self, channels: Tensor, known: LearnedFeatures | None = None, *, band: Rows | None = None
+    ) -> LearnedFeatures:
         if known is not None and not self.sees_position:
             return known
-        return LearnedFeatures(_encode_base(self.feature_extract, channels, self.sees_position))
+        return LearnedFeatures(_encode_base(self.feature_extract, channels, self.sees_position, band))
 
 
 class CompositeSSNModel(SuperpixelModel):
@@ -295,12 +300,16 @@ class CompositeSSNModel(SuperpixelModel):
         self.feature_extract_color.eval()
         return self
 
-    def encode(self, channels: Tensor, known: LearnedFeatures | None = None) -> LearnedFeatures:
+    def encode(
+        self, channels: Tensor, known: LearnedFeatures | None = None, *, band: Rows | None = None
+    ) -> LearnedFeatures:
         if known is not None and not self.sees_position:
             return known
         with torch.no_grad():
-            base = _encode_base(self.feature_extract_color, channels, self.sees_position)
-        extra = self.feature_extract_optflow(channels[:, N_BASE_CHANNELS:]) if known is None else known.extra
+            base = _encode_base(self.feature_extract_color, channels, self.sees_position, band)
+        if known is not None:
+            return LearnedFeatures(base, known.extra)
+        extra = _extract(self.feature_extract_optflow, channels[:, N_BASE_CHANNELS:], band)
         return LearnedFeatures(base, extra)
 
 
@@ -312,7 +321,9 @@ class SSNPix(SuperpixelModel):
     def __init__(self, *, n_iter: int = 5) -> None:
         super().__init__(n_iter=n_iter)
 
-    def encode(self, channels: Tensor, known: LearnedFeatures | None = None) -> LearnedFeatures:
+    def encode(
+        self, channels: Tensor, known: LearnedFeatures | None = None, *, band: Rows | None = None
+    ) -> LearnedFeatures:
         return LearnedFeatures()
 
 
@@ -323,9 +334,15 @@ def without_position(channels: Tensor) -> Tensor:
     return channels
 
 
-def _encode_base(extractor: FeatureExtractor, channels: Tensor, sees_position: bool) -> Tensor:
+def _encode_base(
+    extractor: FeatureExtractor, channels: Tensor, sees_position: bool, band: Rows | None
+) -> Tensor:
     labyx = channels[:, :N_BASE_CHANNELS]
-    return extractor(labyx if sees_position else without_position(labyx))
+    return _extract(extractor, labyx if sees_position else without_position(labyx), band)
+
+
+def _extract(extractor: FeatureExtractor, x: Tensor, band: Rows | None) -> Tensor:
+    return extractor(x) if band is None else extract_band(extractor, x, band)
 
 
 def cluster(
@@ -346,3 +363,11 @@ def cluster_labels(
     """Return only the labels of `cluster`, (B, H, W) int64; see `slic_labels`."""
     with full_precision(), torch.autocast(pixel_features.device.type, enabled=False):
         return slic_labels(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask)
+
+
+def cluster_label_rows(
+    pixel_features: FeatureRows, n_spixels: int, *, n_iter: int, distance: str, mask: Tensor | None = None
+) -> Iterator[Tensor]:
+    """Yield the rows of `cluster_labels` of an image whose features are not in memory; `slic_label_rows`."""
+    with full_precision(), torch.autocast(pixel_features.device.type, enabled=False):
+        yield from slic_label_rows(pixel_features, n_spixels, n_iter=n_iter, distance=distance, mask=mask)

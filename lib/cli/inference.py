@@ -21,12 +21,13 @@ from lib.cli.options import (
     image_reader,
     open_segmenter,
 )
-from lib.cli.types import non_negative_float, positive_int
+from lib.cli.types import AUTO_BOOL, non_negative_float, positive_int
 from lib.files.atomic import check_output_file, real_path
 from lib.files.folder_lock import own_folder
 from lib.files.images import DEFAULT_READER
 from lib.inference.images import ImageJob, RunSummary, segment_files
 from lib.inference.jobs import NAME, OUTPUTS, find_output_folders, is_single_image, plan_jobs
+from lib.inference.large_images import check_large_outputs
 from lib.inference.outputs import (
     LABEL_SUFFIXES,
     NESTED_LABEL_SUFFIXES,
@@ -64,6 +65,7 @@ _FOR_IMAGES_ALONE = {
     "save_flow": None,
     "save_outlines": None,
     "exact_nspix": False,
+    "out_of_core": "auto",
     "enforce_connectivity": True,
     "skip_existing": False,
     "batchsize": None,
@@ -84,6 +86,13 @@ def add_inference_args(parser: argparse.ArgumentParser, *, demo_image: Path) -> 
         parser,
         "--compile",
         help="compile the network with torch.compile, which takes a minute for each image size",
+    )
+    parser.add_argument(
+        "--out_of_core",
+        default="auto",
+        help="segment images with temporary files beside --out in place of memory, some 90 bytes a pixel; "
+        "the same superpixels, more slowly; auto: those that do not fit the free memory, where that is known",
+        **AUTO_BOOL,
     )
     add_bool(parser, "--profile", help="log the time of each stage")
 
@@ -245,7 +254,7 @@ def plan_given_images(
     for option, default in _FOR_VIDEOS_ALONE.items():
         if getattr(args, option) != default:
             raise InputError(f"--{option} needs a --video")
-    return plan_jobs(
+    jobs = plan_jobs(
         args.image,
         _given_outputs(args),
         nested=bool(args.levels),
@@ -254,6 +263,12 @@ def plan_given_images(
         reader=image_reader(args),
         flows_of=flows_of,
     )
+    if args.out_of_core is True:
+        if flows_of is not None:
+            raise InputError("--out_of_core is not possible with optical flow")
+        exact = args.exact_nspix and args.fine_factor == 1
+        check_large_outputs(jobs[0].files, levels=args.levels or (), exact=exact)
+    return jobs
 
 
 def _given_outputs(args: argparse.Namespace) -> dict[str, str | None]:
@@ -327,6 +342,7 @@ def _segment_images(
             export=ExportStyle(args.simplify, args.annotation_format),
             batch_size=args.batchsize or (_CUDA_BATCH_SIZE if segmenter.device.type == "cuda" else 1),
             skip_existing=args.skip_existing,
+            out_of_core=args.out_of_core,
         )
     if not is_single_image(args.image) or n_ranks() > 1 or args.skip_existing:
         _log_profile(args, segmenter)

@@ -1,7 +1,7 @@
 """Read images and masks in any common format."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from lib.files.geotiff import is_geotiff, read_geotiff, read_geotiff_mask
 from lib.files.native_output import native_output_hidden
 from lib.files.repair import has_late_metadata, use_image
 from lib.files.sizes import check_decoding
-from lib.files.tiff import TiffLayout, read_bands, read_layout
+from lib.files.tiff import TiffLayout, read_bands, read_layout, read_plain_rows
 from lib.files.value_range import (
     ValueRange,
     check_value_range,
@@ -65,6 +65,25 @@ class ImageReader(NamedTuple):
 
     def read(self, path: Path) -> np.ndarray:
         return read_image(path, value_range=self.value_range, bands=self.bands)
+
+    def read_rows(self, path: Path) -> Iterator[np.ndarray]:
+        """Yield `read(path)` from the top, in bands of rows (n_rows, W, 3) of any heights.
+
+        Only some TIFF files take little memory: upright RGB or grey of 8 bits. Others are decoded whole.
+        """
+        layout = read_layout(path)
+        if layout is None or not layout.is_plain or self.bands is not None:
+            yield self.read(path)
+            return
+        if layout.has_more_pages:
+            _log_pages(path)
+        try:
+            for rows in read_plain_rows(path):
+                yield np.broadcast_to(rows, (*rows.shape[:2], 3))
+        except GeneratorExit:
+            raise
+        except Exception as error:  # broken files make tifffile raise many kinds of errors
+            raise InputError(f"{path} is not a readable image ({error})") from error
 
     def read_shape(self, path: Path) -> tuple[int, int]:
         """Read a shape as `read_image_shape`; raise `InputError` too if `read` would refuse the bands."""

@@ -1,6 +1,7 @@
 """Read TIFF files of any number of bands, as satellites and drones deliver them."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +60,12 @@ class TiffLayout(NamedTuple):
         is_plain_rgb = self.is_rgb and self.dtype == np.uint16 and not self.is_premultiplied
         return not is_plain_rgb or self.is_planar or self.orientation != 1
 
+    @property
+    def is_plain(self) -> bool:
+        """True for upright grey, or red, green and blue, of 8 bits, which need no conversion."""
+        is_known = self.n_bands == 1 or (self.n_bands == 3 and self.is_rgb and not self.is_planar)
+        return is_known and self.dtype == np.uint8 and self.orientation == 1
+
 
 def read_layout(path: Path) -> TiffLayout | None:
     """Read the layout of a TIFF file from its header.
@@ -106,6 +113,27 @@ def _layout_of(page: tifffile.TiffPage, *, has_more_pages: bool) -> TiffLayout |
         orientation=1 if orientation is None else int(orientation.value),
         has_more_pages=has_more_pages,
     )
+
+
+def read_plain_rows(path: Path) -> Iterator[np.ndarray]:
+    """Yield a file whose layout `is_plain` from the top, in rows (n_rows, W, 1 or 3) of tiles or strips.
+
+    Only one row of tiles is in memory. Errors of tifffile are raised.
+    """
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages.first
+        rows, top = None, 0
+        for segment, (_, _, y, x, _), shape in page.segments(maxworkers=1, sort=True):
+            if rows is not None and y != top:
+                yield rows
+                rows = None
+            if rows is None:
+                n_rows = min(shape[1], page.imagelength - y)
+                rows, top = np.zeros((n_rows, page.imagewidth, page.samplesperpixel), np.uint8), y
+            if segment is not None:  # tiles of zeros may be left out
+                n_cols = min(shape[2], page.imagewidth - x)
+                rows[:, x : x + n_cols] = segment[0, : len(rows), :n_cols]
+        yield rows
 
 
 def read_bands(path: Path, layout: TiffLayout) -> np.ndarray:

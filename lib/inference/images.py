@@ -20,6 +20,7 @@ from tqdm import tqdm
 from lib.files.atomic import remove_leftovers
 from lib.files.geotiff import check_same_place
 from lib.files.images import DEFAULT_READER, ImageReader, count_pixels, read_mask
+from lib.inference.large_images import check_large_outputs, segment_large_file
 from lib.inference.outputs import (
     DEFAULT_EXPORT,
     DEFAULT_STYLE,
@@ -31,6 +32,7 @@ from lib.inference.outputs import (
 from lib.inference.segmenter import Clustered, PreprocessedImage, Segmenter
 from lib.optflow.lookup import FlowOfFrame
 from lib.runtime.errors import InputError, RunError, is_out_of_memory
+from lib.runtime.memory import fits_memory
 from lib.runtime.notices import hides_progress
 from lib.runtime.ranks import gather, n_ranks, rank
 from lib.runtime.signals import stop_flag
@@ -54,6 +56,10 @@ _MAX_WAITING_PIXELS = 2**25
 
 # Batches that wait for their merges, or are merged, while a GPU clusters the next one.
 _N_MERGED_BESIDE_GPU = 1
+
+# Peak of the memory over what `Segmenter.needed_memory` returns, measured with a base model at 16 megapixels.
+# Larger images have a lower one.
+_PEAK_FACTOR = 1.4
 
 _BATCH_PIXELS = 2**22  # the image that exceeds it is the last of its batch
 
@@ -154,6 +160,7 @@ def segment_files(
     export: ExportStyle = DEFAULT_EXPORT,
     batch_size: int = 1,
     skip_existing: bool = False,
+    out_of_core: bool | str = "auto",
 ) -> RunSummary:
     """Segment image files, and write the requested files of each.
 
@@ -178,6 +185,9 @@ def segment_files(
         Style of the overlays; detail of the outlines and format of the annotations.
     skip_existing : bool
         Skip images whose files all exist.
+    out_of_core : bool or "auto"
+        Segment images with temporary files in place of memory, one by one after all others; see
+        `segment_large_file`. "auto": images that do not fit the free memory. Jobs must have no flow.
 
     Raises
     ------
@@ -201,6 +211,7 @@ def segment_files(
             style=style,
             export=export,
             batch_size=batch_size,
+            out_of_core=out_of_core,
             progress=progress,
         )
         n_threads = count_threads(segmenter.device)
@@ -240,7 +251,9 @@ class _Pipeline:
     style: OverlayStyle
     export: ExportStyle
     batch_size: int  # halved when a batch does not fit the memory
+    out_of_core: bool | str
     progress: tqdm
+    large: list[ImageJob] = field(default_factory=list)  # segmented after the others
     failures: list[Failure] = field(default_factory=list)
     n_measured: int = 0
     waiting: Stopwatch = field(default_factory=Stopwatch)
@@ -263,6 +276,9 @@ class _Pipeline:
             while len(writing) > max_waiting or sum(size for _, size in writing) > _MAX_WAITING_PIXELS:
                 self.n_measured += self._wait_for(writing.popleft()[0])
         self.n_measured += sum(self._wait_for(future) for future, _ in writing)
+        for job in self.large:
+            stop_flag.raise_if_set()
+            self.n_measured += self._segment_large(job)
 
     def _wait_for(self, future: Future[T]) -> T:
         with self.waiting.stage("files"):
@@ -290,14 +306,48 @@ class _Pipeline:
         while todo or reading:
             while todo and len(reading) < n_ahead:
                 n_pixels = count_pixels(todo[0].image)
+                if self._is_large(todo[0], n_pixels):
+                    self.large.append(todo.popleft())
+                    continue
                 if reading and n_pixels + sum(size for *_, size in reading) > _MAX_WAITING_PIXELS:
                     break
                 job = todo.popleft()
                 reading.append((job, readers.submit(self._read, job), n_pixels))
+            if not reading:
+                break
             job, future, _ = reading.popleft()
             image = self._wait_for(future)
             if image is not None:
                 yield job, image
+
+    def _is_large(self, job: ImageJob, n_pixels: int) -> bool:
+        """Return True for an image to segment out of core."""
+        if self.out_of_core != "auto":
+            return bool(self.out_of_core)
+        n_bytes = int(_PEAK_FACTOR * self.segmenter.needed_memory((1, n_pixels)))
+        return job.flow is None and not fits_memory(n_bytes, device=self.segmenter.device)
+
+    def _segment_large(self, job: ImageJob) -> int:
+        """Segment an image out of core; return the number of superpixels, 0 if it failed."""
+        is_one_level = not (self.connected and self.segmenter.merges(self.n_spixels))
+        try:
+            check_large_outputs(job.files, levels=self.levels, exact=self.exact and is_one_level)
+            job.files.overlay.parent.mkdir(parents=True, exist_ok=True)
+            n_measured = segment_large_file(
+                self.segmenter,
+                job.image,
+                job.files,
+                self.n_spixels,
+                mask=job.mask,
+                reader=job.reader,
+                connected=self.connected,
+                style=self.style,
+            )
+        except Exception as error:
+            self._fail(job, _error_of_image(error))
+            return 0
+        self.progress.update()
+        return n_measured
 
     def _read(self, job: ImageJob) -> PreprocessedImage | None:
         try:

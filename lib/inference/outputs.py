@@ -242,12 +242,17 @@ def _write_labels(labels: np.ndarray, temporary: Path, path: Path, image: Path |
         case ".tif" | ".tiff":
             Image.fromarray(labels).save(temporary, compression="tiff_adobe_deflate")
         case _:
-            problem = None
-            if labels.min() < 0:
-                problem = "PNG cannot hold label -1 of pixels outside the mask"
-            elif labels.max() > _MAX_PNG_LABEL:
-                problem = f"label {labels.max()} does not fit a 16-bit PNG"
-            if problem:
-                message = f"{path}: {problem}; use a name that ends in .npy, .tif or .h5"
-                raise InputError(message, parameter="save_labels")
+            check_png_labels(path, int(labels.min()), int(labels.max()))
             Image.fromarray(labels.astype(np.uint16)).save(temporary)
+
+
+def check_png_labels(path: Path, lowest: int, highest: int) -> None:
+    """Raise `InputError` if a PNG file cannot hold labels."""
+    problem = None
+    if lowest < 0:
+        problem = "PNG cannot hold label -1 of pixels outside the mask"
+    elif highest > _MAX_PNG_LABEL:
+        problem = f"label {highest} does not fit a 16-bit PNG"
+    if problem:
+        message = f"{path}: {problem}; use a name that ends in .npy, .tif or .h5"
+        raise InputError(message, parameter="save_labels")

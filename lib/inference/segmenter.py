@@ -16,6 +16,7 @@ from lib.files.conversion import find_unmasked
 from lib.files.images import to_rgb_array
 from lib.files.sizes import size_text
 from lib.files.value_range import ValueRange
+from lib.network.bands import Rows, split_into_bands
 from lib.network.inputs import (
     InputScales,
     check_features,
@@ -23,6 +24,7 @@ from lib.network.inputs import (
     model_input,
     pixel_pos_scale,
     rgb_to_lab,
+    rows_to_lab,
 )
 from lib.runtime.device import full_precision
 from lib.runtime.errors import InputError
@@ -66,11 +68,20 @@ class PreprocessedImage(NamedTuple):
 
 
 class _Inputs(NamedTuple):
-    """Images of one size on the device."""
+    """Images of one size on the device, or a band of an image."""
 
     image_lab: Tensor  # (B, 3, H, W), float32
     extra: Tensor | None  # (B, n_extra_channels, H, W), float32
     name: str  # for error messages
+    band: Rows | None = None  # `image_lab` and `extra` are its context
+
+
+class ClusteringPlan(NamedTuple):
+    """Settings of the clustering of an image, and of the merges after it."""
+
+    n_spixels: int  # to cluster, on the grid of the whole image
+    position_factor: float  # from the position channels of the features to those that are clustered
+    merge_pos_scale: float | None  # factor of the position channels in the merges; None: nothing is merged
 
 
 class Clustered(NamedTuple):
@@ -366,7 +377,8 @@ class Segmenter:
 
         A GPU may still be at work when the method returns.
         """
-        self._check_memory(images[0])
+        shape = images[0].image_rgb.shape[:2]
+        check_memory(self.needed_memory(shape), _described(images[0]), device=self.device)
         check_n_spixels(n_spixels, images[0].n_pixels, images[0].name)
         if merged and images[0].mask is not None and self._n_fine(images[0], n_spixels) is not None:
             check_parts(images[0].mask, n_spixels, images[0].name)
@@ -378,13 +390,15 @@ class Segmenter:
         clustered = self._cluster(images, pixel_features, n_spixels, merged, with_soft_assignment)
         return clustered._replace(learned=learned)
 
-    def _check_memory(self, image: PreprocessedImage) -> None:
-        """Raise `TooLargeError` if an image does not fit: its channels, its features, and those in cells."""
-        shape = image.image_rgb.shape[:2]
-        n_features = N_BASE_CHANNELS + sum(getattr(self.model, name, 0) for name in _FEATURE_COUNTS)
-        n_values = N_BASE_CHANNELS + self.model.n_extra_channels + 2 * n_features  # per pixel, float32
-        n_bytes = 4 * n_values * math.prod(shape)
-        check_memory(n_bytes, f"{image.name} of {size_text(shape)} pixels", device=self.device)
+    @property
+    def n_features(self) -> int:
+        """Number of pixel features to cluster."""
+        return N_BASE_CHANNELS + sum(getattr(self.model, name, 0) for name in _FEATURE_COUNTS)
+
+    def needed_memory(self, image_shape: tuple[int, int]) -> int:
+        """Return the bytes that `cluster` needs at least: channels of an image, features, those in cells."""
+        n_values = N_BASE_CHANNELS + self.model.n_extra_channels + 2 * self.n_features  # per pixel, float32
+        return 4 * n_values * math.prod(image_shape)
 
     @torch.no_grad()
     def finish(self, clustered: Clustered) -> list[Superpixels]:
@@ -522,12 +536,31 @@ class Segmenter:
         """Return what is clustered, (B, C, H, W), and the learned features in it."""
         channels = self._channels(inputs, n_spixels, pos_scale)
         with self._numerics():
-            learned = self.model.encode(channels, known)
+            learned = self.model.encode(channels, known, band=inputs.band)
+            if inputs.band is not None:
+                channels = channels[:, :, inputs.band.own]
             pixel_features = self.model.assemble(learned, channels)
         if self.pos_scale_dist != 1:
             pixel_features[:, self.model.position_channels] *= self.pos_scale_dist
         check_features(pixel_features, inputs.name)
         return pixel_features, learned
+
+    @torch.no_grad()
+    def features_in_bands(self, image: PreprocessedImage, n_spixels: int) -> Iterator[tuple[Rows, Tensor]]:
+        """Yield the features that `cluster` clusters, in bands of rows from the top, with the rows.
+
+        They are (1, C, n_rows, W) on the device. Arrays of `image` may be memory maps: only the rows of a
+        band are read.
+        """
+        n_on_grid = image.on_grid(n_spixels)
+        for band in split_into_bands(*image.image_rgb.shape[:2]):
+            with self.stopwatch.stage("conversion", on_device=True):
+                image_lab = rows_to_lab(image.pixels, band.context, self.device)[None]
+                extra = image.extra
+                extra = None if extra is None else extra[None, :, band.context].to(self.device)
+            with self.stopwatch.stage("network", on_device=True):
+                features, _ = self._features(_Inputs(image_lab, extra, image.name, band), n_on_grid)
+            yield band, features
 
     def _cluster(
         self,
@@ -538,29 +571,36 @@ class Segmenter:
         with_soft_assignment: bool = False,
     ) -> Clustered:
         """Cluster features (B, C, H, W) made for `n_spixels`, on a finer grid if superpixels are merged."""
-        first, assignment, merge_pos_scale = images[0], None, None
-        shape, mask = first.image_rgb.shape[:2], first.mask
-        n_fine = self._n_fine(first, n_spixels) if merged else None
-        n_requested, n_clustered = first.on_grid(n_spixels), first.on_grid(n_fine or n_spixels)
-        finer = pixel_pos_scale(shape, n_clustered, 1) / pixel_pos_scale(shape, n_requested, 1)
-        options = self._clustering(mask)
+        first, assignment = images[0], None
+        mask = first.mask
+        plan = self.plan(first, n_spixels, merged=merged)
+        options = self.clustering_options(mask)
         with (
             self.stopwatch.stage("clustering", on_device=True),
-            self._scaled_position(pixel_features, finer),
+            self._scaled_position(pixel_features, plan.position_factor),
         ):
             if with_soft_assignment:
-                assignment, labels, _ = cluster(pixel_features, n_clustered, **options)
+                assignment, labels, _ = cluster(pixel_features, plan.n_spixels, **options)
             else:
-                labels = cluster_labels(pixel_features, n_clustered, **options)
+                labels = cluster_labels(pixel_features, plan.n_spixels, **options)
             labels = labels.to(torch.int32)
             if mask is not None:
                 labels = torch.where(options["mask"], labels, OUTSIDE)
-        if n_fine is not None:
-            shared = largest_with_same_input(n_spixels)
-            merge_pos_scale = self.merge_pos_scale
-            if merge_pos_scale is None:
-                merge_pos_scale = setting_at(self.merging.merge_pos_scale, shared)
-        return Clustered(images, pixel_features, labels, n_clustered, merge_pos_scale, assignment, None)
+        merge_pos_scale = plan.merge_pos_scale
+        return Clustered(images, pixel_features, labels, plan.n_spixels, merge_pos_scale, assignment, None)
+
+    def plan(self, image: PreprocessedImage, n_spixels: int, *, merged: bool = True) -> ClusteringPlan:
+        """Return the settings by which `cluster` cuts an image."""
+        n_fine = self._n_fine(image, n_spixels) if merged else None
+        n_requested, n_clustered = image.on_grid(n_spixels), image.on_grid(n_fine or n_spixels)
+        shape = image.image_rgb.shape[:2]
+        finer = pixel_pos_scale(shape, n_clustered, 1) / pixel_pos_scale(shape, n_requested, 1)
+        if n_fine is None:
+            return ClusteringPlan(n_clustered, finer, None)
+        merge_pos_scale = self.merge_pos_scale
+        if merge_pos_scale is None:
+            merge_pos_scale = setting_at(self.merging.merge_pos_scale, largest_with_same_input(n_spixels))
+        return ClusteringPlan(n_clustered, finer, merge_pos_scale)
 
     def _n_fine(self, image: PreprocessedImage, n_spixels: int) -> int | None:
         """Return the number of superpixels to segment before any merge; None if nothing is merged.
@@ -568,10 +608,8 @@ class Segmenter:
         Without a mask, it is the same for all numbers for which the network reads the same.
         """
         shared = largest_with_same_input(n_spixels)
-        factor = self.fine_factor
-        if factor is None:
-            factor = setting_at(self.merging.fine_factor, shared)
-        elif factor * n_spixels > image.n_pixels:
+        factor = self._fine_factor_at(n_spixels)
+        if self.fine_factor is not None and factor * n_spixels > image.n_pixels:
             largest = math.floor(1000 * image.n_pixels / n_spixels) / 1000
             raise InputError(
                 f"{factor:g} times {n_spixels} superpixels are more than the {image.n_pixels} pixels of "
@@ -579,6 +617,15 @@ class Segmenter:
                 parameter="fine_factor",
             )
         return None if factor == 1 else min(int(factor * shared), image.n_pixels)
+
+    def merges(self, n_spixels: int) -> bool:
+        """Return True if superpixels are merged to the requested number, which is exact then."""
+        return self._fine_factor_at(n_spixels) != 1
+
+    def _fine_factor_at(self, n_spixels: int) -> float:
+        if self.fine_factor is not None:
+            return self.fine_factor
+        return setting_at(self.merging.fine_factor, largest_with_same_input(n_spixels))
 
     @contextmanager
     def _scaled_position(self, pixel_features: Tensor, factor: float) -> Iterator[None]:
@@ -599,14 +646,15 @@ class Segmenter:
         parts += [] if learned.extra is None else [learned.extra]
         return torch.cat(parts, dim=1).float().contiguous()
 
-    def _clustering(self, mask: np.ndarray | None = None) -> dict[str, Any]:
-        """Return the options of `cluster`."""
+    def clustering_options(self, mask: np.ndarray | None = None) -> dict[str, Any]:
+        """Return the options of `slic_labels` but the features and the number of superpixels."""
         mask = None if mask is None else torch.from_numpy(mask)[None].to(self.device)
         return {"n_iter": self.n_iter, "distance": self.model.distance, "mask": mask}
 
     def _channels(self, inputs: _Inputs, n_spixels: int, pos_scale: float | None = None) -> Tensor:
         scales = self.scales if pos_scale is None else self.scales._replace(pos_scale=pos_scale)
-        return model_input(self.model, inputs.image_lab, n_spixels, scales, extra=inputs.extra)
+        extra, band = inputs.extra, inputs.band
+        return model_input(self.model, inputs.image_lab, n_spixels, scales, extra=extra, band=band)
 
     @contextmanager
     def _numerics(self) -> Iterator[None]:
@@ -635,6 +683,10 @@ class Segmenter:
         masks = nothing if mask is None else _as_array(mask)
         parts = zip(arrays, extras, masks, strict=True)
         return [self.preprocess(*each, value_range=value_range) for each in parts]
+
+
+def _described(image: PreprocessedImage) -> str:
+    return f"{image.name} of {size_text(image.image_rgb.shape)} pixels"
 
 
 def _as_array(values: np.ndarray | Tensor | None) -> np.ndarray | None:

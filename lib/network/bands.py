@@ -23,17 +23,29 @@ _STRIP_PIXELS = 2**16
 
 
 class Rows(NamedTuple):
-    """Rows to compute and the rows they depend on, their context; stops are exclusive."""
+    """Rows of an image to compute, and the rows they depend on, their context; stops are exclusive."""
 
     start: int
     stop: int
     context_start: int
     context_stop: int
+    image_height: int
 
     @property
     def own(self) -> slice:
         """Rows to compute, counted from the start of the context."""
         return slice(self.start - self.context_start, self.stop - self.context_start)
+
+    @property
+    def context(self) -> slice:
+        """Rows of the context, counted from the top of the image."""
+        return slice(self.context_start, self.context_stop)
+
+
+def split_into_bands(height: int, width: int) -> Iterator[Rows]:
+    """Return the bands of an image, from the top."""
+    n_band_rows = max(_BAND_ROWS, _BAND_PIXELS // width // 4 * 4)
+    return _split_rows(0, height, n_band_rows, _CONTEXT_ROWS, height)
 
 
 def extract_in_bands(extractor: nn.Module, x: Tensor) -> Tensor:
@@ -42,33 +54,42 @@ def extract_in_bands(extractor: nn.Module, x: Tensor) -> Tensor:
     The result equals the result for the whole image at once, except for rounding.
     """
     batch, n_in_channels, height, width = x.shape
+    n_features = extractor.output_conv[0].out_channels + (n_in_channels if extractor.concat_input else 0)
+    features = x.new_empty(batch, n_features, height, width)
+    for band in split_into_bands(height, width):
+        extract_band(extractor, x[:, :, band.context], band, out=features[:, :, band.start : band.stop])
+    return features
+
+
+def extract_band(extractor: nn.Module, x: Tensor, band: Rows, *, out: Tensor | None = None) -> Tensor:
+    """Compute a band of `extract_in_bands`, (B, C, n_rows, W), from its context, (B, C_in, n_rows, W)."""
+    batch, n_in_channels, _, width = x.shape
     conv = extractor.output_conv[0]
     n_learned = conv.out_channels
-    n_features = n_learned + (n_in_channels if extractor.concat_input else 0)
-    features = x.new_empty(batch, n_features, height, width)
-    n_band_rows = max(_BAND_ROWS, _BAND_PIXELS // width // 4 * 4)
-    for band in _split_rows(0, height, n_band_rows, _CONTEXT_ROWS, height):
-        scale1 = _in_strips(extractor.scale1, x[:, :, band.context_start : band.context_stop])
-        scale2 = extractor.scale2(scale1)
-        scale3 = extractor.scale3(scale2)
-        for strip in _split_rows(band.start, band.stop, _strip_rows(x), 1, height):
-            parts = _concatenated(x, scale1, scale2, scale3, strip, top=band.context_start)
-            learned = convolve_concatenation(parts, conv)
-            features[:, :n_learned, strip.start : strip.stop] = learned[:, :, strip.own]
+    if out is None:
+        n_features = n_learned + (n_in_channels if extractor.concat_input else 0)
+        out = x.new_empty(batch, n_features, band.stop - band.start, width)
+    scale1 = _in_strips(extractor.scale1, x)
+    scale2 = extractor.scale2(scale1)
+    scale3 = extractor.scale3(scale2)
+    for strip in _split_rows(band.start, band.stop, _strip_rows(x), 1, band.image_height):
+        parts = _concatenated(x, scale1, scale2, scale3, strip, top=band.context_start)
+        learned = convolve_concatenation(parts, conv)
+        out[:, :n_learned, strip.start - band.start : strip.stop - band.start] = learned[:, :, strip.own]
     if extractor.concat_input:
-        features[:, n_learned:] = x
-    return features
+        out[:, n_learned:] = x[:, :, band.own]
+    return out
 
 
 def _concatenated(
     x: Tensor, scale1: Tensor, scale2: Tensor, scale3: Tensor, strip: Rows, *, top: int
 ) -> Iterator[Tensor]:
-    """Yield what is concatenated for a strip; the scales of `x` begin at row `top` of the image."""
-    height, width = x.shape[2:]
-    yield x[:, :, strip.context_start : strip.context_stop]
+    """Yield what is concatenated for a strip; `x` and its scales begin at row `top` of the image."""
+    width = x.shape[3]
+    yield x[:, :, strip.context_start - top : strip.context_stop - top]
     yield scale1[:, :, strip.context_start - top : strip.context_stop - top]
     for factor, scale in ((2, scale2), (4, scale3)):
-        yield _resize_rows(scale, width, strip, top=top, height=height, factor=factor)
+        yield _resize_rows(scale, width, strip, top=top, factor=factor)
 
 
 def _in_strips(scale1: nn.Module, x: Tensor) -> Tensor:
@@ -96,15 +117,16 @@ def _split_rows(start: int, stop: int, n_rows: int, n_context: int, height: int)
     """Split rows `start` to `stop` - 1 of an image; the context ends at the image border."""
     for first in range(start, stop, n_rows):
         end = min(first + n_rows, stop)
-        yield Rows(first, end, max(0, first - n_context), min(end + n_context, height))
+        yield Rows(first, end, max(0, first - n_context), min(end + n_context, height), height)
 
 
-def _resize_rows(x: Tensor, width: int, rows: Rows, *, top: int, height: int, factor: int) -> Tensor:
+def _resize_rows(x: Tensor, width: int, rows: Rows, *, top: int, factor: int) -> Tensor:
     """Resize rows of a coarser scale bilinearly to the image's size, as `F.interpolate` does for all rows.
 
-    The scale has the size of the image, (`height`, `width`), over `factor`, rounded up. `x` holds its rows
-    from `top / factor` on. The result holds `rows` of the image and their context.
+    The scale has the size of the image over `factor`, rounded up. `x` holds its rows from `top / factor` on.
+    The result holds `rows` of the image and their context.
     """
+    height = rows.image_height
     n_rows = rows.context_stop - rows.context_start
     if n_rows == height:
         return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lib.network.bands import Rows
 from lib.runtime.errors import InputError
 from lib.slic.grid import check_devices
 
@@ -55,12 +56,17 @@ def rgb_to_lab(image_rgb: Tensor) -> Tensor:
         L in [0, 100], a and b roughly in [-128, 127].
     """
     image_lab = torch.empty(image_rgb.shape, dtype=torch.float32, device=image_rgb.device)
-    n_rows = max(1, _STRIP_PIXELS // image_rgb[..., :1, 0, :].numel())
+    n_rows = _strip_rows(image_rgb)
     for rgb, lab in zip(image_rgb.split(n_rows, dim=-2), image_lab.split(n_rows, dim=-2), strict=True):
         red, green, blue = _linear(rgb).unbind(-3)
         fx, fy, fz = (_lab_root(r * red + g * green + b * blue) for r, g, b in _XYZ_FROM_RGB)
         torch.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], dim=-3, out=lab)
     return image_lab
+
+
+def _strip_rows(image_rgb: Tensor) -> int:
+    """Return the rows of images (..., 3, H, W) that are converted at a time."""
+    return max(1, _STRIP_PIXELS // image_rgb[..., :1, 0, :].numel())
 
 
 def _linear(image_rgb: Tensor) -> Tensor:
@@ -80,16 +86,34 @@ def _lab_root(xyz: Tensor) -> Tensor:
     return torch.where(xyz > 0.008856, root, 7.787 * xyz + 16 / 116)
 
 
-def pixel_positions(like: Tensor) -> Tensor:
-    """Return the row and column of every pixel of a (B, C, H, W) tensor: (B, 2, H, W), same dtype, device."""
+def rows_to_lab(image_rgb: Tensor, rows: slice, device: torch.device) -> Tensor:
+    """Return rows of `rgb_to_lab(image_rgb.to(device))`, (3, n_rows, W), for an image (3, H, W) on the CPU.
+
+    They have the same bits: a row is converted in the same strip as there. A processor may round the last
+    bit of a logarithm by its place in memory.
+    """
+    n_strip_rows = _strip_rows(image_rgb)
+    top = rows.start // n_strip_rows * n_strip_rows
+    stop = -(-rows.stop // n_strip_rows) * n_strip_rows
+    image_lab = rgb_to_lab(image_rgb[:, top:stop].to(device))
+    return image_lab[:, rows.start - top : rows.stop - top]
+
+
+def pixel_positions(like: Tensor, *, top: int = 0) -> Tensor:
+    """Return the row and column of every pixel of a (B, C, H, W) tensor: (B, 2, H, W), same dtype, device.
+
+    The first row has the number `top`.
+    """
     batch, _, height, width = like.shape
-    y = torch.arange(height, dtype=like.dtype, device=like.device)
+    y = torch.arange(top, top + height, dtype=like.dtype, device=like.device)
     x = torch.arange(width, dtype=like.dtype, device=like.device)
     yx = torch.stack(torch.meshgrid(y, x, indexing="ij"))
     return yx.expand(batch, -1, -1, -1)
 
 
-def labyx_features(image_lab: Tensor, n_spixels: int, *, color_scale: float, pos_scale: float) -> Tensor:
+def labyx_features(
+    image_lab: Tensor, n_spixels: int, *, color_scale: float, pos_scale: float, band: Rows | None = None
+) -> Tensor:
     """Stack scaled colour and pixel position into the base network's input.
 
     Parameters
@@ -101,6 +125,8 @@ def labyx_features(image_lab: Tensor, n_spixels: int, *, color_scale: float, pos
         about `pos_scale` * sqrt(longer side / shorter side) in the position channels.
     color_scale, pos_scale : float
         Weights of the Lab channels and the position channels (dimensionless).
+    band : Rows, optional
+        Band of an image; `image_lab` then holds the rows of its context.
 
     Returns
     -------
@@ -114,8 +140,9 @@ def labyx_features(image_lab: Tensor, n_spixels: int, *, color_scale: float, pos
     """
     if image_lab.ndim != 4 or image_lab.shape[1] != 3:
         raise ValueError(f"image_lab must have shape (B, 3, H, W), got {tuple(image_lab.shape)}")
-    scale = pixel_pos_scale(image_lab.shape[2:], n_spixels, pos_scale)
-    return torch.cat([color_scale * image_lab, scale * pixel_positions(image_lab)], dim=1)
+    top, height = (0, image_lab.shape[2]) if band is None else (band.context_start, band.image_height)
+    scale = pixel_pos_scale((height, image_lab.shape[3]), n_spixels, pos_scale)
+    return torch.cat([color_scale * image_lab, scale * pixel_positions(image_lab, top=top)], dim=1)
 
 
 def pixel_pos_scale(image_shape: Sequence[int], n_spixels: int, pos_scale: float) -> float:
@@ -130,17 +157,31 @@ def largest_with_same_input(n_spixels: int) -> int:
     return (math.isqrt(n_spixels) + 1) ** 2 - 1
 
 
-def input_channels(image_lab: Tensor, extra: Tensor | None, n_spixels: int, scales: InputScales) -> Tensor:
+def input_channels(
+    image_lab: Tensor,
+    extra: Tensor | None,
+    n_spixels: int,
+    scales: InputScales,
+    *,
+    band: Rows | None = None,
+) -> Tensor:
     """Stack the scaled channels [L, a, b, y, x, extra] that a model reads; see `labyx_features`.
 
     `extra` are extra channels, such as optical flow or depth, (B, n_extra_channels, H, W).
     """
-    labyx = labyx_features(image_lab, n_spixels, color_scale=scales.color_scale, pos_scale=scales.pos_scale)
+    color_scale, pos_scale = scales.color_scale, scales.pos_scale
+    labyx = labyx_features(image_lab, n_spixels, color_scale=color_scale, pos_scale=pos_scale, band=band)
     return labyx if extra is None else torch.cat([labyx, scales.extra_scale * extra], dim=1)
 
 
 def model_input(
-    model: nn.Module, image_lab: Tensor, n_spixels: int, scales: InputScales, *, extra: Tensor | None = None
+    model: nn.Module,
+    image_lab: Tensor,
+    n_spixels: int,
+    scales: InputScales,
+    *,
+    extra: Tensor | None = None,
+    band: Rows | None = None,
 ) -> Tensor:
     """Return the scaled channels that a model reads, (B, 5 + its extra channels, H, W), channels-last.
 
@@ -148,7 +189,7 @@ def model_input(
     ----------
     model : SSNModel, CompositeSSNModel or SSNPix
         Model on the same device as the images.
-    image_lab, n_spixels, scales
+    image_lab, n_spixels, scales, band
         See `labyx_features`.
     extra : Tensor, shape (B, n_extra_channels, H, W), float32, optional
         Extra channels; ignored if the model reads none.
@@ -170,7 +211,7 @@ def model_input(
         )
     elif scales.extra_scale is None:
         raise InputError("extra channels need a scale; see InputScales")
-    channels = input_channels(image_lab, extra, n_spixels, scales)
+    channels = input_channels(image_lab, extra, n_spixels, scales, band=band)
     # Convolutions are up to twice as fast in channels-last format.
     return channels.contiguous(memory_format=torch.channels_last)
 

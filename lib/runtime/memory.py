@@ -90,8 +90,19 @@ def check_memory(n_bytes: int, what: str, *, device: torch.device = _CPU) -> Non
     and may then end the process without a message. `what` needs the bytes, in the words of the message. If
     the free memory is unknown, nothing is checked.
     """
-    free = free_memory(device) if n_bytes > _UNCHECKED else None
-    if free is not None and n_bytes > free:
+    free = _free_if_less(n_bytes, device)
+    if free is not None:
         raise TooLargeError(
             f"{what} needs at least {n_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}"
         )
+
+
+def fits_memory(n_bytes: int, *, device: torch.device = _CPU) -> bool:
+    """Return False if more bytes are needed than a device has free; True if that is unknown."""
+    return _free_if_less(n_bytes, device) is None
+
+
+def _free_if_less(n_bytes: int, device: torch.device) -> int | None:
+    """Return the free memory of a device if it is less than so many bytes, None otherwise or if unknown."""
+    free = free_memory(device) if n_bytes > _UNCHECKED else None
+    return None if free is None or n_bytes <= free else free

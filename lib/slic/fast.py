@@ -5,28 +5,32 @@ Factors were measured on two CPU cores with trained features of a 480x854 image.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lib.slic import iteration
-from lib.slic.grid import CellGrid, gather_pixels
+from lib.slic.grid import CellGrid, check_devices, gather_pixels
 from lib.slic.iteration import (
     MAX_DISTANCE_GAP,
     MIN_SQUARED_DISTANCE,
     Cells,
     candidate_weights,
     check_arguments,
-    find_occupied,
     mean_of_sums,
 )
 
 # From this size of features on, `slic_labels` lays cells out chunk by chunk in every iteration. This avoids a
 # copy of the features.
 LARGE_BYTES = 2**32
+
+# Size of the rows of features that `slic_label_rows` holds; at least those of one chunk. Fewer are read twice
+# more often.
+WINDOW_BYTES = 2**28
 
 # Size of a chunk on a GPU. Larger chunks take more memory.
 GPU_CHUNK_BYTES = 2**24
@@ -69,46 +73,124 @@ def slic_labels(
         images = zip(pixel_features.split(1), masks, strict=True)
         cluster = partial(slic_labels, n_iter=n_iter, distance=distance)
         return torch.cat([cluster(image, n_spixels, mask=image_mask) for image, image_mask in images])
-    chunks = _Chunks(pixel_features, n_spixels, mask)
-    cells = chunks.cells
-    centroids = cells.origins
-    for _ in range(n_iter - 1):
-        sums = [
-            _softmin(squared, distance) @ points.transpose(2, 3)
-            for points, squared in _squared_distances(cells, chunks, centroids)
-        ]
-        centroids = mean_of_sums(cells, torch.cat(sums, dim=1), centroids)
-    nearest = [_nearest(squared) for _, squared in _squared_distances(cells, chunks, centroids)]
-    labels = cells.grid.neighbor_idx.gather(1, torch.cat(nearest, dim=1)[0])
-    return cells.grid.to_pixels(labels[None, :, None]).squeeze(1)
+    grid = CellGrid.for_image(*pixel_features.shape[2:], n_spixels, pixel_features.device)
+    chunks = _Chunks(_WholeImage(pixel_features), grid, mask, is_kept=pixel_features.nbytes < LARGE_BYTES)
+    centroids = _find_centroids(chunks, n_iter, distance)
+    nearest = [_nearest(squared) for _, squared in _squared_distances(chunks, centroids)]
+    labels = grid.neighbor_idx.gather(1, torch.cat(nearest, dim=1)[0])
+    return grid.to_pixels(labels[None, :, None]).squeeze(1)
+
+
+class FeatureRows(Protocol):
+    """Pixel features of an image that need not be in memory."""
+
+    shape: tuple[int, int, int]  # (C, H, W)
+    device: torch.device  # of the rows that are read
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return rows of pixels, (C, n_rows, W) float32; valid until the next call."""
+
+
+@torch.no_grad()
+def slic_label_rows(
+    pixel_features: FeatureRows,
+    n_spixels: int,
+    *,
+    n_iter: int = 5,
+    distance: str = "euclidean",
+    mask: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Yield `slic_labels` of an image from the top, in parts (n_rows, W) int64 of at least one row of cells.
+
+    Features are read once for each iteration, and twice more. Memory is for `WINDOW_BYTES` of them, and for
+    some 4 kB a superpixel. `mask` has the shape (1, H, W).
+    """
+    check_devices(pixel_features=pixel_features, mask=mask)
+    grid = CellGrid.for_image(*pixel_features.shape[1:], n_spixels, pixel_features.device)
+    chunks = _Chunks(_Window(pixel_features), grid, mask, is_kept=False)
+    centroids = _find_centroids(chunks, n_iter, distance)
+    row, waiting = 0, grid.neighbor_idx.new_empty(0, grid.n_slots)
+    for _, squared in _squared_distances(chunks, centroids):
+        waiting = torch.cat([waiting, _nearest(squared)[0]])
+        n_rows = len(waiting) // grid.grid_shape[1]
+        if n_rows == 0:
+            continue
+        cells = slice(row * grid.grid_shape[1], (row + n_rows) * grid.grid_shape[1])
+        n_cells = cells.stop - cells.start
+        labels = grid.neighbor_idx[cells].gather(1, waiting[:n_cells])
+        yield labels.flatten()[grid.slots_of(slice(row, row + n_rows))].view(-1, grid.image_shape[1])
+        row, waiting = row + n_rows, waiting[n_cells:]
+
+
+class _WholeImage:
+    """Features of an image in memory, (1, C, H, W)."""
+
+    def __init__(self, pixel_features: Tensor) -> None:
+        self._features = pixel_features.contiguous()
+        self.shape = pixel_features.shape[1:]
+
+    def covering(self, rows: slice) -> tuple[Tensor, int]:
+        """Return rows of pixels, (1, C, n_rows, W), at least those given, and the number of the first."""
+        return self._features, 0
+
+    def initial_centroids(self, grid: CellGrid, mask: Tensor | None) -> Tensor:
+        return grid.initial_centroids(self._features, mask)
+
+
+class _Window:
+    """Features of an image that are read when they are needed; rows from top to bottom are read once."""
+
+    def __init__(self, pixel_features: FeatureRows) -> None:
+        self._source = pixel_features
+        self.shape = pixel_features.shape
+        n_channels, self._height, width = self.shape
+        self._n_rows = max(1, WINDOW_BYTES // (4 * n_channels * width))
+        self._top = self._stop = 0
+
+    def covering(self, rows: slice) -> tuple[Tensor, int]:
+        """See `_WholeImage`."""
+        if not self._top <= rows.start <= rows.stop <= self._stop:
+            self._top = rows.start
+            self._stop = min(self._height, max(rows.stop, rows.start + self._n_rows))
+            self._held = self._source.read(self._top, self._stop)[None]
+        return self._held, self._top
+
+    def initial_centroids(self, grid: CellGrid, mask: Tensor | None) -> Tensor:
+        def read(rows: slice) -> Tensor:
+            held, top = self.covering(rows)
+            return held[:, :, rows.start - top : rows.stop - top]
+
+        of_rows = [grid.initial_centroids_of_row(row, read, mask) for row in range(grid.grid_shape[0])]
+        return torch.cat(of_rows, dim=1)
 
 
 class _Chunks:
     """Points and squared norms of an image, in chunks of cells.
 
-    They are laid out once, in two large tensors; in large images one chunk at a time, in every iteration.
-    One tensor per chunk would fragment the memory and take up to 1.7 times as much.
+    If `is_kept`, they are laid out once, in two large tensors; otherwise one chunk at a time, in every
+    iteration. One tensor per chunk would fragment the memory and take up to 1.7 times as much.
     """
 
-    def __init__(self, pixel_features: Tensor, n_spixels: int, mask: Tensor | None) -> None:
-        grid = CellGrid.for_image(*pixel_features.shape[2:], n_spixels, pixel_features.device)
-        nothing = pixel_features.new_empty(0)
-        origins = grid.initial_centroids(pixel_features, mask)
-        self.cells = Cells(grid, nothing, nothing, origins, *find_occupied(grid, mask))
-        self._pixels = pixel_features.contiguous().flatten(2)
-        n_channels, n_slots = pixel_features.shape[1], grid.pixel_idx.shape[1]
-        bytes_per_cell = (n_channels + 10) * n_slots * pixel_features.element_size()
-        is_cpu = pixel_features.device.type == "cpu"
+    def __init__(
+        self, features: _WholeImage | _Window, grid: CellGrid, mask: Tensor | None, *, is_kept: bool
+    ) -> None:
+        self._features = features
+        self._mask = None if mask is None else mask.flatten()
+        origins = features.initial_centroids(grid, mask)
+        n_channels, n_slots = features.shape[0], grid.n_slots
+        bytes_per_cell = (n_channels + 10) * n_slots * origins.element_size()
+        is_cpu = origins.device.type == "cpu"
         self._chunk_size = max(1, (CPU_CHUNK_BYTES if is_cpu else GPU_CHUNK_BYTES) // bytes_per_cell)
-        self._is_kept = pixel_features.nbytes < LARGE_BYTES
+        nothing = origins.new_empty(0)
+        self.cells = Cells(grid, nothing, nothing, origins, nothing, self._find_existing(grid))
+        self._is_kept = is_kept
         self._is_filled = False
-        n_held = grid.n_cells if self._is_kept else min(self._chunk_size, grid.n_cells)
-        self._points = pixel_features.new_empty(1, n_held, n_channels + 1, n_slots)
-        self._squared_norms = pixel_features.new_empty(1, n_held, 1, n_slots)
+        n_held = grid.n_cells if is_kept else min(self._chunk_size, grid.n_cells)
+        self._points = origins.new_empty(1, n_held, n_channels + 1, n_slots)
+        self._squared_norms = origins.new_empty(1, n_held, 1, n_slots)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for first in range(0, self.cells.grid.n_cells, self._chunk_size):
-            chunk = slice(first, min(first + self._chunk_size, self.cells.grid.n_cells))
+        for chunk in self._slices(self.cells.grid):
             place = chunk if self._is_kept else slice(chunk.stop - chunk.start)
             points, squared_norms = self._points[:, place], self._squared_norms[:, place]
             if not self._is_filled:
@@ -116,21 +198,51 @@ class _Chunks:
             yield points, squared_norms
         self._is_filled = self._is_kept
 
+    def _slices(self, grid: CellGrid) -> Iterator[slice]:
+        for first in range(0, grid.n_cells, self._chunk_size):
+            yield slice(first, min(first + self._chunk_size, grid.n_cells))
+
+    def _find_existing(self, grid: CellGrid) -> Tensor:
+        """Compute `exists` of `Cells`."""
+        if self._mask is None:
+            return grid.neighbor_mask[None]
+        is_filled = [self._occupied(*grid.pixels_of(chunk)).any(dim=1) for chunk in self._slices(grid)]
+        return (grid.neighbor_mask & torch.cat(is_filled)[grid.neighbor_idx])[None]
+
+    def _occupied(self, pixel_idx: Tensor, pixel_mask: Tensor) -> Tensor:
+        """Compute `occupied` of `Cells` for a chunk, (n, P)."""
+        return pixel_mask if self._mask is None else pixel_mask & self._mask[pixel_idx]
+
     def _fill(self, points: Tensor, squared_norms: Tensor, chunk: slice) -> None:
         """Compute what `to_points` does, in place."""
-        occupied = self.cells.occupied[:, chunk]
-        features = gather_pixels(self._pixels, self.cells.grid.pixel_idx[chunk]).transpose(1, 2)
+        grid = self.cells.grid
+        pixel_idx, pixel_mask = grid.pixels_of(chunk)
+        occupied = self._occupied(pixel_idx, pixel_mask)
+        pixels, top = self._features.covering(grid.pixel_rows_of(chunk))
+        if top > 0:  # in empty slots, pixel 0 lies above the window
+            pixel_idx = (pixel_idx - top * grid.image_shape[1]).clamp_(min=0)
+        features = gather_pixels(pixels.flatten(2), pixel_idx).transpose(1, 2)
         shifted = torch.sub(features, self.cells.origins[:, chunk, :, None], out=points[:, :, :-1])
-        shifted.masked_fill_(~occupied[:, :, None], 0)
+        shifted.masked_fill_(~occupied[:, None], 0)
         points[:, :, -1] = occupied
         torch.sum(shifted.square(), dim=2, keepdim=True, out=squared_norms)
 
 
-def _squared_distances(
-    cells: Cells, chunks: Iterable[tuple[Tensor, Tensor]], centroids: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _find_centroids(chunks: _Chunks, n_iter: int, distance: str) -> Tensor:
+    """Return the centroids from which the last iteration assigns labels, (1, S, C)."""
+    centroids = chunks.cells.origins
+    for _ in range(n_iter - 1):
+        sums = [
+            _softmin(squared, distance) @ points.transpose(2, 3)
+            for points, squared in _squared_distances(chunks, centroids)
+        ]
+        centroids = mean_of_sums(chunks.cells, torch.cat(sums, dim=1), centroids)
+    return centroids
+
+
+def _squared_distances(chunks: _Chunks, centroids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the points of each chunk, (1, cells, C + 1, P), and their squared distances, (1, cells, 9, P)."""
-    weights = candidate_weights(cells, centroids)
+    weights = candidate_weights(chunks.cells, centroids)
     first = 0
     for points, squared_norms in chunks:
         stop = first + points.shape[1]

@@ -9,7 +9,10 @@ to the end of the previous row.
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +46,16 @@ def check_devices(**tensors: Tensor | None) -> None:
         raise ValueError(f"all tensors must be on one device, got {places}; move them with .to(device)")
 
 
+class Axis(NamedTuple):
+    """Rows of pixels in rows of cells, or columns in columns: n cells of at most Q of the coordinates."""
+
+    bounds: list[int]  # (n + 1): first coordinate of each cell, then the number of coordinates
+    coordinate: Tensor  # (n, Q), int64
+    is_valid: Tensor  # (n, Q), bool: the coordinate lies in the cell
+    cell: Tensor  # (H or W,), int64: cell of each coordinate
+    slot: Tensor  # (H or W,), int64: place of each coordinate in its cell
+
+
 @dataclass(frozen=True, eq=False)
 class CellGrid:
     """Layout of an image's pixels in S = n_rows * n_cols cells of at most P pixels.
@@ -54,12 +67,8 @@ class CellGrid:
     ----------
     image_shape, grid_shape : tuple of int
         (H, W) in pixels, (n_rows, n_cols) in cells.
-    pixel_idx : Tensor, shape (S, P), int64
-        Flat index of the pixel in each slot; 0 in empty slots.
-    pixel_mask : Tensor, shape (S, P), bool
-        False in empty slots.
-    slot_idx : Tensor, shape (H*W,), int64
-        Flat index of each pixel's slot in (S, P).
+    rows, cols : Axis
+        Rows and columns of pixels in each row and column of cells.
     neighbor_idx : Tensor, shape (S, 9), int64
         The 3x3 candidate superpixels of each cell, row by row; 0 beyond the border.
     neighbor_mask : Tensor, shape (S, 9), bool
@@ -68,9 +77,8 @@ class CellGrid:
 
     image_shape: tuple[int, int]
     grid_shape: tuple[int, int]
-    pixel_idx: Tensor
-    pixel_mask: Tensor
-    slot_idx: Tensor
+    rows: Axis
+    cols: Axis
     neighbor_idx: Tensor
     neighbor_mask: Tensor
 
@@ -89,9 +97,58 @@ class CellGrid:
     def n_cells(self) -> int:
         return self.grid_shape[0] * self.grid_shape[1]
 
+    @cached_property
+    def pixel_idx(self) -> Tensor:
+        """Flat index of the pixel in each slot, (S, P) int64; 0 in empty slots."""
+        return self._all_pixels[0]
+
+    @cached_property
+    def pixel_mask(self) -> Tensor:
+        """False in empty slots, (S, P) bool."""
+        return self._all_pixels[1]
+
+    @cached_property
+    def slot_idx(self) -> Tensor:
+        """Flat index of each pixel's slot in (S, P), (H*W,) int64."""
+        return self.slots_of(slice(0, self.grid_shape[0]))
+
+    @cached_property
+    def _all_pixels(self) -> tuple[Tensor, Tensor]:
+        return self.pixels_of(slice(0, self.n_cells))
+
+    # Training may reuse what validation computed. Autograd rejects tensors created in inference mode.
+    @torch.inference_mode(mode=False)
+    def pixels_of(self, cells: slice) -> tuple[Tensor, Tensor]:
+        """Compute `pixel_idx` and `pixel_mask` of some cells."""
+        cell = torch.arange(cells.start, cells.stop, device=self.neighbor_idx.device)
+        row, col = cell.div(self.grid_shape[1], rounding_mode="floor"), cell % self.grid_shape[1]
+        y, x = self.rows.coordinate[row] * self.image_shape[1], self.cols.coordinate[col]
+        is_valid = (self.rows.is_valid[row][:, :, None] & self.cols.is_valid[col][:, None]).flatten(1)
+        return (y[:, :, None] + x[:, None]).flatten(1).masked_fill_(~is_valid, 0), is_valid
+
+    @torch.inference_mode(mode=False)
+    def slots_of(self, cell_rows: slice) -> Tensor:
+        """Compute `slot_idx` of the pixels in some rows of cells, counted from the first of their cells."""
+        rows = slice(self.rows.bounds[cell_rows.start], self.rows.bounds[cell_rows.stop])
+        row, n_slots_across = self.rows.cell[rows] - cell_rows.start, self.cols.coordinate.shape[1]
+        cell = row[:, None] * self.grid_shape[1] + self.cols.cell
+        slot = self.rows.slot[rows][:, None] * n_slots_across + self.cols.slot
+        return (cell * self.n_slots + slot).flatten()
+
+    def pixel_rows_of(self, cells: slice) -> slice:
+        """Return the rows of pixels that some cells cover."""
+        n_cols = self.grid_shape[1]
+        bounds = self.rows.bounds
+        return slice(bounds[cells.start // n_cols], bounds[(cells.stop - 1) // n_cols + 1])
+
+    @property
+    def n_slots(self) -> int:
+        """Slots of a cell, P."""
+        return self.rows.coordinate.shape[1] * self.cols.coordinate.shape[1]
+
     @property
     def nbytes(self) -> int:
-        """Memory of the index tensors."""
+        """Memory of the index tensors that are built so far."""
         return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
 
     def to_cells(self, pixels: Tensor) -> Tensor:
@@ -120,12 +177,19 @@ class CellGrid:
 
         Cells without pixels in the mask get zero.
         """
-        if mask is None:
-            return F.adaptive_avg_pool2d(pixels, self.grid_shape).flatten(2).transpose(1, 2)
-        weight = mask[:, None].to(pixels.dtype)
-        sums = F.adaptive_avg_pool2d(torch.where(mask[:, None], pixels, 0), self.grid_shape)
-        share = F.adaptive_avg_pool2d(weight, self.grid_shape)
-        return torch.where(share > 0, sums / share, 0).flatten(2).transpose(1, 2)
+        return _average_in_cells(pixels, mask, self.grid_shape)
+
+    def initial_centroids_of_row(
+        self, row: int, read: Callable[[slice], Tensor], mask: Tensor | None = None
+    ) -> Tensor:
+        """Return `initial_centroids` of a row of cells, (1, n_cols, C).
+
+        `read` returns rows of pixels, (1, C, n, W), whose averages at the border of the row overlap.
+        """
+        (height, _), (n_rows, n_cols) = self.image_shape, self.grid_shape
+        pixel_rows = slice(row * height // n_rows, -(-(row + 1) * height // n_rows))  # as in the pooling
+        mask = None if mask is None else mask[:, pixel_rows]
+        return _average_in_cells(read(pixel_rows), mask, (1, n_cols))
 
 
 # The last grids by image size, grid shape and device, oldest first. Several threads may use them.
@@ -136,15 +200,6 @@ _lock = threading.Lock()
 # Training may reuse a grid that validation built. Autograd rejects tensors created in inference mode.
 @torch.inference_mode(mode=False)
 def _build_grid(height: int, width: int, n_rows: int, n_cols: int, device: torch.device) -> CellGrid:
-    y, y_mask, row, slot_y = _split_axis(height, n_rows, device)
-    x, x_mask, col, slot_x = _split_axis(width, n_cols, device)
-    n_slots = y.shape[1] * x.shape[1]
-
-    pixel_mask = (y_mask[:, None, :, None] & x_mask[None, :, None, :]).reshape(-1, n_slots)
-    pixel_idx = (y[:, None, :, None] * width + x[None, :, None, :]).reshape(-1, n_slots)
-    cell = row[:, None] * n_cols + col
-    slot = slot_y[:, None] * x.shape[1] + slot_x
-
     offset = torch.arange(-1, 2, device=device)
     rows = (torch.arange(n_rows, device=device)[:, None] + offset)[:, None, :, None]
     cols = (torch.arange(n_cols, device=device)[:, None] + offset)[None, :, None, :]
@@ -153,22 +208,31 @@ def _build_grid(height: int, width: int, n_rows: int, n_cols: int, device: torch
     return CellGrid(
         image_shape=(height, width),
         grid_shape=(n_rows, n_cols),
-        pixel_idx=pixel_idx.masked_fill(~pixel_mask, 0),
-        pixel_mask=pixel_mask,
-        slot_idx=(cell * n_slots + slot).flatten(),
+        rows=_split_axis(height, n_rows, device),
+        cols=_split_axis(width, n_cols, device),
         neighbor_idx=neighbor_idx.masked_fill(~neighbor_mask, 0),
         neighbor_mask=neighbor_mask,
     )
 
 
-def _split_axis(length: int, n_cells: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return each cell's coordinates along an axis, their validity, and each coordinate's cell and slot."""
+def _split_axis(length: int, n_cells: int, device: torch.device) -> Axis:
     coordinate = torch.arange(length, device=device)
     cell = (coordinate * n_cells).div(length, rounding_mode="floor")
     # The first coordinate with floor(coordinate * n_cells / length) = cell is ceil(cell * length / n_cells).
-    start = -(-torch.arange(n_cells + 1, device=device) * length).div(n_cells, rounding_mode="floor")
+    bounds = [-(-idx * length // n_cells) for idx in range(n_cells + 1)]
+    start = torch.tensor(bounds, device=device)
     coordinates = start[:-1, None] + torch.arange(-(-length // n_cells), device=device)
-    return coordinates, coordinates < start[1:, None], cell, coordinate - start[cell]
+    return Axis(bounds, coordinates, coordinates < start[1:, None], cell, coordinate - start[cell])
+
+
+def _average_in_cells(pixels: Tensor, mask: Tensor | None, grid_shape: tuple[int, int]) -> Tensor:
+    """Average (B, C, H, W) in the mask (B, H, W), if given, in each cell: (B, S, C)."""
+    if mask is None:
+        return F.adaptive_avg_pool2d(pixels, grid_shape).flatten(2).transpose(1, 2)
+    weight = mask[:, None].to(pixels.dtype)
+    sums = F.adaptive_avg_pool2d(torch.where(mask[:, None], pixels, 0), grid_shape)
+    share = F.adaptive_avg_pool2d(weight, grid_shape)
+    return torch.where(share > 0, sums / share, 0).flatten(2).transpose(1, 2)
 
 
 class _PixelsToCells(torch.autograd.Function):

@@ -1,11 +1,15 @@
 """Connected components of a label map and the pairs of them that touch, on a CPU and on a GPU."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components as linked_nodes
 from skimage.measure import label
 from torch import Tensor
 
-from lib.superpixels.connectivity import OUTSIDE, border_sides
+from lib.superpixels.connectivity import OUTSIDE, border_sides_in_bands
 
 _N_HOOKS = 2  # until the open pairs are looked for, which waits for the GPU
 _N_JUMPS = 3  # per hook; more would cost more than they save
@@ -25,6 +29,44 @@ def connected_components(labels: Tensor) -> Tensor:
         Components, numbered from 0 by first pixel in reading order; -1 outside the mask.
     """
     return torch.from_numpy(label(labels.numpy(), background=OUTSIDE, connectivity=1)) + OUTSIDE
+
+
+class ComponentsInBands:
+    """Finds the `connected_components` of a label map that comes in bands of rows, from the top."""
+
+    def __init__(self) -> None:
+        self._n_pieces = 0
+        self._last_row: tuple[np.ndarray, np.ndarray] | None = None  # labels, pieces
+        self._links: list[np.ndarray] = [np.empty((2, 0), np.int32)]
+
+    def add(self, labels: np.ndarray) -> np.ndarray:
+        """Return the pieces of components in the next band (n_rows, W), int32; -1 outside the mask.
+
+        Pieces are numbered by first pixel in reading order, from band to band.
+        """
+        pieces = label(labels, background=OUTSIDE, connectivity=1).astype(np.int32) + OUTSIDE
+        n_new = int(pieces.max()) + 1
+        pieces[pieces != OUTSIDE] += self._n_pieces
+        self._n_pieces += n_new
+        if self._last_row is not None:
+            touches = (self._last_row[0] == labels[0]) & (labels[0] != OUTSIDE)
+            links = np.stack([self._last_row[1][touches], pieces[0][touches]])
+            self._links.append(np.unique(links, axis=1))
+        self._last_row = labels[-1].copy(), pieces[-1].copy()
+        return pieces
+
+    def components_of_pieces(self) -> np.ndarray:
+        """Return the component of each piece, int32, once all bands are added.
+
+        Components are numbered by first pixel in reading order.
+        """
+        one, other = np.concatenate(self._links, axis=1)
+        links = coo_array((np.ones(len(one), bool), (one, other)), shape=(self._n_pieces, self._n_pieces))
+        _, component = linked_nodes(links, directed=False)
+        _, first_piece = np.unique(component, return_index=True)
+        number = np.empty(len(first_piece), np.int32)
+        number[np.argsort(first_piece)] = np.arange(len(first_piece), dtype=np.int32)
+        return number[component]
 
 
 def components_by_hooking(labels: Tensor) -> Tensor:
@@ -61,9 +103,13 @@ def components_by_hooking(labels: Tensor) -> Tensor:
     return torch.where(is_inside, number[target], OUTSIDE).view(labels.shape)
 
 
-def touching_pairs(components: np.ndarray, n_components: int) -> np.ndarray:
-    """Return pairs of components (H, W) that share a border, as `unique_pairs` does; -1 is no component."""
-    return unique_pairs(border_sides(components), n_components)
+def touching_pairs(bands: Iterable[np.ndarray], n_components: int) -> np.ndarray:
+    """Return pairs of components that share a border, as `unique_pairs` does; -1 is no component.
+
+    `bands` are bands of rows of their map (H, W), from the top.
+    """
+    pairs = [unique_pairs(sides, n_components) for sides in border_sides_in_bands(bands)]
+    return pairs[0] if len(pairs) == 1 else unique_pairs(np.concatenate(pairs, axis=1), n_components)
 
 
 def pairs_by_sorting(components: Tensor, n_components: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import heapq
 from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from scipy.ndimage import find_objects
@@ -54,9 +55,28 @@ def enforce_connectivity(labels: np.ndarray, n_spixels: int, *, mask: np.ndarray
         shifted[~mask] = 0
     components = label(shifted, background=0, connectivity=1) - 1
     sizes = np.bincount(components[components != OUTSIDE])
-    min_size = MIN_SIZE_SHARE * labels.size / n_spixels
-    target = _merge_small_components(sizes, _measure_borders(components, sizes < min_size), min_size)
-    return _relabel(components, target)
+    regions = join_small_components([components], sizes, labels.size, n_spixels)
+    return np.append(regions, np.int32(OUTSIDE))[components]  # index -1 maps to itself
+
+
+def join_small_components(
+    bands: Iterable[np.ndarray], sizes: np.ndarray, n_pixels: int, n_spixels: int
+) -> np.ndarray:
+    """Return the superpixel of each connected component in `enforce_connectivity`, (n_components,) int32.
+
+    Parameters
+    ----------
+    bands : iterable of ndarray, shape (n_rows, W), integer
+        Map of the components, in bands of rows from the top. They are numbered from 0 by first pixel in
+        reading order; -1 belongs to none.
+    sizes : ndarray, shape (n_components,)
+        Number of pixels of each component.
+    n_pixels, n_spixels : int
+        Pixels of the image, H * W, and the superpixels requested for them.
+    """
+    min_size = MIN_SIZE_SHARE * n_pixels / n_spixels
+    borders = _measure_borders(bands, sizes < min_size)
+    return _number_regions(_merge_small_components(sizes, borders, min_size))
 
 
 def enforce_count(labels: np.ndarray, n_spixels: int) -> np.ndarray:
@@ -77,9 +97,9 @@ def enforce_count(labels: np.ndarray, n_spixels: int) -> np.ndarray:
         raise ValueError(
             f"n_spixels must lie between 1 and the {sizes.sum()} labelled pixels, got {n_spixels}"
         )
-    borders = _measure_borders(labels, np.full(len(sizes), len(sizes) > n_spixels))
-    target = _merge_small_components(sizes, borders, np.inf, n_least=n_spixels)
-    result = _relabel(labels, target)
+    borders = _measure_borders([labels], np.full(len(sizes), len(sizes) > n_spixels))
+    regions = _number_regions(_merge_small_components(sizes, borders, np.inf, n_least=n_spixels))
+    result = np.append(regions, np.int32(OUTSIDE))[labels]
     n_parts = result.max() + 1
     if n_parts > n_spixels:
         raise ValueError(f"{n_spixels} superpixels cannot cover the {n_parts} parts of the mask")
@@ -111,6 +131,19 @@ def border_sides(labels: np.ndarray) -> np.ndarray:
     return sides if is_inside.all() else sides[:, is_inside]
 
 
+def border_sides_in_bands(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield `border_sides` of a label map that comes in bands of rows from the top, each side once."""
+    above = None
+    for band in bands:
+        sides = border_sides(band)
+        if above is not None:
+            across = np.stack([above, band[0]])
+            across = across[:, (above != band[0]) & (across != OUTSIDE).all(axis=0)]
+            sides = np.concatenate([sides, across], axis=1)
+        above = band[-1]
+        yield sides
+
+
 def _split_superpixel(labels: np.ndarray, old: int, new: int) -> int:
     """Split a superpixel into two connected parts, label one of them `new` in place, and return its size."""
     inside = labels == old
@@ -131,22 +164,26 @@ def _split_superpixel(labels: np.ndarray, old: int, new: int) -> int:
     return np.count_nonzero(components == largest)
 
 
-def _relabel(components: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Replace every component by its target region; regions are numbered by first pixel, and -1 stays."""
+def _number_regions(target: np.ndarray) -> np.ndarray:
+    """Return the region of each component, numbered by first pixel, from the component it is merged into."""
     # Components are numbered by first pixel, so the first component of a region gives its order.
     first_of_region = np.full(len(target), len(target))
     np.minimum.at(first_of_region, target, np.arange(len(target)))
-    number = np.unique(first_of_region[target], return_inverse=True)[1].astype(np.int32)
-    return np.append(number, np.int32(OUTSIDE))[components]  # index -1 maps to itself
+    return np.unique(first_of_region[target], return_inverse=True)[1].astype(np.int32)
 
 
-def _measure_borders(components: np.ndarray, is_small: np.ndarray) -> dict[int, Counter[int]]:
+def _measure_borders(bands: Iterable[np.ndarray], is_small: np.ndarray) -> dict[int, Counter[int]]:
     """Measure the border, in pixel sides, between every small component and each of its neighbours."""
     n_components = len(is_small)
-    one, other = border_sides(components)
-    owner, neighbor = np.concatenate([one, other]), np.concatenate([other, one])
-    owner, neighbor = owner[is_small[owner]].astype(np.int64), neighbor[is_small[owner]]
-    pair, length = np.unique(owner * n_components + neighbor, return_counts=True)
+    pairs, lengths = [], []
+    for one, other in border_sides_in_bands(bands):
+        owner, neighbor = np.concatenate([one, other]), np.concatenate([other, one])
+        owner, neighbor = owner[is_small[owner]].astype(np.int64), neighbor[is_small[owner]]
+        pair, length = np.unique(owner * n_components + neighbor, return_counts=True)
+        pairs.append(pair)
+        lengths.append(length)
+    pair, place = np.unique(np.concatenate(pairs), return_inverse=True)
+    length = np.bincount(place, np.concatenate(lengths)).astype(np.int64)
     borders: dict[int, Counter[int]] = {component: Counter() for component in np.flatnonzero(is_small)}
     for component, adjacent, sides_shared in zip(
         (pair // n_components).tolist(), (pair % n_components).tolist(), length.tolist(), strict=True

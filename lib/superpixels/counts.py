@@ -3,11 +3,13 @@
 import math
 
 import numpy as np
-from skimage.measure import label
 
 from lib.runtime.errors import InputError
 from lib.slic.grid import compute_grid_shape
-from lib.superpixels.connectivity import MIN_SIZE_SHARE
+from lib.superpixels.components import ComponentsInBands
+from lib.superpixels.connectivity import MIN_SIZE_SHARE, OUTSIDE
+
+_BAND_ROWS = 1024  # of a mask whose parts are counted at a time
 
 
 def check_n_spixels(n_spixels: int, n_pixels: int, image_name: str, *, parameter: str = "n_spixels") -> None:
@@ -20,13 +22,20 @@ def check_n_spixels(n_spixels: int, n_pixels: int, image_name: str, *, parameter
 
 def check_parts(mask: np.ndarray, n_spixels: int, image_name: str, *, parameter: str = "n_spixels") -> None:
     """Raise an InputError if a mask (H, W) has more 4-connected parts than requested superpixels."""
-    n_parts = label(mask, connectivity=1).max()
+    n_parts = _count_parts(mask)
     if n_spixels < n_parts:
         raise InputError(
             f"{n_spixels} is too few: the mask of {image_name} is in {n_parts} parts; request at least "
             f"{n_parts}",
             parameter=parameter,
         )
+
+
+def _count_parts(mask: np.ndarray) -> int:
+    parts = ComponentsInBands()
+    for first in range(0, len(mask), _BAND_ROWS):
+        parts.add(np.where(mask[first : first + _BAND_ROWS], 0, OUTSIDE))
+    return int(parts.components_of_pieces().max()) + 1
 
 
 def fit_grid_to_mask(mask: np.ndarray, n_spixels: int) -> int:

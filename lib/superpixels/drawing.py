@@ -30,7 +30,8 @@ def draw_boundaries(
     default, it grows with the size of the superpixels. A darkened pixel on each side keeps it visible where
     the image has its colour.
     """
-    width = width or _fitting_width(labels)
+    if width is None:
+        width = fitting_width(np.count_nonzero(labels != OUTSIDE), len(np.unique(labels)))
     overlay = image_rgb.copy()
     is_rim = _find_border(labels, width + 2)
     overlay[is_rim] = np.rint(_RIM_BRIGHTNESS * overlay[is_rim]).astype(np.uint8)
@@ -59,10 +60,12 @@ def draw_nested_boundaries(
     return overlay
 
 
-def _fitting_width(labels: np.ndarray) -> int:
-    """Return the width of borders, in pixels: 1 for superpixels 10 pixels wide, 2 for 25 and 6 for 200."""
-    n_pixels, n_spixels = np.count_nonzero(labels != OUTSIDE), max(1, len(np.unique(labels)))
-    return max(1, round(0.4 * (n_pixels / n_spixels) ** 0.25))
+def fitting_width(n_pixels: int, n_labels: int) -> int:
+    """Return the width of borders, in pixels: 1 for superpixels 10 pixels wide, 2 for 25 and 6 for 200.
+
+    `n_pixels` are in superpixels; `n_labels` counts -1 too.
+    """
+    return max(1, round(0.4 * (n_pixels / max(1, n_labels)) ** 0.25))
 
 
 def _find_border(labels: np.ndarray, width: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Graph of the connected regions of a label map: mean features of the regions, and the pairs that touch."""
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -60,14 +61,34 @@ def build_region_graph(labels: Tensor, features: Tensor) -> RegionGraph:
         values = (values.cpu().numpy() for values in (graph.sizes, graph.means, graph.edges))
         return RegionGraph(graph.components[0].to(torch.int32).cpu().numpy(), *values)
     components = connected_components(labels)
-    n_regions = int(components.max()) + 1
-    sizes = torch.bincount((components - OUTSIDE).flatten(), minlength=n_regions + 1)[1:].double()
-    means = _pixel_sums(components, n_regions, features) / sizes[:, None]
+    graph = graph_of_bands([(components.numpy(), features)], int(components.max()) + 1)
+    return graph._replace(leaves=components.numpy().astype(np.int32))
+
+
+def graph_of_bands(bands: Iterable[tuple[np.ndarray, Tensor]], n_regions: int) -> RegionGraph:
+    """Return the graph of an image that comes in bands of rows, from the top.
+
+    A band has the map of its regions, (n_rows, W) integer, numbered as in `RegionGraph`, and its features,
+    (C, n_rows, W), on the CPU. The bands may have any heights. In place of the `leaves` of the image, which
+    may not fit the memory, the graph has a map with one pixel for each region, (1, n_regions).
+
+    Raises as `build_region_graph`.
+    """
+    sizes, sums = np.zeros(n_regions), None
+
+    def regions_and_sums() -> Iterator[np.ndarray]:
+        nonlocal sums
+        for regions, features in bands:
+            sums = sums or _PixelSums(n_regions, len(features), features.shape[2], features)
+            sums.add(torch.from_numpy(regions), features)
+            np.add(sizes, np.bincount((regions - OUTSIDE).ravel(), minlength=n_regions + 1)[1:], out=sizes)
+            yield regions
+
+    edges = touching_pairs(regions_and_sums(), n_regions)
+    means = sums.total() / torch.from_numpy(sizes)[:, None]
     if not means.isfinite().all():
         raise InputError(_TOO_LARGE)
-    leaves = components.numpy()
-    edges = touching_pairs(leaves, n_regions)
-    return RegionGraph(leaves.astype(np.int32), sizes.numpy(), means.numpy(), edges)
+    return RegionGraph(np.arange(n_regions, dtype=np.int32)[None], sizes, means.numpy(), edges)
 
 
 def graph_on_gpu(labels: Tensor, features: Tensor) -> GraphOnGPU:
@@ -113,15 +134,48 @@ def _round_to_coarse_grid(features: Tensor, extent: float) -> Tensor:
 
 def _pixel_sums(components: Tensor, n_components: int, features: Tensor) -> Tensor:
     """Return the sum of the features (C, H, W) in every component, (n_components, C) float64."""
-    n_channels, _, width = features.shape
-    # Even and odd columns have sums of their own: an addition need not wait for its left neighbour's.
-    is_odd = torch.arange(width, device=features.device) % 2
-    places = 2 * (components - OUTSIDE) + is_odd
-    n_places = 2 * (n_components + 1)
-    sums = torch.zeros(n_channels, n_places, dtype=torch.float64, device=features.device)
-    # With many components, which are small then, larger strips: adding their sums up takes time too.
-    n_rows = max(1, max(_MAX_FLOAT32_PIXELS, 8 * n_places) // width)
-    for pixels, rows in zip(features.split(n_rows, dim=1), places.split(n_rows), strict=True):
-        part = torch.zeros_like(sums, dtype=pixels.dtype)
-        sums += part.scatter_add_(1, rows.reshape(1, -1).expand(n_channels, -1), pixels.flatten(1))
-    return sums.view(n_channels, -1, 2).sum(dim=2)[:, 1:].T.contiguous()
+    sums = _PixelSums(n_components, len(features), features.shape[2], features)
+    sums.add(components, features)
+    return sums.total()
+
+
+class _PixelSums:
+    """Sums of features in components, of an image that comes in bands of rows.
+
+    Additions have the same order whatever the heights of the bands: in the dtype of the features within
+    strips of the image, then in float64.
+    """
+
+    def __init__(self, n_components: int, n_channels: int, width: int, like: Tensor) -> None:
+        self._n_channels = n_channels
+        n_places = 2 * (n_components + 1)
+        self._sums = torch.zeros(n_channels, n_places, dtype=torch.float64, device=like.device)
+        self._of_strip = torch.zeros_like(self._sums, dtype=like.dtype)
+        # With many components, which are small then, larger strips: adding their sums up takes time too.
+        self._n_strip_rows = max(1, max(_MAX_FLOAT32_PIXELS, 8 * n_places) // width)
+        self._n_in_strip = 0
+
+    def add(self, components: Tensor, features: Tensor) -> None:
+        """Add a band, components (n_rows, W) and features (C, n_rows, W)."""
+        # Even and odd columns have sums of their own: an addition need not wait for its left neighbour's.
+        is_odd = torch.arange(components.shape[1], device=components.device) % 2
+        places = 2 * (components.long() - OUTSIDE) + is_odd
+        start = 0
+        while start < len(places):
+            stop = min(len(places), start + self._n_strip_rows - self._n_in_strip)
+            idx = places[start:stop].reshape(1, -1).expand(self._n_channels, -1)
+            self._of_strip.scatter_add_(1, idx, features[:, start:stop].flatten(1))
+            self._n_in_strip += stop - start
+            if self._n_in_strip == self._n_strip_rows:
+                self._end_strip()
+            start = stop
+
+    def total(self) -> Tensor:
+        """Return the sums, (n_components, C) float64."""
+        self._end_strip()
+        return self._sums.view(self._n_channels, -1, 2).sum(dim=2)[:, 1:].T.contiguous()
+
+    def _end_strip(self) -> None:
+        self._sums += self._of_strip
+        self._of_strip.zero_()
+        self._n_in_strip = 0

@@ -8,7 +8,7 @@ import tifffile
 from PIL import Image
 
 from helpers import make_quadrants
-from lib.files.images import count_pixels, read_image, read_image_shape, read_mask
+from lib.files.images import ImageReader, count_pixels, read_image, read_image_shape, read_mask
 from lib.files.tiff import read_layout
 from lib.runtime.errors import InputError
 from lib.runtime.notices import forget_logged
@@ -231,3 +231,35 @@ def test_other_files_have_no_layout(tmp_path):
     (tmp_path / "broken.tif").write_bytes(b"II*\0\xff\xff")
     for name in ("a.png", "cmyk.tif", "palette.tif", "broken.tif"):
         assert read_layout(tmp_path / name) is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"rowsperstrip": 7}, {"tile": (16, 32)}, {"tile": (16, 16), "compression": "adobe_deflate"}],
+)
+@pytest.mark.parametrize("n_bands", [1, 3])
+def test_plain_files_are_read_in_rows_of_tiles(n_bands, options, tmp_path, monkeypatch):
+    values = make_quadrants(61, 45)[0][..., :n_bands]
+    photometric = "rgb" if n_bands == 3 else "minisblack"
+    tifffile.imwrite(tmp_path / "a.tif", values.squeeze(), photometric=photometric, **options)
+    expected = read_image(tmp_path / "a.tif")
+    monkeypatch.setattr("lib.files.images.read_image", None)
+    bands = list(ImageReader().read_rows(tmp_path / "a.tif"))
+    np.testing.assert_array_equal(np.concatenate(bands), expected)
+    n_rows = options.get("rowsperstrip") or options.get("tile", (61,))[0]
+    assert len(bands) == -(-61 // n_rows)
+
+
+def test_other_files_are_read_at_once(tmp_path):
+    image_rgb = make_quadrants(61, 45)[0]
+    Image.fromarray(image_rgb).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "b.tif", image_rgb.astype(np.uint16) * 257, photometric="rgb")
+    Image.fromarray(image_rgb).save(tmp_path / "c.tif", tiffinfo={274: 6})  # turned
+    for name in ("a.png", "b.tif", "c.tif"):
+        (rows,) = ImageReader().read_rows(tmp_path / name)
+        np.testing.assert_array_equal(rows, read_image(tmp_path / name))
+    (tmp_path / "d.tif").write_bytes((tmp_path / "b.tif").read_bytes()[:-100])
+    (tmp_path / "e.tif").write_bytes(b"II*\0")
+    for name in ("d.tif", "e.tif"):
+        with pytest.raises(InputError, match=rf"{name} is not a readable image"):
+            list(ImageReader().read_rows(tmp_path / name))

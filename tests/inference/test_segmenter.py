@@ -655,7 +655,9 @@ def test_swept_merges_equal_single_calls(kind, n_spixels, device):
 def test_swept_merges_compute_features_once(monkeypatch):
     calls = []
     encode = SSNModel.encode
-    monkeypatch.setattr(SSNModel, "encode", lambda *args: calls.append("encode") or encode(*args))
+    monkeypatch.setattr(
+        SSNModel, "encode", lambda *args, **options: calls.append("encode") or encode(*args, **options)
+    )
     cluster_labels = lib.inference.segmenter.cluster_labels
     monkeypatch.setattr(
         lib.inference.segmenter,

@@ -5,7 +5,15 @@ import pytest
 import torch
 from skimage.color import rgb2lab
 
-from lib.network.inputs import InputScales, input_channels, labyx_features, pixel_positions, rgb_to_lab
+from lib.network.bands import Rows
+from lib.network.inputs import (
+    InputScales,
+    input_channels,
+    labyx_features,
+    pixel_positions,
+    rgb_to_lab,
+    rows_to_lab,
+)
 
 
 def test_lab_of_known_colours():
@@ -70,3 +78,24 @@ def test_extra_channels_come_last():
     assert channels[:, :5].equal(labyx_features(image_lab, 12, color_scale=0.26, pos_scale=2.5))
     assert channels[:, 5:].equal(3 * extra)
     assert input_channels(image_lab, None, 12, scales).equal(channels[:, :5])
+
+
+@pytest.mark.parametrize("strip_pixels", [2**19, 70])
+def test_rows_of_lab_have_the_bits_of_the_image(strip_pixels, device, monkeypatch):
+    monkeypatch.setattr("lib.network.inputs._STRIP_PIXELS", strip_pixels)
+    for image_rgb in (torch.randint(0, 256, (3, 41, 23), dtype=torch.uint8), torch.rand(3, 41, 23)):
+        image_lab = rgb_to_lab(image_rgb.to(device))
+        for rows in (slice(0, 41), slice(7, 20), slice(40, 41)):
+            assert rows_to_lab(image_rgb, rows, device).equal(image_lab[:, rows])
+
+
+def test_channels_of_a_band_are_rows_of_the_image():
+    image_lab, extra = torch.randn(1, 3, 40, 23), torch.randn(1, 2, 40, 23)
+    scales = InputScales(0.26, 2.5, 3.0)
+    channels = input_channels(image_lab, extra, 12, scales)
+    band = Rows(10, 20, 4, 26, image_height=40)
+    rows = band.context
+    assert rows == slice(4, 26)
+    of_band = input_channels(image_lab[:, :, rows], extra[:, :, rows], 12, scales, band=band)
+    assert of_band.equal(channels[:, :, rows])
+    assert of_band[:, :, band.own].equal(channels[:, :, 10:20])

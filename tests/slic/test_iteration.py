@@ -8,7 +8,7 @@ import torch
 
 from helpers import SHAPES_AND_COUNTS
 from lib.losses import true_label_share
-from lib.slic import fast, iteration, reference, slic, slic_labels
+from lib.slic import fast, iteration, reference, slic, slic_label_rows, slic_labels
 from lib.slic.fast import _nearest
 from lib.slic.grid import compute_grid_shape
 from lib.slic.iteration import DISTANCES, MIN_SQUARED_DISTANCE
@@ -113,6 +113,39 @@ def test_labels_equal_assignment(shape, n_spixels, is_masked, distance, device, 
         assert labels.dtype == torch.int64
         where = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
         assert labels[where].equal(expected[where])
+
+
+class RowsOf:
+    """Features (1, C, H, W) that are read in rows; see `FeatureRows`."""
+
+    def __init__(self, features):
+        self.features = features[0]
+        self.shape, self.device = tuple(features.shape[1:]), features.device
+        self.n_rows_read = 0
+
+    def read(self, start, stop):
+        self.n_rows_read += stop - start
+        return self.features[:, start:stop].contiguous()
+
+
+@pytest.mark.parametrize("window_bytes", [2**20, 1])
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize(("shape", "n_spixels"), SHAPES_AND_COUNTS)
+def test_label_rows_are_those_of_the_image(shape, n_spixels, is_masked, window_bytes, device, monkeypatch):
+    monkeypatch.setattr("lib.slic.fast.CPU_CHUNK_BYTES", 5000)
+    monkeypatch.setattr("lib.slic.fast.GPU_CHUNK_BYTES", 5000)
+    monkeypatch.setattr("lib.slic.fast.WINDOW_BYTES", window_bytes)
+    features = make_features(shape)[:1].to(device)
+    mask = torch.rand(1, *shape, device=device) < 0.6 if is_masked else None
+    if is_masked:
+        mask[:, 0, 0] = True
+    expected = slic_labels(features, n_spixels, mask=mask)[0]
+    rows = RowsOf(features)
+    labels = torch.cat(list(slic_label_rows(rows, n_spixels, mask=mask)))
+    where = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask[0]
+    assert labels[where].equal(expected[where])
+    # In a large window, all steps share one reading.
+    assert rows.n_rows_read == shape[0] if window_bytes > 1 else rows.n_rows_read >= 6 * shape[0]
 
 
 @pytest.mark.parametrize("distance", DISTANCES)

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from skimage.measure import label
 
-from lib.superpixels.connectivity import MIN_SIZE_SHARE, enforce_connectivity, enforce_count
+from lib.superpixels.connectivity import (
+    MIN_SIZE_SHARE,
+    enforce_connectivity,
+    enforce_count,
+    join_small_components,
+)
 from properties import arrays, given, settings, st
 
 
@@ -165,3 +170,17 @@ def test_exact_count_rejects_unconnected_superpixels():
 def test_mask_of_wrong_shape_is_rejected():
     with pytest.raises(ValueError, match=r"mask .*\(3, 4\).*\(4, 4\)"):
         enforce_connectivity(np.zeros((4, 4), dtype=np.int32), 1, mask=np.ones((3, 4), dtype=bool))
+
+
+@pytest.mark.parametrize("n_rows", [1, 3, 7])
+def test_components_of_bands_are_joined_as_those_of_the_map(n_rows):
+    labels = np.random.default_rng(3).integers(0, 3, (20, 31))
+    mask = np.ones_like(labels, dtype=bool)
+    mask[4:9, 5:25] = False
+    components = label(np.where(mask, labels, -1), background=-1, connectivity=1) - 1
+    sizes = np.bincount(components[mask])
+    bands = (components[row : row + n_rows] for row in range(0, 20, n_rows))
+    joined = join_small_components(bands, sizes, labels.size, 6)
+    expected = enforce_connectivity(labels, 6, mask=mask)
+    assert 1 < expected.max() + 1 < len(sizes) / 4
+    np.testing.assert_array_equal(np.append(joined, -1)[components], expected)

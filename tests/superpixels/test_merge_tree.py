@@ -13,7 +13,8 @@ from helpers import WaitingCalls, agreement
 from lib.runtime.errors import InputError
 from lib.superpixels import merge_rounds, merge_rounds_gpu
 from lib.superpixels.merge_rounds import merge_in_rounds
-from lib.superpixels.merge_tree import build_merge_tree, build_merge_trees, trees_on_gpu
+from lib.superpixels.merge_tree import build_merge_tree, build_merge_trees, merge_graph, trees_on_gpu
+from lib.superpixels.region_graph import build_region_graph, graph_of_bands
 from properties import given, settings, st
 
 
@@ -278,3 +279,19 @@ def test_gpu_is_waited_for_a_few_times():
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert 0 < sum("synchron" in str(warning.message) for warning in caught) <= 16
+
+
+@pytest.mark.parametrize("n_rows", [1, 3, 11])
+def test_graph_of_bands_has_the_bits_of_the_whole(n_rows, monkeypatch):
+    monkeypatch.setattr("lib.superpixels.region_graph._MAX_FLOAT32_PIXELS", 150)
+    labels = torch.arange(20)[:, None] // 5 * 4 + torch.arange(31) // 8
+    labels[7:12, 20:] = -1
+    features = torch.randn(6, 20, 31)
+    whole = build_region_graph(labels, features)
+    starts = range(0, 20, n_rows)
+    bands = ((whole.leaves[row : row + n_rows], features[:, row : row + n_rows]) for row in starts)
+    graph = graph_of_bands(bands, len(whole.sizes))
+    for name in ("sizes", "means", "edges"):
+        np.testing.assert_array_equal(getattr(graph, name), getattr(whole, name))
+    tree, tree_of_whole = merge_graph(graph), merge_graph(whole)
+    np.testing.assert_array_equal(np.append(tree.cut(5)[0], -1)[whole.leaves], tree_of_whole.cut(5))
