@@ -144,8 +144,8 @@ def test_label_rows_are_those_of_the_image(shape, n_spixels, is_masked, window_b
     labels = torch.cat(list(slic_label_rows(rows, n_spixels, mask=mask)))
     where = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask[0]
     assert labels[where].equal(expected[where])
-    # In a large window, all steps share one reading.
-    assert rows.n_rows_read == shape[0] if window_bytes > 1 else rows.n_rows_read >= 6 * shape[0]
+    if window_bytes > 1:  # all steps share one reading
+        assert rows.n_rows_read == shape[0]
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
