@@ -60,6 +60,13 @@ def masked_integers_to_rgb(
     return np.where(is_known[..., None], rgb, np.uint8(255 * _UNKNOWN)), is_known
 
 
+def masked_bytes_to_rgb(pixels: np.ma.MaskedArray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Convert uint8 (H, W, 1 or 3) as `masked_integers_to_rgb` does; all pixels may be masked."""
+    is_known = find_unmasked(pixels)
+    rgb = np.broadcast_to(pixels.data, (*pixels.shape[:2], 3))
+    return rgb if is_known is None else np.where(is_known[..., None], rgb, np.uint8(255 * _UNKNOWN)), is_known
+
+
 def floats_to_rgb(pixels: np.ndarray, value_range: ValueRange | None) -> tuple[np.ndarray, np.ndarray | None]:
     """Convert floats (H, W, 1 to 4) to RGB in [0, 1], as `to_rgb_array` does."""
     check_value_range(value_range)

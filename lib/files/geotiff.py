@@ -4,10 +4,10 @@ GDAL reads them, through rasterio. Other TIFF files are read by `lib.files.image
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import tifffile
@@ -15,11 +15,11 @@ import tifffile
 from lib.files.band_choice import Bands, check_bands, check_has_bands, must_choose
 from lib.files.gdal import HOW_TO_INSTALL, find_rasterio, import_rasterio
 from lib.files.tiff import check_size, is_tiff
-from lib.runtime.errors import InputError
+from lib.runtime.errors import InputError, RunError
 from lib.runtime.notices import log_once
 
 if TYPE_CHECKING:
-    from rasterio import DatasetReader
+    from rasterio.io import DatasetReader, DatasetWriter
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ _GEO_TAGS = (33550, 33922, 34264, 34735, 42113)
 # Bytes of a pixel in the bands that are read at a time; the network takes about 200. A compressed file is
 # decoded once for each such group.
 _BYTES_AT_ONCE = 64
+
+Window = tuple[tuple[int, int], tuple[int, int]]  # first row and the one after the last, and so the columns
 
 _MAX_SHIFT = 0.5  # pixels, of a corner between two images of the same place
 
@@ -134,14 +136,29 @@ def read_geotiff(path: Path, *, bands: Bands | None = None) -> GeoImage:
     """
     check_bands(bands)
     with _opened(path) as file:
-        if bands is not None:
-            check_has_bands(file.count, bands)
-        chosen = bands or _find_colors(file, path)
+        chosen = _choose(file, bands, path)
         check_size(file.shape, len(chosen), _dtype_of(file))
-        pixels = _read(file, chosen)
-        if bands is None and _roles(file) == ["palette"]:
-            pixels = _with_palette(pixels, file.colormap(1))
-        return GeoImage(pixels, _georeference_of(file))
+        return GeoImage(_read_colors(file, chosen, bands), _georeference_of(file))
+
+
+def read_geotiff_rows(path: Path, n_rows: int, *, bands: Bands | None = None) -> Iterator[np.ma.MaskedArray]:
+    """Yield the pixels of `read_geotiff` from the top, in bands of `n_rows` rows, (n, W, 1 or 3)."""
+    check_bands(bands)
+    with _opened(path) as file:
+        (height, width), chosen = file.shape, _choose(file, bands, path)
+    for start in range(0, height, n_rows):
+        with _opened(path) as file:  # not across a yield, as files of GDAL must be closed in order
+            rows = ((start, min(start + n_rows, height)), (0, width))
+            pixels = _read_colors(file, chosen, bands, rows)
+        yield pixels
+
+
+def is_8_bit_geotiff(path: Path) -> bool:
+    """Return True for a file that `is_geotiff` whose values are uint8."""
+    if not is_geotiff(path):
+        return False
+    with _opened(path) as file:
+        return _dtype_of(file) == np.uint8
 
 
 def read_each_band(path: Path) -> Iterator[tuple[int, np.ma.MaskedArray]]:
@@ -205,25 +222,50 @@ def to_label_geotiff(labels: np.ndarray, georeference: Georeference = PIXELS) ->
     Labels have the smallest type of unsigned integers that holds them and nodata, its largest number, which
     replaces -1. Raises `InputError` if rasterio is missing.
     """
-    rasterio = import_rasterio()
-    dtype = np.min_scalar_type(labels.max() + 1)
-    nodata = np.iinfo(dtype).max
-    height, width = labels.shape
-    with rasterio.MemoryFile() as memory:
-        with memory.open(
-            driver="GTiff",
-            height=height,
-            width=width,
-            count=1,
-            dtype=dtype.name,
-            crs=georeference.crs,
-            transform=rasterio.Affine(*georeference.transform),
-            nodata=nodata,
-            compress="deflate",
-            bigtiff="if_safer",
-        ) as file:
-            file.write(np.where(labels < 0, nodata, labels).astype(dtype), 1)
+    with import_rasterio().MemoryFile() as memory:
+        with memory.open(**_label_profile(labels.shape, int(labels.max()), georeference)) as file:
+            _write_rows(file, labels, 0)
         return memory.read()
+
+
+def write_label_geotiff(
+    path: Path, bands: Iterable[np.ndarray], shape: tuple[int, int], highest: int, georeference: Georeference
+) -> None:
+    """Write the file of `to_label_geotiff` from bands of rows; `highest` is the largest label.
+
+    A failed write, for example on a full disk, raises `RunError`.
+    """
+    rasterio = import_rasterio()
+    try:
+        with rasterio.open(path, "w", **_label_profile(shape, highest, georeference)) as file:
+            row = 0
+            for labels in bands:
+                _write_rows(file, labels, row)
+                row += len(labels)
+    except rasterio.errors.RasterioError as error:
+        raise RunError(f"{path}: cannot be written ({error})") from error
+
+
+def _label_profile(shape: tuple[int, int], highest: int, georeference: Georeference) -> dict[str, Any]:
+    """Return the settings of a file for labels up to `highest`."""
+    dtype = np.min_scalar_type(highest + 1)
+    return {
+        "driver": "GTiff",
+        "height": shape[0],
+        "width": shape[1],
+        "count": 1,
+        "dtype": dtype.name,
+        "crs": georeference.crs,
+        "transform": import_rasterio().Affine(*georeference.transform),
+        "nodata": np.iinfo(dtype).max,
+        "compress": "deflate",
+        "bigtiff": "if_safer",
+    }
+
+
+def _write_rows(file: "DatasetWriter", labels: np.ndarray, start: int) -> None:
+    rows = ((start, start + len(labels)), (0, labels.shape[1]))
+    file.write(np.where(labels < 0, file.nodata, labels).astype(file.dtypes[0]), 1, window=rows)
 
 
 @contextmanager
@@ -289,19 +331,36 @@ def _find_colors(file: "DatasetReader", path: Path) -> Sequence[int]:
     return colors
 
 
-def _read(file: "DatasetReader", bands: Sequence[int]) -> np.ma.MaskedArray:
-    """Read bands as (H, W, C), masked where they have no data."""
+def _read(file: "DatasetReader", bands: Sequence[int], window: Window | None = None) -> np.ma.MaskedArray:
+    """Read bands as (H, W, C), masked where they have no data; by default all rows and columns."""
     roles = _roles(file)
-    values = file.read(bands)
+    values = file.read(bands, window=window)
     if any(roles[band - 1] == "alpha" for band in bands):
         is_masked = np.zeros(values.shape, dtype=bool)
     else:
-        is_masked = file.read_masks(bands) == 0
+        is_masked = file.read_masks(bands, window=window) == 0
         if "alpha" in roles:  # GDAL ignores opacity beside nodata
-            is_masked |= file.read(roles.index("alpha") + 1) == 0
+            is_masked |= file.read(roles.index("alpha") + 1, window=window) == 0
     if values.dtype.kind == "f":
         is_masked |= ~np.isfinite(values)
     return np.ma.MaskedArray(np.moveaxis(values, 0, -1), np.moveaxis(is_masked, 0, -1))
+
+
+def _choose(file: "DatasetReader", bands: Bands | None, path: Path) -> Sequence[int]:
+    """Return the given bands, or those of colour; raise `InputError` if the file lacks one."""
+    if bands is not None:
+        check_has_bands(file.count, bands)
+    return bands or _find_colors(file, path)
+
+
+def _read_colors(
+    file: "DatasetReader", chosen: Sequence[int], bands: Bands | None, window: Window | None = None
+) -> np.ma.MaskedArray:
+    """Read the chosen bands, as `_read` does; a palette is applied if no `bands` are given."""
+    pixels = _read(file, chosen, window)
+    if bands is None and _roles(file) == ["palette"]:
+        return _with_palette(pixels, file.colormap(1))
+    return pixels
 
 
 def _with_palette(pixels: np.ma.MaskedArray, palette: dict[int, tuple[int, ...]]) -> np.ma.MaskedArray:

@@ -13,6 +13,7 @@ from lib.files.band_choice import Bands, check_bands, check_has_bands, must_choo
 from lib.files.conversion import (
     float_file_to_rgb,
     floats_to_rgb,
+    masked_bytes_to_rgb,
     masked_integers_to_rgb,
     to_mask,
     to_rgb,
@@ -25,7 +26,13 @@ from lib.files.decoding import (
     read_wide_colors,
     turn,
 )
-from lib.files.geotiff import is_geotiff, read_geotiff, read_geotiff_mask
+from lib.files.geotiff import (
+    is_8_bit_geotiff,
+    is_geotiff,
+    read_geotiff,
+    read_geotiff_mask,
+    read_geotiff_rows,
+)
 from lib.files.native_output import native_output_hidden
 from lib.files.repair import has_late_metadata, use_image
 from lib.files.sizes import check_decoding
@@ -39,6 +46,8 @@ from lib.runtime.errors import InputError
 from lib.runtime.notices import log_once
 
 logger = logging.getLogger(__name__)
+
+_ROWS_AT_ONCE = 1024  # of a GeoTIFF file; its tiles, which are decoded whole, are mostly lower
 
 UNSET = "default"  # a setting that is not given, in `ImageReader.described`
 
@@ -67,13 +76,17 @@ class ImageReader(NamedTuple):
         return read_image(path, value_range=self.value_range, bands=self.bands)
 
     def read_rows(self, path: Path) -> Iterator[np.ndarray]:
-        """Yield `read(path)` from the top, in bands of rows (n_rows, W, 3) of any heights.
+        """Yield `read_masked(path)` from the top, in bands of rows (n_rows, W, 3) of any heights.
 
         Only some TIFF files take little memory: upright RGB or grey of 8 bits. Others are decoded whole.
         """
+        if self.value_range is None and is_8_bit_geotiff(path):
+            for pixels in read_geotiff_rows(path, _ROWS_AT_ONCE, bands=self.bands):
+                yield _with_mask(*masked_bytes_to_rgb(pixels))
+            return
         layout = read_layout(path)
         if layout is None or not layout.is_plain or self.bands is not None:
-            yield self.read(path)
+            yield self.read_masked(path)
             return
         if layout.has_more_pages:
             _log_pages(path)
@@ -107,9 +120,7 @@ class ImageReader(NamedTuple):
                 image_rgb, is_known = masked_integers_to_rgb(pixels, self.value_range, name=str(path))
         except InputError as error:
             raise InputError(f"{path} {error}") from error
-        if is_known is None:
-            return image_rgb
-        return np.ma.MaskedArray(image_rgb, np.repeat(~is_known[..., None], 3, axis=2))
+        return _with_mask(image_rgb, is_known)
 
     def described(self) -> dict[str, str]:
         """Return the settings as text by name, to compare runs."""
@@ -363,6 +374,12 @@ def _convert_upright(
 def _log_pages(path: Path) -> None:
     text = "%s holds several pages or frames: the first is read, as in other such files"
     log_once(logger, "pages", text, path)
+
+
+def _with_mask(image_rgb: np.ndarray, is_known: np.ndarray | None) -> np.ndarray:
+    if is_known is None:
+        return image_rgb
+    return np.ma.MaskedArray(image_rgb, np.repeat(~is_known[..., None], 3, axis=2))
 
 
 def _check_layout(layout: TiffLayout, bands: Bands | None) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from lib.files.atomic import write_together
+from lib.files.conversion import find_unmasked
+from lib.files.geotiff import check_same_place, is_geotiff, read_georeference, write_label_geotiff
 from lib.files.hdf5 import write_hdf5
 from lib.files.images import ImageReader, read_mask
 from lib.files.row_file import check_disk, mapped_in_file
@@ -78,32 +80,46 @@ def segment_large_file(
     check_disk(n_bytes, folder, f"{image} of {size_text(shape)} pixels")
     text = "%s of %s pixels is segmented out of core: temporary files of %.1f GB in %s"
     logger.info(text, image, size_text(shape), n_bytes / 1e9, folder)
-    inside = None if mask is None else read_mask(mask)
-    if inside is not None and inside.shape != shape:
+    inside = np.ones(shape, dtype=bool) if mask is None else read_mask(mask)
+    if inside.shape != shape:
         raise InputError(f"the mask is {inside.shape}, but {image} is {shape}")
-    if files.labels is not None and files.labels.suffix.lower() == ".png":
-        check_png_labels(files.labels, 0 if inside is None or inside.all() else OUTSIDE, n_spixels - 1)
+    if mask is not None:
+        check_same_place(image, mask)
     with segmenter.stopwatch.stage("reading"):
-        mapped = mapped_in_file(reader.read_rows(image), (*shape, 3), folder)
+        rows = _leave_masked_out(reader.read_rows(image), inside)
+        mapped = mapped_in_file(rows, (*shape, 3), folder)
     with mapped as image_rgb:
+        is_whole = inside.all()
+        if files.labels is not None and files.labels.suffix.lower() == ".png":
+            check_png_labels(files.labels, 0 if is_whole else OUTSIDE, n_spixels - 1)
         pixels = torch.from_numpy(image_rgb).movedim(-1, 0)
-        prepared = PreprocessedImage(image_rgb, pixels, None, inside, str(image))
+        prepared = PreprocessedImage(image_rgb, pixels, None, None if is_whole else inside, str(image))
         with segment_out_of_core(segmenter, prepared, n_spixels, folder, connected=connected) as labels:
             with segmenter.stopwatch.stage("writing"):
-                _write(labels, image_rgb, files, style)
+                writers = {files.overlay: lambda to: _write_overlay(labels, image_rgb, to, style)}
+                if files.labels is not None:
+                    writers[files.labels] = lambda to: _write_labels(labels, to, image)
+                write_together(writers)
             return labels.n_measured
 
 
-def _write(labels: LabelFile, image_rgb: np.ndarray, files: OutputFiles, style: OverlayStyle) -> None:
-    writers = {files.overlay: lambda to: _write_overlay(labels, image_rgb, to, style)}
-    if files.labels is not None:
-        writers[files.labels] = lambda to: _write_labels(labels, to)
-    write_together(writers)
+def _leave_masked_out(rows: Iterator[np.ndarray], inside: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield rows of an image without their masks, which are taken out of `inside`, (H, W) bool."""
+    start = 0
+    for band in rows:
+        is_known = find_unmasked(band)
+        if is_known is not None:
+            inside[start : start + len(band)] &= is_known
+        start += len(band)
+        yield np.ma.getdata(band)
 
 
-def _write_labels(labels: LabelFile, path: Path) -> None:
+def _write_labels(labels: LabelFile, path: Path, image: Path) -> None:
     bands = labels.bands(TILE_SIDE)
     match path.suffix.lower():
+        case ".tif" | ".tiff" if is_geotiff(image):
+            highest = int(labels.superpixel.max())
+            write_label_geotiff(path, bands, labels.shape, highest, read_georeference(image))
         case ".npy":
             write_npy(path, bands, labels.shape, np.int32)
         case ".h5":

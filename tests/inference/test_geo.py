@@ -214,6 +214,31 @@ def test_images_without_a_place(in_tmp_path, caplog):
         np.testing.assert_allclose(means, [seen[labels == label].mean(axis=0) for label in range(24)], 1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_out_of_core_is_equal(in_tmp_path, monkeypatch, dtype):
+    """In rows of 8 bits, or decoded whole; one band of rows has no data at all."""
+    monkeypatch.setattr("lib.files.images._ROWS_AT_ONCE", 7)
+    values = make_quadrants(60, 92)[0].astype(dtype) + dtype(1)
+    values[14:21] = values[40:, 80:] = 0
+    write_geotiff("a.tif", values, nodata=0, **UTM)
+    for name, extra in (("in", []), ("out", ["--out_of_core"])):
+        segment("--image=a.tif", f"--save_labels={name}.tif", f"--out={name}.png", *extra)
+    with rasterio.open("in.tif") as expected, rasterio.open("out.tif") as found:
+        assert expected.profile == found.profile
+        assert expected.crs == found.crs == UTM["crs"]
+        np.testing.assert_array_equal(found.read(), expected.read())
+        assert (found.read(1)[14:21] == found.nodata).all()
+        assert (found.read(1) == found.nodata).sum() == 7 * 92 + 20 * 12
+    np.testing.assert_array_equal(np.asarray(Image.open("in.png")), np.asarray(Image.open("out.png")))
+
+
+def test_out_of_core_refuses_outlines_on_the_ground(in_tmp_path, capsys):
+    write_geotiff("a.tif", make_quadrants(60, 92)[0], **UTM)
+    argv = ["--base_model_weights=none", "--image=a.tif", "--out_of_core", "--save_outlines=a.gpkg"]
+    error = fails_with(inference_base_model.main, argv, capsys)
+    assert "a.gpkg is not possible for an image that does not fit the memory" in error
+
+
 @pytest.mark.parametrize("missing", ["rasterio", "pyogrio"])
 def test_missing_packages_are_named_before_any_work(in_tmp_path, missing, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, missing, None)
