@@ -130,8 +130,8 @@ def _pair(image_files: list[Path], label_files: list[Path], *, shown_as: str) ->
         stem = missing[0].stem
         plain_png = "" if missing[0].suffix.lower() == ".png" else f"{stem}.png, "
         raise InputError(
-            f"{shown_as}: {len(missing)} images have no label map, the first is {missing[0].name}, expected "
-            f"{plain_png}{stem}.npy, {stem}.0.png, {stem}.0.npy, ..."
+            f"{shown_as}: images without a label map: {len(missing)}, the first is {missing[0].name}, "
+            f"expected {plain_png}{stem}.npy, {stem}.0.png, {stem}.0.npy, ..."
         )
     return [[file for _, file in sorted(numbered[image_file.stem])] for image_file in image_files]
 

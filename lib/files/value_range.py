@@ -58,8 +58,8 @@ def scale_to_8_bits(pixels: np.ndarray, value_range: ValueRange | None, *, name:
         log_once(
             logger,
             ("range", n_bits),
-            "%s has values up to %d: read as %d bits, 0 to %d, as are other such images; `value_range` sets "
-            "another range",
+            "%s has values up to %d: read as %d bits, 0 to %d; so are other images that need as many bits; "
+            "`value_range` sets another range",
             name,
             colors.max(),
             n_bits,

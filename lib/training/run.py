@@ -224,6 +224,7 @@ def _restore(
         )
         check_resumed(vars(state.recipe), vars(stored), resume)
     state.restore(checkpoint, resume)
+    logger.info("continuing from step %d of %d, %s", state.step, state.recipe.n_steps, resume)
     earlier = checkpoint.get("image_names_sha256", {})
     check_value(f"{resume}: image_names_sha256", earlier, TEXTS_BY_NAME)
     changed = [

@@ -212,10 +212,10 @@ def test_label_maps_fit_the_image_after_exif_rotation(tmp_path, suffix, orientat
         (["a.jpg", "a.png", "b.12.png"], r"the label map b\.12\.png has no image, such as b\.jpg"),
         (
             ["a.jpg", "a.png", "b.jpg", "c.tif", "d.bmp"],
-            r"`own` DIR: 3 images have no label map, the first is b\.jpg, expected "
+            r"`own` DIR: images without a label map: 3, the first is b\.jpg, expected "
             r"b\.png, b\.npy, b\.0\.png, b\.0\.npy, \.\.\.$",
         ),
-        (["image.png"], r"1 images have no label map, the first is image\.png, expected image\.npy, "),
+        (["image.png"], r"images without a label map: 1, the first is image\.png, expected image\.npy, "),
     ],
 )
 def test_folders_that_do_not_pair_up(tmp_path, names, message):

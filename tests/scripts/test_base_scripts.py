@@ -996,9 +996,9 @@ def test_only_training_may_round_to_tf32(bsds_root, tmp_path, monkeypatch):
     cudnn = torch.backends.cudnn
     before = cudnn.allow_tf32, cudnn.benchmark
 
-    def record(self, *args):
+    def record(self, *args, **options):
         seen.add((self.training, cudnn.allow_tf32, cudnn.benchmark))
-        return encode(self, *args)
+        return encode(self, *args, **options)
 
     monkeypatch.setattr("model.SSNModel.encode", record)
     train_base_model.main(train_argv(bsds_root, tmp_path / "run"))
